@@ -1,0 +1,1 @@
+//! Images: sources, decoding, augmentation, the prefetching loader, the latent cache.

@@ -1,0 +1,1 @@
+//! The paper: schedule, tokenizer, losses, generator; reads like its sections.

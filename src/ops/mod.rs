@@ -1,0 +1,1 @@
+//! The machine: differentiable operations, one folder each, on maps in [B,H,W,C].

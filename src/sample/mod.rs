@@ -1,0 +1,1 @@
+//! Algorithm 2 and what its images are written to.

@@ -1,0 +1,1 @@
+//! Logs, progress and the metric lines of a run.

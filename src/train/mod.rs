@@ -1,0 +1,1 @@
+//! Training: the loop both stages share, and the stages.
