@@ -1,1 +1,27 @@
 //! The machine: differentiable operations, one folder each, on maps in [B,H,W,C].
+//!
+//! An operation's folder: `mod.rs` says what it computes (formula, shapes, gradient) and checks the shapes,
+//! `reference.rs` is the oracle out of plain candle operations, `cpu.rs` the fast side (rayon, `gemm`, `pulp`).
+//! The public function dispatches: f32 on the CPU takes the fast side; every other type and device takes the
+//! reference, which is right everywhere, until a kernel for it stands beside it.
+//!
+//! Rules of the fast side: a row's result never depends on the number of rows or threads, bit for bit
+//! (fixed blocks); sums over rows are taken in chunks that the shape alone fixes, added in order; an input
+//! that the graph does not track gets no gradient computed.
+//!
+//! Plain candle is right and fast enough, and is used as it is, for: sums and means of losses, `cat`, `narrow`,
+//! `reshape`, `permute` followed by `contiguous`, and elementwise arithmetic of tensors of equal shape.
+
+pub mod activation;
+pub mod conv2d;
+pub mod linear;
+pub mod pool;
+pub mod upsample;
+mod window;
+
+pub use activation::{leaky_relu, relu};
+pub use conv2d::{conv2d, conv2d_weight_grad};
+pub use linear::linear;
+pub use pool::{avg_pool2d, max_pool2d};
+pub use upsample::upsample_nearest2x;
+pub use window::Padding;

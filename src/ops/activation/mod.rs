@@ -1,0 +1,17 @@
+//! Rectifiers: y = x where x > 0, slope·x elsewhere (slope 0: ReLU). Any shape.
+//!
+//! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's `relu` gives 1).
+
+mod reference;
+
+use candle_core::{Result, Tensor};
+
+/// max(x, 0).
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    leaky_relu(x, 0.0)
+}
+
+/// x where positive, `slope`·x elsewhere.
+pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
+    reference::leaky_relu(x, slope)
+}
