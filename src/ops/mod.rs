@@ -13,15 +13,32 @@
 //! `reshape`, `permute` followed by `contiguous`, and elementwise arithmetic of tensors of equal shape.
 
 pub mod activation;
+pub mod adaln;
+pub mod attention;
+pub mod batch_norm;
+mod check;
 pub mod conv2d;
+pub mod cross_entropy;
+pub mod group_norm;
+pub mod layer_norm;
 pub mod linear;
 pub mod pool;
+pub mod silu;
+pub mod swiglu;
 pub mod upsample;
 mod window;
 
-pub use activation::{leaky_relu, relu};
+pub use activation::{Activation, leaky_relu, relu};
+pub use adaln::{gate_residual, rms_norm_modulate};
+pub use attention::{RopeKind, RopeTable, attention};
+pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use conv2d::{conv2d, conv2d_weight_grad};
+pub use cross_entropy::{CrossEntropy, cross_entropy};
+pub use group_norm::group_norm;
+pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use pool::{avg_pool2d, max_pool2d};
+pub use silu::silu;
+pub use swiglu::swiglu;
 pub use upsample::upsample_nearest2x;
 pub use window::Padding;

@@ -2,9 +2,11 @@
 //!
 //! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's `relu` gives 1).
 
+mod fused;
 mod reference;
 
 use candle_core::{Result, Tensor};
+pub use fused::Activation;
 
 /// max(x, 0).
 pub fn relu(x: &Tensor) -> Result<Tensor> {

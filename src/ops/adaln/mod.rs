@@ -1,0 +1,27 @@
+//! The two ends of an AdaLN-Zero branch (DiT, section 3.2; the paper's section 4.2), shift, scale and gate one row an image.
+//!
+//! - `rms_norm_modulate`: y = x/√(mean(x²) + eps)·(1 + scale) + shift, the mean over C (RMSNorm without weight).
+//! - `gate_residual`: y = x + gate·branch.
+//!
+//! x, branch [B,N,C]; shift, scale, gate [B,C] → [B,N,C]. Gradients to all inputs; those of [B,C] are sums over N.
+
+mod reference;
+
+use super::check;
+use candle_core::{Result, Tensor};
+
+/// x [B,N,C]; shift, scale [B,C].
+pub fn rms_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+    let [b, _, c] = check::dims("rms_norm_modulate", "x", x, "[B,N,C]")?;
+    check::shape("rms_norm_modulate", "shift", shift, &[b, c])?;
+    check::shape("rms_norm_modulate", "scale", scale, &[b, c])?;
+    reference::rms_norm_modulate(x, shift, scale, eps)
+}
+
+/// x, branch [B,N,C]; gate [B,C].
+pub fn gate_residual(x: &Tensor, gate: &Tensor, branch: &Tensor) -> Result<Tensor> {
+    let [b, n, c] = check::dims("gate_residual", "x", x, "[B,N,C]")?;
+    check::shape("gate_residual", "gate", gate, &[b, c])?;
+    check::shape("gate_residual", "branch", branch, &[b, n, c])?;
+    reference::gate_residual(x, gate, branch)
+}

@@ -1,0 +1,53 @@
+//! Batch normalisation over B, H and W (Ioffe and Szegedy 2015) and an optional activation.
+//!
+//! y = act((x − μ_c)/√(σ²_c + eps)·weight + bias). x [B,H,W,C]; weight, bias, mean, variance [C] → [B,H,W,C].
+//! In training the statistics are the batch's and the gradient goes through them; gradients to x, weight and bias.
+
+mod reference;
+
+use super::{Activation, check};
+use candle_core::{Result, Tensor, bail};
+
+/// Training: normalises by the batch's own mean and biased variance, and returns both, detached.
+///
+/// PyTorch's running variance takes the unbiased one: variance·n/(n−1) with n = B·H·W.
+pub fn batch_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let [b, h, w, c] = check::dims("batch_norm", "x", x, "[B,H,W,C]")?;
+    check::shape("batch_norm", "weight", weight, &[c])?;
+    check::shape("batch_norm", "bias", bias, &[c])?;
+    if b * h * w < 2 {
+        bail!(
+            "batch_norm: x has shape {:?}: one value a channel has no variance to train with",
+            x.dims()
+        );
+    }
+    reference::batch_norm(x, weight, bias, eps, activation)
+}
+
+/// Inference: normalises by given (running) mean and variance, each [C].
+pub fn batch_norm_inference(
+    x: &Tensor,
+    mean: &Tensor,
+    variance: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let [_, _, _, c] = check::dims("batch_norm_inference", "x", x, "[B,H,W,C]")?;
+    for (name, tensor) in [
+        ("mean", mean),
+        ("variance", variance),
+        ("weight", weight),
+        ("bias", bias),
+    ] {
+        check::shape("batch_norm_inference", name, tensor, &[c])?;
+    }
+    reference::batch_norm_inference(x, mean, variance, weight, bias, eps, activation)
+}

@@ -1,0 +1,28 @@
+//! Cross-entropy from logits, row by row, and whether the target is the likeliest class.
+//!
+//! loss_r = log Σ_k exp(logits_rk) − logits_r,target; logits [R,K], targets u32 [R] → loss [R], correct u32 [R].
+//! Gradient to the logits: upstream_r·(softmax(logits_r) − onehot(target_r)).
+
+mod reference;
+
+use super::check;
+use candle_core::{DType, Result, Tensor, bail};
+
+/// One value a row.
+pub struct CrossEntropy {
+    /// [R], differentiable.
+    pub loss: Tensor,
+    /// u32 [R]: 1 where the target has the largest logit (the smallest index wins a tie), else 0.
+    pub correct: Tensor,
+}
+
+/// logits [R,K], targets u32 [R] with values under K.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> {
+    let [r, k] = check::dims("cross_entropy", "logits", logits, "[R,K]")?;
+    check::shape("cross_entropy", "targets", targets, &[r])?;
+    check::dtype("cross_entropy", "targets", targets, DType::U32)?;
+    if k == 0 {
+        bail!("cross_entropy: logits has shape [{r}, 0], expected at least one class");
+    }
+    reference::cross_entropy(logits, targets)
+}

@@ -1,0 +1,27 @@
+//! Group normalisation and an optional activation, in one pass.
+//!
+//! y = act((x − μ_g)/√(σ²_g + eps)·weight + bias), with mean and biased variance over the positions and channels
+//! of a group, image by image. x [B,H,W,C], weight and bias [C] → [B,H,W,C]. Gradients to x, weight and bias.
+
+mod reference;
+
+use super::{Activation, check};
+use candle_core::{Result, Tensor, bail};
+
+/// x [B,H,W,C]; weight, bias [C]; `groups` divides C.
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let [_, _, _, c] = check::dims("group_norm", "x", x, "[B,H,W,C]")?;
+    check::shape("group_norm", "weight", weight, &[c])?;
+    check::shape("group_norm", "bias", bias, &[c])?;
+    if groups == 0 || c % groups != 0 {
+        bail!("group_norm: {c} channels do not divide into {groups} groups");
+    }
+    reference::group_norm(x, weight, bias, groups, eps, activation)
+}

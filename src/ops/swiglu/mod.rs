@@ -1,0 +1,17 @@
+//! The gate of LLaMA's feed-forward layer: y = silu(gate)·up (Shazeer 2020), with x = [gate | up].
+//!
+//! x [..,2F] → [..,F]. Gradient to x.
+
+mod reference;
+
+use super::check;
+use candle_core::{Result, Tensor, bail};
+
+/// x [..,2F], gate first → [..,F].
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    let width = check::last_dim("swiglu", "x", x)?;
+    if width % 2 != 0 {
+        bail!("swiglu: x has {width} columns, expected an even number (gate and up)");
+    }
+    reference::swiglu(x)
+}
