@@ -1,0 +1,63 @@
+//! Tensor to picture: [B,H,W,3] in [-1,1] becomes bytes by round((x+1)·127.5), clamped [ours].
+
+use ::image::RgbImage;
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Context, Result};
+
+/// The B pictures of `images` [B,H,W,3]; a half rounds to the even byte, as PyTorch does.
+pub fn to_rgb(images: &Tensor) -> Result<Vec<RgbImage>> {
+    let (_, h, w, c) = images.dims4()?;
+    anyhow::ensure!(
+        c == 3,
+        "a picture has 3 channels in the last dimension, found {c}"
+    );
+    let values = images
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    values
+        .chunks(h * w * 3)
+        .map(|picture| {
+            let bytes = picture.iter().map(|&x| byte(x)).collect();
+            RgbImage::from_raw(w as u32, h as u32, bytes).context("an empty picture")
+        })
+        .collect()
+}
+
+fn byte(x: f32) -> u8 {
+    // `as` saturates, and takes a NaN to 0.
+    ((x + 1.0) * 127.5).round_ties_even() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_and_clamped_in_row_order() -> Result<()> {
+        let x: Vec<f32> = vec![
+            -1.0, 1.0, 0.0, -2.0, 7.0, -0.5, 0.25, 0.996, -0.996, 0.1, 0.2, 0.3,
+        ];
+        let pictures = to_rgb(&Tensor::from_vec(x, (2, 1, 2, 3), &Device::Cpu)?)?;
+        assert_eq!(pictures.len(), 2);
+        assert_eq!(pictures[0].dimensions(), (2, 1));
+        // 127.5 rounds to the even 128; 63.75, 159.375.
+        assert_eq!(pictures[0].as_raw(), &[0, 255, 128, 0, 255, 64]);
+        assert_eq!(pictures[1].as_raw(), &[159, 254, 1, 140, 153, 166]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_map_of_another_width_is_refused() -> Result<()> {
+        let latents = Tensor::zeros((1, 2, 2, 8), DType::F32, &Device::Cpu)?;
+        assert!(
+            to_rgb(&latents)
+                .unwrap_err()
+                .to_string()
+                .contains("found 8")
+        );
+        Ok(())
+    }
+}
