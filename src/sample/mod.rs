@@ -1,7 +1,9 @@
 //! Algorithm 2 and what its images are written to.
 
+pub mod choose;
 pub mod grid;
 pub mod image;
 
+pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
 pub use image::to_rgb;
