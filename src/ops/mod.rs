@@ -22,7 +22,9 @@ pub mod cross_entropy;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod optimizer;
 pub mod pool;
+pub mod quantize;
 pub mod silu;
 pub mod swiglu;
 pub mod upsample;
@@ -37,7 +39,11 @@ pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use optimizer::{AdamStep, adam_step, global_norm};
 pub use pool::{avg_pool2d, max_pool2d};
+pub use quantize::{
+    Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
+};
 pub use silu::silu;
 pub use swiglu::swiglu;
 pub use upsample::upsample_nearest2x;

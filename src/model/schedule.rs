@@ -1,0 +1,70 @@
+//! How much signal each step sees: α_t for t = 1..T (the paper's Table 4) and β_t = √(1−α_t²).
+//!
+//! v_t = α_t·r_t + β_t·ε_t. α_T = 1, so the last step sees no noise: β_T is exactly 0.
+
+use std::f64::consts::FRAC_PI_2;
+
+use crate::config::{ScheduleConfig, ScheduleKind};
+pub use crate::ops::quantize::Schedule;
+
+impl Schedule {
+    /// The schedule of `steps` = T steps, computed in f64.
+    pub fn new(config: &ScheduleConfig, steps: usize) -> Self {
+        let alpha: Vec<f64> = (1..=steps)
+            .map(|t| {
+                let part = t as f64 / steps as f64;
+                match config.kind {
+                    ScheduleKind::Pow => config.phi.powi((steps - t) as i32),
+                    ScheduleKind::Linear => part,
+                    ScheduleKind::Sin => (FRAC_PI_2 * part).sin(),
+                }
+            })
+            .collect();
+        Self {
+            beta: alpha
+                .iter()
+                .map(|a| (1.0 - a * a).max(0.0).sqrt() as f32)
+                .collect(),
+            alpha: alpha.iter().map(|&a| a as f32).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schedules_are_those_of_table_4() {
+        // From rdpm_ref.alphas(4, kind).
+        let cases = [
+            (ScheduleKind::Pow, [0.421_875, 0.5625, 0.75, 1.0]),
+            (ScheduleKind::Linear, [0.25, 0.5, 0.75, 1.0]),
+            (
+                ScheduleKind::Sin,
+                [0.382_683_43, 0.707_106_8, 0.923_879_5, 1.0],
+            ),
+        ];
+        for (kind, expected) in cases {
+            let schedule = Schedule::new(&ScheduleConfig { kind, phi: 0.75 }, 4);
+            for (t, (a, e)) in schedule.alpha.iter().zip(expected).enumerate() {
+                assert!((a - e).abs() < 1e-7, "{kind:?} alpha_{}: {a} != {e}", t + 1);
+                let b = schedule.beta[t];
+                assert!((a * a + b * b - 1.0).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_step_sees_no_noise() {
+        for kind in [ScheduleKind::Pow, ScheduleKind::Linear, ScheduleKind::Sin] {
+            for steps in 1..=32 {
+                let schedule = Schedule::new(&ScheduleConfig { kind, phi: 0.75 }, steps);
+                assert_eq!(
+                    (schedule.alpha[steps - 1], schedule.beta[steps - 1]),
+                    (1.0, 0.0)
+                );
+            }
+        }
+    }
+}

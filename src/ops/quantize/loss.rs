@@ -1,0 +1,156 @@
+//! L_quant = Σ_t γ_t·[mean(sg(v_t) − v'_t)² + δ·mean(v_t − sg(v'_t))²] / Σ_t γ_t (Eq. 4; without the division by `sum`).
+//!
+//! v [B,h,w,d], v' [T,B,h,w,d] → a scalar. With n = B·h·w·d and w_t = γ_t / Σγ (or γ_t):
+//! ∂L/∂v = Σ_t w_t·δ·2α_t·(v_t − v'_t)/n, since v_t = α_t·v + (what is detached); ∂L/∂v'_t = −2w_t·(v_t − v'_t)/n.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{Quantized, Schedule};
+use crate::config::Reduction;
+
+/// Elements a partial sum: fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 4096;
+
+/// Eq. 4 as a scalar. `lookup` is v'_t [T,B,h,w,d], differentiable, of `quantized.codes`.
+///
+/// Gradients go to `v` (the commitment half, weight `delta` = δ) and to `lookup` (the codebook half).
+/// Errors: shapes that do not fit each other.
+pub fn quantization_loss(
+    v: &Tensor,
+    lookup: &Tensor,
+    quantized: &Quantized,
+    schedule: &Schedule,
+    gamma: &[f32],
+    delta: f32,
+    reduction: Reduction,
+) -> Result<Tensor> {
+    let noisy = &quantized.noisy;
+    let steps = schedule.steps();
+    if gamma.len() != steps
+        || lookup.dims() != noisy.dims()
+        || noisy.dims() != [&[steps], v.dims()].concat()
+    {
+        bail!(
+            "quantization_loss: v {:?}, v' {:?}, v_t {:?}, {} weights for {steps} steps",
+            v.dims(),
+            lookup.dims(),
+            noisy.dims(),
+            gamma.len()
+        );
+    }
+    let total: f32 = match reduction {
+        Reduction::Mean => gamma.iter().sum(),
+        Reduction::Sum => 1.0,
+    };
+    let op = QuantizationLoss {
+        noisy: noisy.detach(),
+        alpha: schedule.alpha.clone(),
+        weight: gamma.iter().map(|g| g / total).collect(),
+        delta,
+    };
+    if v.device().is_cpu() {
+        v.contiguous()?.apply_op2(&lookup.contiguous()?, op)
+    } else {
+        op.by_tensors(v, lookup)
+    }
+}
+
+struct QuantizationLoss {
+    noisy: Tensor,
+    alpha: Vec<f32>,
+    weight: Vec<f32>,
+    delta: f32,
+}
+
+impl QuantizationLoss {
+    /// The same out of candle operations: where there is no kernel yet.
+    fn by_tensors(&self, v: &Tensor, lookup: &Tensor) -> Result<Tensor> {
+        let n = v.elem_count() as f64;
+        let mut total = Tensor::zeros((), v.dtype(), v.device())?;
+        for (t, (&weight, &alpha)) in self.weight.iter().zip(&self.alpha).enumerate() {
+            let (noisy, looked_up) = (self.noisy.get(t)?, lookup.get(t)?);
+            let book = (&noisy - &looked_up)?.sqr()?.sum_all()?;
+            // v_t as a function of v: the value of `noisy`, the slope α_t.
+            let v_t = (noisy + ((v - v.detach())? * f64::from(alpha))?)?;
+            let commit = (v_t - looked_up.detach())?.sqr()?.sum_all()?;
+            let term = (book + (commit * f64::from(self.delta))?)?;
+            total = (total + (term * (f64::from(weight) / n))?)?;
+        }
+        Ok(total)
+    }
+}
+
+/// The contiguous values of a storage.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((from, to)) = layout.contiguous_offsets() else {
+        bail!("quantization_loss: an input is not contiguous");
+    };
+    Ok(&storage.as_slice::<f32>()?[from..to])
+}
+
+impl CustomOp2 for QuantizationLoss {
+    fn name(&self) -> &'static str {
+        "quantization-loss"
+    }
+
+    fn cpu_fwd(
+        &self,
+        v: &CpuStorage,
+        v_layout: &Layout,
+        lookup: &CpuStorage,
+        lookup_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let n = values(v, v_layout)?.len();
+        let lookup = values(lookup, lookup_layout)?;
+        let noisy = self.noisy.contiguous()?;
+        let (noisy, noisy_layout) = noisy.storage_and_layout();
+        let candle_core::Storage::Cpu(noisy) = &*noisy else {
+            bail!("quantization_loss: v_t is not on the CPU");
+        };
+        let noisy = values(noisy, noisy_layout)?;
+        let mut loss = 0f64;
+        for (t, &weight) in self.weight.iter().enumerate() {
+            let step = t * n..(t + 1) * n;
+            let partial: Vec<f64> = noisy[step.clone()]
+                .par_chunks(CHUNK)
+                .zip(lookup[step].par_chunks(CHUNK))
+                .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum())
+                .collect();
+            loss += f64::from(weight) * partial.iter().sum::<f64>() / n as f64;
+        }
+        let loss = (1.0 + f64::from(self.delta)) * loss;
+        Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        v: &Tensor,
+        lookup: &Tensor,
+        _loss: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let n = v.elem_count() as f64;
+        let (mut to_v, mut to_lookup) = (None, Vec::new());
+        for (t, (&weight, &alpha)) in self.weight.iter().zip(&self.alpha).enumerate() {
+            let difference = (self.noisy.get(t)? - lookup.get(t)?)?;
+            let slope = 2.0 * f64::from(weight) / n;
+            if v.track_op() {
+                let part = (&difference * (slope * f64::from(self.delta * alpha)))?;
+                to_v = Some(match to_v {
+                    None => part,
+                    Some(sum) => (sum + part)?,
+                });
+            }
+            if lookup.track_op() {
+                to_lookup.push((difference * -slope)?);
+            }
+        }
+        let times = |x: Tensor| x.broadcast_mul(grad);
+        let to_lookup = match to_lookup.as_slice() {
+            [] => None,
+            parts => Some(times(Tensor::stack(parts, 0)?)?),
+        };
+        Ok((to_v.map(times).transpose()?, to_lookup))
+    }
+}

@@ -1,0 +1,190 @@
+//! Recurrent quantization (Algorithm 1): T noisy residual steps against one codebook.
+//!
+//! r_1 = v; for t = 1..T: v_t = α_t·r_t + β_t·ε_t; c_t = argmin_k ‖v_t − e_k‖² (lowest index on a tie);
+//! v'_t = e_{c_t} + conv3×3(e_{c_t}); r_{t+1} = r_t − v'_t; z'_t = z'_{t−1} + v'_t.
+//!
+//! v, ε_t, v_t, v'_t and z'_t are [B,h,w,d] f32, codes [B,h,w] u32; T stands in front of stacks.
+//! The recurrence itself has no gradient. [`Codebook::lookup`] and [`quantization_loss`] have.
+
+mod loss;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::rng::{Purpose, normal};
+
+pub use loss::quantization_loss;
+
+/// α_t and β_t for t = 1..T, at index t − 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    pub alpha: Vec<f32>,
+    pub beta: Vec<f32>,
+}
+
+impl Schedule {
+    /// T
+    pub fn steps(&self) -> usize {
+        self.alpha.len()
+    }
+}
+
+/// Where ε_t comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Noise<'a> {
+    /// [T,B,h,w,d]
+    Given(&'a Tensor),
+    /// Image b's from the stream (seed, [`Purpose::Noise`], indices[b], t).
+    Drawn { seed: u64, indices: &'a [u64] },
+}
+
+impl Noise<'_> {
+    /// ε_t [B,h,w,d], t = 1..T.
+    pub fn step(&self, t: usize, shape: [usize; 4], device: &Device) -> Result<Tensor> {
+        let [b, h, w, d] = shape;
+        match *self {
+            Noise::Given(noise) => noise.get(t - 1)?.contiguous(),
+            Noise::Drawn { seed, indices } => {
+                debug_assert_eq!(indices.len(), b);
+                normal(seed, Purpose::Noise, indices, t as u32, &[h, w, d], device)
+            }
+        }
+    }
+
+    fn check(&self, steps: usize, [b, h, w, d]: [usize; 4]) -> Result<()> {
+        match self {
+            Noise::Given(noise) => {
+                let expected = [steps, b, h, w, d];
+                if noise.dims() != expected {
+                    bail!(
+                        "quantize: noise must be [T,B,h,w,d] = {expected:?}, found {:?}",
+                        noise.dims()
+                    );
+                }
+            }
+            Noise::Drawn { indices, .. } => {
+                if indices.len() != b {
+                    bail!("quantize: {} noise indices for {b} images", indices.len());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The codes' vectors and the shared convolution that reads a looked-up map.
+#[derive(Debug, Clone)]
+pub struct Codebook {
+    /// e [K,d]
+    pub embedding: Tensor,
+    /// Weight [d,d,3,3] and bias [d]; without it v' = e.
+    pub bias: Option<(Tensor, Tensor)>,
+}
+
+impl Codebook {
+    /// v' = e_c + conv3×3(e_c): codes u32 [..,h,w] → [..,h,w,d], differentiable in embedding, weight and bias.
+    pub fn lookup(&self, codes: &Tensor) -> Result<Tensor> {
+        reference::lookup(self, codes)
+    }
+
+    fn dims(&self) -> Result<(usize, usize)> {
+        let (k, d) = self.embedding.dims2()?;
+        if let Some((weight, bias)) = &self.bias
+            && (weight.dims() != [d, d, 3, 3] || bias.dims() != [d])
+        {
+            bail!(
+                "quantize: the shared convolution must be [{d},{d},3,3] and [{d}], found {:?} and {:?}",
+                weight.dims(),
+                bias.dims()
+            );
+        }
+        Ok((k, d))
+    }
+
+    fn detach(&self) -> Self {
+        Self {
+            embedding: self.embedding.detach(),
+            bias: self
+                .bias
+                .as_ref()
+                .map(|(weight, bias)| (weight.detach(), bias.detach())),
+        }
+    }
+}
+
+/// All T steps of a batch. Nothing here carries a gradient.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// c_t, u32 [T,B,h,w]
+    pub codes: Tensor,
+    /// z'_0 = 0 .. z'_T, [T+1,B,h,w,d]
+    pub sums: Tensor,
+    /// v_t, [T,B,h,w,d]
+    pub noisy: Tensor,
+}
+
+/// One training example of the generator an image, at the image's own t.
+#[derive(Debug, Clone)]
+pub struct Examples {
+    /// ε_t [B,h,w,d]
+    pub noise: Tensor,
+    /// z'_{t−1} [B,h,w,d]
+    pub sum: Tensor,
+    /// c_t, u32 [B,h,w]
+    pub codes: Tensor,
+}
+
+/// Algorithm 1 on v [B,h,w,d].
+///
+/// Errors: shapes that do not fit each other; anything but f32.
+pub fn recurrent_quantize(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+) -> Result<Quantized> {
+    check(v, codebook, noise, schedule)?;
+    reference::recurrent_quantize(&v.detach(), &codebook.detach(), noise, schedule)
+}
+
+/// Algorithm 1 on v [B,h,w,d], stopped for image b at its own step t[b] in 1..T.
+///
+/// Errors: as [`recurrent_quantize`]; a t outside 1..T.
+pub fn quantize_until(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+    t: &[u32],
+) -> Result<Examples> {
+    let [b, ..] = check(v, codebook, noise, schedule)?;
+    let steps = schedule.steps();
+    if t.len() != b || t.iter().any(|&t| t == 0 || t as usize > steps) {
+        bail!("quantize: t must be one of 1..{steps} for each of {b} images, found {t:?}");
+    }
+    reference::quantize_until(&v.detach(), &codebook.detach(), noise, schedule, t)
+}
+
+fn check(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+) -> Result<[usize; 4]> {
+    let (b, h, w, d) = v.dims4()?;
+    let (_, width) = codebook.dims()?;
+    if width != d {
+        bail!("quantize: v has {d} channels, the codebook's vectors {width}");
+    }
+    if v.dtype() != DType::F32 || codebook.embedding.dtype() != DType::F32 {
+        bail!(
+            "quantize: v and codebook must be f32, found {:?} and {:?}",
+            v.dtype(),
+            codebook.embedding.dtype()
+        );
+    }
+    noise.check(schedule.steps(), [b, h, w, d])?;
+    Ok([b, h, w, d])
+}

@@ -1,0 +1,110 @@
+//! The slow oracle: Algorithm 1 line by line out of candle operations, and the differentiable lookup.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{Codebook, Examples, Noise, Quantized, Schedule};
+use crate::ops::{Padding, conv2d};
+
+/// v' = e_c + conv3×3(e_c)
+pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
+    let (dims, d) = (codes.dims(), codebook.embedding.dim(1)?);
+    let [front @ .., h, w] = dims else {
+        candle_core::bail!("lookup: codes must be [..,h,w], found {dims:?}");
+    };
+    let (images, h, w) = (front.iter().product::<usize>(), *h, *w);
+    let e = codebook
+        .embedding
+        .index_select(&codes.flatten_all()?, 0)?
+        .reshape((images, h, w, d))?;
+    let e = match &codebook.bias {
+        None => e,
+        Some((weight, bias)) => (&e + conv2d(&e, weight, Some(bias), 1, Padding::same(1))?)?,
+    };
+    e.reshape([dims, &[d]].concat())
+}
+
+/// argmin_k ‖v − e_k‖² in f64: v [..,d] → u32 [..]
+pub fn nearest(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+    let (k, d) = embedding.dims2()?;
+    let front = &v.dims()[..v.rank() - 1];
+    let rows = v.to_dtype(DType::F64)?.reshape(((), 1, d))?;
+    let codes = embedding.to_dtype(DType::F64)?.reshape((1, k, d))?;
+    rows.broadcast_sub(&codes)?
+        .sqr()?
+        .sum(2)?
+        .argmin(1)?
+        .reshape(front)
+}
+
+pub fn recurrent_quantize(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+) -> Result<Quantized> {
+    let (b, h, w, d) = v.dims4()?;
+    let mut residual = v.clone();
+    let mut sum = v.zeros_like()?;
+    let (mut codes, mut sums, mut noisy) = (Vec::new(), vec![sum.clone()], Vec::new());
+    for t in 1..=schedule.steps() {
+        let (alpha, beta) = (schedule.alpha[t - 1], schedule.beta[t - 1]);
+        let eps = noise.step(t, [b, h, w, d], v.device())?;
+        let v_t = ((&residual * f64::from(alpha))? + (eps * f64::from(beta))?)?;
+        let c = nearest(&v_t, &codebook.embedding)?;
+        let q = lookup(codebook, &c)?;
+        residual = (residual - &q)?;
+        sum = (sum + &q)?;
+        codes.push(c);
+        sums.push(sum.clone());
+        noisy.push(v_t);
+    }
+    Ok(Quantized {
+        codes: Tensor::stack(&codes, 0)?,
+        sums: Tensor::stack(&sums, 0)?,
+        noisy: Tensor::stack(&noisy, 0)?,
+    })
+}
+
+pub fn quantize_until(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+    t: &[u32],
+) -> Result<Examples> {
+    let (b, h, w, d) = v.dims4()?;
+    let all = recurrent_quantize(v, codebook, noise, schedule)?;
+    let each = |f: &dyn Fn(usize, usize) -> Result<Tensor>| -> Result<Tensor> {
+        let rows: Vec<Tensor> = (0..b).map(|i| f(t[i] as usize, i)).collect::<Result<_>>()?;
+        Tensor::stack(&rows, 0)
+    };
+    Ok(Examples {
+        noise: each(&|t, i| noise.step(t, [b, h, w, d], v.device())?.get(i))?,
+        sum: each(&|t, i| all.sums.get(t - 1)?.get(i))?,
+        codes: each(&|t, i| all.codes.get(t - 1)?.get(i))?,
+    })
+}
+
+/// L_quant out of candle operations; gradients by autograd.
+#[cfg(test)]
+pub fn quantization_loss(
+    v: &Tensor,
+    lookup: &Tensor,
+    noise: &Tensor,
+    schedule: &Schedule,
+    gamma: &[f32],
+    delta: f64,
+) -> Result<Tensor> {
+    let mut total = Tensor::zeros((), DType::F32, v.device())?;
+    let mut residual = v.clone();
+    for (t, &weight) in gamma.iter().enumerate() {
+        let v_t = ((&residual * f64::from(schedule.alpha[t]))?
+            + (noise.get(t)? * f64::from(schedule.beta[t]))?)?;
+        let q = lookup.get(t)?;
+        let book = (v_t.detach() - &q)?.sqr()?.mean_all()?;
+        let commit = (&v_t - q.detach())?.sqr()?.mean_all()?;
+        total = (total + ((book + (commit * delta)?)? * f64::from(weight))?)?;
+        residual = (residual - q.detach())?;
+    }
+    Ok(total)
+}
