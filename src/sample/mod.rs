@@ -3,7 +3,9 @@
 pub mod choose;
 pub mod grid;
 pub mod image;
+pub mod npz;
 
 pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
 pub use image::to_rgb;
+pub use npz::NpzWriter;

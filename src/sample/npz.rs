@@ -1,0 +1,158 @@
+//! NumPy's `.npz`, written as it comes: a stored zip of `.npy` arrays, so that 50,000 images need no memory.
+//!
+//! ADM's evaluation reads `arr_0`, u8 [N,H,W,3], and labels in `arr_1`, i64 [N].
+
+use std::io::{Seek, Write};
+
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+use crate::error::Result;
+
+/// Element types, by NumPy's descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    U8,
+    I64,
+}
+
+impl Element {
+    fn descriptor(self) -> &'static str {
+        match self {
+            Element::U8 => "|u1",
+            Element::I64 => "<i8",
+        }
+    }
+
+    fn size(self) -> u64 {
+        match self {
+            Element::U8 => 1,
+            Element::I64 => 8,
+        }
+    }
+}
+
+/// Arrays one after the other; each must get exactly the bytes of its shape.
+pub struct NpzWriter<W: Write + Seek> {
+    zip: ZipWriter<W>,
+    name: String,
+    /// Bytes the open array still lacks.
+    lacking: u64,
+}
+
+impl<W: Write + Seek> NpzWriter<W> {
+    pub fn new(to: W) -> Self {
+        Self {
+            zip: ZipWriter::new(to),
+            name: String::new(),
+            lacking: 0,
+        }
+    }
+
+    /// Opens the array `name`, in C order; `write` fills it.
+    pub fn array(&mut self, name: &str, element: Element, shape: &[usize]) -> Result<()> {
+        self.close()?;
+        let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * element.size();
+        // Zip64 from the start: whether it will be needed cannot be changed afterwards.
+        let options = SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored)
+            .large_file(bytes > u64::from(u32::MAX) / 2);
+        self.zip.start_file(format!("{name}.npy"), options)?;
+        self.zip.write_all(&header(element, shape))?;
+        (self.name, self.lacking) = (name.to_string(), bytes);
+        Ok(())
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        anyhow::ensure!(
+            bytes.len() as u64 <= self.lacking,
+            "array `{}` is full: {} bytes too many",
+            self.name,
+            bytes.len() as u64 - self.lacking
+        );
+        self.zip.write_all(bytes)?;
+        self.lacking -= bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the archive and gives the writer back.
+    pub fn finish(mut self) -> Result<W> {
+        self.close()?;
+        Ok(self.zip.finish()?)
+    }
+
+    fn close(&self) -> Result<()> {
+        anyhow::ensure!(
+            self.lacking == 0,
+            "array `{}` is {} bytes short",
+            self.name,
+            self.lacking
+        );
+        Ok(())
+    }
+}
+
+/// Version 1.0: magic, length, a Python dictionary padded to a multiple of 64 bytes.
+fn header(element: Element, shape: &[usize]) -> Vec<u8> {
+    let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let comma = if shape.len() == 1 { "," } else { "" };
+    let mut text = format!(
+        "{{'descr': '{}', 'fortran_order': False, 'shape': ({}{comma}), }}",
+        element.descriptor(),
+        sizes.join(", ")
+    );
+    let prefix = 10;
+    let padded = (prefix + text.len() + 1).next_multiple_of(64);
+    text.extend(std::iter::repeat_n(' ', padded - prefix - text.len() - 1));
+    text.push('\n');
+    let mut out = b"\x93NUMPY\x01\x00".to_vec();
+    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(text.bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Read};
+
+    use super::*;
+
+    #[test]
+    fn an_array_is_numpys_header_then_its_bytes() -> Result<()> {
+        let mut npz = NpzWriter::new(Cursor::new(Vec::new()));
+        npz.array("arr_0", Element::U8, &[2, 1, 1, 3])?;
+        npz.write(&[1, 2, 3])?;
+        npz.write(&[4, 5, 6])?;
+        npz.array("arr_1", Element::I64, &[2])?;
+        npz.write(&7i64.to_le_bytes())?;
+        npz.write(&(-1i64).to_le_bytes())?;
+        let mut zip = zip::ZipArchive::new(npz.finish()?)?;
+        let mut bytes = Vec::new();
+        zip.by_name("arr_1.npy")?.read_to_end(&mut bytes)?;
+        // What numpy.save wrote for np.array([7, -1]).
+        let mut expected = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+        expected.extend(b"{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }");
+        expected.extend([b' '; 60]);
+        expected.push(b'\n');
+        expected.extend(7i64.to_le_bytes());
+        expected.extend((-1i64).to_le_bytes());
+        assert_eq!(bytes, expected);
+        let mut bytes = Vec::new();
+        zip.by_name("arr_0.npy")?.read_to_end(&mut bytes)?;
+        assert_eq!(&bytes[128..], &[1, 2, 3, 4, 5, 6]);
+        assert!(String::from_utf8_lossy(&bytes).contains("'shape': (2, 1, 1, 3), }"));
+        Ok(())
+    }
+
+    #[test]
+    fn an_array_takes_neither_more_nor_less_than_its_shape() -> Result<()> {
+        let mut npz = NpzWriter::new(Cursor::new(Vec::new()));
+        npz.array("arr_0", Element::U8, &[2])?;
+        assert!(npz.write(&[1, 2, 3]).is_err());
+        npz.write(&[1])?;
+        let error = npz.array("arr_1", Element::I64, &[1]).unwrap_err();
+        assert!(error.to_string().contains("1 bytes short"), "{error}");
+        assert!(npz.finish().is_err());
+        Ok(())
+    }
+}
