@@ -76,7 +76,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     }
 
     /// Ends the archive and gives the writer back.
-    pub fn finish(mut self) -> Result<W> {
+    pub fn finish(self) -> Result<W> {
         self.close()?;
         Ok(self.zip.finish()?)
     }

@@ -1,1 +1,3 @@
 //! Logs, progress and the metric lines of a run.
+
+pub mod curves;

@@ -1,0 +1,195 @@
+//! Curves of a run: panels side by side, step along x, a line a figure, drawn to a picture.
+//!
+//! The labels' font comes with the binary, so that a machine without fonts draws the same picture.
+
+use std::sync::Once;
+
+use image::RgbImage;
+use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::register_font;
+
+use crate::error::{Context, Result};
+
+const PANEL: (u32, u32) = (640, 420);
+const FONT: &str = "sans-serif";
+
+/// One figure over the steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    pub name: String,
+    /// (step, value), by step; values that are not finite and positive cannot be drawn and are left out.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// One coordinate system.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Panel {
+    pub title: String,
+    /// y by factors, for losses that fall by orders of magnitude; else linear from 0.
+    pub log: bool,
+    pub curves: Vec<Curve>,
+}
+
+/// The panels from left to right.
+pub fn draw(panels: &[Panel]) -> Result<RgbImage> {
+    register();
+    let (w, h) = (PANEL.0 * panels.len().max(1) as u32, PANEL.1);
+    let mut pixels = vec![255u8; (w * h * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (w, h)).into_drawing_area();
+        for (area, panel) in root
+            .split_evenly((1, panels.len().max(1)))
+            .iter()
+            .zip(panels)
+        {
+            draw_panel(area, panel)
+                .map_err(|e| anyhow::anyhow!("cannot draw `{}`: {e}", panel.title))?;
+        }
+        root.present().context("cannot draw the curves")?;
+    }
+    RgbImage::from_raw(w, h, pixels).context("the picture's size does not fit its pixels")
+}
+
+type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
+
+fn draw_panel(area: &Area, panel: &Panel) -> std::result::Result<(), String> {
+    let drawn: Vec<Vec<(f64, f64)>> = panel.curves.iter().map(drawable).collect();
+    let all = || drawn.iter().flatten();
+    let last = all().map(|p| p.0).fold(1.0, f64::max);
+    let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let high = all().map(|p| p.1).fold(0.0, f64::max);
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .caption(&panel.title, (FONT, 22))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(48);
+    if panel.log && high > 0.0 {
+        let chart = builder.build_cartesian_2d(0.0..last, (low / 1.2..high * 1.2).log_scale());
+        draw_curves(chart.map_err(text)?, panel, drawn)
+    } else {
+        let chart = builder.build_cartesian_2d(0.0..last, 0.0..high.max(1e-3) * 1.05);
+        draw_curves(chart.map_err(text)?, panel, drawn)
+    }
+}
+
+fn draw_curves<'a, Y>(
+    mut chart: ChartContext<'a, BitMapBackend<'a>, Cartesian2d<RangedCoordf64, Y>>,
+    panel: &Panel,
+    drawn: Vec<Vec<(f64, f64)>>,
+) -> std::result::Result<(), String>
+where
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let log = panel.log;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.12))
+        .x_desc("step")
+        .label_style((FONT, 14))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| y_label(*y, log))
+        .draw()
+        .map_err(text)?;
+    for (i, (curve, points)) in panel.curves.iter().zip(drawn).enumerate() {
+        let style = Palette99::pick(i).stroke_width(2);
+        chart
+            .draw_series(LineSeries::new(points, style))
+            .map_err(text)?
+            .label(&curve.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .label_font((FONT, 14))
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()
+        .map_err(text)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A short number; on a logarithmic axis only 1, 2 and 5 of each decade, the others would overlap.
+fn y_label(y: f64, log: bool) -> String {
+    let mantissa = y / 10f64.powf(y.abs().max(1e-12).log10().floor());
+    if log && ![1.0, 2.0, 5.0].iter().any(|m| (mantissa - m).abs() < 0.01) {
+        return String::new();
+    }
+    let text = format!("{y:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+fn drawable(curve: &Curve) -> Vec<(f64, f64)> {
+    curve
+        .points
+        .iter()
+        .copied()
+        .filter(|p| p.1.is_finite() && p.1 > 0.0)
+        .collect()
+}
+
+fn register() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Refused only if the bytes are no font, which the test below would show.
+        let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_curve_of_every_panel_is_drawn_with_its_labels() -> Result<()> {
+        let curve = |name: &str, f: fn(f64) -> f64| Curve {
+            name: name.to_string(),
+            points: (0..100).map(|i| (f64::from(i), f(f64::from(i)))).collect(),
+        };
+        let panels = [
+            Panel {
+                title: "tokenizer".to_string(),
+                log: true,
+                curves: vec![
+                    curve("mse", |x| (-x / 30.0).exp()),
+                    curve("quantization", |x| 0.2 + 1.0 / (x + 1.0)),
+                ],
+            },
+            Panel {
+                title: "generator".to_string(),
+                log: false,
+                curves: vec![curve("cross-entropy", |x| {
+                    if x == 50.0 { f64::NAN } else { 6.0 - x / 50.0 }
+                })],
+            },
+        ];
+        let picture = draw(&panels)?;
+        assert_eq!(picture.dimensions(), (1280, 420));
+        for (i, panel) in [0, 0, 1].into_iter().zip([0usize, 1, 0]) {
+            let colour = Palette99::pick(panel).to_rgba().rgb();
+            let found = picture
+                .enumerate_pixels()
+                .filter(|(x, _, p)| x / 640 == i && p.0 == [colour.0, colour.1, colour.2])
+                .count();
+            assert!(found > 100, "panel {i}, curve {panel}: {found} pixels");
+        }
+        // The title's letters.
+        let dark = (0..640).flat_map(|x| (12..34).map(move |y| (x, y)));
+        assert!(
+            dark.filter(|&(x, y)| picture.get_pixel(x, y).0[0] < 90)
+                .count()
+                > 50
+        );
+        if let Ok(path) = std::env::var("RDPM_TEST_PICTURE") {
+            picture.save(path)?;
+        }
+        Ok(())
+    }
+}
