@@ -1,3 +1,22 @@
 //! The paper: schedule, tokenizer, losses, generator; reads like its sections.
+//!
+//! Parameters carry PyTorch's names (taming-transformers' for the tokenizer, DiT's and LLaMA's for the generator).
 
+mod blocks;
+mod decoder;
+pub mod discriminator;
+mod encoder;
+pub mod generator;
+mod layers;
+pub mod losses;
+pub mod perceptual;
+mod pseudo_inverse;
+mod quantizer;
 pub mod schedule;
+pub mod tokenizer;
+
+pub use discriminator::Discriminator;
+pub use generator::Generator;
+pub use perceptual::Lpips;
+pub use quantizer::Quantizer;
+pub use tokenizer::{Tokenizer, straight_through};

@@ -1,0 +1,143 @@
+//! Blocks that encoder and decoder share (VQGAN): residual block, attention, one resolution level, the middle.
+//!
+//! Maps are [B,H,W,C]; names are taming-transformers'.
+
+use candle_core::{Result, Tensor};
+
+use super::layers::{Conv2d, GroupNorm};
+use crate::ops;
+use crate::store::Scope;
+
+/// x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes.
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    pub fn new(input: usize, output: usize, groups: usize, scope: &Scope) -> Result<Self> {
+        Ok(Self {
+            norm1: GroupNorm::new(input, groups, &scope.push("norm1"))?,
+            conv1: Conv2d::same(input, output, 3, &scope.push("conv1"))?,
+            norm2: GroupNorm::new(output, groups, &scope.push("norm2"))?,
+            conv2: Conv2d::same(output, output, 3, &scope.push("conv2"))?,
+            shortcut: match input == output {
+                true => None,
+                false => Some(Conv2d::same(input, output, 1, &scope.push("nin_shortcut"))?),
+            },
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
+        match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x)? + h,
+            None => x + h,
+        }
+    }
+}
+
+/// x + proj(attention(norm(x))): one head of width C over the H·W positions.
+pub struct AttnBlock {
+    norm: GroupNorm,
+    q: Conv2d,
+    k: Conv2d,
+    v: Conv2d,
+    proj_out: Conv2d,
+}
+
+impl AttnBlock {
+    pub fn new(channels: usize, groups: usize, scope: &Scope) -> Result<Self> {
+        let conv = |name| Conv2d::same(channels, channels, 1, &scope.push(name));
+        Ok(Self {
+            norm: GroupNorm::new(channels, groups, &scope.push("norm"))?,
+            q: conv("q")?,
+            k: conv("k")?,
+            v: conv("v")?,
+            proj_out: conv("proj_out")?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, h, w, c) = x.dims4()?;
+        let n = self.norm.forward(x)?.reshape((b, h * w, c))?;
+        let (weight, bias) = self.packed()?;
+        let qkv = ops::linear(&n, &weight, Some(&bias))?; // [B,H·W,3C]
+        let a = ops::attention(&qkv, 1, None)?.reshape((b, h, w, c))?;
+        x + self.proj_out.forward(&a)?
+    }
+
+    /// The three 1×1 convolutions as one linear map: [3C,C], [3C].
+    fn packed(&self) -> Result<(Tensor, Tensor)> {
+        let parts = [&self.q, &self.k, &self.v];
+        let weights: Vec<&Tensor> = parts.iter().map(|p| &p.weight).collect();
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|p| p.bias.as_ref()).collect();
+        let weight = Tensor::cat(&weights, 0)?.flatten_from(1)?;
+        Ok((weight, Tensor::cat(&biases, 0)?))
+    }
+}
+
+/// One resolution: residual blocks, with attention after each where asked.
+pub struct Level {
+    blocks: Vec<ResnetBlock>,
+    attention: Vec<AttnBlock>,
+}
+
+impl Level {
+    pub fn new(
+        input: usize,
+        output: usize,
+        blocks: usize,
+        attention: bool,
+        groups: usize,
+        scope: &Scope,
+    ) -> Result<Self> {
+        let block = |i| {
+            let input = if i == 0 { input } else { output };
+            ResnetBlock::new(input, output, groups, &scope.push("block").push(i))
+        };
+        let attn = |i| AttnBlock::new(output, groups, &scope.push("attn").push(i));
+        let attentions = if attention { blocks } else { 0 };
+        Ok(Self {
+            blocks: (0..blocks).map(block).collect::<Result<_>>()?,
+            attention: (0..attentions).map(attn).collect::<Result<_>>()?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x)?;
+            if let Some(attention) = self.attention.get(i) {
+                x = attention.forward(&x)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// The lowest resolution: block, attention, block.
+pub struct Mid {
+    block_1: ResnetBlock,
+    attn_1: AttnBlock,
+    block_2: ResnetBlock,
+}
+
+impl Mid {
+    pub fn new(channels: usize, groups: usize, scope: &Scope) -> Result<Self> {
+        Ok(Self {
+            block_1: ResnetBlock::new(channels, channels, groups, &scope.push("block_1"))?,
+            attn_1: AttnBlock::new(channels, groups, &scope.push("attn_1"))?,
+            block_2: ResnetBlock::new(channels, channels, groups, &scope.push("block_2"))?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.attn_1.forward(&self.block_1.forward(x)?)?;
+        self.block_2.forward(&x)
+    }
+}

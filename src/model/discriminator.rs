@@ -1,0 +1,126 @@
+//! PatchGAN's discriminator (Isola et al. 2017, as in taming-transformers): images [B,H,W,3] → logits [B,H',W',1].
+//!
+//! Convolutions 4×4, `layers` of them strided, BatchNorm by the batch's statistics, LeakyReLU(0.2).
+//! The running statistics are kept for PyTorch's sake, and for nothing else: training never reads them.
+
+use candle_core::{DType, Result, Tensor, Var};
+
+use super::layers::{Conv2d, default_init};
+use crate::ops::{self, Activation, Padding};
+use crate::store::{Init, Scope};
+
+/// Filters of the first layer.
+pub const WIDTH: usize = 64;
+
+const LEAKY: f64 = 0.2;
+
+pub struct Discriminator {
+    conv_in: Conv2d,
+    blocks: Vec<(Conv2d, BatchNorm)>,
+    conv_out: Conv2d,
+}
+
+/// Mean and unbiased variance [C] of each BatchNorm's batch, in order: averaged over processes before they are kept.
+pub type Statistics = Vec<(Tensor, Tensor)>;
+
+impl Discriminator {
+    /// `buffers` gives the running statistics, which no optimizer sees; both scopes carry the same names' prefix.
+    pub fn new(width: usize, layers: usize, scope: &Scope, buffers: &Scope) -> Result<Self> {
+        let (scope, buffers) = (scope.push("main"), buffers.push("main"));
+        let mut blocks = Vec::new();
+        let mut c = width;
+        for i in 1..=layers {
+            let (input, at) = (c, 3 * i - 1);
+            c = (width << i).min(8 * width);
+            let stride = if i < layers { 2 } else { 1 };
+            blocks.push((
+                conv(input, c, stride, false, &scope.push(at))?,
+                BatchNorm::new(c, &scope.push(at + 1), &buffers.push(at + 1))?,
+            ));
+        }
+        Ok(Self {
+            conv_in: conv(3, width, 2, true, &scope.push(0))?,
+            blocks,
+            conv_out: conv(c, 1, 1, true, &scope.push(3 * layers + 2))?,
+        })
+    }
+
+    pub fn forward(&self, images: &Tensor) -> Result<(Tensor, Statistics)> {
+        let mut h = ops::leaky_relu(&self.conv_in.forward(images)?, LEAKY)?;
+        let mut statistics = Vec::new();
+        for (conv, norm) in &self.blocks {
+            let (y, mean, variance) = norm.forward(&conv.forward(&h)?)?;
+            statistics.push((mean, variance));
+            h = y;
+        }
+        Ok((self.conv_out.forward(&h)?, statistics))
+    }
+
+    /// Moves the running statistics a tenth of the way, as PyTorch does at every forward in training.
+    pub fn keep(&self, statistics: &Statistics) -> Result<()> {
+        for ((_, norm), (mean, variance)) in self.blocks.iter().zip(statistics) {
+            norm.keep(mean, variance)?;
+        }
+        Ok(())
+    }
+}
+
+/// 4×4 with padding 1; weights N(0, 0.02).
+fn conv(input: usize, output: usize, stride: usize, bias: bool, scope: &Scope) -> Result<Conv2d> {
+    let normal = Init::Normal {
+        mean: 0.0,
+        std: 0.02,
+    };
+    Ok(Conv2d {
+        weight: scope.get("weight", (output, input, 4, 4), normal)?,
+        bias: match bias {
+            true => Some(scope.get("bias", output, default_init(16 * input))?),
+            false => None,
+        },
+        stride,
+        padding: Padding::same(1),
+    })
+}
+
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_var: Var,
+    batches: Var,
+}
+
+impl BatchNorm {
+    fn new(channels: usize, scope: &Scope, buffers: &Scope) -> Result<Self> {
+        let normal = Init::Normal {
+            mean: 1.0,
+            std: 0.02,
+        };
+        let buffer =
+            |name, shape: &[usize], init| Var::from_tensor(&buffers.get(name, shape, init)?);
+        Ok(Self {
+            weight: scope.get("weight", channels, normal)?,
+            bias: scope.get("bias", channels, Init::Zeros)?,
+            running_mean: buffer("running_mean", &[channels], Init::Zeros)?,
+            running_var: buffer("running_var", &[channels], Init::Ones)?,
+            batches: buffer("num_batches_tracked", &[], Init::Zeros)?,
+        })
+    }
+
+    /// The map, normalised and rectified; the batch's mean and unbiased variance.
+    fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+        let activation = Activation::LeakyRelu(LEAKY);
+        let (y, mean, variance) = ops::batch_norm(x, &self.weight, &self.bias, 1e-5, activation)?;
+        let n = (x.elem_count() / mean.elem_count()) as f64;
+        Ok((y, mean, (variance * (n / (n - 1.0)))?))
+    }
+
+    fn keep(&self, mean: &Tensor, variance: &Tensor) -> Result<()> {
+        for (running, now) in [(&self.running_mean, mean), (&self.running_var, variance)] {
+            running.set(&((running.as_detached_tensor() * 0.9)? + (now * 0.1)?)?)?;
+        }
+        let one = Tensor::ones((), DType::F32, self.batches.device())?;
+        self.batches
+            .set(&(self.batches.as_detached_tensor() + one)?)
+    }
+}

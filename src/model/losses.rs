@@ -1,0 +1,62 @@
+//! The tokenizer's losses apart from L_quant and LPIPS: squared error, hinge, adaptive weight; and PSNR.
+
+use candle_core::{Result, Tensor};
+
+/// Mean squared error over all elements.
+pub fn mean_squared_error(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    (x - y)?.sqr()?.mean_all()
+}
+
+/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any shape.
+pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
+    let real = real.affine(-1.0, 1.0)?.relu()?.mean_all()?;
+    let fake = fake.affine(1.0, 1.0)?.relu()?.mean_all()?;
+    (real + fake)? * 0.5
+}
+
+/// −mean(fake): what the decoder pays to be taken for real.
+pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
+    fake.mean_all()?.neg()
+}
+
+/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight.
+pub fn adaptive_weight(reconstruction: f64, adversarial: f64) -> f64 {
+    (reconstruction / (adversarial + 1e-4)).clamp(0.0, 1e4)
+}
+
+/// ‖x‖₂ over all elements.
+pub fn norm(x: &Tensor) -> Result<f64> {
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+}
+
+/// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak is 2.
+pub fn psnr(mean_squared_error: f64) -> f64 {
+    10.0 * (4.0 / mean_squared_error).log10()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn hinge_is_zero_beyond_the_margin_and_linear_within() -> Result<()> {
+        let t = |v: &[f32]| Tensor::new(v, &Device::Cpu);
+        let loss = |r: &[f32], f: &[f32]| hinge_discriminator(&t(r)?, &t(f)?)?.to_scalar::<f32>();
+        assert_eq!(loss(&[1.0, 7.0], &[-1.0, -2.0])?, 0.0);
+        assert_eq!(loss(&[0.5, 1.0], &[-1.0, 1.0])?, 0.5 * (0.25 + 1.0));
+        assert_eq!(hinge_generator(&t(&[1.0, 2.0])?)?.to_scalar::<f32>()?, -1.5);
+        Ok(())
+    }
+
+    #[test]
+    fn the_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes() {
+        assert_eq!(adaptive_weight(2.0, 0.0), 1e4);
+        assert!((adaptive_weight(3.0, 1.5) - 2.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn psnr_of_a_uniform_error_of_one_grey_level_is_48_decibel() {
+        assert!((psnr((2.0f64 / 255.0).powi(2)) - 48.13).abs() < 0.01);
+    }
+}

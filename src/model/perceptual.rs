@@ -1,0 +1,129 @@
+//! LPIPS (Zhang et al. 2018): the distance of two images in VGG16's features. Images [B,H,W,3] in [-1,1] → a scalar.
+//!
+//! Σ over five taps of the mean over positions of Σ_c w_c (â_c − b̂_c)², â = a/(‖a‖ + 1e-10) over C.
+//! All weights are frozen: their gradients are never computed.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::ops::{self, Padding};
+use crate::store::Scope;
+
+/// VGG16's widths at the five resolutions.
+pub const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
+
+/// torchvision's numbers of the convolutions within `features`, by resolution.
+const CONVOLUTIONS: [&[usize]; 5] = [
+    &[0, 2],
+    &[5, 7],
+    &[10, 12, 14],
+    &[17, 19, 21],
+    &[24, 26, 28],
+];
+
+/// VGG16's convolutions, tapped after the last ReLU of each resolution.
+struct Vgg16 {
+    stages: Vec<Vec<(Tensor, Tensor)>>,
+}
+
+impl Vgg16 {
+    fn new(widths: &[usize; 5], scope: &Scope) -> Result<Self> {
+        let (mut stages, mut input) = (Vec::new(), 3);
+        for (numbers, &width) in CONVOLUTIONS.iter().zip(widths) {
+            let mut stage = Vec::new();
+            for number in *numbers {
+                let scope = scope.push("features").push(number);
+                stage.push((
+                    frozen(&scope, "weight", &[width, input, 3, 3])?,
+                    frozen(&scope, "bias", &[width])?,
+                ));
+                input = width;
+            }
+            stages.push(stage);
+        }
+        Ok(Self { stages })
+    }
+
+    /// Five maps [B,H/2ⁱ,W/2ⁱ,C_i].
+    fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>> {
+        let mut x = images.clone();
+        let mut taps = Vec::new();
+        for (i, stage) in self.stages.iter().enumerate() {
+            if i > 0 {
+                x = ops::max_pool2d(&x, 2, 2, Padding::same(0))?;
+            }
+            for (weight, bias) in stage {
+                x = ops::relu(&ops::conv2d(&x, weight, Some(bias), 1, Padding::same(1))?)?;
+            }
+            taps.push(x.clone());
+        }
+        Ok(taps)
+    }
+}
+
+pub struct Lpips {
+    net: Vgg16,
+    /// w of each tap [C].
+    heads: Vec<Tensor>,
+    shift: Tensor,
+    scale: Tensor,
+}
+
+impl Lpips {
+    /// From torchvision's `features.N.weight|bias` and the heads' `linK.model.1.weight` [1,C,1,1], of any float type.
+    ///
+    /// Errors: a tensor is missing or of another shape than `widths` ([`WIDTHS`] but for tests) asks for.
+    pub fn new(
+        widths: &[usize; 5],
+        vgg: &BTreeMap<String, Tensor>,
+        heads: &BTreeMap<String, Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        let lin = Scope::load(heads, device);
+        let head = |(k, &c): (usize, &usize)| {
+            let scope = lin.push(format!("lin{k}")).push("model").push(1);
+            frozen(&scope, "weight", &[1, c, 1, 1])?.flatten_all()
+        };
+        Ok(Self {
+            net: Vgg16::new(widths, &Scope::load(vgg, device))?,
+            heads: widths.iter().enumerate().map(head).collect::<Result<_>>()?,
+            shift: Tensor::new(&[-0.030f32, -0.088, -0.188], device)?,
+            scale: Tensor::new(&[0.458f32, 0.448, 0.450], device)?,
+        })
+    }
+
+    /// The mean distance of x and y, differentiable in both.
+    pub fn distance(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let (fx, fy) = (self.features(x)?, self.features(y)?);
+        let mut total = Tensor::zeros((), DType::F32, x.device())?;
+        for ((a, b), head) in fx.iter().zip(&fy).zip(&self.heads) {
+            let square = (normalize(a)? - normalize(b)?)?.sqr()?;
+            let positions = (a.elem_count() / head.elem_count()) as f64;
+            total = (total + (square.broadcast_mul(head)?.sum_all()? / positions)?)?;
+        }
+        Ok(total)
+    }
+
+    fn features(&self, images: &Tensor) -> Result<Vec<Tensor>> {
+        let x = images
+            .broadcast_sub(&self.shift)?
+            .broadcast_div(&self.scale)?;
+        self.net.forward(&x)
+    }
+}
+
+fn frozen(scope: &Scope, name: &str, shape: &[usize]) -> Result<Tensor> {
+    // A given tensor is never drawn, so that the initial value does not matter.
+    let tensor = scope.get(name, shape, crate::store::Init::Zeros)?;
+    tensor.to_dtype(DType::F32)
+}
+
+/// f / (‖f‖ + 1e-10) over C; where ‖f‖ is 0 the value is 0 and so is the gradient (PyTorch's is NaN there).
+fn normalize(f: &Tensor) -> Result<Tensor> {
+    let square = f.sqr()?.sum_keepdim(3)?;
+    let alive = square.gt(0f64)?;
+    let safe = alive.where_cond(&square, &square.ones_like()?)?;
+    let inverse = ((safe.sqrt()? + 1e-10)?.recip()? * alive.to_dtype(f.dtype())?)?;
+    f.broadcast_mul(&inverse)
+}

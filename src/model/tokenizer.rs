@@ -1,0 +1,132 @@
+//! The tokenizer: VQGAN's encoder and decoder around the recurrent quantizer (the paper's section 3).
+//!
+//! Images [B,H,W,3] in [-1,1] ↔ latents [B,h,w,d]; the latent v is layer-normalised over d at every position.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::decoder::Decoder;
+use super::encoder::Encoder;
+use super::layers::Conv2d;
+use super::losses;
+use super::quantizer::Quantizer;
+use crate::config::{Config, TokenizerConfig};
+use crate::ops;
+use crate::store::{Init, Scope};
+
+pub struct Tokenizer {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Conv2d,
+    post_quant_conv: Conv2d,
+    /// Weight and bias of the LayerNorm over d.
+    latent_norm: (Tensor, Tensor),
+    pub quantizer: Quantizer,
+    patch: usize,
+}
+
+impl Tokenizer {
+    pub fn new(config: &Config, scope: &Scope) -> Result<Self> {
+        let (tokenizer, d) = (&config.tokenizer, config.tokenizer.embed_dim);
+        let latent_norm = scope.push("latent_norm");
+        Ok(Self {
+            encoder: Encoder::new(tokenizer, &scope.push("encoder"))?,
+            decoder: Decoder::new(tokenizer, &scope.push("decoder"))?,
+            quant_conv: Conv2d::same(d, d, 1, &scope.push("quant_conv"))?,
+            post_quant_conv: Conv2d::same(d, d, 1, &scope.push("post_quant_conv"))?,
+            latent_norm: (
+                latent_norm.get("weight", d, Init::Ones)?,
+                latent_norm.get("bias", d, Init::Zeros)?,
+            ),
+            quantizer: Quantizer::new(
+                &config.quantizer,
+                &config.schedule,
+                d,
+                &scope.push("quantize"),
+            )?,
+            patch: tokenizer.patch,
+        })
+    }
+
+    /// Images [B,H,W,3] → v [B,h,w,d] in f32.
+    pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
+        let h = self.encoder.forward(&space_to_depth(images, self.patch)?)?;
+        let h = self.quant_conv.forward(&h)?.to_dtype(DType::F32)?;
+        ops::layer_norm(&h, &self.latent_norm.0, &self.latent_norm.1, 1e-5)
+    }
+
+    /// z [B,h,w,d] → images [B,H,W,3].
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        self.output(&self.features(z)?)
+    }
+
+    /// The decoder's last features [B,H/patch,W/patch,ch].
+    pub fn features(&self, z: &Tensor) -> Result<Tensor> {
+        self.decoder.features(&self.post_quant_conv.forward(z)?)
+    }
+
+    /// The decoder's last layer: features → images [B,H,W,3].
+    pub fn output(&self, features: &Tensor) -> Result<Tensor> {
+        depth_to_space(&self.decoder.conv_out.forward(features)?, self.patch)
+    }
+
+    /// ‖∂L/∂W‖ of the decoder's last weight W, from L's gradient at the images: what the adaptive weight compares.
+    pub fn last_layer_grad_norm(&self, features: &Tensor, image_grad: &Tensor) -> Result<f64> {
+        let grad = space_to_depth(image_grad, self.patch)?;
+        losses::norm(&self.decoder.conv_out.weight_grad(features, &grad)?)
+    }
+}
+
+/// v + (z'_T − v).detach(): the decoder sees z'_T, the gradient passes to v unchanged.
+pub fn straight_through(v: &Tensor, sum: &Tensor) -> Result<Tensor> {
+    v + (sum - v)?.detach()
+}
+
+/// Height and width of the square latent map.
+pub fn latent_side(image_size: usize, config: &TokenizerConfig) -> usize {
+    image_size / config.patch / (1 << (config.ch_mult.len() - 1))
+}
+
+/// [B,H,W,C] → [B,H/p,W/p,C·p²], channels in `pixel_unshuffle`'s order (c, row, column).
+pub fn space_to_depth(x: &Tensor, p: usize) -> Result<Tensor> {
+    if p == 1 {
+        return Ok(x.clone());
+    }
+    let (b, h, w, c) = x.dims4()?;
+    if h % p != 0 || w % p != 0 {
+        candle_core::bail!("images of {h}×{w} pixels do not divide into patches of {p}");
+    }
+    x.reshape(&[b, h / p, p, w / p, p, c])?
+        .permute([0, 1, 3, 5, 2, 4])?
+        .reshape((b, h / p, w / p, c * p * p))
+}
+
+/// The inverse of [`space_to_depth`]: [B,h,w,C·p²] → [B,h·p,w·p,C].
+pub fn depth_to_space(x: &Tensor, p: usize) -> Result<Tensor> {
+    if p == 1 {
+        return Ok(x.clone());
+    }
+    let (b, h, w, c) = x.dims4()?;
+    let c = c / (p * p);
+    x.reshape(&[b, h, w, c, p, p])?
+        .permute([0, 1, 4, 2, 5, 3])?
+        .reshape((b, h * p, w * p, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn depth_to_space_undoes_space_to_depth() -> Result<()> {
+        let x = Tensor::arange(0f32, 2. * 6. * 9. * 5., &Device::Cpu)?.reshape((2, 6, 9, 5))?;
+        let deep = space_to_depth(&x, 3)?;
+        assert_eq!(deep.dims(), [2, 2, 3, 45]);
+        let back = depth_to_space(&deep, 3)?;
+        assert_eq!(
+            back.flatten_all()?.to_vec1::<f32>()?,
+            x.flatten_all()?.to_vec1::<f32>()?
+        );
+        Ok(())
+    }
+}
