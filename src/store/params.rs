@@ -135,6 +135,8 @@ enum Origin {
         tensors: BTreeMap<String, Tensor>,
         used: BTreeSet<String>,
     },
+    /// Nothing is allocated: shapes are noted.
+    Planned { shapes: BTreeMap<String, Shape> },
 }
 
 /// Where a module's parameters come from, with the module's dotted prefix.
@@ -166,6 +168,12 @@ impl Scope {
             },
             device,
         )
+    }
+
+    /// No parameters: a model made from it only tells, by [`Scope::shapes`], what it would hold, at any size.
+    pub fn plan() -> Self {
+        let shapes = BTreeMap::new();
+        Self::new(Origin::Planned { shapes }, &Device::Cpu)
     }
 
     fn new(origin: Origin, device: &Device) -> Self {
@@ -206,11 +214,7 @@ impl Scope {
         init: Init,
     ) -> candle_core::Result<Tensor> {
         let (full, shape) = (self.name(name), shape.into());
-        let mut origin = self
-            .origin
-            .lock()
-            .expect("no thread panics while it holds this lock");
-        match &mut *origin {
+        match &mut *self.lock() {
             Origin::Fresh { seed, made } => {
                 let var = Var::from_tensor(&draw(*seed, &full, &shape, init, &self.device)?)?;
                 let tensor = var.as_tensor().clone();
@@ -228,29 +232,40 @@ impl Scope {
                 used.insert(full);
                 Ok(tensor)
             }
+            Origin::Planned { shapes } => {
+                shapes.insert(full, shape.clone());
+                // One zero, seen as the whole.
+                Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(shape)
+            }
         }
     }
 
     /// The fresh parameters made so far.
     pub fn finish(self) -> Params {
-        let mut origin = self
-            .origin
-            .lock()
-            .expect("no thread panics while it holds this lock");
-        match &mut *origin {
+        match &mut *self.lock() {
             Origin::Fresh { made, .. } => Params(std::mem::take(made)),
-            Origin::Given { .. } => Params::default(),
+            Origin::Given { .. } | Origin::Planned { .. } => Params::default(),
         }
+    }
+
+    /// The shapes of what a planned model would hold, by name; empty for any other scope.
+    pub fn shapes(&self) -> BTreeMap<String, Shape> {
+        match &*self.lock() {
+            Origin::Planned { shapes } => shapes.clone(),
+            Origin::Fresh { .. } | Origin::Given { .. } => BTreeMap::new(),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Origin> {
+        self.origin
+            .lock()
+            .expect("no thread panics while it holds this lock")
     }
 
     /// Names of given tensors that no module asked for.
     pub fn unused(&self) -> Vec<String> {
-        let origin = self
-            .origin
-            .lock()
-            .expect("no thread panics while it holds this lock");
-        match &*origin {
-            Origin::Fresh { .. } => Vec::new(),
+        match &*self.lock() {
+            Origin::Fresh { .. } | Origin::Planned { .. } => Vec::new(),
             Origin::Given { tensors, used } => tensors
                 .keys()
                 .filter(|name| !used.contains(*name))
