@@ -1,0 +1,365 @@
+//! Sampling (Algorithm 2): from labels to z'_T, a step of codes after the other, with classifier-free guidance.
+//!
+//! z'_0 = 0; for t = 1..T: ε_t ~ N(0,1), v̂ = f(ε_t, y, t, z'_{t−1}), guided by λ_t; ĉ_t chosen from v̂ (Eq. 8, see
+//! [`choose`](super::choose)); z'_t = z'_{t−1} + v'(ĉ_t). The image is D(z'_T).
+//! Labels u32 [B]; ε_t and z'_t [B,h,w,d]; v̂ [B,N,K]; images [B,H,W,3].
+
+use candle_core::{DType, Device, Tensor};
+
+use super::choose::{Choice, choose};
+use crate::config::{CfgSchedule, Config, SampleConfig};
+use crate::error::Result;
+use crate::model::generator::Generator;
+use crate::model::tokenizer::{Tokenizer, latent_side};
+use crate::ops::Noise;
+use crate::rng::{Purpose, uniform};
+
+/// Images decoded at once: the decoder's maps are many times the size of the latents.
+const DECODED_AT_ONCE: usize = 4;
+
+/// How codes are drawn from the generator's logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleOptions {
+    /// The paper's λ; 0 is off.
+    pub cfg: f64,
+    pub cfg_schedule: CfgSchedule,
+    /// Divides the logits: 1/τ.
+    pub temperature: f64,
+    /// Gumbel noise; without it every position takes its most likely code.
+    pub gumbel: bool,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f64>,
+}
+
+impl From<&SampleConfig> for SampleOptions {
+    fn from(config: &SampleConfig) -> Self {
+        Self {
+            cfg: config.cfg,
+            cfg_schedule: config.cfg_schedule,
+            temperature: config.temperature,
+            gumbel: config.gumbel,
+            top_k: None,
+            top_p: None,
+        }
+    }
+}
+
+impl SampleOptions {
+    /// What is done to the logits of step t of `steps`; λ_t is λ, or λ(t−1)/(T−1), or λ where T = 1 [ours: the line's ends].
+    fn choice(&self, t: usize, steps: usize) -> Choice {
+        let lambda = match self.cfg_schedule {
+            CfgSchedule::Linear if steps > 1 => self.cfg * (t - 1) as f64 / (steps - 1) as f64,
+            _ => self.cfg,
+        };
+        Choice {
+            lambda: lambda as f32,
+            tau: (1.0 / self.temperature) as f32,
+            top_k: self.top_k,
+            top_p: self.top_p.map(|p| p as f32),
+        }
+    }
+}
+
+/// Where a batch's random numbers come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Draws<'a> {
+    /// By seed and each sample's number, so that they do not depend on the batch.
+    Seeded { seed: u64, indices: &'a [u64] },
+    /// ε [T,B,h,w,d] and uniforms in (0,1) [T,B,N,K], to compare with other implementations.
+    Given {
+        noise: &'a Tensor,
+        uniform: &'a Tensor,
+    },
+}
+
+impl Draws<'_> {
+    fn noise(&self) -> Noise<'_> {
+        match *self {
+            Draws::Seeded { seed, indices } => Noise::Drawn { seed, indices },
+            Draws::Given { noise, .. } => Noise::Given(noise),
+        }
+    }
+
+    fn uniform(&self, t: usize, n: usize, k: usize) -> candle_core::Result<Tensor> {
+        match *self {
+            Draws::Seeded { seed, indices } => {
+                let purpose = Purpose::Gumbel;
+                uniform(seed, purpose, indices, t as u32, &[n, k], &Device::Cpu)
+            }
+            Draws::Given { uniform, .. } => uniform.get(t - 1),
+        }
+    }
+}
+
+/// A trained generator with the tokenizer whose codes it predicts.
+pub struct Sampler<'a> {
+    generator: &'a Generator,
+    tokenizer: &'a Tokenizer,
+    /// h = w
+    side: usize,
+    /// Also the label of the empty condition.
+    classes: usize,
+}
+
+impl<'a> Sampler<'a> {
+    pub fn new(
+        generator: &'a Generator,
+        tokenizer: &'a Tokenizer,
+        config: &Config,
+        classes: usize,
+    ) -> Self {
+        Self {
+            generator,
+            tokenizer,
+            side: latent_side(config.data.image_size, &config.tokenizer),
+            classes,
+        }
+    }
+
+    /// z'_1 .. z'_T, each [B,h,w,d].
+    ///
+    /// Errors: a label that is no class; draws of another batch; logits that are not finite.
+    pub fn latents(
+        &self,
+        labels: &[u32],
+        draws: &Draws,
+        options: &SampleOptions,
+    ) -> Result<Vec<Tensor>> {
+        if let Some(label) = labels.iter().find(|&&l| l as usize >= self.classes) {
+            anyhow::bail!("label {label} is no class: there are {}", self.classes);
+        }
+        let codebook = &self.tokenizer.quantizer.codebook;
+        let (k, d) = codebook.embedding.dims2()?;
+        let device = codebook.embedding.device();
+        let (b, side, steps) = (labels.len(), self.side, self.tokenizer.quantizer.steps());
+        let conditional = self.conditions(labels, steps, device)?; // [T,B,C]
+        let empty = self.conditions(&[self.classes as u32], steps, device)?; // [T,1,C]
+        let mut sum = Tensor::zeros((b, side, side, d), DType::F32, device)?;
+        let mut sums = Vec::with_capacity(steps);
+        for t in 1..=steps {
+            let noise = draws.noise().step(t, [b, side, side, d], device)?;
+            let condition = conditional.get(t - 1)?;
+            let choice = options.choice(t, steps);
+            let logits = if choice.lambda == 0.0 {
+                self.generator.forward(&noise, &sum, &condition)?
+            } else {
+                // Both halves in one batch: an image's bits do not depend on what it is batched with.
+                let empty = empty.get(t - 1)?.broadcast_as(condition.shape())?;
+                self.generator.forward(
+                    &Tensor::cat(&[&noise, &noise], 0)?,
+                    &Tensor::cat(&[&sum, &sum], 0)?,
+                    &Tensor::cat(&[&condition, &empty.contiguous()?], 0)?,
+                )?
+            };
+            let uniform = match options.gumbel {
+                true => Some(draws.uniform(t, side * side, k)?),
+                false => None,
+            };
+            let codes = choose(&logits, uniform.as_ref(), &choice)?; // [B,N]
+            sum = (sum + codebook.lookup(&codes.reshape((b, side, side))?)?)?;
+            sums.push(sum.clone());
+        }
+        Ok(sums)
+    }
+
+    /// D(z) for z [B,h,w,d], a few images at a time.
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        let b = z.dim(0)?;
+        let parts = (0..b)
+            .step_by(DECODED_AT_ONCE)
+            .map(|i| {
+                let part = z.narrow(0, i, DECODED_AT_ONCE.min(b - i))?;
+                self.tokenizer.decode(&part)
+            })
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// The finished images [B,H,W,3].
+    pub fn images(&self, labels: &[u32], draws: &Draws, options: &SampleOptions) -> Result<Tensor> {
+        match self.latents(labels, draws, options)?.last() {
+            Some(z) => self.decode(z),
+            None => anyhow::bail!("a model of no steps samples nothing"),
+        }
+    }
+
+    /// SiLU(time + label) of every step, [T,B,C]: computed once, since neither depends on what is sampled.
+    fn conditions(
+        &self,
+        labels: &[u32],
+        steps: usize,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let b = labels.len();
+        let all_labels = Tensor::from_vec(labels.repeat(steps), steps * b, device)?;
+        let t: Vec<u32> = (1..=steps as u32)
+            .flat_map(|t| std::iter::repeat_n(t, b))
+            .collect();
+        let condition = self
+            .generator
+            .condition(&all_labels, &Tensor::from_vec(t, steps * b, device)?)?;
+        let c = condition.dim(1)?;
+        condition.reshape((steps, b, c))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::normal;
+    use crate::store::Scope;
+
+    fn tiny() -> Config {
+        let mut config = Config::default();
+        config.data.image_size = 16;
+        config.tokenizer.ch = 32;
+        config.tokenizer.ch_mult = vec![1, 2];
+        config.tokenizer.num_res_blocks = 1;
+        config.tokenizer.embed_dim = 5;
+        config.quantizer.codebook_size = 37;
+        config.quantizer.steps = 3;
+        config.generator.depth = 2;
+        config.generator.width = Some(48);
+        config.generator.heads = Some(3);
+        config
+    }
+
+    /// Both models with every parameter random: at their start, logits are all zero.
+    fn models(config: &Config, classes: usize) -> Result<(Generator, Tokenizer)> {
+        let scope = Scope::init(5, &Device::Cpu);
+        let generator = Generator::new(config, classes, &scope.push("generator"))?;
+        let tokenizer = Tokenizer::new(config, &scope.push("tokenizer"))?;
+        for (i, (_, var)) in scope.finish().iter().enumerate() {
+            let random = normal(9, Purpose::Init, &[i as u64], 0, var.dims(), var.device())?;
+            var.set(&(random.squeeze(0)? * 0.2)?)?;
+        }
+        Ok((generator, tokenizer))
+    }
+
+    fn options() -> SampleOptions {
+        SampleOptions {
+            cfg: 1.5,
+            cfg_schedule: CfgSchedule::Linear,
+            temperature: 0.9,
+            gumbel: true,
+            top_k: Some(30),
+            top_p: Some(0.98),
+        }
+    }
+
+    fn bits(images: &Tensor) -> Result<Vec<u32>> {
+        let values = images.flatten_all()?.to_vec1::<f32>()?;
+        Ok(values.into_iter().map(f32::to_bits).collect())
+    }
+
+    #[test]
+    fn a_sample_has_the_same_bits_in_every_batch_and_on_every_number_of_threads() -> Result<()> {
+        const N: u64 = 64;
+        let config = tiny();
+        let (generator, tokenizer) = models(&config, 4)?;
+        let sampler = Sampler::new(&generator, &tokenizer, &config, 4);
+        let sample = |batch: u64| -> Result<Vec<u32>> {
+            let mut all = Vec::new();
+            for start in (0..N).step_by(batch as usize) {
+                let indices: Vec<u64> = (start..(start + batch).min(N)).collect();
+                let labels: Vec<u32> = indices.iter().map(|i| (i % 4) as u32).collect();
+                let draws = Draws::Seeded {
+                    seed: 11,
+                    indices: &indices,
+                };
+                all.extend(bits(&sampler.images(&labels, &draws, &options())?)?);
+            }
+            Ok(all)
+        };
+        let expected = sample(64)?;
+        assert_eq!(expected.len(), 64 * 16 * 16 * 3);
+        assert_ne!(
+            expected[..768],
+            expected[768 * 4..768 * 5],
+            "one class, two samples"
+        );
+        for (batch, threads) in [(1, 2), (2, 1), (7, 2), (64, 1)] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()?;
+            let found = pool.install(|| sample(batch))?;
+            assert!(found == expected, "batch {batch}, {threads} threads");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_steps_follow_algorithm_2() -> Result<()> {
+        let config = tiny();
+        let (generator, tokenizer) = models(&config, 4)?;
+        let (b, n, k, d) = (2, 64, 37, 5);
+        let noise =
+            normal(1, Purpose::Noise, &[0], 0, &[3, b, 8, 8, d], &Device::Cpu)?.squeeze(0)?;
+        let uniform =
+            uniform(1, Purpose::Gumbel, &[0], 0, &[3, b, n, k], &Device::Cpu)?.squeeze(0)?;
+        let draws = Draws::Given {
+            noise: &noise,
+            uniform: &uniform,
+        };
+        let options = SampleOptions {
+            top_k: None,
+            top_p: None,
+            ..options()
+        };
+        let found =
+            Sampler::new(&generator, &tokenizer, &config, 4).latents(&[3, 0], &draws, &options)?;
+        // The same in plain tensors, one half after the other.
+        let mut sum = Tensor::zeros((b, 8, 8, d), DType::F32, &Device::Cpu)?;
+        for t in 1..=3u32 {
+            let eps = noise.get(t as usize - 1)?;
+            let logits = |labels: [u32; 2]| -> candle_core::Result<Tensor> {
+                let condition = generator.condition(
+                    &Tensor::new(&labels, &Device::Cpu)?,
+                    &Tensor::new(&[t, t], &Device::Cpu)?,
+                )?;
+                generator.forward(&eps, &sum, &condition)
+            };
+            let (c, u) = (logits([3, 0])?, logits([4, 4])?);
+            let guided = (&c + ((&c - &u)? * (1.5 * f64::from(t - 1) / 2.0))?)?;
+            let gumbel = uniform.get(t as usize - 1)?.log()?.neg()?.log()?.neg()?;
+            let codes = ((guided / 0.9)? + gumbel)?.argmax(2)?.reshape((b, 8, 8))?;
+            sum = (sum + tokenizer.quantizer.lookup(&codes)?)?;
+            let difference = (&sum - &found[t as usize - 1])?.abs()?.max_all()?;
+            assert!(
+                difference.to_scalar::<f32>()? < 1e-5,
+                "t = {t}: {difference}"
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_step_without_guidance_does_not_see_the_empty_condition() -> Result<()> {
+        let options = SampleOptions {
+            cfg: 3.0,
+            ..options()
+        };
+        let lambdas = |steps| {
+            (1..=steps)
+                .map(|t| options.choice(t, steps).lambda)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lambdas(4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(lambdas(1), [3.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_label_that_is_no_class_is_refused() -> Result<()> {
+        let config = tiny();
+        let (generator, tokenizer) = models(&config, 4)?;
+        let draws = Draws::Seeded {
+            seed: 1,
+            indices: &[0],
+        };
+        let error =
+            Sampler::new(&generator, &tokenizer, &config, 4).latents(&[4], &draws, &options());
+        assert!(error.unwrap_err().to_string().contains("label 4"));
+        Ok(())
+    }
+}
