@@ -5,5 +5,6 @@
 //! and on its running number alone, never on workers, batch size or the point of resumption.
 
 pub mod classes;
+pub mod resize;
 
 pub use classes::{Class, Classes};
