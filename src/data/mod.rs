@@ -4,7 +4,9 @@
 //! [B,H,W,3] in [-1,1]; [`shapes`] draws the demo's source. What an example looks like depends on the run's seed
 //! and on its running number alone, never on workers, batch size or the point of resumption.
 
+pub mod augment;
 pub mod classes;
 pub mod resize;
 
+pub use augment::Augment;
 pub use classes::{Class, Classes};

@@ -1,0 +1,236 @@
+//! An image of any size becomes a square of `size`: ADM's centre crop, a random crop, a random resized crop; a flip.
+//!
+//! Randomness is the stream (seed, Augment, running number of the example): the first uniform decides the flip, the
+//! following ones the crop, so that an example is flipped or not whatever its crop. Everything is resampled as
+//! Pillow's bicubic does (torchvision's and albumentations' bilinear is blurrier or aliased) **[ours]**.
+
+use std::borrow::Cow;
+
+use image::RgbImage;
+use image::imageops;
+
+use super::resize::{Filter, resize};
+use crate::config::Crop;
+use crate::rng::{Purpose, Stream};
+
+/// How a training image becomes a square.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Augment {
+    /// Height and width of the result.
+    pub size: usize,
+    pub crop: Crop,
+    /// Mirrors every other image, drawn by lot.
+    pub flip: bool,
+}
+
+/// Areas (as a share of the image) and aspects of a random resized crop, and how often it is tried: torchvision's.
+const AREA: (f64, f64) = (0.08, 1.0);
+const ASPECT: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+const TRIES: usize = 10;
+
+/// Uniforms an example may take: flip, place of a crop (2, and one to fill four), four for each try.
+const DRAWS: usize = 4 + 4 * TRIES;
+
+impl Augment {
+    /// The image as example number `n` of a run sees it.
+    pub fn apply(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
+        let mut u = [0f32; DRAWS];
+        Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
+        let square = match self.crop {
+            Crop::Center => center_crop(image, self.size),
+            Crop::Random => {
+                let image = shorter_side(image, self.size);
+                let (x, y) = (
+                    spare(image.width(), self.size),
+                    spare(image.height(), self.size),
+                );
+                cut(&image, pick(u[1], x), pick(u[2], y), self.size, self.size)
+            }
+            Crop::RandomResized => random_resized_crop(image, self.size, &u[4..]),
+        };
+        if self.flip && is_flipped(u[0]) {
+            return mirrored(&square);
+        }
+        square
+    }
+
+    /// Whether [`Augment::apply`] mirrors example number `n`.
+    pub fn flips(&self, seed: u64, n: u64) -> bool {
+        let mut u = [0f32; 1];
+        Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
+        self.flip && is_flipped(u[0])
+    }
+}
+
+fn is_flipped(u: f32) -> bool {
+    u < 0.5
+}
+
+/// The image's mirror image.
+pub fn mirrored(image: &RgbImage) -> RgbImage {
+    imageops::flip_horizontal(image)
+}
+
+/// ADM's centre crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the shorter side is at
+/// least twice `size`, bicubic until it is `size`, then the middle.
+pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
+    let image = shorter_side(image, size);
+    let (x, y) = (
+        spare(image.width(), size) / 2,
+        spare(image.height(), size) / 2,
+    );
+    cut(&image, x, y, size, size)
+}
+
+/// The whole image with its shorter side at `size`, as ADM scales it; smaller images are enlarged.
+fn shorter_side(image: &RgbImage, size: usize) -> RgbImage {
+    let mut image = Cow::Borrowed(image);
+    let shorter = |image: &RgbImage| image.width().min(image.height()) as usize;
+    while shorter(&image) >= 2 * size {
+        let (w, h) = (image.width() / 2, image.height() / 2);
+        image = Cow::Owned(resize(&image, w, h, Filter::Box));
+    }
+    let scale = size as f64 / shorter(&image) as f64;
+    // Python rounds halves to even.
+    let scaled = |side: u32| (f64::from(side) * scale).round_ties_even() as u32;
+    resize(
+        &image,
+        scaled(image.width()),
+        scaled(image.height()),
+        Filter::Bicubic,
+    )
+}
+
+/// torchvision's `RandomResizedCrop`; `u`: four uniforms a try (area, aspect, x, y).
+fn random_resized_crop(image: &RgbImage, size: usize, u: &[f32]) -> RgbImage {
+    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+    let between = |(low, high): (f64, f64), u: f32| low + (high - low) * f64::from(u);
+    let drawn = u.chunks_exact(4).find_map(|u| {
+        let area = w * h * between(AREA, u[0]);
+        let aspect = between((ASPECT.0.ln(), ASPECT.1.ln()), u[1]).exp();
+        let cut_w = (area * aspect).sqrt().round_ties_even();
+        let cut_h = (area / aspect).sqrt().round_ties_even();
+        let fits = cut_w >= 1.0 && cut_w <= w && cut_h >= 1.0 && cut_h <= h;
+        fits.then(|| {
+            let (x, y) = (
+                pick(u[2], (w - cut_w) as usize),
+                pick(u[3], (h - cut_h) as usize),
+            );
+            (x, y, cut_w as usize, cut_h as usize)
+        })
+    });
+    let (x, y, cut_w, cut_h) = drawn.unwrap_or_else(|| {
+        // The largest cut from the middle within the allowed aspects.
+        let cut_w = w.min((h * ASPECT.1).round_ties_even()) as usize;
+        let cut_h = h.min((w / ASPECT.0).round_ties_even()) as usize;
+        let middle = |side: f64, cut: usize| (side as usize - cut) / 2;
+        (middle(w, cut_w), middle(h, cut_h), cut_w, cut_h)
+    });
+    let cut = cut(image, x, y, cut_w, cut_h);
+    resize(&cut, size as u32, size as u32, Filter::Bicubic)
+}
+
+fn cut(image: &RgbImage, x: usize, y: usize, width: usize, height: usize) -> RgbImage {
+    let (x, y, width, height) = (x as u32, y as u32, width as u32, height as u32);
+    imageops::crop_imm(image, x, y, width, height).to_image()
+}
+
+/// Places beside the first at which a cut of `size` may start.
+fn spare(side: u32, size: usize) -> usize {
+    side as usize - size
+}
+
+/// One of 0..=`last` by the uniform `u` in (0,1).
+fn pick(u: f32, last: usize) -> usize {
+    ((f64::from(u) * (last + 1) as f64) as usize).min(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::resize::tests::formula;
+    use super::*;
+
+    fn ramp(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([x as u8, y as u8, (x * y) as u8])
+        })
+    }
+
+    fn augment(crop: Crop) -> Augment {
+        Augment {
+            size: 16,
+            crop,
+            flip: true,
+        }
+    }
+
+    #[test]
+    fn the_centre_crop_is_equal_to_adm() {
+        for (w, h, size) in [
+            (100, 75, 20),
+            (131, 97, 16),
+            (13, 21, 20),
+            (20, 20, 20),
+            (25, 47, 20),
+        ] {
+            let golden = format!("tests/data/images/crop_{w}x{h}_{size}.png");
+            let expected = image::open(&golden).unwrap().into_rgb8();
+            assert_eq!(center_crop(&formula(w, h), size), expected, "{golden}");
+        }
+    }
+
+    #[test]
+    fn an_example_depends_on_seed_and_number_only() {
+        for crop in [Crop::Random, Crop::RandomResized] {
+            let (a, image) = (augment(crop), ramp(40, 30));
+            assert_eq!(a.apply(&image, 1, 7), a.apply(&image, 1, 7));
+            assert!((0..20).any(|n| a.apply(&image, 1, n) != a.apply(&image, 1, 0)));
+            assert!((0..20).any(|n| a.apply(&image, 2, n) != a.apply(&image, 1, n)));
+        }
+    }
+
+    #[test]
+    fn flips_says_what_apply_does_about_half_of_the_time() {
+        let (a, image) = (augment(Crop::Center), ramp(16, 16));
+        let count = (0..1000).filter(|&n| {
+            let flipped = a.apply(&image, 3, n) == mirrored(&image);
+            assert_eq!(flipped, a.flips(3, n));
+            flipped
+        });
+        assert!((450..550).contains(&count.count()));
+    }
+
+    #[test]
+    fn every_place_of_a_random_crop_is_reached_and_no_other() {
+        let a = Augment {
+            flip: false,
+            ..augment(Crop::Random)
+        };
+        let image = ramp(19, 16);
+        let mut seen = [0; 4];
+        for n in 0..400 {
+            seen[a.apply(&image, 0, n).get_pixel(0, 0)[0] as usize] += 1;
+        }
+        assert!(seen.iter().all(|&count| count > 50), "{seen:?}");
+    }
+
+    #[test]
+    fn any_size_and_aspect_becomes_the_square() {
+        for crop in [Crop::Center, Crop::Random, Crop::RandomResized] {
+            for (w, h) in [
+                (1, 1),
+                (3, 200),
+                (200, 3),
+                (16, 16),
+                (15, 17),
+                (33, 32),
+                (129, 64),
+            ] {
+                for n in 0..4 {
+                    let out = augment(crop).apply(&ramp(w, h), 0, n);
+                    assert_eq!(out.dimensions(), (16, 16), "{crop:?} of {w}×{h}");
+                }
+            }
+        }
+    }
+}
