@@ -6,7 +6,12 @@
 
 pub mod augment;
 pub mod classes;
+mod decode;
+mod folder;
 pub mod resize;
+mod shards;
+pub mod source;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
+pub use source::{Example, Source, open, open_numbered};

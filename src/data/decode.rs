@@ -1,0 +1,229 @@
+//! Encoded bytes become RGB: JPEG, PNG or WebP, decided by content, not by name.
+//!
+//! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an animation counts.
+//! - CMYK and YCCK JPEG are read as Adobe writes them (inverted), as Pillow does: R = (255−C)(255−K)/255.
+//! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
+//! - A header that claims more than 512 MiB of pixels is refused before anything is allocated.
+//! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageFormat, ImageReader, RgbImage};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use crate::error::{Result, hinted};
+
+/// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
+const MAX_BYTES: u64 = 512 << 20;
+
+const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
+
+/// Whether a file of this name is taken for an image.
+pub fn is_image_name(name: &str) -> bool {
+    let ending = name
+        .rsplit_once('.')
+        .map(|(_, ending)| ending.to_ascii_lowercase());
+    matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png" | "webp"))
+}
+
+/// Decodes `bytes`; an error names `path`.
+pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
+    let _span = tracing::debug_span!("decode").entered();
+    // Decoders have panicked on damaged files before; one file must not end the run, nor escape `skip_bad`.
+    let decoded = std::panic::catch_unwind(|| decode_any(bytes))
+        .unwrap_or_else(|_| Err("the decoder panicked".to_string()));
+    decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
+}
+
+fn decode_any(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".to_string());
+    }
+    let format = image::guess_format(bytes).map_err(|_| "not an image".to_string())?;
+    match format {
+        ImageFormat::Jpeg => jpeg(bytes),
+        ImageFormat::Png | ImageFormat::WebP => {
+            let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+            let mut limits = image::Limits::no_limits();
+            limits.max_alloc = Some(MAX_BYTES);
+            reader.limits(limits);
+            let image = reader
+                .decode()
+                .map_err(|e| format!("damaged {}: {e}", name(format)))?;
+            Ok(over_white(image))
+        }
+        other => Err(format!("expected JPEG, PNG or WebP, found {}", name(other))),
+    }
+}
+
+fn name(format: ImageFormat) -> String {
+    format!("{format:?}").to_uppercase()
+}
+
+fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
+    let damaged = |e: &dyn std::fmt::Display| format!("damaged JPEG: {e}");
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX))
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| damaged(&e))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| damaged(&"no size"))?;
+    if width as u64 * height as u64 * 3 > MAX_BYTES {
+        return Err(format!("{width}×{height} pixels are more than 512 MiB"));
+    }
+    if !ends(bytes) {
+        return Err(damaged(&"truncated, it has no end marker"));
+    }
+    let pixels = decoder.decode().map_err(|e| damaged(&e))?;
+    RgbImage::from_raw(width as u32, height as u32, pixels)
+        .ok_or_else(|| damaged(&"fewer pixels than its header says"))
+}
+
+/// Whether an end marker follows the start of the last scan. Both bytes occur as markers only.
+fn ends(jpeg: &[u8]) -> bool {
+    let last = |marker: u8| jpeg.windows(2).rposition(|two| two == [0xFF, marker]);
+    last(0xD9) > last(0xDA)
+}
+
+/// RGB of any image; c = c·a + 1·(1−a) where it has transparency.
+fn over_white(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    let (width, height) = image.dimensions();
+    RgbImage::from_fn(width, height, |x, y| {
+        let [r, g, b, a] = image.get_pixel(x, y).0.map(u32::from);
+        image::Rgb([r, g, b].map(|c| ((c * a + 255 * (255 - a) + 127) / 255) as u8))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! bytes {
+        ($name:literal) => {
+            include_bytes!(concat!("../../tests/data/images/", $name)).as_slice()
+        };
+    }
+
+    /// The middles of the four quarters, each within 3 of `expected`.
+    fn shows(name: &str, bytes: &[u8], expected: [[u8; 3]; 4]) {
+        let image = decode(bytes, name).unwrap();
+        assert_eq!(image.dimensions(), (16, 16), "{name}");
+        for ((x, y), rgb) in [(4, 4), (12, 4), (4, 12), (12, 12)]
+            .into_iter()
+            .zip(expected)
+        {
+            let found = image.get_pixel(x, y).0;
+            let near = found.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 3);
+            assert!(near, "{name}: {found:?}, expected {rgb:?} at {x}, {y}");
+        }
+    }
+
+    const COLOURS: [[u8; 3]; 4] = [[220, 20, 20], [20, 200, 20], [20, 20, 210], [100; 3]];
+    const GRAYS: [[u8; 3]; 4] = [[30; 3], [90; 3], [160; 3], [230; 3]];
+    const WHITE: [u8; 3] = [255; 3];
+
+    #[test]
+    fn every_kind_of_jpeg_shows_its_colours() {
+        shows("rgb", bytes!("rgb.jpg"), COLOURS);
+        shows("progressive", bytes!("progressive.jpg"), COLOURS);
+        shows("RGB components", bytes!("keep_rgb.jpg"), COLOURS);
+        shows("CMYK", bytes!("cmyk.jpg"), COLOURS);
+        shows("YCCK", bytes!("ycck.jpg"), COLOURS);
+        shows(
+            "EXIF orientation is ignored",
+            bytes!("orientation.jpg"),
+            COLOURS,
+        );
+        shows("gray", bytes!("gray.jpg"), GRAYS);
+    }
+
+    #[test]
+    fn every_kind_of_png_and_webp_shows_its_colours() {
+        shows("rgb", bytes!("rgb.png"), COLOURS);
+        shows("palette", bytes!("palette.png"), COLOURS);
+        shows("16 bits", bytes!("rgb16.png"), COLOURS);
+        shows("gray", bytes!("gray.png"), GRAYS);
+        shows("gray, 16 bits", bytes!("gray16.png"), GRAYS);
+        shows("lossy WebP", bytes!("lossy.webp"), COLOURS);
+    }
+
+    #[test]
+    fn transparency_shows_white() {
+        let [red, green, _, gray] = COLOURS;
+        let expected = [red, green, WHITE, [177; 3]];
+        shows("rgba", bytes!("rgba.png"), expected);
+        shows("WebP", bytes!("alpha.webp"), expected);
+        shows(
+            "palette",
+            bytes!("palette_transparent.png"),
+            [red, green, WHITE, gray],
+        );
+        let gray_alpha = bytes!("gray_alpha.png");
+        shows("gray", gray_alpha, [GRAYS[0], GRAYS[1], WHITE, [242; 3]]);
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error_with_its_path() {
+        let fails = |bytes: &[u8], why: &str| {
+            let error = decode(bytes, "some/path.jpg").unwrap_err().to_string();
+            assert!(
+                error.starts_with("some/path.jpg: ") && error.contains(why),
+                "{error}"
+            );
+        };
+        fails(b"", "empty");
+        fails(b"not an image at all", "not an image");
+        fails(b"BM\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "found BMP");
+        for jpeg in [
+            bytes!("rgb.jpg"),
+            bytes!("progressive.jpg"),
+            bytes!("cmyk.jpg"),
+        ] {
+            for length in [3, jpeg.len() / 2, jpeg.len() - 30, jpeg.len() - 2] {
+                fails(&jpeg[..length], "damaged JPEG");
+            }
+        }
+        let mut scrambled = bytes!("rgb.jpg").to_vec();
+        let scan = scrambled
+            .windows(2)
+            .rposition(|two| two == [0xFF, 0xDA])
+            .unwrap();
+        scrambled[scan + 14..scan + 24].fill(0xFE);
+        fails(&scrambled, "damaged JPEG");
+        for png in [bytes!("rgb.png"), bytes!("rgb16.png")] {
+            fails(&png[..png.len() - 20], "damaged PNG");
+        }
+        fails(&bytes!("lossy.webp")[..40], "damaged WEBP");
+    }
+
+    #[test]
+    fn a_hostile_header_is_refused_before_anything_is_allocated() {
+        let mut png = bytes!("rgb.png").to_vec();
+        png[16..24].copy_from_slice(&[0, 1, 0x86, 0xA0, 0, 1, 0x86, 0xA0]);
+        let crc = crc32(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let error = decode(&png, "x").unwrap_err().to_string();
+        assert!(error.to_lowercase().contains("limit"), "{error}");
+
+        let mut jpeg = bytes!("rgb.jpg").to_vec();
+        let frame = jpeg.windows(2).position(|two| two == [0xFF, 0xC0]).unwrap();
+        jpeg[frame + 5..frame + 9].fill(0xFF);
+        let error = decode(&jpeg, "x").unwrap_err().to_string();
+        assert!(error.contains("65535×65535"), "{error}");
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        crc.sum()
+    }
+}
