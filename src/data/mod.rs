@@ -9,6 +9,7 @@ pub mod classes;
 mod decode;
 mod folder;
 pub mod resize;
+pub mod shapes;
 mod shards;
 pub mod source;
 
