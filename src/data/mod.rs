@@ -8,6 +8,7 @@ pub mod augment;
 pub mod classes;
 mod decode;
 mod folder;
+pub mod loader;
 pub mod resize;
 pub mod shapes;
 mod shards;
@@ -15,4 +16,5 @@ pub mod source;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
+pub use loader::{Batch, Loader, LoaderOptions, Order};
 pub use source::{Example, Source, open, open_numbered};
