@@ -1,0 +1,86 @@
+//! `[generator]`: the transformer of the second stage (Table 1) and our options on it.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadInit {
+    Zero,
+    /// Started from the codebook [ours].
+    Codebook,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rope {
+    /// Over the raster index.
+    #[serde(rename = "1d")]
+    OneD,
+    /// Half of a head by row, half by column [ours].
+    #[serde(rename = "2d")]
+    TwoD,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GeneratorConfig {
+    pub depth: usize,
+    /// Width C; 64·depth where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// Attention heads; `depth` where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// Width after mixing noise and sum; `embed_dim` (the paper's) where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix_dim: Option<usize>,
+    pub head_init: HeadInit,
+    /// s of the codebook head.
+    pub head_scale: f64,
+    /// Standard deviation of a learned position [ours]; 0 has none.
+    pub pos_embed: f64,
+    pub rope: Rope,
+    pub rope_base: f64,
+    /// Standard deviations of fresh label embeddings and of the time MLP.
+    pub label_std: f64,
+    pub time_std: f64,
+    pub label_dropout: f64,
+    /// Classes; found from the data where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
+}
+
+impl GeneratorConfig {
+    /// C
+    pub fn width(&self) -> usize {
+        self.width.unwrap_or(64 * self.depth)
+    }
+
+    pub fn heads(&self) -> usize {
+        self.heads.unwrap_or(self.depth)
+    }
+
+    /// Width after mixing noise and sum, of a tokenizer with `embed_dim` latent channels.
+    pub fn mix_dim(&self, embed_dim: usize) -> usize {
+        self.mix_dim.unwrap_or(embed_dim)
+    }
+}
+
+impl Default for GeneratorConfig {
+    fn default() -> Self {
+        Self {
+            depth: 12,
+            width: None,
+            heads: None,
+            mix_dim: None,
+            head_init: HeadInit::Zero,
+            head_scale: 4.0,
+            pos_embed: 0.0,
+            rope: Rope::OneD,
+            rope_base: 10_000.0,
+            label_std: 0.02,
+            time_std: 0.02,
+            label_dropout: 0.1,
+            classes: None,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! `[loss]`: the terms of the tokenizer's loss beside the squared error.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Perceptual {
+    /// LPIPS on VGG16.
+    Lpips,
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossConfig {
+    /// Weight of L_quant [ours]; 1 is the paper's.
+    pub quant_weight: f64,
+    pub perceptual: Perceptual,
+    pub perceptual_weight: f64,
+    /// torchvision's VGG16 (.pth or .safetensors); the command line's --vgg.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vgg: Option<String>,
+    /// The LPIPS heads; the command line's --lpips.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lpips: Option<String>,
+    /// η of the adversarial term; 0 trains without a discriminator.
+    pub disc_weight: f64,
+    /// The discriminator is not run before this step.
+    pub disc_start: u64,
+    /// Steps over which its weight rises from 0 [ours].
+    pub disc_ramp: u64,
+    pub disc_lr: f64,
+    /// Strided layers of the PatchGAN.
+    pub disc_layers: usize,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            quant_weight: 1.0,
+            perceptual: Perceptual::Lpips,
+            perceptual_weight: 1.0,
+            vgg: None,
+            lpips: None,
+            disc_weight: 0.75,
+            disc_start: 20_000,
+            disc_ramp: 2_000,
+            disc_lr: 4e-5,
+            disc_layers: 3,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `[sample]`: defaults of the sampling flags.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CfgSchedule {
+    Constant,
+    /// λ(t−1)/(T−1)
+    Linear,
+}
+
+/// Sampling defaults; every one has its flag.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// The paper's λ: 0 is off; DiT's and LlamaGen's scale is 1 + λ.
+    pub cfg: f64,
+    pub cfg_schedule: CfgSchedule,
+    pub temperature: f64,
+    pub gumbel: bool,
+    pub batch_size: usize,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            cfg: 4.0,
+            cfg_schedule: CfgSchedule::Linear,
+            temperature: 1.0,
+            gumbel: true,
+            batch_size: 16,
+        }
+    }
+}

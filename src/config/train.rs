@@ -1,0 +1,104 @@
+//! `[train_vae]` and `[train_gen]`: what both stages share; their defaults differ.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    Constant,
+    /// Half a cosine to 0.
+    Cosine,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComputeType {
+    F32,
+    Bf16,
+}
+
+/// What both stages share; their defaults differ (`TrainConfig::vae`, `TrainConfig::generator`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Images a step, over all micro-batches.
+    pub batch_size: usize,
+    /// Micro-batches a step.
+    pub accumulate: usize,
+    pub lr: f64,
+    pub lr_schedule: LrSchedule,
+    pub warmup_steps: u64,
+    pub betas: (f64, f64),
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 does not clip.
+    pub clip: f64,
+    pub ema_decay: f64,
+    /// Steps; wins over `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    pub compute_type: ComputeType,
+    pub log_every: u64,
+    pub image_every: u64,
+    pub checkpoint_every: u64,
+    /// A checkpoint too when this many minutes have passed since the last; 0 never.
+    pub checkpoint_minutes: f64,
+    /// Newest checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Steps skipped in a row for a non-finite loss or gradient before the run stops.
+    pub max_bad_steps: u64,
+}
+
+impl TrainConfig {
+    /// Steps of the whole run over a training set of `examples` images: `steps`, else `epochs` of them.
+    pub fn total_steps(&self, examples: u64) -> u64 {
+        self.steps.unwrap_or_else(|| {
+            let images = self.epochs.unwrap_or(1.0) * examples as f64;
+            (images / self.batch_size as f64).ceil().max(1.0) as u64
+        })
+    }
+
+    /// Images of one micro-batch.
+    pub fn micro_batch(&self) -> usize {
+        self.batch_size / self.accumulate
+    }
+
+    /// The paper's tokenizer run; the warm-up is half an epoch of ImageNet.
+    pub fn vae() -> Self {
+        Self {
+            batch_size: 128,
+            accumulate: 1,
+            lr: 4e-5,
+            lr_schedule: LrSchedule::Constant,
+            warmup_steps: 5_004,
+            betas: (0.5, 0.9),
+            weight_decay: 0.0,
+            clip: 0.0,
+            ema_decay: 0.9999,
+            steps: None,
+            epochs: Some(10.0),
+            compute_type: ComputeType::F32,
+            log_every: 50,
+            image_every: 1_000,
+            checkpoint_every: 1_000,
+            checkpoint_minutes: 30.0,
+            keep_checkpoints: 2,
+            max_bad_steps: 10,
+        }
+    }
+
+    /// The paper's generator run; 250 epochs [ours].
+    pub fn generator() -> Self {
+        Self {
+            batch_size: 1024,
+            lr: 4e-4,
+            warmup_steps: 1_000,
+            betas: (0.9, 0.95),
+            weight_decay: 0.03,
+            clip: 1.0,
+            epochs: Some(250.0),
+            ..Self::vae()
+        }
+    }
+}
