@@ -1,3 +1,10 @@
-//! Logs, progress and the metric lines of a run.
+//! Logs, progress and the metric lines of a run. stderr carries progress, stdout results.
 
 pub mod curves;
+mod log;
+mod metrics;
+mod progress;
+
+pub use log::{Guard, Options, init};
+pub use metrics::MetricsLog;
+pub use progress::Progress;

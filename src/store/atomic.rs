@@ -1,0 +1,208 @@
+//! Files and folders that appear whole or not at all.
+//!
+//! Everything is written under a hidden name beside its place, synced, and renamed: after a crash, a `kill -9`
+//! or a full disk, what was there before is still there.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result, hinted};
+
+/// The end of every name that is not in its place yet; [`sweep`] removes what a killed process left.
+const PARTIAL: &str = ".partial";
+
+/// Writes `bytes` to `path`.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// Writes what `fill` writes to `path`.
+///
+/// Errors: the path and the system's reason (a full disk, a missing folder); the file at `path` is unchanged.
+pub fn write_with(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    // Renaming over a device or a pipe would replace it.
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(hinted(
+            format!("cannot write {}: not a file", path.display()),
+            "choose another name",
+        ));
+    }
+    let temporary = beside(path, PARTIAL);
+    let written = (|| {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        fill(&mut file)?;
+        file.into_inner()?.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        // The error that is reported is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+        .and_then(|()| sync_folder(parent(path)))
+        .map_err(|e| cannot_write(path, &e))
+}
+
+/// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
+pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = beside(path, PARTIAL);
+    let filled = (|| {
+        remove(&temporary).map_err(|e| cannot_write(&temporary, &e))?;
+        fs::create_dir(&temporary).map_err(|e| cannot_write(path, &e))?;
+        fill(&temporary)?;
+        put_in_place(&temporary, path).map_err(|e| cannot_write(path, &e))
+    })();
+    if filled.is_err() {
+        let _ = remove(&temporary);
+    }
+    filled
+}
+
+/// Syncs all of `temporary` and gives it its name.
+fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(temporary)? {
+        File::open(entry?.path())?.sync_all()?;
+    }
+    sync_folder(temporary)?;
+    // A folder cannot be renamed over a full one: the old one steps aside first.
+    let old = beside(path, ".old.partial");
+    remove(&old)?;
+    match fs::rename(path, &old) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    fs::rename(temporary, path)?;
+    sync_folder(parent(path))?;
+    remove(&old)
+}
+
+/// Removes what a killed process left half written in `folder`. The caller is the only writer there.
+pub fn sweep(folder: &Path) -> Result<()> {
+    let failed = |e: io::Error| hinted(format!("cannot clean {}: {e}", folder.display()), "");
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.ends_with(PARTIAL) {
+            remove(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// `.NAME<ending>` in the folder of `path`: a rename there does not leave the file system.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}{ending}"))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(m) if m.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// A rename is only sure once its folder is.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn cannot_write(path: &Path, cause: &io::Error) -> Error {
+    let hint = match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space: what was there before is unchanged"
+        }
+        io::ErrorKind::NotFound => "make its folder first",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "choose a folder that you may write to"
+        }
+        _ => "",
+    };
+    hinted(format!("cannot write {}: {cause}", path.display()), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+
+    fn names(folder: &Path) -> Result<Vec<String>> {
+        let mut names = fs::read_dir(folder)?
+            .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    #[test]
+    fn a_failed_write_keeps_what_was_there() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a");
+        write_file(&path, b"old")?;
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = write_with(&path, |file| {
+            file.write_all(b"half")?;
+            Err(full())
+        })
+        .unwrap_err();
+        let (text, code) = report(&error);
+        assert!(text.contains(&path.display().to_string()), "{text}");
+        assert!(text.contains("free some space"), "{text}");
+        assert_eq!(code, 1);
+        assert_eq!(fs::read(&path)?, b"old");
+        assert_eq!(names(folder.path())?, ["a"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_failed_folder_keeps_what_was_there() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("step-1");
+        write_folder(&path, |f| Ok(fs::write(f.join("x"), "1")?))?;
+        let failed = write_folder(&path, |f| {
+            fs::write(f.join("x"), "2")?;
+            Err(hinted("no", ""))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read_to_string(path.join("x"))?, "1");
+        write_folder(&path, |f| Ok(fs::write(f.join("y"), "3")?))?;
+        assert_eq!(names(&path)?, ["y"]);
+        assert_eq!(names(root.path())?, ["step-1"]);
+        Ok(())
+    }
+
+    #[test]
+    fn sweep_removes_what_a_killed_process_left_and_nothing_else() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        fs::write(root.path().join(".a.partial"), "")?;
+        fs::create_dir(root.path().join(".b.old.partial"))?;
+        fs::write(root.path().join("c"), "")?;
+        sweep(root.path())?;
+        assert_eq!(names(root.path())?, ["c"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_or_a_missing_folder_is_refused() {
+        let error = write_file(Path::new("/dev/null"), b"").unwrap_err();
+        assert!(report(&error).0.contains("not a file"));
+        let error = write_file(Path::new("/no/such/folder/a"), b"").unwrap_err();
+        assert!(report(&error).0.contains("/no/such/folder/a"));
+    }
+}

@@ -1,0 +1,324 @@
+//! Run folders (DESIGN section 3): where everything lies, the lock of the one process that writes, the newest
+//! checkpoint.
+//!
+//! ```text
+//! config.toml  metrics.jsonl  classes.json  tokenizer.safetensors (train-gen)  images/
+//! checkpoints/step-00000200/{model,ema,optimizer}.safetensors, state.json    checkpoints/latest
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Deserialize;
+
+use super::atomic;
+use crate::config::Config;
+use crate::error::{Context, Result, hinted, usage};
+use crate::telemetry::MetricsLog;
+
+/// Format of `state.json`.
+pub const CHECKPOINT_FORMAT: &str = "rdpm-checkpoint/1";
+
+/// The paths of a run; nothing is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder(PathBuf);
+
+/// What every reader of a checkpoint needs of its `state.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct CheckpointInfo {
+    pub format: String,
+    /// `train-vae` or `train-gen`.
+    pub stage: String,
+    pub step: u64,
+    pub finished: bool,
+}
+
+impl RunFolder {
+    /// Errors: there is no such folder, or it is no run.
+    pub fn open(path: &Path) -> Result<Self> {
+        let run = Self(path.to_path_buf());
+        if run.config().is_file() {
+            return Ok(run);
+        }
+        let problem = match fs::metadata(path) {
+            Ok(m) if m.is_dir() => "holds no config.toml, so it is no run folder".into(),
+            Ok(_) => "is no folder".into(),
+            Err(e) => format!("cannot be read: {e}"),
+        };
+        Err(hinted(
+            format!("{} {problem}", path.display()),
+            "a run folder is what train-vae and train-gen write, by default under runs/",
+        ))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.jsonl")
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    /// A list of {index, wnid, words}.
+    pub fn classes(&self) -> PathBuf {
+        self.0.join("classes.json")
+    }
+
+    /// train-gen's frozen tokenizer.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.0.join("tokenizer.safetensors")
+    }
+
+    /// The newest whole checkpoint: the one `latest` names or, where a crash came between, the last by step.
+    pub fn latest(&self) -> Result<PathBuf> {
+        let folder = self.checkpoints();
+        let named = fs::read_to_string(folder.join("latest"))
+            .ok()
+            .map(|name| folder.join(name.trim()));
+        if let Some(path) = named.filter(|p| p.join("state.json").is_file()) {
+            return Ok(path);
+        }
+        let mut steps: Vec<PathBuf> = fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|p| is_checkpoint(p))
+            .collect();
+        steps.sort();
+        steps.pop().ok_or_else(|| {
+            hinted(
+                format!("{} holds no checkpoint yet", self.0.display()),
+                "a run writes its first one when its first step is done",
+            )
+        })
+    }
+
+    /// Stage and step of the newest checkpoint.
+    pub fn info(&self) -> Result<CheckpointInfo> {
+        CheckpointInfo::read(&self.latest()?)
+    }
+}
+
+/// Whether `path` is a checkpoint's folder: `step-<number>` with a state.
+pub fn is_checkpoint(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("step-")
+        .is_some_and(|n| n.parse::<u64>().is_ok())
+        && path.join("state.json").is_file()
+}
+
+impl CheckpointInfo {
+    /// Errors: no state, a damaged one, one of another format.
+    pub fn read(checkpoint: &Path) -> Result<Self> {
+        let path = checkpoint.join("state.json");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("damaged checkpoint: cannot read {}", path.display()))?;
+        let info: Self = serde_json::from_str(&text)
+            .with_context(|| format!("damaged checkpoint: {}", path.display()))?;
+        if info.format != CHECKPOINT_FORMAT {
+            return Err(hinted(
+                format!(
+                    "{}: expected format {CHECKPOINT_FORMAT}, found {}",
+                    path.display(),
+                    info.format
+                ),
+                "another version of rdpm wrote it",
+            ));
+        }
+        Ok(info)
+    }
+}
+
+/// A run this process writes; nobody else does while this value lives.
+#[derive(Debug)]
+pub struct Run {
+    folder: RunFolder,
+    pub metrics: MetricsLog,
+    _lock: File,
+}
+
+impl Run {
+    /// A new run of `stage` at `out` (default `runs/<stage>-<time>`), with its resolved configuration.
+    ///
+    /// Errors: the folder holds a run already.
+    pub fn create(out: Option<&Path>, stage: &str, config: &Config) -> Result<Self> {
+        let path = out.map_or_else(|| default_path(stage), Path::to_path_buf);
+        let folder = RunFolder(path.clone());
+        fs::create_dir_all(folder.checkpoints())
+            .and_then(|()| fs::create_dir_all(folder.images()))
+            .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
+        let lock = lock(&path)?;
+        if folder.config().exists() {
+            return Err(usage(
+                format!("{} holds a run already", path.display()),
+                format!(
+                    "continue it with --resume {}, or choose another --out",
+                    path.display()
+                ),
+            ));
+        }
+        let metrics = MetricsLog::open(&folder.metrics(), None)?;
+        // Last, since it makes the folder a run.
+        atomic::write_file(&folder.config(), config.to_toml()?.as_bytes())?;
+        Ok(Self {
+            folder,
+            metrics,
+            _lock: lock,
+        })
+    }
+
+    /// An existing run, to be continued after `step`: later metric lines are dropped.
+    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+        let folder = RunFolder::open(path)?;
+        let lock = lock(path)?;
+        fs::create_dir_all(folder.checkpoints())
+            .and_then(|()| fs::create_dir_all(folder.images()))
+            .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
+        atomic::sweep(path)?;
+        atomic::sweep(&folder.checkpoints())?;
+        let metrics = MetricsLog::open(&folder.metrics(), Some(step))?;
+        Ok(Self {
+            folder,
+            metrics,
+            _lock: lock,
+        })
+    }
+
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.folder.images()
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.checkpoints()
+    }
+}
+
+/// Takes the folder for this process; the system gives it back however the process ends.
+fn lock(path: &Path) -> Result<File> {
+    let name = path.join(".lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name)
+        .map_err(|e| hinted(format!("cannot write {}: {e}", name.display()), ""))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(hinted(
+            format!("another process is writing to {}", path.display()),
+            "wait for it, stop it, or choose another --out",
+        )),
+        Err(TryLockError::Error(e)) => {
+            Err(hinted(format!("cannot lock {}: {e}", name.display()), ""))
+        }
+    }
+}
+
+/// `runs/<stage>-<time>`, UTC.
+fn default_path(stage: &str) -> PathBuf {
+    let seconds = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
+    PathBuf::from("runs").join(format!("{stage}-{}", timestamp(seconds)))
+}
+
+/// Seconds since 1970 as YYYYMMDD-HHMMSS (days to dates as in Howard Hinnant's `civil_from_days`).
+fn timestamp(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (h, m, s) = (rest / 3_600, rest / 60 % 60, rest % 60);
+    format!("{year:04}{month:02}{day:02}-{h:02}{m:02}{s:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+
+    #[test]
+    fn the_second_process_on_one_run_is_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("run");
+        let first = Run::create(Some(&path), "train-vae", &Config::default())?;
+        let (text, code) = report(&Run::resume(&path, 0).unwrap_err());
+        assert!(text.contains("another process is writing to"), "{text}");
+        assert_eq!(code, 1);
+        drop(first);
+        Run::resume(&path, 0)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_is_not_started_twice() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("run");
+        let config = Config::load(Some("smoke"), &[])?;
+        drop(Run::create(Some(&path), "train-vae", &config)?);
+        let (text, code) = report(&Run::create(Some(&path), "train-vae", &config).unwrap_err());
+        assert!(text.contains("--resume"), "{text}");
+        assert_eq!(code, 2);
+        assert_eq!(Config::read(&path.join("config.toml"))?, config);
+        Ok(())
+    }
+
+    #[test]
+    fn latest_survives_a_lost_pointer() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("run");
+        let run = Run::create(Some(&path), "train-gen", &Config::default())?;
+        assert!(run.folder().latest().is_err());
+        for step in [5, 10] {
+            let folder = run.checkpoints().join(format!("step-{step:08}"));
+            fs::create_dir(&folder)?;
+            let state = format!(
+                r#"{{"format":"{CHECKPOINT_FORMAT}","stage":"train-gen","step":{step},"finished":false}}"#
+            );
+            fs::write(folder.join("state.json"), state)?;
+        }
+        assert_eq!(run.folder().info()?.step, 10);
+        fs::write(run.checkpoints().join("latest"), "step-00000005\n")?;
+        assert_eq!(run.folder().info()?.step, 5);
+        fs::write(run.checkpoints().join("latest"), "step-00000099\n")?;
+        assert_eq!(run.folder().info()?.step, 10);
+        Ok(())
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(timestamp(0), "19700101-000000");
+        assert_eq!(timestamp(951_868_799), "20000229-235959");
+        assert_eq!(timestamp(1_795_564_800), "20261125-000000");
+    }
+}

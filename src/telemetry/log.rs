@@ -1,0 +1,178 @@
+//! Where events and spans go: lines on stderr, and with `--trace` a chrome trace.
+//!
+//! On a terminal a line is its message, and progress bars step aside for it; elsewhere it begins with the time.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::progress::BARS;
+use crate::error::{Result, usage};
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// How often `-v` was given.
+    pub verbose: u8,
+    pub quiet: bool,
+    pub trace: Option<PathBuf>,
+}
+
+/// Finishes the trace file when it is dropped.
+pub struct Guard {
+    _trace: Option<FlushGuard>,
+}
+
+/// Sets this process's log up, once; `RUST_LOG` wins over `-v` and `-q`.
+pub fn init(options: &Options) -> Result<Guard> {
+    let level = match (options.quiet, options.verbose) {
+        (true, _) => LevelFilter::WARN,
+        (false, 0) => LevelFilter::INFO,
+        (false, 1) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    };
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
+            .map_err(|e| usage(format!("RUST_LOG={text}: {e}"), "as in RUST_LOG=rdpm=debug"))?,
+        _ => EnvFilter::new(format!("warn,rdpm={level}")),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .event_format(Line {
+            terminal: io::stderr().is_terminal(),
+        })
+        .with_writer(|| Stderr)
+        .with_filter(filter);
+    let (trace, guard) = match &options.trace {
+        None => (None, None),
+        Some(path) => {
+            let file = File::create(path).map_err(|e| {
+                usage(
+                    format!("--trace {}: {e}", path.display()),
+                    "name a file that can be written",
+                )
+            })?;
+            let (layer, guard) = ChromeLayerBuilder::new()
+                .writer(BufWriter::new(file))
+                .include_args(true)
+                .build();
+            let ours = Targets::new().with_target("rdpm", LevelFilter::TRACE);
+            (Some(layer.with_filter(ours)), Some(guard))
+        }
+    };
+    // A second set-up in one process (tests) leaves the first as it is.
+    let _ = tracing_subscriber::registry()
+        .with(lines)
+        .with(trace)
+        .try_init();
+    Ok(Guard { _trace: guard })
+}
+
+/// stderr beside progress bars.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The form of a line. Spans are for the trace and are left out.
+struct Line {
+    terminal: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = *event.metadata().level();
+        if self.terminal {
+            match level {
+                Level::ERROR => writer.write_str("error: ")?,
+                Level::WARN => writer.write_str("warning: ")?,
+                Level::INFO => {}
+                _ => write!(writer, "{}: ", event.metadata().target())?,
+            }
+        } else {
+            SystemTime.format_time(&mut writer)?;
+            write!(writer, " {level} ")?;
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(terminal: bool) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .event_format(Line { terminal })
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let _span = tracing::info_span!("step").entered();
+            tracing::info!(loss = 0.5, "step 1/2");
+            tracing::warn!("slow");
+        });
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_plain_on_a_terminal_and_dated_elsewhere() {
+        assert_eq!(logged(true), "step 1/2 loss=0.5\nwarning: slow\n");
+        let dated = logged(false);
+        let first = dated.lines().next().unwrap();
+        assert!(first.starts_with("20") && first.contains('T'), "{first}");
+        assert!(first.ends_with(" INFO step 1/2 loss=0.5"), "{first}");
+    }
+
+    #[test]
+    fn a_trace_file_that_cannot_be_written_is_named() {
+        let options = Options {
+            trace: Some("/no/such/folder/trace.json".into()),
+            ..Options::default()
+        };
+        let error = init(&options).err().expect("this must be refused");
+        assert!(crate::error::report(&error).0.contains("/no/such/folder"));
+    }
+}

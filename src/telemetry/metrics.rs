@@ -1,0 +1,130 @@
+//! `metrics.jsonl`: a JSON object a logged step, `step` first, appended and flushed at once.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Result, hinted};
+
+/// The open metrics file of a run.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens `path`, new or, with `resume_after`, cut behind the last line of a step up to that one, so that a
+    /// resumed run logs no step twice. A line that a killed process left unfinished goes too.
+    pub fn open(path: &Path, resume_after: Option<u64>) -> Result<Self> {
+        let failed =
+            |e: std::io::Error| hinted(format!("cannot write {}: {e}", path.display()), "");
+        let mut options = File::options();
+        options.create(true).append(true);
+        let file = match resume_after {
+            None => {
+                File::create(path).map_err(failed)?;
+                options.open(path).map_err(failed)?
+            }
+            Some(step) => {
+                let file = options.open(path).map_err(failed)?;
+                let text = fs::read(path).map_err(failed)?;
+                file.set_len(kept(&text, step) as u64).map_err(failed)?;
+                file
+            }
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+        })
+    }
+
+    /// Appends the figures of `step`. A number that is not finite becomes null.
+    pub fn append(&mut self, step: u64, figures: Map<String, Value>) -> Result<()> {
+        let mut line = Map::from_iter([("step".to_string(), json!(step))]);
+        line.extend(figures);
+        let mut text = serde_json::to_string(&line)?;
+        text.push('\n');
+        // In one piece, and straight to the system: nothing stays in this process.
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(|e| hinted(format!("cannot write {}: {e}", self.path.display()), ""))
+    }
+
+    /// Makes sure that what was appended survives a power cut.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file
+            .sync_data()
+            .map_err(|e| hinted(format!("cannot write {}: {e}", self.path.display()), ""))
+    }
+
+    /// All whole lines of a metrics file.
+    pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
+        let text = fs::read_to_string(path)
+            .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
+        Ok(text
+            .lines()
+            .map_while(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+}
+
+/// Bytes of `text` up to the last whole line of a step up to `last`.
+fn kept(text: &[u8], last: u64) -> usize {
+    text.split_inclusive(|b| *b == b'\n')
+        .take_while(|line| {
+            let step = serde_json::from_slice::<Value>(line)
+                .ok()
+                .and_then(|line| line.get("step")?.as_u64());
+            line.ends_with(b"\n") && step.is_some_and(|step| step <= last)
+        })
+        .map(<[u8]>::len)
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(loss: f64) -> Map<String, Value> {
+        Map::from_iter([("loss".to_string(), json!(loss))])
+    }
+
+    #[test]
+    fn a_resumed_run_logs_no_step_twice() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, None)?;
+        for step in [10, 20, 30] {
+            log.append(step, figures(step as f64))?;
+        }
+        let whole = fs::read_to_string(&path)?;
+        fs::write(&path, format!("{whole}{{\"step\": 40, \"lo"))?;
+        let mut log = MetricsLog::open(&path, Some(20))?;
+        log.append(30, figures(30.0))?;
+        assert_eq!(fs::read_to_string(&path)?, whole);
+        assert_eq!(MetricsLog::read(&path)?.len(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn an_unfinished_line_goes_even_behind_the_last_step() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("metrics.jsonl");
+        fs::write(&path, "{\"step\":10}\n{\"step\":20")?;
+        MetricsLog::open(&path, Some(50))?;
+        assert_eq!(fs::read_to_string(&path)?, "{\"step\":10}\n");
+        Ok(())
+    }
+
+    #[test]
+    fn a_figure_that_is_not_finite_is_null() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("metrics.jsonl");
+        MetricsLog::open(&path, None)?.append(1, figures(f64::NAN))?;
+        assert_eq!(fs::read_to_string(&path)?, "{\"step\":1,\"loss\":null}\n");
+        Ok(())
+    }
+}
