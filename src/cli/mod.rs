@@ -1,1 +1,179 @@
 //! The command line: one file a subcommand, its arguments and its run().
+//!
+//! Raw flags end here. A subcommand is a module with `Args` (clap), whose doc comment is its help, and
+//! `run(&Args, &Context) -> Result<()>`; it is named once as a `mod` and once in `subcommands!`.
+
+pub mod completions;
+pub mod config;
+pub mod device;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use candle_core::Device;
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::error::{Result, hinted, usage};
+use crate::telemetry;
+
+pub use config::ConfigArgs;
+pub use device::DeviceChoice;
+
+/// Autograd walks and drops its graph recursively: a deep network needs a deep stack.
+const STACK_BYTES: usize = 256 << 20;
+
+macro_rules! subcommands {
+    ($($name:ident => $module:ident,)*) => {
+        #[derive(Debug, Subcommand)]
+        pub enum Command {
+            $($name($module::Args),)*
+        }
+
+        impl Command {
+            fn run(&self, context: &Context) -> Result<()> {
+                match self {
+                    $(Command::$name(args) => $module::run(args, context),)*
+                }
+            }
+        }
+    };
+}
+
+subcommands! {
+    Completions => completions,
+}
+
+/// Trains, samples and evaluates the Recurrent Diffusion Probabilistic Model (arXiv 2412.18390)
+#[derive(Debug, Parser)]
+#[command(name = "rdpm", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Say more on stderr; twice for every detail
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Say only what is wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Write a trace for chrome://tracing or ui.perfetto.dev
+    #[arg(long, global = true, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// CPU threads [default: $RAYON_NUM_THREADS, or all that this process may use]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Where to compute: cpu, cuda or cuda:N
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
+}
+
+/// What a subcommand's run() knows beside its own arguments.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub threads: usize,
+    device: DeviceChoice,
+}
+
+impl Context {
+    pub fn new(device: DeviceChoice, threads: usize) -> Self {
+        Self { threads, device }
+    }
+
+    /// The device of --device; an error says what this machine or this binary lacks for it.
+    pub fn device(&self) -> Result<Device> {
+        self.device.open()
+    }
+}
+
+/// Runs the subcommand on a thread with a deep stack, with threads, log and trace as asked for.
+pub fn run(cli: Cli) -> Result<()> {
+    let threads = set_threads(cli.global.threads)?;
+    let _telemetry = telemetry::init(&telemetry::Options {
+        verbose: cli.global.verbose,
+        quiet: cli.global.quiet,
+        trace: cli.global.trace.clone(),
+    })?;
+    let context = Context::new(cli.global.device, threads);
+    let worker = std::thread::Builder::new()
+        .name("rdpm".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || cli.command.run(&context))?;
+    worker.join().unwrap_or_else(|_| {
+        Err(hinted(
+            "rdpm stopped at a mistake of its own (the message above)",
+            "please report it with this command line and the output of RUST_BACKTRACE=1",
+        ))
+    })
+}
+
+/// Sizes rayon's pool and gemm's splits; candle's own pool, whose threads spin at barriers, gets one thread.
+fn set_threads(asked: Option<u16>) -> Result<usize> {
+    let from_environment = std::env::var("RAYON_NUM_THREADS")
+        .ok()
+        .and_then(|n| n.parse::<usize>().ok())
+        .filter(|n| *n > 0);
+    let threads = asked
+        .map(usize::from)
+        .or(from_environment)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    for (name, value) in [
+        ("RAYON_NUM_THREADS", threads.to_string()),
+        ("CANDLE_NUM_THREADS", "1".into()),
+    ] {
+        // SAFETY: the first thing main does: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var(name, value) };
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| usage(format!("--threads {threads}: {e}"), "ask for fewer"))?;
+    Ok(threads)
+}
+
+/// Writes a result to stdout; a reader that has gone away (`rdpm inspect … | head`) is no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn global_options_may_stand_after_the_subcommand() {
+        let cli = Cli::parse_from(["rdpm", "completions", "zsh", "--threads", "3", "-vv"]);
+        assert_eq!((cli.global.threads, cli.global.verbose), (Some(3), 2));
+        for wrong in [["--threads", "0"], ["--device", "gpu"]] {
+            let error = Cli::try_parse_from(["rdpm", "completions", "zsh"].iter().chain(&wrong))
+                .expect_err("this must be refused");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+}
