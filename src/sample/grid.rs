@@ -6,6 +6,7 @@ use std::path::Path;
 use ::image::{ImageFormat, Rgb, RgbImage, imageops};
 
 use crate::error::{Context, Result};
+use crate::store::atomic;
 
 const GAP: u32 = 2;
 
@@ -47,7 +48,7 @@ pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
     picture
         .write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)
         .with_context(|| format!("cannot encode {}", path.display()))?;
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    atomic::write_file(path, &bytes)
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ pub mod choose;
 pub mod grid;
 pub mod image;
 pub mod npz;
+pub mod output;
 pub mod sampler;
 
 pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
 pub use image::to_rgb;
 pub use npz::NpzWriter;
+pub use output::{Output, Picture, Put};
 pub use sampler::{Draws, SampleOptions, Sampler};

@@ -1,0 +1,197 @@
+//! Where pictures go, by the ending of `--out`: one PNG (a grid), a folder of PNGs, or ADM's `.npz`.
+//!
+//! Each is written whole or not at all. The folder and the `.npz` take pictures as they come.
+
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+use ::image::RgbImage;
+
+use super::grid::{grid, save_png};
+use super::npz::{Element, NpzWriter};
+use crate::error::{Result, hinted, usage};
+use crate::store::atomic;
+
+/// The kind of output that a path's ending asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// `.png`: all pictures on one sheet.
+    Grid(PathBuf),
+    /// No ending: a PNG a picture, named `CLASS-NUMBER.png`.
+    Folder(PathBuf),
+    /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the labels.
+    Npz(PathBuf),
+}
+
+/// One picture on its way out.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    pub image: RgbImage,
+    pub label: u32,
+    pub number: u64,
+}
+
+/// Takes one picture after the other.
+pub type Put<'a> = dyn FnMut(Picture) -> Result<()> + 'a;
+
+impl Output {
+    /// Errors: another ending; a folder that holds something already.
+    pub fn from_path(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("png") => Ok(Output::Grid(path.to_path_buf())),
+            Some("npz") => Ok(Output::Npz(path.to_path_buf())),
+            None => {
+                let occupied = std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some());
+                if occupied || path.is_file() {
+                    return Err(hinted(
+                        format!("{} exists already", path.display()),
+                        "choose another --out, or remove it",
+                    ));
+                }
+                Ok(Output::Folder(path.to_path_buf()))
+            }
+            Some(other) => Err(usage(
+                format!("--out {}: no output of kind `.{other}`", path.display()),
+                ".png is one sheet, .npz an array file, no ending a folder of PNGs",
+            )),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            Output::Grid(path) | Output::Folder(path) | Output::Npz(path) => path,
+        }
+    }
+
+    /// Writes the `count` pictures of `width`×`height` that `produce` puts; a grid has `columns`.
+    pub fn write(
+        &self,
+        count: usize,
+        (width, height): (usize, usize),
+        columns: usize,
+        produce: impl FnOnce(&mut Put) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Output::Grid(path) => {
+                let mut pictures = Vec::with_capacity(count);
+                produce(&mut |p| {
+                    pictures.push(p.image);
+                    Ok(())
+                })?;
+                save_png(&grid(&pictures, columns)?, path)
+            }
+            Output::Folder(path) => atomic::write_folder(path, |folder| {
+                produce(&mut |p| save_png(&p.image, &folder.join(file_name(p.label, p.number))))
+            }),
+            Output::Npz(path) => {
+                let mut failure = None;
+                let written = atomic::write_with(path, |file| {
+                    write_npz(file, [count, height, width, 3], produce).map_err(|error| {
+                        // A full disk is for `atomic` to report, anything else for the caller.
+                        error.downcast::<io::Error>().unwrap_or_else(|other| {
+                            failure = Some(other);
+                            io::Error::other("stopped")
+                        })
+                    })
+                });
+                failure.map_or(written, Err)
+            }
+        }
+    }
+}
+
+fn write_npz(
+    file: &mut BufWriter<File>,
+    shape: [usize; 4],
+    produce: impl FnOnce(&mut Put) -> Result<()>,
+) -> Result<()> {
+    let mut npz = NpzWriter::new(file);
+    npz.array("arr_0", Element::U8, &shape)?;
+    let mut labels = Vec::with_capacity(shape[0] * 8);
+    produce(&mut |p| {
+        labels.extend(i64::from(p.label).to_le_bytes());
+        npz.write(p.image.as_raw())
+    })?;
+    npz.array("arr_1", Element::I64, &shape[..1])?;
+    npz.write(&labels)?;
+    npz.finish()?;
+    Ok(())
+}
+
+fn file_name(label: u32, number: u64) -> String {
+    format!("{label:04}-{number:06}.png")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::error::report;
+
+    fn put_three(put: &mut Put) -> Result<()> {
+        for number in 0..3u64 {
+            put(Picture {
+                image: RgbImage::from_pixel(4, 4, ::image::Rgb([number as u8; 3])),
+                label: 10 + number as u32,
+                number,
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_ending_decides_what_is_written() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for name in ["a.png", "folder", "a.npz"] {
+            let output = Output::from_path(&root.path().join(name))?;
+            output.write(3, (4, 4), 2, put_three)?;
+        }
+        let sheet = ::image::open(root.path().join("a.png"))?.into_rgb8();
+        assert_eq!(sheet.dimensions(), (10, 10));
+        let one = ::image::open(root.path().join("folder/0012-000002.png"))?.into_rgb8();
+        assert_eq!(one.as_raw(), &[2; 48]);
+        let mut npz = zip::ZipArchive::new(File::open(root.path().join("a.npz"))?)?;
+        assert_eq!(npz.by_name("arr_0.npy")?.size(), 128 + 3 * 48);
+        let mut labels = Vec::new();
+        npz.by_name("arr_1.npy")?.read_to_end(&mut labels)?;
+        let expected: Vec<u8> = [10i64, 11, 12]
+            .iter()
+            .flat_map(|l| l.to_le_bytes())
+            .collect();
+        assert_eq!(labels[128..], expected);
+        let error = Output::from_path(&root.path().join("a.jpg")).unwrap_err();
+        assert_eq!(report(&error).1, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn what_stands_there_stays_when_the_work_fails() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("a.npz");
+        std::fs::write(&path, "before")?;
+        let failed = Output::from_path(&path)?.write(3, (4, 4), 2, |put| {
+            put_three(put)?;
+            Err(hinted("no more", "the hint"))
+        });
+        assert_eq!(
+            report(&failed.unwrap_err()).0,
+            "error: no more\nhint: the hint"
+        );
+        assert_eq!(std::fs::read(&path)?, b"before");
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_that_holds_something_is_not_replaced() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let folder = root.path().join("samples");
+        std::fs::create_dir(&folder)?;
+        Output::from_path(&folder)?;
+        std::fs::write(folder.join("x"), "")?;
+        let error = Output::from_path(&folder).unwrap_err();
+        assert!(report(&error).0.contains("choose another --out"));
+        Ok(())
+    }
+}
