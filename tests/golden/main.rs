@@ -1,0 +1,11 @@
+//! Golden tests: what the PyTorch reference computed (`scripts/golden.py`), the model here must compute too.
+//!
+//! Bar: relative error ‖Δ‖/‖ref‖ ≤ 1e-5 in f32, codes equal (the files hold no near ties).
+
+mod discriminator;
+mod fixture;
+mod generator;
+mod perceptual;
+mod quantizer;
+mod tokenizer;
+mod trajectory;
