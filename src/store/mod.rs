@@ -1,7 +1,10 @@
 //! Parameters by name and the files that hold them.
 
 pub mod atomic;
+pub mod bundle;
+pub mod codes;
 pub mod digest;
+pub mod model;
 pub mod params;
 pub mod run;
 pub mod safetensors;

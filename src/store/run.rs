@@ -32,6 +32,9 @@ pub struct CheckpointInfo {
     pub stage: String,
     pub step: u64,
     pub finished: bool,
+    pub seed: u64,
+    /// Of the rdpm that wrote it.
+    pub version: String,
 }
 
 impl RunFolder {
@@ -303,7 +306,7 @@ mod tests {
             let folder = run.checkpoints().join(format!("step-{step:08}"));
             fs::create_dir(&folder)?;
             let state = format!(
-                r#"{{"format":"{CHECKPOINT_FORMAT}","stage":"train-gen","step":{step},"finished":false}}"#
+                r#"{{"format":"{CHECKPOINT_FORMAT}","stage":"train-gen","step":{step},"finished":false,"seed":1,"version":"0.1.0"}}"#
             );
             fs::write(folder.join("state.json"), state)?;
         }

@@ -1,0 +1,274 @@
+//! Finding and loading a model: a run folder, one of its checkpoints, or a bundle.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::bundle::{Bundle, Tensors};
+use super::run::{self, CheckpointInfo, RunFolder};
+use super::safetensors::Reader;
+use crate::config::Config;
+use crate::error::{Context, Result, hinted, usage};
+use crate::telemetry::MetricsLog;
+
+/// Which of a checkpoint's weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// The moving average.
+    #[default]
+    Ema,
+    /// As the optimizer left them.
+    Raw,
+}
+
+impl Weights {
+    fn file(self) -> &'static str {
+        match self {
+            Weights::Ema => "ema.safetensors",
+            Weights::Raw => "model.safetensors",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Weights::Ema => "ema",
+            Weights::Raw => "raw",
+        }
+    }
+}
+
+/// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished train-gen run
+/// under `runs/`, which is named in the log.
+pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = asked {
+        return Ok(path.to_path_buf());
+    }
+    if let Some(path) = std::env::var_os("RDPM_MODEL").filter(|p| !p.is_empty()) {
+        tracing::info!("model: {} ($RDPM_MODEL)", Path::new(&path).display());
+        return Ok(path.into());
+    }
+    let path = newest_finished(Path::new("runs")).ok_or_else(|| {
+        usage(
+            "no model: there is no finished train-gen run under runs/",
+            "name one with --model RUN|BUNDLE or $RDPM_MODEL; `rdpm demo` trains a small one",
+        )
+    })?;
+    tracing::info!("model: {} (the newest finished run)", path.display());
+    Ok(path)
+}
+
+fn newest_finished(runs: &Path) -> Option<PathBuf> {
+    let finished = |path: PathBuf| {
+        let run = RunFolder::open(&path).ok()?;
+        let latest = run.latest().ok()?;
+        let info = CheckpointInfo::read(&latest).ok()?;
+        let time = fs::metadata(latest.join("state.json"))
+            .ok()?
+            .modified()
+            .ok()?;
+        (info.stage == "train-gen" && info.finished).then_some((time, path))
+    };
+    fs::read_dir(runs)
+        .ok()?
+        .filter_map(|entry| finished(entry.ok()?.path()))
+        .max()
+        .map(|(_, path)| path)
+}
+
+/// Loads a bundle, or a run folder at its newest (or at the named) checkpoint. A bundle has one kind of weights.
+pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
+    if path.is_file() {
+        return Bundle::read(path);
+    }
+    let (run, checkpoint) = match path.parent().and_then(Path::parent) {
+        Some(run) if run::is_checkpoint(path) => (RunFolder::open(run)?, path.to_path_buf()),
+        _ => {
+            let run = RunFolder::open(path)?;
+            let latest = run.latest()?;
+            (run, latest)
+        }
+    };
+    of_checkpoint(&run, &checkpoint, weights)
+        .with_context(|| format!("cannot load {}", path.display()))
+}
+
+fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result<Bundle> {
+    let info = CheckpointInfo::read(checkpoint)?;
+    let config = Config::read(&run.config())?;
+    let tensors: Tensors = Reader::open(&checkpoint.join(weights.file()))?.tensors()?;
+    let mut bundle = match info.stage.as_str() {
+        "train-vae" => Bundle::new(config, tensors),
+        "train-gen" => {
+            let tokenizer = Bundle::read(&run.tokenizer())?;
+            let ours = tokenizer.config.clone();
+            Bundle {
+                // The generator's run decides what is its own; the rest is its tokenizer's.
+                config: Config {
+                    generator: config.generator,
+                    train_gen: config.train_gen,
+                    sample: config.sample,
+                    ..ours
+                },
+                generator: Some(tensors),
+                ..tokenizer
+            }
+        }
+        other => {
+            return Err(hinted(
+                format!("{}: stage `{other}` is unknown", checkpoint.display()),
+                "another version of rdpm wrote it",
+            ));
+        }
+    };
+    if let Ok(text) = fs::read_to_string(run.classes()) {
+        bundle.classes = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not JSON", run.classes().display()))?;
+    }
+    let stage = info.stage.replace('-', "_");
+    let name = fs::canonicalize(run.path())?;
+    put(
+        &mut bundle.provenance,
+        &stage,
+        json!({
+            "run": name.file_name().unwrap_or_default().to_string_lossy(),
+            "step": info.step,
+            "finished": info.finished,
+            "seed": info.seed,
+            "weights": weights.name(),
+            "version": info.version,
+        }),
+    );
+    put(&mut bundle.metrics, &stage, last_figures(run, info.step));
+    Ok(bundle)
+}
+
+fn put(object: &mut Value, key: &str, value: Value) {
+    match object {
+        Value::Object(map) => {
+            map.insert(key.to_string(), value);
+        }
+        other => *other = json!({ key: value }),
+    }
+}
+
+/// The newest value of every figure logged up to `step`.
+fn last_figures(run: &RunFolder, step: u64) -> Value {
+    let lines = MetricsLog::read(&run.metrics()).unwrap_or_default();
+    let until = |line: &Map<String, Value>| {
+        line.get("step")
+            .and_then(Value::as_u64)
+            .is_some_and(|s| s <= step)
+    };
+    Value::Object(lines.into_iter().filter(until).flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+    use crate::store::run::{CHECKPOINT_FORMAT, Run};
+    use crate::store::safetensors;
+    use candle_core::{Device, Tensor};
+
+    fn tensors(name: &str, value: f32) -> Result<Tensors> {
+        let tensor = Tensor::full(value, 3, &Device::Cpu)?;
+        Ok(Tensors::from([(name.to_string(), tensor)]))
+    }
+
+    /// A run as training leaves it, whose EMA holds `step` and whose raw weights its negative.
+    fn run(root: &Path, stage: &str, preset: &str, step: u64, finished: bool) -> Result<PathBuf> {
+        let path = root.join(format!("{stage}-{step}"));
+        let mut run = Run::create(Some(&path), stage, &Config::load(Some(preset), &[])?)?;
+        for at in [step / 2, step] {
+            let folder = run.checkpoints().join(format!("step-{at:08}"));
+            fs::create_dir(&folder)?;
+            let figures = Map::from_iter([("loss".into(), json!(at))]);
+            run.metrics.append(at, figures)?;
+            for (file, value) in [("ema", at as f32), ("model", -(at as f32))] {
+                let file = folder.join(format!("{file}.safetensors"));
+                safetensors::write(&file, &tensors("w", value)?, &Default::default())?;
+            }
+            let state = json!({
+                "format": CHECKPOINT_FORMAT, "stage": stage, "step": at, "finished": finished,
+                "seed": 7, "version": "0.1.0",
+            });
+            fs::write(folder.join("state.json"), state.to_string())?;
+        }
+        Ok(path)
+    }
+
+    fn first(tensors: &Tensors) -> Result<f32> {
+        Ok(tensors["w"].to_vec1::<f32>()?[0])
+    }
+
+    #[test]
+    fn a_run_a_checkpoint_and_a_bundle_are_loaded_alike() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = run(root.path(), "train-vae", "demo", 10, true)?;
+        let whole = load(&path, Weights::Ema)?;
+        assert_eq!(first(&whole.tokenizer)?, 10.0);
+        assert_eq!(whole.metrics["train_vae"]["loss"], 10);
+        assert_eq!(whole.provenance["train_vae"]["seed"], 7);
+        assert_eq!(first(&load(&path, Weights::Raw)?.tokenizer)?, -10.0);
+        let earlier = load(&path.join("checkpoints/step-00000005"), Weights::Ema)?;
+        assert_eq!(first(&earlier.tokenizer)?, 5.0);
+        assert_eq!(earlier.metrics["train_vae"]["loss"], 5);
+        let file = root.path().join("a.safetensors");
+        whole.write(&file, false)?;
+        assert_eq!(first(&load(&file, Weights::Ema)?.tokenizer)?, 10.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_generator_run_brings_its_tokenizer_with_that_ones_configuration() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let vae = load(
+            &run(root.path(), "train-vae", "demo", 10, true)?,
+            Weights::Ema,
+        )?;
+        let path = run(root.path(), "train-gen", "smoke", 20, true)?;
+        vae.write(&path.join("tokenizer.safetensors"), false)?;
+        fs::write(
+            path.join("classes.json"),
+            r#"[{"index":0,"wnid":"a","words":"b"}]"#,
+        )?;
+        let model = load(&path, Weights::Ema)?;
+        assert_eq!(first(&model.tokenizer)?, 10.0);
+        assert_eq!(first(model.generator()?)?, 20.0);
+        assert_eq!(model.config.tokenizer, vae.config.tokenizer);
+        assert_eq!(model.config.generator.depth, 2);
+        assert_eq!(model.classes[0]["words"], "b");
+        assert_eq!(model.provenance["train_vae"]["step"], 10);
+        assert_eq!(model.provenance["train_gen"]["step"], 20);
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_name_the_newest_finished_generator_is_taken() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        assert_eq!(newest_finished(root.path()), None);
+        let old = run(root.path(), "train-gen", "smoke", 10, true)?;
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        for step in ["checkpoints/step-00000005", "checkpoints/step-00000010"] {
+            fs::File::open(old.join(step).join("state.json"))?.set_modified(time)?;
+        }
+        run(root.path(), "train-gen", "smoke", 20, false)?;
+        run(root.path(), "train-vae", "smoke", 30, true)?;
+        assert_eq!(newest_finished(root.path()), Some(old));
+        let new = run(root.path(), "train-gen", "smoke", 40, true)?;
+        assert_eq!(newest_finished(root.path()), Some(new));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_model_is_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for path in [root.path().to_path_buf(), root.path().join("none")] {
+            let (text, _) = report(&load(&path, Weights::Ema).unwrap_err());
+            assert!(text.contains(&path.display().to_string()), "{text}");
+            assert!(text.contains("hint: a run folder is"), "{text}");
+        }
+        Ok(())
+    }
+}
