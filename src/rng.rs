@@ -2,9 +2,22 @@
 //!
 //! The key is the run's seed; the counter is (element / 4, t + 2¹⁶·purpose, index low, index high). So a number
 //! depends on what it is for and never on batch size, device, workers or the point of resumption.
+//! Element i comes from word i mod 4 of block i / 4; normals i and i + 1 (i even) are a Box–Muller pair.
 //! Noise maps are numbered in memory order [h,w,d]; Gumbel maps [N,K].
+//! Equal bits on every machine and instruction set: `transform.rs` says how.
+
+mod draws;
+mod philox;
+#[cfg(test)]
+mod tests;
+mod transform;
 
 use candle_core::{Device, Result, Tensor};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+pub use draws::Draws;
+use philox::LANES;
 
 /// What a stream of numbers is for; part of the counter, so the values are fixed for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +51,9 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The stream of `index` and `t`; t is below 2¹⁶.
     pub fn new(seed: u64, purpose: Purpose, index: u64, t: u32) -> Self {
+        debug_assert!(t < 1 << 16);
         Self {
             key: [seed as u32, (seed >> 32) as u32],
             counter: [
@@ -52,58 +67,76 @@ impl Stream {
     /// The four words of one block: elements 4·block .. 4·block+3.
     pub fn words(&self, block: u32) -> [u32; 4] {
         let [a, b, c] = self.counter;
-        philox([block, a, b, c], self.key)
+        philox::block([block, a, b, c], self.key)
     }
 
     /// Uniform in (0,1), never its ends: u = ((x >> 9) + ½)·2⁻²³.
     pub fn fill_uniform(&self, out: &mut [f32]) {
-        for (block, four) in out.chunks_mut(4).enumerate() {
-            let words = self.words(block as u32);
-            for (o, w) in four.iter_mut().zip(words) {
-                *o = unit(w);
-            }
-        }
+        self.fill(Kind::Uniform, 0, out);
     }
 
     /// Standard normal by Box–Muller, two from two words.
     pub fn fill_normal(&self, out: &mut [f32]) {
-        for (block, four) in out.chunks_mut(4).enumerate() {
-            let w = self.words(block as u32);
-            let (a, b) = box_muller(unit(w[0]), unit(w[1]));
-            let (c, d) = box_muller(unit(w[2]), unit(w[3]));
-            for (o, x) in four.iter_mut().zip([a, b, c, d]) {
-                *o = x;
+        self.fill(Kind::Normal, 0, out);
+    }
+
+    /// The stream's words one by one.
+    pub fn draws(&self) -> Draws {
+        Draws::new(*self)
+    }
+
+    fn fill(&self, kind: Kind, first_block: u32, out: &mut [f32]) {
+        Arch::new().dispatch(Fill {
+            stream: self,
+            kind,
+            first_block,
+            out,
+        });
+    }
+}
+
+/// Numbers from `first_block` on; a type of its own because a closure's body is not inlined into the dispatch,
+/// and so not compiled for the instruction set.
+struct Fill<'a> {
+    stream: &'a Stream,
+    kind: Kind,
+    first_block: u32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Stream { key, counter } = *self.stream;
+        let mut block = self.first_block;
+        for group in self.out.chunks_mut(4 * LANES) {
+            let words = philox::blocks(block, counter, key);
+            let four = match self.kind {
+                Kind::Uniform => transform::uniforms(words),
+                Kind::Normal => transform::normals(words),
+            };
+            if let Ok(group) = <&mut [f32; 4 * LANES]>::try_from(&mut *group) {
+                for l in 0..LANES {
+                    for w in 0..4 {
+                        group[4 * l + w] = four[w][l];
+                    }
+                }
+            } else {
+                for (i, x) in group.iter_mut().enumerate() {
+                    *x = four[i % 4][i / 4];
+                }
             }
+            block = block.wrapping_add(LANES as u32);
         }
     }
 }
 
-fn unit(word: u32) -> f32 {
-    ((word >> 9) as f32 + 0.5) * (1.0 / 8_388_608.0)
-}
-
-fn box_muller(u: f32, v: f32) -> (f32, f32) {
-    let r = (-2.0 * u.ln()).sqrt();
-    let a = std::f32::consts::TAU * v;
-    (r * a.cos(), r * a.sin())
-}
-
-fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let p0 = 0xD251_1F53_u64 * u64::from(c[0]);
-        let p1 = 0xCD9E_8D57_u64 * u64::from(c[2]);
-        c = [
-            (p1 >> 32) as u32 ^ c[1] ^ k[0],
-            p1 as u32,
-            (p0 >> 32) as u32 ^ c[3] ^ k[1],
-            p0 as u32,
-        ];
-        k = [
-            k[0].wrapping_add(0x9E37_79B9),
-            k[1].wrapping_add(0xBB67_AE85),
-        ];
-    }
-    c
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Uniform,
+    Normal,
 }
 
 /// Standard normal values for every index: [B, shape...], row b from stream (seed, purpose, indices[b], t).
@@ -115,9 +148,8 @@ pub fn normal(
     shape: &[usize],
     device: &Device,
 ) -> Result<Tensor> {
-    fill(indices, shape, device, |index, row| {
-        Stream::new(seed, purpose, index, t).fill_normal(row)
-    })
+    let stream = |index| Stream::new(seed, purpose, index, t);
+    tensor(Kind::Normal, stream, indices, shape, device)
 }
 
 /// Uniform values in (0,1) for every index: [B, shape...], row b from stream (seed, purpose, indices[b], t).
@@ -129,23 +161,29 @@ pub fn uniform(
     shape: &[usize],
     device: &Device,
 ) -> Result<Tensor> {
-    fill(indices, shape, device, |index, row| {
-        Stream::new(seed, purpose, index, t).fill_uniform(row)
-    })
+    let stream = |index| Stream::new(seed, purpose, index, t);
+    tensor(Kind::Uniform, stream, indices, shape, device)
 }
 
-fn fill(
+fn tensor(
+    kind: Kind,
+    stream: impl Fn(u64) -> Stream + Sync,
     indices: &[u64],
     shape: &[usize],
     device: &Device,
-    f: impl Fn(u64, &mut [f32]) + Sync,
 ) -> Result<Tensor> {
-    use rayon::prelude::*;
+    /// Elements a piece of work; a multiple of four, so that pieces begin with a block.
+    const PIECE: usize = 1 << 14;
     let n: usize = shape.iter().product();
     let mut out = vec![0f32; indices.len() * n];
     out.par_chunks_mut(n.max(1))
         .zip(indices)
-        .for_each(|(row, &index)| f(index, row));
+        .for_each(|(row, &index)| {
+            let stream = stream(index);
+            row.par_chunks_mut(PIECE)
+                .enumerate()
+                .for_each(|(i, piece)| stream.fill(kind, (i * PIECE / 4) as u32, piece));
+        });
     let full: Vec<usize> = std::iter::once(indices.len())
         .chain(shape.iter().copied())
         .collect();
