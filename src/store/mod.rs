@@ -6,7 +6,9 @@ pub mod codes;
 pub mod digest;
 pub mod model;
 pub mod params;
+mod pth;
 pub mod run;
 pub mod safetensors;
+pub mod tensors;
 
 pub use params::{Init, Params, Scope};

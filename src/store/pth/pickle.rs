@@ -1,0 +1,679 @@
+//! A pickle machine that builds data and runs nothing.
+//!
+//! Objects lie in an arena and refer to each other by number, so that neither cycles nor deep nesting can exhaust
+//! the stack. The only callables it knows are those that rebuild tensors; a few libraries whose objects stand in
+//! training checkpoints become inert marks; every other global is refused by name.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use candle_core::DType;
+
+/// Why a pickle is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub what: String,
+    pub hint: &'static str,
+}
+
+type Outcome<T> = std::result::Result<T, Refusal>;
+
+const BROKEN: &str = "it is damaged; copy or download it again";
+const CALLS: &str = "weights need no such thing. If you trust the file, open it in PyTorch and save only its state_dict";
+
+fn refuse<T>(what: impl Into<String>, hint: &'static str) -> Outcome<T> {
+    Err(Refusal {
+        what: what.into(),
+        hint,
+    })
+}
+
+fn broken<T>(what: &str) -> Outcome<T> {
+    refuse(format!("its pickle {what}"), BROKEN)
+}
+
+/// Where a state dict may lie in a training checkpoint.
+const WRAPPERS: [&str; 8] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "params_ema",
+    "params",
+    "ema",
+    "module",
+    "net",
+];
+
+/// More objects than any file of weights has.
+const MOST_OBJECTS: usize = 1 << 21;
+
+type Id = u32;
+
+/// A storage named by a pickle, to be read from the file.
+#[derive(Debug, Clone)]
+pub(super) struct StorageRef {
+    pub key: String,
+    pub dtype: DType,
+}
+
+/// A tensor named by a pickle; strides and offset count elements.
+#[derive(Debug, Clone)]
+pub(super) struct TensorRef {
+    pub storage: StorageRef,
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    pub strides: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Global {
+    /// torch._utils._rebuild_tensor and _rebuild_tensor_v2
+    Tensor,
+    /// torch._utils._rebuild_parameter
+    Parameter,
+    OrderedDict,
+    Storage(DType),
+    /// A name that stands for nothing here.
+    Inert,
+}
+
+#[derive(Debug, Clone)]
+enum Object {
+    Nothing,
+    Bool(bool),
+    Int(i64),
+    /// An integer beyond 64 bits, or bytes.
+    Bytes(Vec<u8>),
+    Text(String),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    Storage(StorageRef),
+    Tensor(TensorRef),
+    /// Something whose value does not matter: a float, a library's object.
+    Inert,
+}
+
+/// The object of one pickle.
+pub(super) struct Pickle {
+    objects: Vec<Object>,
+    root: Id,
+}
+
+impl Pickle {
+    /// Reads one pickle from the start of `bytes`; says how long it was.
+    pub(super) fn load(bytes: &[u8]) -> Outcome<(Self, usize)> {
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            objects: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        };
+        let root = machine.run()?;
+        let pickle = Self {
+            objects: machine.objects,
+            root,
+        };
+        Ok((pickle, machine.at))
+    }
+
+    fn get(&self, id: Id) -> &Object {
+        &self.objects[id as usize]
+    }
+
+    pub(super) fn is_long(&self, little_endian: &[u8]) -> bool {
+        matches!(self.get(self.root), Object::Bytes(b) if b == little_endian)
+    }
+
+    /// The strings of a list.
+    pub(super) fn strings(&self) -> Vec<String> {
+        let Object::List(items) = self.get(self.root) else {
+            return Vec::new();
+        };
+        items
+            .iter()
+            .filter_map(|id| self.text(*id).map(str::to_string))
+            .collect()
+    }
+
+    /// The truth value of `key` in a dict.
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        let Object::Dict(items) = self.get(self.root) else {
+            return None;
+        };
+        let (_, value) = items.iter().find(|(k, _)| self.text(*k) == Some(key))?;
+        match self.get(*value) {
+            Object::Bool(b) => Some(*b),
+            _ => None,
+        }
+    }
+
+    /// Bytes an element of every storage.
+    pub(super) fn storage_widths(&self) -> BTreeMap<String, usize> {
+        self.objects
+            .iter()
+            .filter_map(|object| match object {
+                Object::Storage(s) => Some((s.key.clone(), s.dtype.size_in_bytes())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Object::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The named tensors of the state dict, wherever it lies.
+    pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
+        let Some(found) = self.find(self.root, 0, &mut HashSet::new()) else {
+            return refuse(
+                "it holds no named tensors",
+                "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or the like",
+            );
+        };
+        let Object::Dict(items) = self.get(found) else {
+            return broken("has no dict where it was");
+        };
+        let mut named = Vec::new();
+        for (key, value) in items {
+            if let (Some(name), Object::Tensor(tensor)) = (self.text(*key), self.get(*value)) {
+                named.push((name.to_string(), tensor.clone()));
+            }
+        }
+        Ok(named)
+    }
+
+    /// The dict of tensors at `id` or below. Each dict is looked at once.
+    fn find(&self, id: Id, depth: usize, seen: &mut HashSet<Id>) -> Option<Id> {
+        let Object::Dict(items) = self.get(id) else {
+            return None;
+        };
+        if depth > 3 || !seen.insert(id) {
+            return None;
+        }
+        let wrapped = WRAPPERS.iter().find_map(|wrapper| {
+            let (_, value) = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper))?;
+            self.find(*value, depth + 1, seen)
+        });
+        if wrapped.is_some() {
+            return wrapped;
+        }
+        let named = |(k, v): &(Id, Id)| {
+            self.text(*k).is_some() && matches!(self.get(*v), Object::Tensor(_))
+        };
+        if items.iter().any(named) {
+            return Some(id);
+        }
+        let below: Vec<Id> = items
+            .iter()
+            .filter_map(|(_, value)| self.find(*value, depth + 1, seen))
+            .collect();
+        match below[..] {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    objects: Vec<Object>,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    /// Runs to STOP; gives the object on top.
+    fn run(&mut self) -> Outcome<Id> {
+        loop {
+            let [op] = self.array()?;
+            match op {
+                b'.' => return self.pop(),
+                0x80 => self.skip(1)?,
+                0x95 => self.skip(8)?,
+                b'(' => self.marks.push(self.stack.len()),
+                b'0' => drop(self.pop()?),
+                b'1' => drop(self.pop_mark()?),
+                b'2' => {
+                    let top = self.top()?;
+                    self.stack.push(top);
+                }
+                b'N' => self.push(Object::Nothing)?,
+                0x88 => self.push(Object::Bool(true))?,
+                0x89 => self.push(Object::Bool(false))?,
+                b'J' => {
+                    let n = i32::from_le_bytes(self.array()?);
+                    self.push(Object::Int(n.into()))?;
+                }
+                b'K' => {
+                    let n = u8::from_le_bytes(self.array()?);
+                    self.push(Object::Int(n.into()))?;
+                }
+                b'M' => {
+                    let n = u16::from_le_bytes(self.array()?);
+                    self.push(Object::Int(n.into()))?;
+                }
+                0x8a => {
+                    let n = self.length1()?;
+                    self.long(n)?;
+                }
+                0x8b => {
+                    let n = self.length4()?;
+                    self.long(n)?;
+                }
+                b'G' => {
+                    self.skip(8)?;
+                    self.push(Object::Inert)?;
+                }
+                // Text and bytes, with lengths of 1, 4 or 8 bytes.
+                0x8c => {
+                    let n = self.length1()?;
+                    self.text(n)?;
+                }
+                b'X' => {
+                    let n = self.length4()?;
+                    self.text(n)?;
+                }
+                0x8d => {
+                    let n = self.length8()?;
+                    self.text(n)?;
+                }
+                b'C' | b'U' => {
+                    let n = self.length1()?;
+                    self.raw(n)?;
+                }
+                b'B' | b'T' => {
+                    let n = self.length4()?;
+                    self.raw(n)?;
+                }
+                0x8e => {
+                    let n = self.length8()?;
+                    self.raw(n)?;
+                }
+                b')' => self.push(Object::Tuple(Vec::new()))?,
+                0x85..=0x87 => {
+                    let items = self.pop_many(usize::from(op - 0x84))?;
+                    self.push(Object::Tuple(items))?;
+                }
+                b't' => {
+                    let items = self.pop_mark()?;
+                    self.push(Object::Tuple(items))?;
+                }
+                b']' | 0x8f => self.push(Object::List(Vec::new()))?,
+                b'l' | 0x91 => {
+                    let items = self.pop_mark()?;
+                    self.push(Object::List(items))?;
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.append(&[item])?;
+                }
+                b'e' | 0x90 => {
+                    let items = self.pop_mark()?;
+                    self.append(&items)?;
+                }
+                b'}' => self.push(Object::Dict(Vec::new()))?,
+                b'd' => {
+                    let items = self.pop_mark()?;
+                    self.push(Object::Dict(Vec::new()))?;
+                    self.set_items(&items)?;
+                }
+                b's' => {
+                    let items = self.pop_many(2)?;
+                    self.set_items(&items)?;
+                }
+                b'u' => {
+                    let items = self.pop_mark()?;
+                    self.set_items(&items)?;
+                }
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    let global = global(&module, &name)?;
+                    self.push(Object::Global(global))?;
+                }
+                0x93 => {
+                    let names = self.pop_many(2)?;
+                    let [Object::Text(module), Object::Text(name)] =
+                        [names[0], names[1]].map(|id| self.object(id).clone())
+                    else {
+                        return broken("names a global by something else than text");
+                    };
+                    let global = global(&module, &name)?;
+                    self.push(Object::Global(global))?;
+                }
+                b'R' | 0x81 => {
+                    let (arguments, callable) = (self.pop()?, self.pop()?);
+                    self.rebuild(callable, arguments)?;
+                }
+                // NEWOBJ_EX: class, arguments, keywords
+                0x92 => {
+                    self.pop_many(2)?;
+                    let class = self.pop()?;
+                    self.rebuild(class, class)?;
+                }
+                // BUILD's state belongs to no tensor.
+                b'b' => drop(self.pop()?),
+                b'q' => {
+                    let n = self.length1()?;
+                    self.memorize(n as u32)?;
+                }
+                b'r' => {
+                    let n = self.length4()?;
+                    self.memorize(n as u32)?;
+                }
+                0x94 => self.memorize(self.memo.len() as u32)?,
+                b'h' => {
+                    let n = self.length1()?;
+                    self.recall(n as u32)?;
+                }
+                b'j' => {
+                    let n = self.length4()?;
+                    self.recall(n as u32)?;
+                }
+                b'Q' => {
+                    let id = self.pop()?;
+                    self.storage(id)?;
+                }
+                other => return broken(&format!("has the unknown instruction {other:#04x}")),
+            }
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
+        let end = self
+            .at
+            .checked_add(n)
+            .filter(|end| *end <= self.bytes.len());
+        let Some(end) = end else {
+            return broken("ends too early");
+        };
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn skip(&mut self, n: usize) -> Outcome<()> {
+        self.take(n).map(drop)
+    }
+
+    fn length1(&mut self) -> Outcome<usize> {
+        Ok(u8::from_le_bytes(self.array()?).into())
+    }
+
+    fn length4(&mut self) -> Outcome<usize> {
+        Ok(u32::from_le_bytes(self.array()?) as usize)
+    }
+
+    fn length8(&mut self) -> Outcome<usize> {
+        usize::try_from(u64::from_le_bytes(self.array()?))
+            .or_else(|_| broken("has a length beyond all memory"))
+    }
+
+    fn line(&mut self) -> Outcome<String> {
+        let rest = &self.bytes[self.at..];
+        let Some(n) = rest.iter().position(|b| *b == b'\n') else {
+            return broken("ends too early");
+        };
+        let line = String::from_utf8_lossy(&rest[..n]).into_owned();
+        self.at += n + 1;
+        Ok(line)
+    }
+
+    fn long(&mut self, n: usize) -> Outcome<()> {
+        let bytes = self.take(n)?;
+        let object = if n > 8 {
+            Object::Bytes(bytes.to_vec())
+        } else {
+            let negative = bytes.last().is_some_and(|b| *b >= 0x80);
+            let mut padded = [if negative { 0xff } else { 0 }; 8];
+            padded[..n].copy_from_slice(bytes);
+            Object::Int(i64::from_le_bytes(padded))
+        };
+        self.push(object)
+    }
+
+    fn text(&mut self, n: usize) -> Outcome<()> {
+        let text = String::from_utf8_lossy(self.take(n)?).into_owned();
+        self.push(Object::Text(text))
+    }
+
+    fn raw(&mut self, n: usize) -> Outcome<()> {
+        let bytes = self.take(n)?.to_vec();
+        // Python 2's strings are bytes; names of tensors may be such.
+        self.push(match String::from_utf8(bytes) {
+            Ok(text) => Object::Text(text),
+            Err(e) => Object::Bytes(e.into_bytes()),
+        })
+    }
+
+    fn object(&self, id: Id) -> &Object {
+        &self.objects[id as usize]
+    }
+
+    fn push(&mut self, object: Object) -> Outcome<()> {
+        if self.objects.len() >= MOST_OBJECTS {
+            return broken("has more objects than weights have");
+        }
+        self.stack.push(self.objects.len() as Id);
+        self.objects.push(object);
+        Ok(())
+    }
+
+    fn top(&self) -> Outcome<Id> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        match self.stack.last() {
+            Some(id) if self.stack.len() > floor => Ok(*id),
+            _ => broken("takes more than it has put"),
+        }
+    }
+
+    fn pop(&mut self) -> Outcome<Id> {
+        let id = self.top()?;
+        self.stack.pop();
+        Ok(id)
+    }
+
+    fn pop_many(&mut self, n: usize) -> Outcome<Vec<Id>> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        match self.stack.len().checked_sub(n) {
+            Some(from) if from >= floor => Ok(self.stack.split_off(from)),
+            _ => broken("takes more than it has put"),
+        }
+    }
+
+    fn pop_mark(&mut self) -> Outcome<Vec<Id>> {
+        match self.marks.pop() {
+            Some(mark) => Ok(self.stack.split_off(mark)),
+            None => broken("takes more than it has put"),
+        }
+    }
+
+    fn append(&mut self, items: &[Id]) -> Outcome<()> {
+        let top = self.top()?;
+        match &mut self.objects[top as usize] {
+            Object::List(list) => list.extend(items),
+            Object::Inert => {}
+            _ => return broken("appends to no list"),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: &[Id]) -> Outcome<()> {
+        let top = self.top()?;
+        let (pairs, []) = items.as_chunks::<2>() else {
+            return broken("has a key without a value");
+        };
+        match &mut self.objects[top as usize] {
+            Object::Dict(dict) => dict.extend(pairs.iter().map(|[k, v]| (*k, *v))),
+            Object::Inert => {}
+            _ => return broken("sets an item of no dict"),
+        }
+        Ok(())
+    }
+
+    fn memorize(&mut self, key: u32) -> Outcome<()> {
+        let top = self.top()?;
+        self.memo.insert(key, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: u32) -> Outcome<()> {
+        let Some(id) = self.memo.get(&key) else {
+            return broken("recalls what it has not kept");
+        };
+        self.stack.push(*id);
+        Ok(())
+    }
+
+    /// REDUCE and NEWOBJ: what the few known callables would make.
+    fn rebuild(&mut self, callable: Id, arguments: Id) -> Outcome<()> {
+        let global = match self.object(callable) {
+            Object::Global(global) => global.clone(),
+            Object::Inert => Global::Inert,
+            _ => return broken("calls what is no function"),
+        };
+        match (global, self.object(arguments)) {
+            (Global::Inert, _) => self.push(Object::Inert),
+            (Global::Tensor, Object::Tuple(items)) => {
+                let items = items.clone();
+                self.tensor(&items)
+            }
+            (Global::Parameter, Object::Tuple(items)) => match items.first() {
+                Some(data) => {
+                    let data = *data;
+                    self.stack.push(data);
+                    Ok(())
+                }
+                None => broken("has a parameter without a tensor"),
+            },
+            (Global::OrderedDict, Object::Tuple(items)) => {
+                let pairs = self.pairs(items.first().copied());
+                self.push(Object::Dict(pairs))
+            }
+            _ => broken("calls a function with what it does not take"),
+        }
+    }
+
+    /// OrderedDict([(k, v), …]), as old files have it.
+    fn pairs(&self, list: Option<Id>) -> Vec<(Id, Id)> {
+        let Some(Object::List(items)) = list.map(|id| self.object(id)) else {
+            return Vec::new();
+        };
+        items
+            .iter()
+            .filter_map(|id| match self.object(*id) {
+                Object::Tuple(pair) | Object::List(pair) if pair.len() == 2 => {
+                    Some((pair[0], pair[1]))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// (storage, offset, shape, strides, …)
+    fn tensor(&mut self, arguments: &[Id]) -> Outcome<()> {
+        let [storage, offset, shape, strides, ..] = arguments else {
+            return broken("has a tensor without a shape");
+        };
+        let tensor = match (
+            self.object(*storage),
+            self.size(*offset),
+            self.sizes(*shape),
+            self.sizes(*strides),
+        ) {
+            (Object::Storage(storage), Some(offset), Some(shape), Some(strides))
+                if shape.len() == strides.len() =>
+            {
+                TensorRef {
+                    storage: storage.clone(),
+                    offset,
+                    shape,
+                    strides,
+                }
+            }
+            _ => return broken("has a tensor whose storage, shape or strides are none"),
+        };
+        self.push(Object::Tensor(tensor))
+    }
+
+    fn size(&self, id: Id) -> Option<usize> {
+        match self.object(id) {
+            Object::Int(n) => usize::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+
+    fn sizes(&self, id: Id) -> Option<Vec<usize>> {
+        match self.object(id) {
+            Object::Tuple(items) | Object::List(items) => {
+                items.iter().map(|id| self.size(*id)).collect()
+            }
+            _ => None,
+        }
+    }
+
+    /// BINPERSID of ('storage', type, key, location, elements[, view]).
+    fn storage(&mut self, id: Id) -> Outcome<()> {
+        let Object::Tuple(items) = self.object(id) else {
+            return broken("refers to no storage");
+        };
+        let object = |i: usize| items.get(i).map(|id| self.object(*id));
+        let storage = match (object(0), object(1), object(2), object(5)) {
+            (
+                Some(Object::Text(kind)),
+                Some(Object::Global(Global::Storage(dtype))),
+                Some(Object::Text(key)),
+                None | Some(Object::Nothing),
+            ) if kind == "storage" => StorageRef {
+                key: key.clone(),
+                dtype: *dtype,
+            },
+            _ => return broken("refers to something that is no storage"),
+        };
+        self.push(Object::Storage(storage))
+    }
+}
+
+/// What a global stands for; refused unless weights or checkpoints have it.
+fn global(module: &str, name: &str) -> Outcome<Global> {
+    let storage = match (module, name) {
+        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => return Ok(Global::Tensor),
+        ("torch._utils", "_rebuild_parameter") => return Ok(Global::Parameter),
+        ("collections", "OrderedDict") => return Ok(Global::OrderedDict),
+        ("torch", "FloatStorage") => DType::F32,
+        ("torch", "DoubleStorage") => DType::F64,
+        ("torch", "HalfStorage") => DType::F16,
+        ("torch", "BFloat16Storage") => DType::BF16,
+        ("torch", "LongStorage") => DType::I64,
+        ("torch", "IntStorage") => DType::I32,
+        ("torch", "ShortStorage") => DType::I16,
+        ("torch", "ByteStorage" | "BoolStorage") => DType::U8,
+        ("torch", "Size" | "device") => return Ok(Global::Inert),
+        _ => {
+            let root = module.split('.').next().unwrap_or_default();
+            // Objects of these stand beside the state dict of training checkpoints (taming-transformers').
+            let inert = ["pytorch_lightning", "lightning", "omegaconf", "numpy"];
+            if inert.contains(&root) {
+                return Ok(Global::Inert);
+            }
+            return refuse(
+                format!("refused: its pickle asks for `{module}.{name}`"),
+                CALLS,
+            );
+        }
+    };
+    Ok(Global::Storage(storage))
+}

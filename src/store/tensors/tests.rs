@@ -1,0 +1,200 @@
+use super::*;
+use crate::error::report;
+use candle_core::{DType, Device};
+
+/// A file that scripts/weights_testdata.py had PyTorch write.
+fn data(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/weights")
+        .join(name)
+}
+
+fn refusal(path: &Path) -> String {
+    let (text, code) = report(&read(path).expect_err("this must be refused"));
+    assert_eq!(code, 1);
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(text.contains(name), "{text}");
+    text
+}
+
+/// What `bytes` give as a file, as text where they are refused.
+fn read_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("x.pth");
+    std::fs::write(&path, bytes)?;
+    read(&path)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+#[test]
+fn both_formats_of_torch_save_give_every_view_and_type() -> Result<()> {
+    let grid = Tensor::arange(0f32, 24.0, &Device::Cpu)?;
+    for name in ["zip.pth", "legacy.pth"] {
+        let found = read(&data(name))?;
+        let whole = grid.reshape((2, 3, 4))?;
+        for (key, expected) in [
+            ("f32", whole.clone()),
+            ("offset", grid.narrow(0, 6, 6)?.reshape((2, 3))?),
+            ("transposed", grid.narrow(0, 0, 6)?.reshape((2, 3))?.t()?),
+            ("permuted", whole.permute((2, 0, 1))?),
+            ("column", grid.reshape((6, 4))?.narrow(1, 1, 1)?.squeeze(1)?),
+            (
+                "expanded",
+                grid.narrow(0, 3, 2)?.reshape((2, 1))?.expand((2, 3))?,
+            ),
+        ] {
+            assert_eq!(found[key].dims(), expected.dims(), "{name} {key}");
+            assert_eq!(values(&found[key])?, values(&expected)?, "{name} {key}");
+        }
+        for (key, dtype, expected) in [
+            ("f64", DType::F64, vec![0., 1., 2.]),
+            ("f16", DType::F16, vec![0., 1., 2.]),
+            ("bf16", DType::BF16, vec![0., 1., 2.]),
+            ("i32", DType::I32, vec![-1., 0., 1.]),
+            ("i64", DType::I64, vec![7.]),
+            ("bool", DType::U8, vec![1., 0.]),
+            ("empty", DType::F32, vec![]),
+            ("parameter", DType::F32, vec![0., 1.]),
+        ] {
+            assert_eq!(found[key].dtype(), dtype, "{name} {key}");
+            assert_eq!(values(&found[key])?, expected, "{name} {key}");
+        }
+        assert_eq!(found["i64"].rank(), 0);
+        assert_eq!(found["empty"].dims(), [0, 3]);
+        assert_eq!(found.len(), 14);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_training_checkpoint_gives_its_state_dict_and_its_objects_stay_inert() -> Result<()> {
+    for name in ["lightning.ckpt", "lightning-legacy.ckpt"] {
+        let found = read(&data(name))?;
+        let names: Vec<&str> = found.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "0.bias",
+                "0.weight",
+                "1.bias",
+                "1.num_batches_tracked",
+                "1.running_mean",
+                "1.running_var",
+                "1.weight"
+            ]
+        );
+        assert_eq!(found["1.num_batches_tracked"].to_scalar::<i64>()?, 1);
+        assert_eq!(found["0.weight"].dims(), [2, 1, 1, 1]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pickle_that_would_run_something_is_refused_and_runs_nothing() {
+    for name in ["evil.pth", "evil-legacy.pth"] {
+        let text = refusal(&data(name));
+        assert!(
+            text.contains("refused: its pickle asks for `posix.system`"),
+            "{text}"
+        );
+    }
+    assert!(!Path::new("rdpm-pickle-ran").exists());
+}
+
+#[test]
+fn what_holds_no_named_tensors_is_said_so() {
+    assert!(refusal(&data("list.pth")).contains("no named tensors"));
+    let text = refusal(&data("module.pth"));
+    assert!(text.contains("`torch.nn.modules.linear.Linear`"), "{text}");
+    assert!(text.contains("save only its state_dict"), "{text}");
+    assert!(refusal(&data("complex.pth")).contains("ComplexFloatStorage"));
+}
+
+#[test]
+fn truncated_files_are_refused_at_every_length() -> Result<()> {
+    for name in ["zip.pth", "legacy.pth"] {
+        let bytes = std::fs::read(data(name))?;
+        assert!(read_bytes(&bytes).is_ok());
+        for length in (0..bytes.len()).step_by(7) {
+            let error = read_bytes(&bytes[..length]).expect_err("cut short");
+            assert!(report(&error).0.contains("x.pth"));
+        }
+    }
+    Ok(())
+}
+
+/// No byte that is changed may lead to a panic, an abort or a claim of memory; the result may be wrong numbers.
+#[test]
+fn damaged_bytes_never_stop_the_process() -> Result<()> {
+    for name in ["zip.pth", "legacy.pth", "lightning-legacy.ckpt"] {
+        let bytes = std::fs::read(data(name))?;
+        // 13 is prime to every length and period in these files.
+        for at in (0..bytes.len()).step_by(13) {
+            for value in [0, 0x7f, 0xff, b'('] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                let _ = read_bytes(&damaged);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A legacy file with the given object pickle and storage keys, no storage.
+fn legacy(object: &[u8]) -> Vec<u8> {
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    let rest = [
+        &b"\x80\x02M\xe9\x03."[..],
+        b"\x80\x02}.",
+        object,
+        b"\x80\x02].",
+    ];
+    [&magic[..], &rest.concat()].concat()
+}
+
+#[test]
+fn hostile_pickles_end_in_an_error() {
+    // A tensor of 2^62 elements over a storage that is not there, with strides of 0.
+    let mut tensor = b"\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0kX\x03\0\0\0cpuK\x01tQK\0".to_vec();
+    tensor.extend(b"\x8a\x08\0\0\0\0\0\0\0\x40\x85K\0\x85\x89}tRu.");
+    for object in [
+        &tensor[..],
+        // Deep nesting: tuples in tuples.
+        &[&b"\x80\x02)"[..], &vec![0x85; 3 << 20], b"."].concat(),
+        // A list that holds itself.
+        b"\x80\x02]q\0h\0a.",
+        // A dict that holds itself as its state dict.
+        b"\x80\x02}q\0X\x0a\0\0\0state_dicth\0s.",
+        // Lengths beyond the file.
+        b"\x80\x02X\xff\xff\xff\xff.",
+        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.",
+        // An empty stack, marks without an end, an unknown instruction.
+        b"\x80\x02.",
+        b"\x80\x02t.",
+        b"\x80\x02((((.",
+        b"\x80\x02R.",
+        b"\x80\x02\xee.",
+        b"",
+    ] {
+        assert!(read_bytes(&legacy(object)).is_err());
+    }
+}
+
+#[test]
+fn other_files_are_named_as_what_they_are_not() -> Result<()> {
+    for (bytes, words) in [
+        (&b""[..], "is empty"),
+        (b"hello, world, this is text", "is no weights file"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no weights file"),
+        (b"PK\x03\x04 and nothing more", "x.pth"),
+    ] {
+        let (text, _) = report(&read_bytes(bytes).expect_err("this must be refused"));
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(refusal(Path::new("/no/such/weights.pth")).contains("cannot read"));
+    assert!(read(Path::new("/")).is_err());
+    Ok(())
+}
