@@ -6,6 +6,8 @@
 pub mod completions;
 pub mod config;
 pub mod device;
+pub mod export;
+pub mod inspect;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,6 +42,8 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    Export => export,
+    Inspect => inspect,
     Completions => completions,
 }
 

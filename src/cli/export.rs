@@ -1,0 +1,171 @@
+//! `rdpm export`: runs to a bundle, the one file that sampling, encoding and other programs need.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::Context;
+use crate::error::{Result, usage};
+use crate::store::bundle::Bundle;
+use crate::store::model::{self, Weights};
+
+/// Write a run's model to one .safetensors file: a bundle
+#[derive(Debug, clap::Args)]
+#[command(after_help = "With --gen, the tokenizer is the one that run was trained on.")]
+#[group(id = "runs", required = true, multiple = true, args = ["vae", "generator"])]
+pub struct Args {
+    /// The tokenizer: a train-vae run, one of its checkpoints, or a bundle
+    #[arg(long, value_name = "RUN")]
+    vae: Option<PathBuf>,
+    /// The generator: a train-gen run or one of its checkpoints
+    #[arg(long = "gen", id = "generator", value_name = "RUN")]
+    generator: Option<PathBuf>,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// f32, or bf16 for half the size (norms, biases and the codebook stay f32)
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Dtype,
+    /// The moving average, or the weights as the optimizer left them
+    #[arg(long, value_enum, default_value_t)]
+    weights: WeightsArg,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WeightsArg {
+    #[default]
+    Ema,
+    Raw,
+}
+
+impl From<WeightsArg> for Weights {
+    fn from(weights: WeightsArg) -> Self {
+        match weights {
+            WeightsArg::Ema => Weights::Ema,
+            WeightsArg::Raw => Weights::Raw,
+        }
+    }
+}
+
+pub fn run(args: &Args, _context: &Context) -> Result<()> {
+    let bundle = assemble(args)?;
+    bundle.write(&args.out, args.dtype == Dtype::Bf16)?;
+    let bytes = std::fs::metadata(&args.out)?.len();
+    super::print(&format!(
+        "{}: {} ({:.1} MB)\n",
+        args.out.display(),
+        if bundle.generator.is_some() {
+            "tokenizer and generator"
+        } else {
+            "tokenizer"
+        },
+        bytes as f64 / 1e6
+    ))
+}
+
+fn assemble(args: &Args) -> Result<Bundle> {
+    let weights = args.weights.into();
+    let Some(generator) = &args.generator else {
+        let vae = args.vae.as_deref().map(|path| model::load(path, weights));
+        return vae.unwrap_or_else(|| Err(usage("nothing to export", "--vae RUN or --gen RUN")));
+    };
+    let bundle = model::load(generator, weights)?;
+    bundle.generator()?;
+    if let Some(vae) = &args.vae {
+        let (asked, trained_on) = (
+            model::load(vae, Weights::Ema)?.tokenizer_hash()?,
+            bundle.tokenizer_hash()?,
+        );
+        if asked != trained_on {
+            return Err(usage(
+                format!(
+                    "{} was not trained on the tokenizer of {} (SHA-256 {:.12}… and {:.12}…)",
+                    generator.display(),
+                    vae.display(),
+                    trained_on,
+                    asked
+                ),
+                "leave --vae out: a train-gen run carries its own tokenizer",
+            ));
+        }
+    }
+    Ok(bundle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::error::report;
+    use crate::store::bundle::Tensors;
+    use candle_core::{Device, Tensor};
+    use clap::Parser;
+    use std::path::Path;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn export(arguments: &[&str]) -> Result<()> {
+        let line = Line::try_parse_from(std::iter::once(&"export").chain(arguments))?;
+        run(&line.args, &Context::new(Default::default(), 1))
+    }
+
+    fn write(path: &Path, value: f32, generator: bool) -> Result<()> {
+        let tensors =
+            Tensors::from([("w".to_string(), Tensor::full(value, (4, 8), &Device::Cpu)?)]);
+        let mut bundle = Bundle::new(Config::load(Some("demo"), &[])?, tensors.clone());
+        bundle.generator = generator.then_some(tensors);
+        bundle.write(path, false)
+    }
+
+    #[test]
+    fn a_generator_goes_with_the_tokenizer_it_was_trained_on() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let (vae, other, whole, out) = (path("vae"), path("other"), path("whole"), path("out"));
+        write(vae.as_ref(), 1.0, false)?;
+        write(other.as_ref(), 2.0, false)?;
+        write(whole.as_ref(), 1.0, true)?;
+        export(&["--gen", &whole, "--vae", &vae, "--out", &out])?;
+        assert!(Bundle::read(out.as_ref())?.generator.is_some());
+        let wrong = export(&["--gen", &whole, "--vae", &other, "--out", &out]);
+        let (text, code) = report(&wrong.unwrap_err());
+        assert!(
+            text.contains("was not trained on the tokenizer of"),
+            "{text}"
+        );
+        assert_eq!(code, 2);
+        let none = export(&["--gen", &vae, "--out", &out]);
+        assert!(report(&none.unwrap_err()).0.contains("a tokenizer only"));
+        Ok(())
+    }
+
+    #[test]
+    fn bf16_takes_half_the_room() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let (vae, out) = (path("vae"), path("out"));
+        write(vae.as_ref(), 1.0, false)?;
+        export(&["--vae", &vae, "--out", &out, "--dtype", "bf16"])?;
+        let bytes = |path: &str| std::fs::metadata(path).map(|m| m.len());
+        assert_eq!(bytes(&vae)? - bytes(&out)?, 4 * 8 * 2);
+        Ok(())
+    }
+
+    #[test]
+    fn export_needs_a_run_and_an_output() {
+        for wrong in [&["--out", "x"][..], &["--vae", "x"], &["--gen", "x"]] {
+            assert!(export(wrong).is_err());
+        }
+    }
+}

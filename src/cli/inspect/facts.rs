@@ -1,0 +1,222 @@
+//! What is known of a file or folder, as one JSON object; every kind has `path`, `kind` and what applies of `format`,
+//! `bytes`, `sha256`, `parameters`, `config`, `metrics`, `provenance`, `classes`, `tensors`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::error::{Context, Result, hinted};
+use crate::store::bundle::{self, Bundle};
+use crate::store::codes::{self, Codes};
+use crate::store::run::{self, CheckpointInfo, RunFolder};
+use crate::store::safetensors::{Header, Reader};
+use crate::store::{digest, tensors};
+use crate::telemetry::MetricsLog;
+
+pub(super) type Facts = Map<String, Value>;
+
+/// Errors: there is nothing at `path`, or nothing that is known.
+pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
+    let found = fs::metadata(path)
+        .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
+    let mut facts = Facts::new();
+    facts.insert("path".into(), json!(path.display().to_string()));
+    if found.is_dir() {
+        if run::is_checkpoint(path) || path.join("state.json").is_file() {
+            checkpoint(path, each_tensor, &mut facts)?;
+        } else {
+            run_folder(path, each_tensor, &mut facts)?;
+        }
+    } else {
+        file(path, each_tensor, &mut facts)?;
+    }
+    Ok(facts)
+}
+
+fn run_folder(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let run = RunFolder::open(path)?;
+    facts.insert("kind".into(), json!("run"));
+    if let Ok(latest) = run.latest() {
+        let mut newest = Facts::new();
+        checkpoint(&latest, each_tensor, &mut newest)?;
+        for key in ["stage", "step", "finished", "seed", "version"] {
+            facts.insert(key.into(), newest[key].clone());
+        }
+        facts.insert("checkpoint".into(), json!(latest.display().to_string()));
+        for key in ["files", "parameters", "tensors"] {
+            if let Some(value) = newest.remove(key) {
+                facts.insert(key.into(), value);
+            }
+        }
+    }
+    if run.tokenizer().is_file() {
+        let hash = Bundle::read(&run.tokenizer())?.tokenizer_hash()?;
+        facts.insert("tokenizer_hash".into(), json!(hash));
+    }
+    if let Ok(classes) = fs::read_to_string(run.classes()) {
+        facts.insert("classes".into(), serde_json::from_str(&classes)?);
+    }
+    let lines = MetricsLog::read(&run.metrics()).unwrap_or_default();
+    let last: Map<String, Value> = lines.into_iter().flatten().collect();
+    facts.insert("metrics".into(), Value::Object(last));
+    let config = Config::read(&run.config())?;
+    facts.insert("config".into(), serde_json::to_value(config)?);
+    Ok(())
+}
+
+fn checkpoint(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let info = CheckpointInfo::read(path)?;
+    facts.insert("kind".into(), json!("checkpoint"));
+    facts.insert("format".into(), json!(info.format));
+    facts.insert("stage".into(), json!(info.stage));
+    facts.insert("step".into(), json!(info.step));
+    facts.insert("finished".into(), json!(info.finished));
+    facts.insert("seed".into(), json!(info.seed));
+    facts.insert("version".into(), json!(info.version));
+    let state: Value = serde_json::from_str(&fs::read_to_string(path.join("state.json"))?)?;
+    let recorded = |name: &str| state["sha256"][name].as_str().map(str::to_string);
+    let mut files = Map::new();
+    for name in ["model", "ema", "optimizer"].map(|n| format!("{n}.safetensors")) {
+        let hash = digest::sha256(&path.join(&name))?;
+        let whole = recorded(&name).map(|expected| expected == hash);
+        files.insert(name, json!({ "sha256": hash, "as_recorded": whole }));
+    }
+    facts.insert("files".into(), Value::Object(files));
+    let header = Reader::open(&path.join("model.safetensors"))?.header()?;
+    weights(&header, 1, each_tensor, facts);
+    Ok(())
+}
+
+fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let bytes = fs::metadata(path)?.len();
+    let reader = match Reader::open(path) {
+        Ok(reader) => reader,
+        Err(refusal) => return pth(path, each_tensor, facts).map_err(|e| other(e, refusal, path)),
+    };
+    let header = reader.header()?;
+    let format = header.metadata.get("format").cloned().unwrap_or_default();
+    let (kind, depth) = match format.split_once('/').map_or("", |(kind, _)| kind) {
+        "rdpm-bundle" => ("bundle", 2),
+        "rdpm-codes" => ("codes", 1),
+        "rdpm-latents" => ("latent cache", 1),
+        _ => ("weights", 1),
+    };
+    facts.insert("kind".into(), json!(kind));
+    facts.insert("format".into(), json!(format));
+    facts.insert("bytes".into(), json!(bytes));
+    facts.insert("sha256".into(), json!(digest::sha256(path)?));
+    match format.as_str() {
+        bundle::FORMAT => {
+            let bundle = Bundle::read(path)?;
+            let hash = bundle.tokenizer_hash()?;
+            facts.insert("tokenizer_hash".into(), json!(hash));
+            weights(&header, depth, each_tensor, facts);
+            facts.insert("classes".into(), bundle.classes);
+            facts.insert("metrics".into(), bundle.metrics);
+            facts.insert("provenance".into(), bundle.provenance);
+            facts.insert("config".into(), serde_json::to_value(bundle.config)?);
+        }
+        codes::FORMAT => {
+            let codes = Codes::read(path)?;
+            let (t, n, h, w) = codes.codes.dims4()?;
+            facts.insert("images".into(), json!(n));
+            facts.insert("steps".into(), json!(t));
+            facts.insert("grid".into(), json!([h, w]));
+            facts.insert("codebook_size".into(), json!(codes.codebook_size));
+            facts.insert("labels".into(), json!(!codes.labels.is_empty()));
+            facts.insert("noise".into(), json!(codes.noise.is_some()));
+            facts.insert("latents".into(), json!(codes.latents.is_some()));
+            facts.insert("seed".into(), json!(codes.seed));
+            facts.insert("tokenizer_hash".into(), json!(codes.tokenizer));
+            tensor_list(&header, facts);
+        }
+        _ if kind == "weights" => {
+            facts.insert("metadata".into(), json!(header.metadata));
+            weights(&header, depth, each_tensor, facts);
+        }
+        // A latent cache, or a version that is newer than this program.
+        _ => {
+            facts.insert("metadata".into(), json!(header.metadata));
+            tensor_list(&header, facts);
+        }
+    }
+    Ok(())
+}
+
+/// A file that is neither: the more telling of the two refusals.
+fn other(
+    pth: crate::error::Error,
+    safetensors: crate::error::Error,
+    path: &Path,
+) -> crate::error::Error {
+    let named = |ending: &str| path.extension().is_some_and(|e| e == ending);
+    if named("safetensors") {
+        safetensors
+    } else {
+        pth
+    }
+}
+
+fn pth(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let found = tensors::read(path)?;
+    let described = found
+        .into_iter()
+        .map(|(name, tensor)| {
+            let dtype = safetensors::tensor::Dtype::from(tensor.dtype());
+            (name, (dtype, tensor.dims().to_vec()))
+        })
+        .collect();
+    let header = Header {
+        tensors: described,
+        metadata: BTreeMap::new(),
+    };
+    facts.insert("kind".into(), json!("weights"));
+    facts.insert("format".into(), json!("torch.save"));
+    facts.insert("bytes".into(), json!(fs::metadata(path)?.len()));
+    let hash = digest::sha256(path).context("the file was just read")?;
+    facts.insert("sha256".into(), json!(hash));
+    weights(&header, 1, each_tensor, facts);
+    Ok(())
+}
+
+/// Parameters by part: the first `depth` pieces of a name.
+fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) {
+    let mut parts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (name, (_, shape)) in &header.tensors {
+        let part: Vec<&str> = name.split('.').take(depth).collect();
+        let entry = parts.entry(part.join(".")).or_default();
+        entry.0 += 1;
+        entry.1 += shape.iter().product::<usize>() as u64;
+    }
+    let parts: Map<String, Value> = parts
+        .into_iter()
+        .map(|(part, (tensors, parameters))| {
+            (
+                part,
+                json!({ "tensors": tensors, "parameters": parameters }),
+            )
+        })
+        .collect();
+    facts.insert("parameters".into(), Value::Object(parts));
+    if each_tensor {
+        tensor_list(header, facts);
+    }
+}
+
+fn tensor_list(header: &Header, facts: &mut Facts) {
+    let list: Map<String, Value> = header
+        .tensors
+        .iter()
+        .map(|(name, (dtype, shape))| {
+            let entry = json!({ "dtype": format!("{dtype:?}"), "shape": shape });
+            (name.clone(), entry)
+        })
+        .collect();
+    facts.insert("tensors".into(), Value::Object(list));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! `rdpm inspect FILE|RUN`: what any file or folder of ours is, and what is in it.
+
+mod facts;
+mod text;
+
+use std::path::PathBuf;
+
+use super::Context;
+use crate::error::Result;
+
+/// Say what a file or a run is: configuration, parameters by part, hashes, metrics
+///
+/// Knows run folders, checkpoints, bundles, codes, latent caches, and any .safetensors or .pth.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A file, a run folder or a checkpoint's folder
+    #[arg(value_name = "FILE|RUN")]
+    path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print every tensor's name, type and shape too
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub fn run(args: &Args, _context: &Context) -> Result<()> {
+    let facts = facts::of(&args.path, args.tensors)?;
+    let text = if args.json {
+        format!("{:#}\n", serde_json::Value::Object(facts))
+    } else {
+        text::render(&facts)?
+    };
+    super::print(&text)
+}
