@@ -24,11 +24,6 @@ pub fn adaptive_weight(reconstruction: f64, adversarial: f64) -> f64 {
     (reconstruction / (adversarial + 1e-4)).clamp(0.0, 1e4)
 }
 
-/// ‖x‖₂ over all elements.
-pub fn norm(x: &Tensor) -> Result<f64> {
-    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
-}
-
 /// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak is 2.
 pub fn psnr(mean_squared_error: f64) -> f64 {
     10.0 * (4.0 / mean_squared_error).log10()

@@ -7,7 +7,6 @@ use candle_core::{DType, Result, Tensor};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::layers::Conv2d;
-use super::losses;
 use super::quantizer::Quantizer;
 use crate::config::{Config, TokenizerConfig};
 use crate::ops;
@@ -69,10 +68,11 @@ impl Tokenizer {
         depth_to_space(&self.decoder.conv_out.forward(features)?, self.patch)
     }
 
-    /// ‖∂L/∂W‖ of the decoder's last weight W, from L's gradient at the images: what the adaptive weight compares.
-    pub fn last_layer_grad_norm(&self, features: &Tensor, image_grad: &Tensor) -> Result<f64> {
+    /// ∂L/∂W of the decoder's last weight W, from L's gradient at the images: its norm is what the adaptive weight
+    /// compares.
+    pub fn last_layer_grad(&self, features: &Tensor, image_grad: &Tensor) -> Result<Tensor> {
         let grad = space_to_depth(image_grad, self.patch)?;
-        losses::norm(&self.decoder.conv_out.weight_grad(features, &grad)?)
+        self.decoder.conv_out.weight_grad(features, &grad)
     }
 }
 
