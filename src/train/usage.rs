@@ -1,0 +1,90 @@
+//! How many codes a timestep uses, and how evenly: exp of the entropy of their frequencies (perplexity).
+
+use candle_core::{DType, Device, Result, Tensor};
+
+/// Choices of each code at each t since the last log line.
+#[derive(Debug, Clone)]
+pub struct Usage {
+    /// [T][K]
+    counts: Vec<Vec<u64>>,
+}
+
+impl Usage {
+    pub fn new(steps: usize, codes: usize) -> Self {
+        Self {
+            counts: vec![vec![0; codes]; steps],
+        }
+    }
+
+    /// Counts codes u32 [T,B,h,w].
+    pub fn add(&mut self, codes: &Tensor) -> Result<()> {
+        let rows = codes.flatten_from(1)?.to_device(&Device::Cpu)?;
+        for (counts, row) in self.counts.iter_mut().zip(rows.to_vec2::<u32>()?) {
+            for code in row {
+                counts[code as usize] += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Codes chosen at least once, a timestep.
+    pub fn used(&self) -> Vec<usize> {
+        let used = |counts: &Vec<u64>| counts.iter().filter(|&&n| n > 0).count();
+        self.counts.iter().map(used).collect()
+    }
+
+    /// exp(−Σ p·ln p) a timestep: 1 where one code is chosen always, K where all are chosen alike.
+    pub fn perplexity(&self) -> Vec<f64> {
+        let perplexity = |counts: &Vec<u64>| {
+            let total = counts.iter().sum::<u64>().max(1) as f64;
+            let entropy: f64 = counts
+                .iter()
+                .filter(|&&n| n > 0)
+                .map(|&n| n as f64 / total)
+                .map(|p| -p * p.ln())
+                .sum();
+            entropy.exp()
+        };
+        self.counts.iter().map(perplexity).collect()
+    }
+
+    pub fn clear(&mut self) {
+        self.counts.iter_mut().for_each(|row| row.fill(0));
+    }
+
+    /// [T,K] i64, for the checkpoint.
+    pub fn tensor(&self) -> Result<Tensor> {
+        let flat: Vec<i64> = self.counts.iter().flatten().map(|&n| n as i64).collect();
+        let steps = self.counts.len();
+        Tensor::from_vec(flat, (steps, self.counts[0].len()), &Device::Cpu)
+    }
+
+    /// What [`Usage::tensor`] gave.
+    pub fn restore(&mut self, tensor: &Tensor) -> Result<()> {
+        let rows = tensor.to_dtype(DType::I64)?.to_vec2::<i64>()?;
+        for (counts, row) in self.counts.iter_mut().zip(rows) {
+            counts.clear();
+            counts.extend(row.iter().map(|&n| n as u64));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_code_has_perplexity_one_and_all_alike_have_all() -> Result<()> {
+        let mut usage = Usage::new(2, 4);
+        let codes = Tensor::new(&[[[[2u32, 2, 2, 2]]], [[[0, 1, 2, 3]]]], &Device::Cpu)?;
+        usage.add(&codes)?;
+        assert_eq!(usage.used(), [1, 4]);
+        let perplexity = usage.perplexity();
+        assert!((perplexity[0] - 1.0).abs() < 1e-12 && (perplexity[1] - 4.0).abs() < 1e-12);
+        let mut other = Usage::new(2, 4);
+        other.restore(&usage.tensor()?)?;
+        assert_eq!(other.counts, usage.counts);
+        Ok(())
+    }
+}
