@@ -1,0 +1,302 @@
+//! Checkpoints (DESIGN section 3): `checkpoints/step-00000200/` with the model's, the average's and the optimizer's
+//! tensors and `state.json`; `checkpoints/latest` names the newest.
+//!
+//! A folder appears whole or not at all, and `latest` is replaced after it: whatever happens to the process,
+//! `latest` names a checkpoint that can be loaded.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Result, hinted};
+use crate::store::run::{CHECKPOINT_FORMAT, CheckpointInfo};
+use crate::store::{atomic, digest, safetensors};
+
+const STATE: &str = "state.json";
+const LATEST: &str = "latest";
+const FILES: [&str; 3] = [
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.safetensors",
+];
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Where a run stands; with the tensors, all that it needs to go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub format: String,
+    /// `train-vae` or `train-gen`.
+    pub stage: String,
+    /// Of the program that wrote it.
+    pub version: String,
+    pub seed: u64,
+    /// Steps done.
+    pub step: u64,
+    /// Nothing is left to do.
+    pub finished: bool,
+    pub epoch: u64,
+    /// Examples seen of that epoch.
+    pub position: u64,
+    /// The next example's running number: the index of every random stream.
+    pub index: u64,
+    /// Images of the data set, and its fingerprint.
+    pub images: u64,
+    pub data: String,
+    /// Steps skipped in a row.
+    pub bad_steps: u64,
+    /// The stage's own counters.
+    pub counters: BTreeMap<String, u64>,
+    /// Of each file beside this one.
+    pub sha256: BTreeMap<String, String>,
+}
+
+impl State {
+    /// A state of this program's format and version at the start of a run.
+    pub fn new(stage: &str, seed: u64, images: u64, data: String) -> Self {
+        Self {
+            format: CHECKPOINT_FORMAT.to_string(),
+            stage: stage.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            seed,
+            step: 0,
+            finished: false,
+            epoch: 0,
+            position: 0,
+            index: 0,
+            images,
+            data,
+            bad_steps: 0,
+            counters: BTreeMap::new(),
+            sha256: BTreeMap::new(),
+        }
+    }
+}
+
+/// A checkpoint's tensors.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    pub model: Tensors,
+    pub ema: Tensors,
+    /// Moments and everything else that is no weight of the model.
+    pub optimizer: Tensors,
+}
+
+/// The checkpoint folder of `step`.
+pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
+    checkpoints.join(format!("step-{step:08}"))
+}
+
+/// Writes a checkpoint, makes it the latest, and removes all but the newest `keep`.
+pub fn save(
+    checkpoints: &Path,
+    state: &State,
+    contents: &Contents,
+    keep: usize,
+) -> Result<PathBuf> {
+    let path = folder(checkpoints, state.step);
+    let mut state = state.clone();
+    atomic::write_folder(&path, |temporary| {
+        let parts = [&contents.model, &contents.ema, &contents.optimizer];
+        for (name, tensors) in FILES.into_iter().zip(parts) {
+            let file = temporary.join(name);
+            safetensors::write(&file, tensors, &safetensors::Metadata::new())?;
+            state
+                .sha256
+                .insert(name.to_string(), digest::sha256(&file)?);
+        }
+        let json = serde_json::to_string_pretty(&state)?;
+        atomic::write_file(&temporary.join(STATE), json.as_bytes())
+    })?;
+    set_latest(checkpoints, state.step)?;
+    remove_old(checkpoints, state.step, keep)?;
+    Ok(path)
+}
+
+/// Makes the checkpoint of `step` the latest.
+pub fn set_latest(checkpoints: &Path, step: u64) -> Result<()> {
+    let name = format!("step-{step:08}\n");
+    atomic::write_file(&checkpoints.join(LATEST), name.as_bytes())
+}
+
+/// Reads a checkpoint; its tensors are on the CPU.
+///
+/// Errors: a file is missing, damaged (its SHA-256 is not the recorded one) or of an unknown format; names the newest
+/// older checkpoint that is whole.
+pub fn load(path: &Path) -> Result<(State, Contents)> {
+    let state = verify(path).map_err(|error| match previous_usable(path) {
+        Some(previous) => hinted(
+            format!("{error:#}"),
+            format!(
+                "the one before it is whole: --resume {}",
+                previous.display()
+            ),
+        ),
+        None => hinted(format!("{error:#}"), "no older checkpoint is whole"),
+    })?;
+    let read = |name: &str| safetensors::Reader::open(&path.join(name))?.tensors();
+    let contents = Contents {
+        model: read(FILES[0])?,
+        ema: read(FILES[1])?,
+        optimizer: read(FILES[2])?,
+    };
+    Ok((state, contents))
+}
+
+/// The state of the checkpoint at `path`, without its tensors.
+pub fn read_state(path: &Path) -> Result<State> {
+    CheckpointInfo::read(path)?;
+    let file = path.join(STATE);
+    let text = fs::read_to_string(&file)?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("damaged checkpoint: {} is no state", file.display()))
+}
+
+fn verify(path: &Path) -> Result<State> {
+    let state = read_state(path)?;
+    for name in FILES {
+        let file = path.join(name);
+        let expected = state.sha256.get(name).map_or("none", String::as_str);
+        let found = digest::sha256(&file).context("damaged checkpoint")?;
+        if found != expected {
+            return Err(anyhow::anyhow!(
+                "damaged checkpoint: {} has SHA-256 {found}, expected {expected}",
+                file.display()
+            ));
+        }
+    }
+    Ok(state)
+}
+
+fn previous_usable(path: &Path) -> Option<PathBuf> {
+    let (checkpoints, step) = (path.parent()?, step_of(path)?);
+    let mut older = steps(checkpoints).ok()?;
+    older.retain(|&s| s < step);
+    older
+        .into_iter()
+        .rev()
+        .map(|s| folder(checkpoints, s))
+        .find(|p| verify(p).is_ok())
+}
+
+/// Steps of all checkpoints, ascending.
+pub fn steps(checkpoints: &Path) -> Result<Vec<u64>> {
+    let entries = fs::read_dir(checkpoints)
+        .with_context(|| format!("cannot list {}", checkpoints.display()))?;
+    let mut steps: Vec<u64> = entries
+        .filter_map(|entry| step_of(&entry.ok()?.path()))
+        .collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?
+        .to_str()?
+        .strip_prefix("step-")?
+        .parse()
+        .ok()
+}
+
+/// Later steps than `newest` are of a course of the run that a resumption gave up.
+fn remove_old(checkpoints: &Path, newest: u64, keep: usize) -> Result<()> {
+    let (kept, given_up): (Vec<u64>, Vec<u64>) =
+        steps(checkpoints)?.into_iter().partition(|&s| s <= newest);
+    let surplus = kept.len().saturating_sub(keep.max(1));
+    for step in kept[..surplus].iter().chain(&given_up) {
+        let path = folder(checkpoints, *step);
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn contents(value: f32) -> Result<Contents> {
+        let one = |name: &str| -> Result<Tensors> {
+            let tensor = Tensor::full(value, (2, 3), &Device::Cpu)?;
+            Ok(BTreeMap::from([(name.to_string(), tensor)]))
+        };
+        Ok(Contents {
+            model: one("w")?,
+            ema: one("w")?,
+            optimizer: one("exp_avg.w")?,
+        })
+    }
+
+    fn save_steps(root: &Path, steps: &[u64], keep: usize) -> Result<()> {
+        for &step in steps {
+            let state = State {
+                step,
+                ..State::new("train-gen", 7, 100, String::new())
+            };
+            save(root, &state, &contents(step as f32)?, keep)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_old_ones_go() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[0, 5, 10, 15], 2)?;
+        assert_eq!(steps(root.path())?, [10, 15]);
+        let (state, read) = load(&folder(root.path(), 15))?;
+        assert_eq!((state.step, state.seed), (15, 7));
+        assert_eq!(read.model["w"].to_vec2::<f32>()?, vec![vec![15.0; 3]; 2]);
+        assert_eq!(read.optimizer.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_refused_and_the_previous_one_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5, 10], 2)?;
+        let file = folder(root.path(), 10).join("ema.safetensors");
+        let mut bytes = fs::read(&file)?;
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&file, bytes)?;
+        let error = load(&folder(root.path(), 10)).unwrap_err();
+        let (text, code) = crate::error::report(&error);
+        assert!(text.contains("ema.safetensors"), "{text}");
+        assert!(text.contains("step-00000005"), "{text}");
+        assert_eq!(code, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_resumed_older_step_gives_up_the_later_ones() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5, 10, 15], 3)?;
+        save_steps(root.path(), &[10], 3)?;
+        assert_eq!(steps(root.path())?, [5, 10]);
+        assert_eq!(
+            fs::read_to_string(root.path().join(LATEST))?,
+            "step-00000010\n"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn an_unknown_format_is_refused_by_name() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5], 1)?;
+        let file = folder(root.path(), 5).join(STATE);
+        fs::write(
+            &file,
+            fs::read_to_string(&file)?.replace("checkpoint/1", "checkpoint/9"),
+        )?;
+        let error = load(&folder(root.path(), 5)).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("rdpm-checkpoint/9"),
+            "{error:#}"
+        );
+        Ok(())
+    }
+}

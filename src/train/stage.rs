@@ -1,0 +1,330 @@
+//! The loop that both stages share: batch → gradients → update, then the log line, pictures, checkpoint, interrupt.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+use tracing::info_span;
+
+use super::checkpoint::{self, Contents, State};
+use super::figures::{Figures, round};
+use super::grads::{self, Gradients};
+use super::interrupt::Interrupt;
+use super::lr::learning_rate;
+use crate::config::TrainConfig;
+use crate::error::{Result, hinted, interrupted};
+use crate::ops::global_norm;
+use crate::store::run::Run;
+use crate::telemetry::Progress;
+
+/// What a micro-batch gives.
+pub struct Micro<P> {
+    /// Of the model that the learning rate and the clipping belong to.
+    pub gradients: Gradients,
+    pub figures: Figures,
+    /// What else an update needs; dropped with a step that is skipped.
+    pub rest: P,
+}
+
+/// How far an update goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Counted from 0.
+    pub step: u64,
+    /// Of the run.
+    pub steps: u64,
+    pub lr: f64,
+    /// Multiplies the summed gradients: the mean over micro-batches, and clipping.
+    pub scale: f64,
+}
+
+/// One stage of training: what the loop does not know.
+pub trait Stage {
+    type Batch;
+    type Rest;
+
+    /// The next micro-batch.
+    fn next(&mut self) -> Result<Self::Batch>;
+    /// Gradients and figures; changes nothing that a skipped step would have to undo.
+    fn compute(&mut self, batch: Self::Batch, step: u64) -> Result<Micro<Self::Rest>>;
+    fn update(
+        &mut self,
+        gradients: &Gradients,
+        rest: Vec<Self::Rest>,
+        update: Update,
+    ) -> Result<()>;
+    /// What a log line has besides the means of the micro-batches' figures.
+    fn figures(&mut self) -> Result<Map<String, Value>>;
+    /// Writes the pictures of `step` (steps done) into `folder`, and gives figures that are dear to make.
+    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>>;
+    fn contents(&self) -> Result<Contents>;
+    /// Continues from what [`Stage::contents`] and [`Stage::counters`] gave.
+    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
+    fn counters(&self) -> BTreeMap<String, u64>;
+}
+
+/// A run that is about to start or go on.
+pub struct Job<'a> {
+    pub run: &'a mut Run,
+    pub config: &'a TrainConfig,
+    pub steps: u64,
+    /// Where the run stands.
+    pub state: State,
+    /// The means of the log line in progress.
+    pub interval: Figures,
+    pub interrupt: Interrupt,
+}
+
+impl Job<'_> {
+    /// Trains until the last step is done.
+    ///
+    /// Errors: a signal (after a checkpoint); too many steps with a loss or gradient that is not finite.
+    pub fn train<S: Stage>(&mut self, stage: &mut S) -> Result<()> {
+        let mut clock = Clock::new();
+        if self.state.step == 0 {
+            // A run that cannot be saved fails now, and one that is killed can always be resumed.
+            self.checkpoint(stage)?;
+        }
+        let mut progress = Progress::new(&self.state.stage, self.steps, self.state.step);
+        while self.state.step < self.steps {
+            let step = self.state.step;
+            let begin = Instant::now();
+            let lr = learning_rate(self.config, step, self.steps);
+            let (gradients, figures, rest) = self.accumulate(stage, step)?;
+            match figures.first_bad() {
+                None => {
+                    self.state.bad_steps = 0;
+                    self.interval.merge(&figures);
+                    let norm = figures.mean("grad_norm").unwrap_or(0.0);
+                    let scale = clip(self.config.clip, norm) / self.config.accumulate as f64;
+                    let update = Update {
+                        step,
+                        steps: self.steps,
+                        lr,
+                        scale,
+                    };
+                    info_span!("optimizer").in_scope(|| stage.update(&gradients, rest, update))?;
+                }
+                Some(name) => self.skip(name)?,
+            }
+            self.advance();
+            clock.add(begin.elapsed(), self.config.batch_size);
+            let (step, last) = (self.state.step, self.state.finished);
+            let stop = self.interrupt.requested() && !last;
+            let pictures = (due(step, self.config.image_every) || last)
+                .then(|| stage.images(step, &self.run.images()))
+                .transpose()?;
+            if due(step, self.config.log_every) || last {
+                let mut line = self.line(lr, &clock);
+                line.extend(stage.figures()?);
+                progress.set(step, &sentence(&line));
+                self.run.metrics.append(step, line)?;
+                clock.restart();
+            } else {
+                progress.set(step, "");
+            }
+            if let Some(figures) = pictures.filter(|f| !f.is_empty()) {
+                self.run.metrics.append(step, figures)?;
+            }
+            if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
+            {
+                self.checkpoint(stage)?;
+                clock.saved();
+            }
+            if stop {
+                return Err(self.interrupted());
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the gradients of a step's micro-batches; the figures hold their means.
+    fn accumulate<S: Stage>(
+        &self,
+        stage: &mut S,
+        step: u64,
+    ) -> Result<(Gradients, Figures, Vec<S::Rest>)> {
+        let (mut sum, mut figures, mut rest) = (Gradients::new(), Figures::default(), Vec::new());
+        for _ in 0..self.config.accumulate {
+            let batch = stage.next()?;
+            let micro = stage.compute(batch, step)?;
+            grads::accumulate(&mut sum, micro.gradients)?;
+            figures.merge(&micro.figures);
+            rest.push(micro.rest);
+        }
+        let norm = global_norm(sum.values())? / self.config.accumulate as f64;
+        figures.add("grad_norm", norm);
+        Ok((sum, figures, rest))
+    }
+
+    /// Leaves a step out: no update, no average, no counts.
+    fn skip(&mut self, name: &str) -> Result<()> {
+        self.state.bad_steps += 1;
+        let (step, bad) = (self.state.step + 1, self.state.bad_steps);
+        tracing::warn!("step {step} skipped: {name} is not finite ({bad} in a row)");
+        if bad < self.config.max_bad_steps {
+            return Ok(());
+        }
+        let last = self.run.folder().latest()?;
+        Err(hinted(
+            format!("{bad} steps in a row were skipped, the last for {name}: the run has diverged"),
+            format!(
+                "the last good checkpoint is {}; a smaller lr or a longer warm-up may hold",
+                last.display()
+            ),
+        ))
+    }
+
+    /// Moves the state past one step.
+    fn advance(&mut self) {
+        let state = &mut self.state;
+        state.step += 1;
+        state.index += self.config.batch_size as u64;
+        state.epoch = state.index / state.images;
+        state.position = state.index % state.images;
+        state.finished = state.step == self.steps;
+    }
+
+    /// The means since the last line, and the pace.
+    fn line(&mut self, lr: f64, clock: &Clock) -> Map<String, Value> {
+        let epochs = self.state.index as f64 / self.state.images as f64;
+        let mut line = Map::new();
+        line.insert("epoch".into(), json!(round(epochs)));
+        line.insert("lr".into(), json!(round(lr)));
+        line.extend(std::mem::take(&mut self.interval).to_json());
+        line.insert("images_per_second".into(), json!(round(clock.rate())));
+        line.insert(
+            "eta_seconds".into(),
+            json!(clock.left(self.steps - self.state.step)),
+        );
+        line
+    }
+
+    fn checkpoint<S: Stage>(&mut self, stage: &S) -> Result<()> {
+        let _span = info_span!("checkpoint").entered();
+        let mut contents = stage.contents()?;
+        contents.optimizer.extend(self.interval.tensors()?);
+        self.state.counters = stage.counters();
+        // What the checkpoint's step has logged must be there when it is resumed.
+        self.run.metrics.sync()?;
+        let folder = self.run.checkpoints();
+        checkpoint::save(
+            &folder,
+            &self.state,
+            &contents,
+            self.config.keep_checkpoints,
+        )?;
+        Ok(())
+    }
+
+    fn interrupted(&self) -> crate::error::Error {
+        interrupted(
+            format!(
+                "interrupted after step {}; the run is saved",
+                self.state.step
+            ),
+            format!(
+                "continue with: rdpm {} --resume {}",
+                self.state.stage,
+                self.run.path().display()
+            ),
+        )
+    }
+}
+
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+/// PyTorch's clip_grad_norm_: what every gradient is multiplied by.
+fn clip(largest: f64, norm: f64) -> f64 {
+    match largest > 0.0 {
+        true => (largest / (norm + 1e-6)).min(1.0),
+        false => 1.0,
+    }
+}
+
+/// A log line for people: what it says of the losses, and the pace.
+fn sentence(line: &Map<String, Value>) -> String {
+    const SAID: [(&str, &str); 7] = [
+        ("loss", "loss"),
+        ("mse", "mse"),
+        ("psnr", "PSNR"),
+        ("adaptive_weight", "λ"),
+        ("grad_norm", "‖g‖"),
+        ("lr", "lr"),
+        ("images_per_second", "img/s"),
+    ];
+    let figure = |(key, name): &(&str, &str)| {
+        let x = line.get(*key)?.as_f64()?;
+        Some(format!("{name} {}", short(x)))
+    };
+    SAID.iter()
+        .filter_map(figure)
+        .collect::<Vec<_>>()
+        .join("  ")
+}
+
+/// Three significant digits.
+fn short(x: f64) -> String {
+    let x: f64 = format!("{x:.2e}").parse().unwrap_or(x);
+    match x != 0.0 && x.abs() < 1e-3 {
+        true => format!("{x:e}"),
+        false => x.to_string(),
+    }
+}
+
+/// Training time, without log lines, pictures and checkpoints.
+struct Clock {
+    spent: Duration,
+    steps: u64,
+    images: u64,
+    /// Of the whole session, for what is left.
+    total: (Duration, u64),
+    last_save: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            spent: Duration::ZERO,
+            steps: 0,
+            images: 0,
+            total: (Duration::ZERO, 0),
+            last_save: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, time: Duration, images: usize) {
+        self.spent += time;
+        self.steps += 1;
+        self.images += images as u64;
+        self.total = (self.total.0 + time, self.total.1 + 1);
+    }
+
+    /// Images a second since the last line.
+    fn rate(&self) -> f64 {
+        self.images as f64 / self.spent.as_secs_f64().max(1e-9)
+    }
+
+    /// Seconds that `steps` more take.
+    fn left(&self, steps: u64) -> u64 {
+        let (time, done) = self.total;
+        (time.as_secs_f64() / done.max(1) as f64 * steps as f64).round() as u64
+    }
+
+    fn restart(&mut self) {
+        (self.spent, self.steps, self.images) = (Duration::ZERO, 0, 0);
+    }
+
+    /// A checkpoint is due by the clock.
+    fn saving(&self, config: &TrainConfig) -> bool {
+        let minutes = config.checkpoint_minutes;
+        minutes > 0.0 && self.last_save.elapsed().as_secs_f64() >= 60.0 * minutes
+    }
+
+    fn saved(&mut self) {
+        self.last_save = Instant::now();
+    }
+}

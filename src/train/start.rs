@@ -1,0 +1,304 @@
+//! How a run begins: anew in a folder of its own, or from a checkpoint of one that exists.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use super::checkpoint::{self, Contents, State};
+use super::figures::Figures;
+use super::interrupt::Interrupt;
+use super::stage::{Job, Stage};
+use crate::config::{ComputeType, Config, TrainConfig};
+use crate::data::loader::{Loader, LoaderOptions};
+use crate::data::{Classes, Source, source};
+use crate::error::{Context, Result, usage};
+use crate::store::atomic;
+use crate::store::run::{Run, RunFolder, is_checkpoint};
+
+/// What both stages are asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub config: Config,
+    /// Of a new run; a resumed one keeps its own.
+    pub seed: u64,
+    pub device: Device,
+    /// Where a new run goes; by default a folder of its own under `runs/`.
+    pub out: Option<PathBuf>,
+    /// The run, or the checkpoint of one, to go on with.
+    pub resume: Option<PathBuf>,
+    /// Threads that read and decode images.
+    pub workers: usize,
+    /// Images that cannot be decoded are left out instead of an error.
+    pub skip_bad: bool,
+}
+
+/// Where a run stands before its first step of this process.
+pub struct Begun {
+    /// Locked; none yet for a new run, whose folder is made when all else is ready.
+    run: Option<Run>,
+    pub state: State,
+    contents: Option<Contents>,
+}
+
+impl Request {
+    /// A new run's state, or that of the run to be resumed, which is locked from here on.
+    ///
+    /// Errors: another process writes to it; the checkpoint is damaged, of another stage, or was made from other data.
+    pub fn begin(&self, stage: &str, source: &dyn Source) -> Result<Begun> {
+        let (images, data) = (source.len() as u64, source.fingerprint()?);
+        let Some(path) = &self.resume else {
+            let state = State::new(stage, self.seed, images, data);
+            return Ok(Begun {
+                run: None,
+                state,
+                contents: None,
+            });
+        };
+        let (folder, checkpoint) = locate(path)?;
+        let state = checkpoint::read_state(&checkpoint)?;
+        if state.stage != stage {
+            return Err(usage(
+                format!("{} is a run of {}", folder.path().display(), state.stage),
+                format!("continue it with: rdpm {} --resume", state.stage),
+            ));
+        }
+        let run = Run::resume(folder.path(), state.step)?;
+        let (state, contents) = checkpoint::load(&checkpoint)?;
+        if (state.images, &state.data) != (images, &data) {
+            return Err(usage(
+                format!(
+                    "the data set of {images} images is not the one that the run was started with, of {}",
+                    state.images
+                ),
+                "--data names its new place if it has moved; its content must be the same",
+            ));
+        }
+        // Whatever was the latest, the run goes on from here.
+        checkpoint::set_latest(&run.checkpoints(), state.step)?;
+        atomic::write_file(&folder.config(), self.config.to_toml()?.as_bytes())?;
+        Ok(Begun {
+            run: Some(run),
+            state,
+            contents: Some(contents),
+        })
+    }
+}
+
+impl Begun {
+    /// Trains to the end; `fill` puts what the stage keeps there into a new run's folder. Gives the run's folder.
+    pub fn train<S: Stage>(
+        self,
+        request: &Request,
+        config: &TrainConfig,
+        stage: &mut S,
+        fill: impl FnOnce(&RunFolder) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let Begun {
+            run,
+            state,
+            contents,
+        } = self;
+        let mut interval = Figures::default();
+        if let Some(mut contents) = contents {
+            interval = Figures::take(&mut contents.optimizer)?;
+            stage.restore(contents, &state.counters)?;
+        }
+        let mut run = match run {
+            Some(run) => run,
+            None => {
+                let run = Run::create(request.out.as_deref(), &state.stage, &request.config)?;
+                fill(run.folder())?;
+                run
+            }
+        };
+        let (steps, path) = (steps(config, state.images), run.path().to_path_buf());
+        let (at, name) = (state.step, &state.stage);
+        tracing::info!("{name}: {}, from step {at} to {steps}", path.display());
+        if at >= steps {
+            tracing::info!("nothing to do: --steps sets a later end");
+        }
+        let interrupt = Interrupt::listen()?;
+        let mut job = Job {
+            run: &mut run,
+            config,
+            steps,
+            state,
+            interval,
+            interrupt,
+        };
+        job.train(stage)?;
+        Ok(path)
+    }
+}
+
+/// The run folder and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
+pub fn locate(path: &Path) -> Result<(RunFolder, PathBuf)> {
+    let run = path.parent().and_then(Path::parent);
+    match run.filter(|_| is_checkpoint(path)) {
+        Some(run) => Ok((RunFolder::open(run)?, path.to_path_buf())),
+        None => {
+            let folder = RunFolder::open(path)?;
+            let latest = folder.latest()?;
+            Ok((folder, latest))
+        }
+    }
+}
+
+/// Steps of a run: as configured, or the epochs' worth of `images`, rounded up.
+pub fn steps(config: &TrainConfig, images: u64) -> u64 {
+    let epochs = config.epochs.unwrap_or(0.0) * images as f64 / config.batch_size as f64;
+    config.steps.unwrap_or(epochs.ceil() as u64)
+}
+
+/// The training images.
+pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc<dyn Source>> {
+    if config.data.train.is_empty() {
+        return Err(usage(
+            "no training images",
+            "name them with --data PATH (a folder, a tar shard or a glob), or data.train in the configuration",
+        ));
+    }
+    source::open(&config.data.train, skip_bad)
+}
+
+/// The first `count` images of the validation set, or of the training set where there is none: [B,H,W,3].
+pub fn validation_images(
+    config: &Config,
+    train: &std::sync::Arc<dyn Source>,
+    count: usize,
+) -> Result<Tensor> {
+    let source = match config.data.val.is_empty() {
+        true => {
+            tracing::info!(
+                "no validation images (--val): figures and pictures are of training images"
+            );
+            train.clone()
+        }
+        false => source::open(&config.data.val, false)?,
+    };
+    let options = LoaderOptions {
+        batch_size: count,
+        workers: 1,
+        skip_bad: true,
+    };
+    let mut loader = Loader::ordered(source, &options, config.data.image_size, false)?;
+    let batch = loader
+        .next()
+        .context("the validation set holds no images")??;
+    Ok(batch.images)
+}
+
+/// Writes the names of a run's classes beside its weights.
+pub fn write_classes(folder: &RunFolder, classes: &Classes) -> Result<()> {
+    atomic::write_file(&folder.classes(), &serde_json::to_vec_pretty(classes)?)
+}
+
+/// Refuses what this program cannot compute on `device`.
+pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) -> Result<()> {
+    match (config.compute_type, device.is_cpu()) {
+        (ComputeType::F32, _) => Ok(()),
+        (ComputeType::Bf16, true) => Err(usage(
+            format!("{section}.compute_type is \"bf16\", which needs CUDA"),
+            format!("on the CPU, --set {section}.compute_type=f32"),
+        )),
+        (ComputeType::Bf16, false) => Err(usage(
+            format!("{section}.compute_type is \"bf16\", whose kernels this version does not have"),
+            format!("--set {section}.compute_type=f32"),
+        )),
+    }
+}
+
+/// The configuration of a resumed run: its own, but for what changes no result before the run's end.
+///
+/// Errors: `asked` differs from `own` elsewhere; names the keys.
+pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
+    let mut allowed = own.clone();
+    allowed.data.train.clone_from(&asked.data.train);
+    allowed.data.val.clone_from(&asked.data.val);
+    allowed.sample = asked.sample.clone();
+    (allowed.loss.vgg, allowed.loss.lpips) = (asked.loss.vgg.clone(), asked.loss.lpips.clone());
+    for (own, asked) in [
+        (&mut allowed.train_vae, &asked.train_vae),
+        (&mut allowed.train_gen, &asked.train_gen),
+    ] {
+        *own = TrainConfig {
+            steps: asked.steps,
+            epochs: asked.epochs,
+            log_every: asked.log_every,
+            image_every: asked.image_every,
+            checkpoint_every: asked.checkpoint_every,
+            checkpoint_minutes: asked.checkpoint_minutes,
+            keep_checkpoints: asked.keep_checkpoints,
+            max_bad_steps: asked.max_bad_steps,
+            ..own.clone()
+        };
+    }
+    if allowed == *asked {
+        return Ok(allowed);
+    }
+    Err(usage(
+        format!(
+            "a resumed run cannot change {}",
+            differences(&allowed, asked)?.join(", ")
+        ),
+        "its length, what it logs and saves, and the places of its files may change; start a new run for the rest",
+    ))
+}
+
+/// `section.key` of every value that differs.
+fn differences(a: &Config, b: &Config) -> Result<Vec<String>> {
+    let [a, b] = [serde_json::to_value(a)?, serde_json::to_value(b)?];
+    let mut found = Vec::new();
+    for (section, keys) in b.as_object().into_iter().flatten() {
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            if a[section].get(key) != Some(value) {
+                found.push(format!("{section}.{key}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_may_change_its_length_and_nothing_that_decides_it() -> Result<()> {
+        let own = Config::default();
+        let mut longer = own.clone();
+        longer.train_vae.steps = Some(77);
+        longer.train_vae.log_every = 1;
+        assert_eq!(resumed_config(&own, &longer)?, longer);
+        let mut other = longer.clone();
+        other.train_vae.lr = 1.0;
+        other.tokenizer.ch = 32;
+        let (text, code) = crate::error::report(&resumed_config(&own, &other).unwrap_err());
+        assert!(
+            text.contains("train_vae.lr") && text.contains("tokenizer.ch"),
+            "{text}"
+        );
+        assert!(!text.contains("log_every"), "{text}");
+        assert_eq!(code, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn epochs_become_steps_rounded_up_and_steps_win() {
+        let mut config = TrainConfig::vae();
+        (config.batch_size, config.epochs) = (32, Some(1.5));
+        assert_eq!(steps(&config, 100), 5);
+        config.steps = Some(7);
+        assert_eq!(steps(&config, 100), 7);
+    }
+
+    #[test]
+    fn bf16_on_the_cpu_is_a_usage_error() {
+        let mut config = TrainConfig::vae();
+        assert!(check_compute_type("train_vae", &config, &Device::Cpu).is_ok());
+        config.compute_type = ComputeType::Bf16;
+        let error = check_compute_type("train_vae", &config, &Device::Cpu).unwrap_err();
+        let (text, code) = crate::error::report(&error);
+        assert!(text.contains("needs CUDA") && code == 2, "{text}");
+    }
+}
