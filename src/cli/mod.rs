@@ -8,6 +8,9 @@ pub mod config;
 pub mod device;
 pub mod export;
 pub mod inspect;
+mod train;
+pub mod train_gen;
+pub mod train_vae;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -42,6 +45,8 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    TrainVae => train_vae,
+    TrainGen => train_gen,
     Export => export,
     Inspect => inspect,
     Completions => completions,

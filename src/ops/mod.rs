@@ -16,7 +16,6 @@ pub mod activation;
 pub mod adaln;
 pub mod attention;
 pub mod batch_norm;
-mod blocks;
 mod check;
 pub mod conv2d;
 pub mod cross_entropy;
@@ -25,14 +24,9 @@ pub mod layer_norm;
 pub mod linear;
 pub mod optimizer;
 pub mod pool;
-mod product;
 pub mod quantize;
 pub mod silu;
-mod simd;
-mod slices;
 pub mod swiglu;
-#[cfg(test)]
-mod testing;
 pub mod upsample;
 mod window;
 

@@ -1,1 +1,19 @@
 //! Training: the loop both stages share, and the stages.
+
+pub mod adversary;
+pub mod checkpoint;
+pub mod figures;
+pub mod generator;
+pub mod grads;
+pub mod interrupt;
+pub mod latents;
+pub mod lr;
+pub mod optimizer;
+pub mod reduce;
+pub mod stage;
+pub mod start;
+pub mod start_generator;
+pub mod start_vae;
+pub mod usage;
+pub mod vae;
+pub mod validation;

@@ -1,0 +1,36 @@
+//! `rdpm train-vae`: trains the tokenizer.
+
+use std::path::PathBuf;
+
+use super::Context;
+use super::train::TrainArgs;
+use crate::error::Result;
+use crate::train::start_vae;
+
+/// Train the tokenizer: images to latents, codes, and back
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Start from weights by name, as of taming-transformers' VQGAN (.ckpt, .pth, .safetensors); what does not fit is
+    /// listed and starts fresh
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// VGG16's weights for the perceptual loss, torchvision's (.pth or .safetensors; replaces loss.vgg)
+    #[arg(long, value_name = "FILE")]
+    vgg: Option<String>,
+    /// The weights of LPIPS's five heads (.pth or .safetensors; replaces loss.lpips)
+    #[arg(long, value_name = "FILE")]
+    lpips: Option<String>,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let mut request = args
+        .train
+        .request(context, |config| &mut config.train_vae)?;
+    let loss = &mut request.config.loss;
+    loss.vgg = args.vgg.clone().or(loss.vgg.take());
+    loss.lpips = args.lpips.clone().or(loss.lpips.take());
+    let run = start_vae::train(&request, args.init.as_deref())?;
+    super::print(&format!("{}\n", run.display()))
+}

@@ -1,0 +1,145 @@
+//! The discriminator beside the tokenizer: its gradient at the images for the tokenizer, its own hinge step after.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use tracing::info_span;
+
+use super::checkpoint::Tensors;
+use super::figures::Figures;
+use super::grads::{self, Gradients, gradients};
+use super::optimizer::Optimizer;
+use super::reduce::Reduce;
+use crate::config::{LossConfig, TrainConfig};
+use crate::error::Result;
+use crate::model::discriminator::{Discriminator, Statistics, WIDTH};
+use crate::model::losses::{hinge_discriminator, hinge_generator};
+use crate::store::{Params, Scope};
+
+/// Prefix of its tensors in a checkpoint.
+const PREFIX: &str = "discriminator";
+
+pub struct Adversary {
+    model: Discriminator,
+    /// The same weights without gradients: what the tokenizer is judged by.
+    frozen: Discriminator,
+    optimizer: Optimizer,
+    /// BatchNorm's running statistics.
+    buffers: Params,
+    lr: f64,
+    reduce: Reduce,
+}
+
+/// What its update needs of a micro-batch.
+pub struct Judged {
+    gradients: Gradients,
+    statistics: [Statistics; 2],
+}
+
+impl Adversary {
+    pub fn new(loss: &LossConfig, train: &TrainConfig, seed: u64, device: &Device) -> Result<Self> {
+        let (weights, buffers) = (Scope::init(seed, device), Scope::init(seed, device));
+        let build = |weights: &Scope, buffers: &Scope| {
+            let [weights, buffers] = [weights, buffers].map(|scope| scope.push(PREFIX));
+            Discriminator::new(WIDTH, loss.disc_layers, &weights, &buffers)
+        };
+        let model = build(&weights, &buffers)?;
+        let (params, buffers) = (weights.finish(), buffers.finish());
+        let frozen = build(
+            &Scope::load(&params.tensors(), device),
+            &Scope::load(&buffers.tensors(), device),
+        )?;
+        let config = TrainConfig {
+            weight_decay: 0.0,
+            ..train.clone()
+        };
+        Ok(Self {
+            model,
+            frozen,
+            optimizer: Optimizer::new(params, &config, false)?,
+            buffers,
+            lr: loss.disc_lr,
+            reduce: Reduce,
+        })
+    }
+
+    /// The adversarial loss of `images` and its gradient at them; no gradient of a weight is computed.
+    pub fn image_gradient(&self, images: &Tensor) -> Result<(f64, Tensor)> {
+        let at = Var::from_tensor(images)?;
+        let loss = hinge_generator(&self.frozen.forward(&at)?.0)?;
+        let gradient = grads::at(&loss, &at)?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradient))
+    }
+
+    /// Gradients of the hinge loss on real and reconstructed images, and how many of each it tells.
+    pub fn judge(&self, real: &Tensor, fake: &Tensor, figures: &mut Figures) -> Result<Judged> {
+        let _span = info_span!("discriminator").entered();
+        let (real, real_statistics) = self.model.forward(real)?;
+        let (fake, fake_statistics) = self.model.forward(fake)?;
+        let loss = hinge_discriminator(&real, &fake)?;
+        let share = |right: Tensor| -> Result<f64> {
+            let right = right.to_dtype(candle_core::DType::F32)?.mean_all()?;
+            Ok(f64::from(right.to_scalar::<f32>()?))
+        };
+        figures.add("disc_loss", f64::from(loss.to_scalar::<f32>()?));
+        figures.add("disc_real", share(real.gt(0f32)?)?);
+        figures.add("disc_fake", share(fake.lt(0f32)?)?);
+        let gradients = gradients(&loss, &self.optimizer.params)?;
+        figures.add(
+            "disc_grad_norm",
+            crate::ops::global_norm(gradients.values())?,
+        );
+        Ok(Judged {
+            gradients,
+            statistics: [real_statistics, fake_statistics],
+        })
+    }
+
+    /// One step from all micro-batches of a step.
+    pub fn update(&mut self, judged: Vec<Judged>) -> Result<()> {
+        let (scale, mut sum) = (1.0 / judged.len().max(1) as f64, Gradients::new());
+        if judged.is_empty() {
+            return Ok(());
+        }
+        for one in judged {
+            grads::accumulate(&mut sum, one.gradients)?;
+            for statistics in one.statistics {
+                self.model.keep(&self.reduced(statistics)?)?;
+            }
+        }
+        self.optimizer.update(&sum, self.lr, scale)
+    }
+
+    fn reduced(&self, statistics: Statistics) -> Result<Statistics> {
+        statistics
+            .into_iter()
+            .map(|(mean, var)| Ok((self.reduce.mean(mean)?, self.reduce.mean(var)?)))
+            .collect()
+    }
+
+    pub fn updates(&self) -> u64 {
+        self.optimizer.updates
+    }
+
+    /// Weights, running statistics and moments.
+    pub fn state(&self) -> Tensors {
+        let mut tensors = self.optimizer.state();
+        tensors.extend(self.optimizer.params.tensors());
+        tensors.extend(self.buffers.tensors());
+        tensors
+    }
+
+    /// Takes its tensors out of `tensors`.
+    pub fn restore(&mut self, tensors: &mut Tensors, updates: u64) -> Result<()> {
+        let mut take = |params: &Params| -> BTreeMap<String, Tensor> {
+            let names = params.iter().map(|(name, _)| name.to_string());
+            names
+                .filter_map(|name| Some((name.clone(), tensors.remove(&name)?)))
+                .collect()
+        };
+        let weights = take(&self.optimizer.params);
+        self.buffers.assign(&take(&self.buffers))?;
+        let none = BTreeMap::new();
+        self.optimizer.restore(&weights, &none, tensors, updates)
+    }
+}

@@ -1,0 +1,231 @@
+//! Training the generator (DESIGN section 1): every image gives one example at one uniformly drawn step t [ours],
+//! (ε_t, z'_{t−1}) → c_t, with noise that is fresh at every step; cross-entropy over the tokens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value};
+use tracing::info_span;
+
+use super::checkpoint::Contents;
+use super::figures::Figures;
+use super::grads::{Gradients, gradients};
+use super::latents::{LatentBatch, Latents};
+use super::optimizer::Optimizer;
+use super::stage::{Micro, Stage, Update};
+use crate::config::{Config, HeadInit};
+use crate::error::Result;
+use crate::model::generator::Generator;
+use crate::model::tokenizer::Tokenizer;
+use crate::ops::{Noise, cross_entropy};
+use crate::rng::{Purpose, Stream};
+use crate::sample::{Draws, SampleOptions, Sampler, enlarge, grid, save_png, to_rgb};
+use crate::store::Scope;
+
+/// Rows and columns of the sample grid: a row a class.
+const CLASSES_SHOWN: usize = 8;
+const SAMPLES_A_CLASS: usize = 4;
+
+pub struct GeneratorStage {
+    config: Config,
+    seed: u64,
+    device: Device,
+    latents: Latents,
+    /// Frozen.
+    tokenizer: Tokenizer,
+    generator: Generator,
+    /// The generator of the moving average.
+    average: Generator,
+    optimizer: Optimizer,
+    classes: usize,
+}
+
+/// What a stage is made from.
+pub struct Parts {
+    pub config: Config,
+    pub seed: u64,
+    pub device: Device,
+    pub latents: Latents,
+    /// The frozen tokenizer.
+    pub tokenizer: Tokenizer,
+    pub classes: usize,
+}
+
+impl GeneratorStage {
+    pub fn new(parts: Parts) -> Result<Self> {
+        let Parts {
+            config,
+            seed,
+            device,
+            latents,
+            tokenizer,
+            classes,
+        } = parts;
+        let scope = Scope::init(seed, &device);
+        let generator = Generator::new(&config, classes, &scope)?;
+        if config.generator.head_init == HeadInit::Codebook {
+            let codebook = &tokenizer.quantizer.codebook.embedding;
+            generator.head_from_codebook(codebook, config.generator.head_scale)?;
+        }
+        let optimizer = Optimizer::new(scope.finish(), &config.train_gen, true)?;
+        let average = Scope::load(&optimizer.average(), &device);
+        Ok(Self {
+            average: Generator::new(&config, classes, &average)?,
+            config,
+            seed,
+            device,
+            latents,
+            tokenizer,
+            generator,
+            optimizer,
+            classes,
+        })
+    }
+
+    /// Each example's t in 1..T, by its running number.
+    fn timesteps(&self, indices: &[u64]) -> Vec<u32> {
+        let steps = self.config.quantizer.steps as u32;
+        let draw = |&index: &u64| {
+            Stream::new(self.seed, Purpose::Timestep, index, 0)
+                .draws()
+                .below(steps)
+                + 1
+        };
+        indices.iter().map(draw).collect()
+    }
+
+    /// Labels, some replaced by the empty condition.
+    fn labels(&self, batch: &LatentBatch) -> Vec<u32> {
+        let drop = self.config.generator.label_dropout as f32;
+        let dropped = |index| {
+            Stream::new(self.seed, Purpose::LabelDrop, index, 0)
+                .draws()
+                .uniform()
+                < drop
+        };
+        batch
+            .labels
+            .iter()
+            .zip(&batch.indices)
+            .map(|(&label, &index)| {
+                if dropped(index) {
+                    self.classes as u32
+                } else {
+                    label
+                }
+            })
+            .collect()
+    }
+}
+
+impl Stage for GeneratorStage {
+    type Batch = LatentBatch;
+    type Rest = ();
+
+    fn next(&mut self) -> Result<LatentBatch> {
+        self.latents.next(&self.tokenizer, &self.device)
+    }
+
+    fn compute(&mut self, batch: LatentBatch, _: u64) -> Result<Micro<()>> {
+        let t = self.timesteps(&batch.indices);
+        let labels = self.labels(&batch);
+        let noise = Noise::Drawn {
+            seed: self.seed,
+            indices: &batch.indices,
+        };
+        let examples = info_span!("quantize").in_scope(|| {
+            self.tokenizer
+                .quantizer
+                .quantize_until(&batch.v, &noise, &t)
+        })?;
+        let forward = info_span!("forward").entered();
+        let labels = Tensor::new(labels, &self.device)?;
+        let condition = self
+            .generator
+            .condition(&labels, &Tensor::new(t.as_slice(), &self.device)?)?;
+        let logits = self
+            .generator
+            .forward(&examples.noise, &examples.sum, &condition)?; // [B,N,K]
+        let entropy = cross_entropy(&logits.flatten_to(1)?, &examples.codes.flatten_all()?)?; // [B·N]
+        let loss = entropy.loss.mean_all()?;
+        drop(forward);
+        let gradients =
+            info_span!("backward").in_scope(|| gradients(&loss, &self.optimizer.params))?;
+        let mut figures = Figures::default();
+        figures.add("loss", f64::from(loss.to_scalar::<f32>()?));
+        let steps = self.config.quantizer.steps;
+        let tokens = |x: &Tensor| -> Result<Vec<f32>> {
+            Ok(x.detach().to_dtype(candle_core::DType::F32)?.to_vec1()?)
+        };
+        figures.add_curve("loss_t", &by_timestep(&tokens(&entropy.loss)?, &t, steps));
+        figures.add_curve(
+            "accuracy_t",
+            &by_timestep(&tokens(&entropy.correct)?, &t, steps),
+        );
+        Ok(Micro {
+            gradients,
+            figures,
+            rest: (),
+        })
+    }
+
+    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<()> {
+        self.optimizer.update(gradients, update.lr, update.scale)
+    }
+
+    fn figures(&mut self) -> Result<Map<String, Value>> {
+        Ok(Map::new())
+    }
+
+    /// Samples of the moving average: the same noise and classes every time.
+    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
+        let shown = self.classes.min(CLASSES_SHOWN);
+        let labels: Vec<u32> = (0..shown * SAMPLES_A_CLASS)
+            .map(|i| (i / SAMPLES_A_CLASS * self.classes / shown) as u32)
+            .collect();
+        let indices: Vec<u64> = (0..labels.len() as u64).collect();
+        let draws = Draws::Seeded {
+            seed: self.seed,
+            indices: &indices,
+        };
+        let options = SampleOptions::from(&self.config.sample);
+        let sampler = Sampler::new(&self.average, &self.tokenizer, &self.config, self.classes);
+        let pictures = to_rgb(&sampler.images(&labels, &draws, &options)?)?;
+        let times = (64 / pictures[0].width()).max(1);
+        let sheet = enlarge(&grid(&pictures, SAMPLES_A_CLASS)?, times);
+        save_png(&sheet, &folder.join(format!("step-{step:08}.png")))?;
+        Ok(Map::new())
+    }
+
+    fn contents(&self) -> Result<Contents> {
+        Ok(Contents {
+            model: self.optimizer.params.tensors(),
+            ema: self.optimizer.average(),
+            optimizer: self.optimizer.state(),
+        })
+    }
+
+    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
+        let updates = counters.get("updates").copied().unwrap_or(0);
+        let mut rest = contents.optimizer;
+        let (model, ema) = (&contents.model, &contents.ema);
+        self.optimizer.restore(model, ema, &mut rest, updates)
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        BTreeMap::from([("updates".to_string(), self.optimizer.updates)])
+    }
+}
+
+/// Sum and number of the values of each t's tokens; `t` has one entry an image, `values` one a token.
+fn by_timestep(values: &[f32], t: &[u32], steps: usize) -> Vec<(f64, f64)> {
+    let mut sums = vec![(0.0, 0.0); steps];
+    let tokens = values.len() / t.len().max(1);
+    for (image, &t) in values.chunks(tokens.max(1)).zip(t) {
+        let (sum, count) = &mut sums[t as usize - 1];
+        *sum += image.iter().map(|&x| f64::from(x)).sum::<f64>();
+        *count += image.len() as f64;
+    }
+    sums
+}

@@ -1,0 +1,135 @@
+//! From a request to a trained tokenizer: data, weights to start from, stage, loop.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use super::start::{
+    Request, check_compute_type, training_source, validation_images, write_classes,
+};
+use super::vae::{Parts, VaeStage};
+use crate::config::{Config, Perceptual};
+use crate::data::augment::Augment;
+use crate::data::loader::{Loader, LoaderOptions};
+use crate::error::{Result, usage};
+use crate::model::perceptual::{Lpips, WIDTHS};
+use crate::store::Params;
+use crate::store::tensors;
+
+const STAGE: &str = "train-vae";
+
+/// Most images of the validation batch.
+const VALIDATION: usize = 16;
+
+/// Trains a tokenizer, from `init`'s weights where they fit. Gives the run's folder.
+pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
+    let (config, device) = (&request.config, &request.device);
+    let train = &config.train_vae;
+    check_compute_type("train_vae", train, device)?;
+    let source = training_source(config, request.skip_bad)?;
+    let lpips = lpips(config, device)?;
+    let begun = request.begin(STAGE, &*source)?;
+    let options = LoaderOptions {
+        batch_size: train.batch_size / train.accumulate,
+        workers: request.workers,
+        skip_bad: request.skip_bad,
+    };
+    let data = &config.data;
+    let augment = Augment {
+        size: data.image_size,
+        crop: data.crop,
+        flip: data.flip,
+    };
+    let (seed, index) = (begun.state.seed, begun.state.index);
+    let mut stage = VaeStage::new(Parts {
+        config: config.clone(),
+        seed,
+        device: device.clone(),
+        loader: Loader::shuffled(source.clone(), &options, augment, seed, index)?,
+        validation: validation_images(config, &source, VALIDATION.min(options.batch_size))?,
+        lpips,
+    })?;
+    if let Some(path) = init {
+        stage.start_from(path)?;
+    }
+    begun.train(request, train, &mut stage, |folder| {
+        write_classes(folder, source.classes())
+    })
+}
+
+/// The perceptual loss that the configuration asks for.
+fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
+    let loss = &config.loss;
+    if loss.perceptual == Perceptual::None {
+        tracing::info!("no perceptual loss (loss.perceptual = \"none\")");
+        return Ok(None);
+    }
+    let needed = |path: &Option<String>, what: &str, option: &str| {
+        path.clone().ok_or_else(|| {
+            usage(
+                format!("the perceptual loss needs {what}"),
+                format!(
+                    "{option} FILE takes it, and the README's section on weights says where it comes from; \
+                     --set loss.perceptual=none trains without"
+                ),
+            )
+        })
+    };
+    let vgg = needed(
+        &loss.vgg,
+        "VGG16's weights (torchvision's vgg16-397923af.pth)",
+        "--vgg",
+    )?;
+    let heads = needed(
+        &loss.lpips,
+        "the LPIPS heads (lpips_vgg_lin.safetensors, or LPIPS's vgg.pth)",
+        "--lpips",
+    )?;
+    let [vgg, heads] = [vgg, heads].map(|path| tensors::read(Path::new(&path)));
+    Ok(Some(Lpips::new(&WIDTHS, &vgg?, &heads?, device)?))
+}
+
+/// Sets every parameter that `tensors` has by name and in its shape; says what starts fresh.
+pub fn set_what_fits(
+    params: &Params,
+    tensors: &BTreeMap<String, Tensor>,
+    from: &Path,
+) -> Result<()> {
+    let mut fresh = Vec::new();
+    for (name, var) in params.iter() {
+        match tensors.get(name) {
+            Some(tensor) if tensor.shape() == var.shape() => {
+                var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
+            }
+            Some(tensor) => {
+                fresh.push(format!(
+                    "{name} ({:?}, the file has {:?})",
+                    var.dims(),
+                    tensor.dims()
+                ));
+            }
+            None => fresh.push(format!("{name} (not in the file)")),
+        }
+    }
+    let set = params.len() - fresh.len();
+    if set == 0 {
+        return Err(usage(
+            format!(
+                "{} has none of the tokenizer's {} parameters",
+                from.display(),
+                params.len()
+            ),
+            "names must be taming-transformers' (encoder.…, decoder.…, quant_conv.…)",
+        ));
+    }
+    tracing::info!(
+        "{}: {set} of {} parameters set",
+        from.display(),
+        params.len()
+    );
+    for name in fresh {
+        tracing::info!("  fresh: {name}");
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! Training the tokenizer (DESIGN section 1): squared error + L_quant + perceptual + η·λ·adversarial.
+//!
+//! The graph is cut at the reconstructed image o: the gradients there of the reconstruction losses and of the
+//! adversarial one are each taken once, weighed against each other (λ), summed, and continued by one backward pass
+//! through decoder and encoder together with L_quant. VGG and discriminator are walked backwards once, and only down
+//! to the image.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use serde_json::{Map, Value, json};
+use tracing::info_span;
+
+use super::adversary::{Adversary, Judged};
+use super::checkpoint::Contents;
+use super::figures::{Figures, round};
+use super::grads::{self, Gradients, gradients, seed};
+use super::lr::ramp;
+use super::optimizer::Optimizer;
+use super::reduce::Reduce;
+use super::stage::{Micro, Stage, Update};
+use super::start_vae::set_what_fits;
+use super::usage::Usage;
+use super::validation::Validation;
+use crate::config::Config;
+use crate::data::loader::{Batch, Loader};
+use crate::error::{Context, Result};
+use crate::model::losses::{adaptive_weight, mean_squared_error};
+use crate::model::perceptual::Lpips;
+use crate::model::tokenizer::{Tokenizer, straight_through};
+use crate::ops::{Noise, Quantized, global_norm};
+use crate::store::Scope;
+use crate::store::tensors;
+
+const USAGE: &str = "interval_codes";
+
+pub struct VaeStage {
+    config: Config,
+    seed: u64,
+    device: Device,
+    loader: Loader,
+    tokenizer: Tokenizer,
+    /// The tokenizer of the moving average.
+    average: Tokenizer,
+    optimizer: Optimizer,
+    adversary: Option<Adversary>,
+    lpips: Option<Lpips>,
+    validation: Validation,
+    usage: Usage,
+    reduce: Reduce,
+}
+
+/// What an update needs of a micro-batch beside the gradients.
+pub struct Rest {
+    quantized: Quantized,
+    judged: Option<Judged>,
+}
+
+/// What a stage is made from.
+pub struct Parts {
+    pub config: Config,
+    pub seed: u64,
+    pub device: Device,
+    /// Batches of a micro-batch's size.
+    pub loader: Loader,
+    /// [B,H,W,3] in [-1,1]
+    pub validation: Tensor,
+    pub lpips: Option<Lpips>,
+}
+
+impl VaeStage {
+    pub fn new(parts: Parts) -> Result<Self> {
+        let Parts {
+            config,
+            seed,
+            device,
+            ..
+        } = parts;
+        let scope = Scope::init(seed, &device);
+        let tokenizer = Tokenizer::new(&config, &scope)?;
+        let optimizer = Optimizer::new(scope.finish(), &config.train_vae, true)?;
+        let average = Tokenizer::new(&config, &Scope::load(&optimizer.average(), &device))?;
+        let adversary = (config.loss.disc_weight > 0.0)
+            .then(|| Adversary::new(&config.loss, &config.train_vae, seed, &device))
+            .transpose()?;
+        Ok(Self {
+            usage: Usage::new(config.quantizer.steps, config.quantizer.codebook_size),
+            validation: Validation::new(parts.validation.to_device(&device)?, seed)?,
+            loader: parts.loader,
+            lpips: parts.lpips,
+            reduce: Reduce,
+            config,
+            seed,
+            device,
+            tokenizer,
+            average,
+            optimizer,
+            adversary,
+        })
+    }
+
+    /// Starts from the weights of a file where they fit; so does the average.
+    pub fn start_from(&mut self, path: &Path) -> Result<()> {
+        set_what_fits(&self.optimizer.params, &tensors::read(path)?, path)?;
+        self.optimizer.restart_average()
+    }
+
+    /// Squared error and perceptual distance of `o` from `x`, weighted and added up, and the gradient of that at `o`.
+    fn reconstruction(
+        &self,
+        x: &Tensor,
+        o: &Tensor,
+        figures: &mut Figures,
+    ) -> TensorResult<(f64, Tensor)> {
+        let _span = info_span!("losses").entered();
+        let at = Var::from_tensor(o)?;
+        let mut loss = mean_squared_error(&at, x)?;
+        figures.add("mse", scalar(&loss)?);
+        if let Some(lpips) = &self.lpips {
+            let perceptual = lpips.distance(x, &at)?;
+            figures.add("perceptual", scalar(&perceptual)?);
+            loss = (loss + perceptual * self.config.loss.perceptual_weight)?;
+        }
+        Ok((scalar(&loss)?, grads::at(&loss, &at)?))
+    }
+
+    /// The adversarial loss and its gradient at `o`, both times η·λ·ramp.
+    fn adversarial(
+        &self,
+        adversary: &Adversary,
+        step: u64,
+        features: &Tensor,
+        o: &Tensor,
+        reconstruction: &Tensor,
+        figures: &mut Figures,
+    ) -> Result<(f64, Tensor)> {
+        let _span = info_span!("losses").entered();
+        let (loss, gradient) = adversary.image_gradient(o)?;
+        let at_weight = |gradient: &Tensor| -> Result<f64> {
+            let gradient = self.tokenizer.last_layer_grad(features, gradient)?;
+            Ok(global_norm([&self.reduce.mean(gradient)?])?)
+        };
+        let lambda = adaptive_weight(at_weight(reconstruction)?, at_weight(&gradient)?);
+        let config = &self.config.loss;
+        let weight = config.disc_weight * lambda * ramp(step, config.disc_start, config.disc_ramp);
+        figures.add("adversarial", loss);
+        figures.add("adaptive_weight", lambda);
+        Ok((loss * weight, (gradient * weight)?))
+    }
+}
+
+impl Stage for VaeStage {
+    type Batch = Batch;
+    type Rest = Rest;
+
+    fn next(&mut self) -> Result<Batch> {
+        let batch = info_span!("data wait").in_scope(|| self.loader.next());
+        batch.context("the loader has ended")?
+    }
+
+    fn compute(&mut self, batch: Batch, step: u64) -> Result<Micro<Rest>> {
+        let mut figures = Figures::default();
+        let x = batch.images.to_device(&self.device)?;
+        let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
+        let noise = Noise::Drawn {
+            seed: self.seed,
+            indices: &batch.indices,
+        };
+        let quantized =
+            info_span!("quantize").in_scope(|| self.tokenizer.quantizer.quantize(&v, &noise))?;
+        let sum = quantized.sums.get(self.tokenizer.quantizer.steps())?;
+        let decode = info_span!("decode").entered();
+        let features = self.tokenizer.features(&straight_through(&v, &sum)?)?;
+        let out = self.tokenizer.output(&features)?; // [B,H,W,3]
+        drop(decode);
+        let o = out.detach();
+        let (mut total, mut at_image) = self.reconstruction(&x, &o, &mut figures)?;
+        let adversary = self
+            .adversary
+            .as_ref()
+            .filter(|_| step >= self.config.loss.disc_start);
+        if let Some(adversary) = adversary {
+            let features = features.detach();
+            let (more, gradient) =
+                self.adversarial(adversary, step, &features, &o, &at_image, &mut figures)?;
+            total += more;
+            at_image = (at_image + gradient)?;
+        }
+        let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
+        figures.add("quant", scalar(&quant)?);
+        figures.add(
+            "loss",
+            total + scalar(&quant)? * self.config.loss.quant_weight,
+        );
+        let backward = info_span!("backward").entered();
+        let loss = (seed(&out, &at_image)? + quant * self.config.loss.quant_weight)?;
+        let gradients = gradients(&loss, &self.optimizer.params)?;
+        drop(backward);
+        // The graph goes before the discriminator makes its own.
+        drop((loss, out, features, v));
+        let judged = adversary
+            .map(|a| a.judge(&x, &o, &mut figures))
+            .transpose()?;
+        let rest = Rest { quantized, judged };
+        Ok(Micro {
+            gradients,
+            figures,
+            rest,
+        })
+    }
+
+    fn update(&mut self, gradients: &Gradients, rest: Vec<Rest>, update: Update) -> Result<()> {
+        self.optimizer.update(gradients, update.lr, update.scale)?;
+        let mut judged = Vec::new();
+        for rest in rest {
+            self.usage.add(&rest.quantized.codes)?;
+            judged.extend(rest.judged);
+        }
+        if let Some(adversary) = &mut self.adversary {
+            adversary.update(judged)?;
+        }
+        Ok(())
+    }
+
+    fn figures(&mut self) -> Result<Map<String, Value>> {
+        let mut figures = self.validation.figures(&self.average)?;
+        let perplexity: Value = self.usage.perplexity().into_iter().map(round).collect();
+        figures.insert("codes_used_t".into(), json!(self.usage.used()));
+        figures.insert("perplexity_t".into(), perplexity);
+        self.usage.clear();
+        Ok(figures)
+    }
+
+    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
+        let path = folder.join(format!("step-{step:08}.png"));
+        self.validation
+            .picture(&self.average, self.lpips.as_ref(), &path)
+    }
+
+    fn contents(&self) -> Result<Contents> {
+        let mut optimizer = self.optimizer.state();
+        optimizer.insert(USAGE.to_string(), self.usage.tensor()?);
+        optimizer.extend(self.adversary.iter().flat_map(Adversary::state));
+        Ok(Contents {
+            model: self.optimizer.params.tensors(),
+            ema: self.optimizer.average(),
+            optimizer,
+        })
+    }
+
+    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
+        let count = |name: &str| counters.get(name).copied().unwrap_or(0);
+        let mut rest = contents.optimizer;
+        let (model, ema) = (&contents.model, &contents.ema);
+        self.optimizer
+            .restore(model, ema, &mut rest, count("updates"))?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.restore(&mut rest, count("discriminator_updates"))?;
+        }
+        let usage = rest
+            .remove(USAGE)
+            .context("the checkpoint holds no code counts")?;
+        self.usage.restore(&usage)?;
+        Ok(())
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let discriminator = self.adversary.as_ref().map_or(0, Adversary::updates);
+        BTreeMap::from([
+            ("updates".to_string(), self.optimizer.updates),
+            ("discriminator_updates".to_string(), discriminator),
+        ])
+    }
+}
+
+fn scalar(x: &Tensor) -> TensorResult<f64> {
+    Ok(f64::from(x.to_scalar::<f32>()?))
+}

@@ -1,0 +1,112 @@
+//! A fixed validation batch: how well the tokenizer's moving average reconstructs, and pictures of it.
+//!
+//! Image i takes the noise of index i, whatever the step: curves over training show the model alone.
+
+use std::path::Path;
+
+use candle_core::{Result, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::figures::round;
+use crate::model::losses::psnr;
+use crate::model::perceptual::Lpips;
+use crate::model::tokenizer::Tokenizer;
+use crate::ops::Noise;
+use crate::sample::{enlarge, grid, save_png, to_rgb};
+
+/// Images in the picture.
+const SHOWN: usize = 8;
+
+pub struct Validation {
+    /// [B,H,W,3] in [-1,1]
+    images: Tensor,
+    indices: Vec<u64>,
+    seed: u64,
+}
+
+impl Validation {
+    pub fn new(images: Tensor, seed: u64) -> Result<Self> {
+        let indices = (0..images.dim(0)? as u64).collect();
+        Ok(Self {
+            images,
+            indices,
+            seed,
+        })
+    }
+
+    /// PSNR of the reconstruction, and the standard deviation of v around its channel means: near 0, the latent
+    /// carries nothing and the noise drowns it.
+    pub fn figures(&self, tokenizer: &Tokenizer) -> Result<Map<String, Value>> {
+        let (v, sums) = self.sums(tokenizer)?;
+        let last = sums.get(sums.dim(0)? - 1)?;
+        let mean = v.mean_keepdim(0)?.mean_keepdim(1)?.mean_keepdim(2)?;
+        let variance = v.broadcast_sub(&mean)?.sqr()?.mean_all()?;
+        let deviation = f64::from(variance.to_scalar::<f32>()?).sqrt();
+        let quality = self.psnr(&tokenizer.decode(&last)?)?;
+        Ok(Map::from_iter([
+            ("psnr".to_string(), json!(round(quality))),
+            ("latent_std".to_string(), json!(round(deviation))),
+        ]))
+    }
+
+    /// Writes a row an image: original, reconstruction, D(z'_t) for t = 1..T; gives PSNR (and LPIPS) of each D(z'_t).
+    pub fn picture(
+        &self,
+        tokenizer: &Tokenizer,
+        lpips: Option<&Lpips>,
+        path: &Path,
+    ) -> crate::error::Result<Map<String, Value>> {
+        let (_, sums) = self.sums(tokenizer)?;
+        let steps = sums.dim(0)? - 1;
+        let decoded = (1..=steps)
+            .map(|t| tokenizer.decode(&sums.get(t)?))
+            .collect::<Result<Vec<_>>>()?;
+        let shown = SHOWN.min(self.indices.len());
+        let columns = [&self.images, &decoded[steps - 1]]
+            .into_iter()
+            .chain(&decoded)
+            .map(|images| to_rgb(&images.narrow(0, 0, shown)?))
+            .collect::<crate::error::Result<Vec<_>>>()?;
+        let pictures: Vec<_> = (0..shown)
+            .flat_map(|row| columns.iter().map(move |column| column[row].clone()))
+            .collect();
+        let times = (64 / pictures[0].width()).max(1);
+        save_png(&enlarge(&grid(&pictures, columns.len())?, times), path)?;
+        let mut figures = Map::new();
+        let curve = |values: Result<Vec<f64>>| -> Result<Value> {
+            Ok(values?.into_iter().map(round).collect())
+        };
+        let quality = decoded.iter().map(|images| self.psnr(images)).collect();
+        figures.insert("psnr_t".into(), curve(quality)?);
+        if let Some(lpips) = lpips {
+            let distance = |images| -> Result<f64> {
+                let distance = lpips.distance(&self.images, images)?;
+                Ok(f64::from(distance.to_scalar::<f32>()?))
+            };
+            figures.insert(
+                "lpips_t".into(),
+                curve(decoded.iter().map(distance).collect())?,
+            );
+        }
+        Ok(figures)
+    }
+
+    /// v [B,h,w,d] and z'_0..z'_T.
+    fn sums(&self, tokenizer: &Tokenizer) -> Result<(Tensor, Tensor)> {
+        let v = tokenizer.encode(&self.images)?;
+        let noise = Noise::Drawn {
+            seed: self.seed,
+            indices: &self.indices,
+        };
+        let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
+        Ok((v, sums))
+    }
+
+    /// Mean over the images of each one's PSNR.
+    fn psnr(&self, images: &Tensor) -> Result<f64> {
+        let errors = (images.clamp(-1f32, 1f32)? - &self.images)?.sqr()?;
+        let errors = errors.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
+        let total: f64 = errors.iter().map(|&e| psnr(f64::from(e).max(1e-10))).sum();
+        Ok(total / errors.len() as f64)
+    }
+}
