@@ -16,6 +16,7 @@ pub mod activation;
 pub mod adaln;
 pub mod attention;
 pub mod batch_norm;
+mod blocks;
 mod check;
 pub mod conv2d;
 pub mod cross_entropy;
@@ -24,9 +25,14 @@ pub mod layer_norm;
 pub mod linear;
 pub mod optimizer;
 pub mod pool;
+mod product;
 pub mod quantize;
 pub mod silu;
+mod simd;
+mod slices;
 pub mod swiglu;
+#[cfg(test)]
+mod testing;
 pub mod upsample;
 mod window;
 

@@ -2,10 +2,16 @@
 //!
 //! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's `relu` gives 1).
 
+mod cpu;
 mod fused;
 mod reference;
 
+#[cfg(test)]
+mod tests;
+
 use candle_core::{Result, Tensor};
+
+use super::slices;
 pub use fused::Activation;
 
 /// max(x, 0).
@@ -15,5 +21,9 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 
 /// x where positive, `slope`·x elsewhere.
 pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
-    reference::leaky_relu(x, slope)
+    if !slices::are_f32_on_cpu(&[x]) {
+        return reference::leaky_relu(x, slope);
+    }
+    let slope = slope as f32;
+    x.contiguous()?.apply_op1(cpu::LeakyRelu { slope })
 }

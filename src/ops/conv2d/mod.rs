@@ -4,11 +4,19 @@
 //! Gradients: dx is the transposed convolution of dy, dw the correlation of x with dy, dbias the sum of dy over
 //! positions; each only where the graph tracks the input.
 
+mod cpu;
+mod gather;
+pub(super) mod pack;
 mod reference;
+
+#[cfg(test)]
+mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::slices;
 use super::window::{Padding, Window};
+use cpu::Conv2d;
 
 /// Convolution of `x` [B,H,W,I] with `weight` [O,I,kh,kw] and `bias` [O]: [B,H',W',O].
 pub fn conv2d(
@@ -24,7 +32,17 @@ pub fn conv2d(
     };
     let window = window("conv2d", x, Some(channels), kernel, stride, padding)?;
     check_bias("conv2d", bias, weight.dim(0)?)?;
-    reference::conv2d(x, weight, bias, &window)
+    check_elements("conv2d", &[x, weight])?;
+    if !slices::are_f32_on_cpu(&[x, weight]) {
+        return reference::conv2d(x, weight, bias, &window);
+    }
+    let channels = (channels, weight.dim(0)?);
+    let op = Conv2d { window, channels };
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => x.apply_op2(&weight, op),
+    }
 }
 
 /// The gradient of [`conv2d`] for its weight alone, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O]: not differentiable.
@@ -43,7 +61,14 @@ pub fn conv2d_weight_grad(
             "conv2d_weight_grad: the gradient must be [B,H',W',O] with (B,H',W') = {expected:?}, found {other:?}"
         ),
     }
-    reference::weight_grad(&x.detach(), &grad.detach(), &window)
+    check_elements("conv2d_weight_grad", &[x, grad])?;
+    if !slices::are_f32_on_cpu(&[x, grad]) {
+        return reference::weight_grad(&x.detach(), &grad.detach(), &window);
+    }
+    let channels = (x.dim(3)?, grad.dim(3)?);
+    let op = Conv2d { window, channels };
+    let (dw, _) = slices::read([x, grad], |[x, grad]| op.weight_grad(x, grad))?;
+    Tensor::from_vec(dw, (channels.1, channels.0, kernel.0, kernel.1), x.device())
 }
 
 fn window(
@@ -67,6 +92,14 @@ fn window(
             Window::new(op, (h, w), kernel, stride, padding)
         }
         ref other => bail!("{op}: the map must be [B,H,W,C], found {other:?}"),
+    }
+}
+
+/// Refuses tensors without elements, whose rows have no size.
+pub(super) fn check_elements(op: &str, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|t| t.elem_count() == 0) {
+        Some(empty) => bail!("{op}: a tensor {:?} has no elements", empty.dims()),
+        None => Ok(()),
     }
 }
 

@@ -2,11 +2,17 @@
 //!
 //! Gradients: dx = dy·w, dw = dyᵀ·x, dbias = Σ dy over rows; each only where the graph tracks the input.
 
+mod cpu;
 pub(super) mod reference;
+
+#[cfg(test)]
+mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::conv2d::check_bias;
+use super::conv2d::{check_bias, check_elements};
+use super::slices;
+use cpu::Linear;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -23,5 +29,17 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         );
     }
     check_bias("linear", bias, o)?;
-    reference::linear(x, weight, bias)
+    check_elements("linear", &[x, weight])?;
+    if !slices::are_f32_on_cpu(&[x, weight]) {
+        return reference::linear(x, weight, bias);
+    }
+    let op = Linear {
+        inputs: i,
+        outputs: o,
+    };
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => x.apply_op2(&weight, op),
+    }
 }

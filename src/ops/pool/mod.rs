@@ -4,22 +4,36 @@
 //! Gradient of the maximum: all of dy to the first of the largest values in row order (PyTorch's rule);
 //! of the mean: dy / count to every value of the window.
 
+mod cpu;
 mod reference;
+
+#[cfg(test)]
+mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::slices;
 use super::window::{Padding, Window};
+use cpu::{Kind, Pool};
 
 /// The largest value of every `kernel`×`kernel` window of `x` [B,H,W,C].
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("max_pool2d", x, kernel, stride, padding)?;
-    reference::max_pool2d(x, &window)
+    if !slices::are_f32_on_cpu(&[x]) {
+        return reference::max_pool2d(x, &window);
+    }
+    let kind = Kind::Max;
+    x.contiguous()?.apply_op1(Pool { window, kind })
 }
 
 /// The mean of every `kernel`×`kernel` window of `x` [B,H,W,C], over the positions inside the map.
 pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("avg_pool2d", x, kernel, stride, padding)?;
-    reference::avg_pool2d(x, &window)
+    if !slices::are_f32_on_cpu(&[x]) {
+        return reference::avg_pool2d(x, &window);
+    }
+    let kind = Kind::Average;
+    x.contiguous()?.apply_op1(Pool { window, kind })
 }
 
 fn window(op: &str, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Window> {

@@ -2,9 +2,15 @@
 //!
 //! Gradient: the sum of dy over each square of four.
 
+mod cpu;
 mod reference;
 
+#[cfg(test)]
+mod tests;
+
 use candle_core::{Result, Tensor, bail};
+
+use super::slices;
 
 /// Doubles height and width of `x` [B,H,W,C] by repetition.
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
@@ -14,5 +20,8 @@ pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
             x.dims()
         );
     }
-    reference::upsample_nearest2x(x)
+    if !slices::are_f32_on_cpu(&[x]) {
+        return reference::upsample_nearest2x(x);
+    }
+    x.contiguous()?.apply_op1(cpu::Upsample)
 }

@@ -1,0 +1,157 @@
+//! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py` is the same in PyTorch.
+//!
+//! A line is an operation at one size: milliseconds forward, and forward with all gradients; the median of the runs
+//! and, behind it, the fastest (the one to compare where others use the machine).
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rdpm::ops::{self, Padding};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const RUN_FOR: Duration = Duration::from_millis(600);
+
+fn main() -> Result<()> {
+    let wanted = std::env::args().skip(1).find(|a| !a.starts_with("--"));
+    let bench = Bench {
+        wanted: wanted.unwrap_or_default(),
+    };
+    println!(
+        "{:44} {:>15} {:>23}",
+        "", "forward ms", "forward+backward ms"
+    );
+    convolutions(&bench)?;
+    linears(&bench)?;
+    resizing(&bench)
+}
+
+fn convolutions(bench: &Bench) -> Result<()> {
+    let sizes = [
+        (16, 16, 64, 64, 3, 1),
+        (16, 32, 64, 64, 3, 1),
+        (4, 64, 128, 128, 3, 1),
+        (16, 32, 64, 128, 4, 2),
+        (16, 32, 3, 64, 3, 1),
+        (16, 32, 64, 3, 3, 1),
+        (16, 8, 256, 256, 3, 1),
+        (16, 16, 64, 128, 1, 1),
+        (1, 4, 128, 128, 3, 1),
+    ];
+    for (batch, side, channels, outputs, kernel, stride) in sizes {
+        let name = format!("conv {kernel}x{kernel}/{stride} {channels}→{outputs} {side}² b{batch}");
+        let padding = Padding::same((kernel - 1) / 2);
+        bench.case(
+            &name,
+            &[
+                &[batch, side, side, channels],
+                &[outputs, channels, kernel, kernel],
+                &[outputs],
+            ],
+            |t| ops::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding),
+        )?;
+    }
+    Ok(())
+}
+
+fn linears(bench: &Bench) -> Result<()> {
+    for (rows, inputs, outputs) in [
+        (16, 128, 768),
+        (1024, 128, 512),
+        (4096, 512, 1536),
+        (16384, 256, 2048),
+    ] {
+        bench.case(
+            &format!("linear [{rows},{inputs}]→{outputs}"),
+            &[&[rows, inputs], &[outputs, inputs], &[outputs]],
+            |t| ops::linear(&t[0], &t[1], Some(&t[2])),
+        )?;
+    }
+    Ok(())
+}
+
+fn resizing(bench: &Bench) -> Result<()> {
+    let map: &[&[usize]] = &[&[16, 32, 32, 64]];
+    let none = Padding::same(0);
+    bench.case("upsample 64 32² b16", map, |t| {
+        ops::upsample_nearest2x(&t[0])
+    })?;
+    bench.case("max pool 2/2 64 32² b16", map, |t| {
+        ops::max_pool2d(&t[0], 2, 2, none)
+    })?;
+    bench.case("average pool 3/1 64 32² b16", map, |t| {
+        ops::avg_pool2d(&t[0], 3, 1, Padding::same(1))
+    })?;
+    bench.case("relu 64 32² b16", map, |t| ops::relu(&t[0]))
+}
+
+struct Bench {
+    wanted: String,
+}
+
+impl Bench {
+    /// Times `f` on drawn variables of these shapes.
+    fn case(
+        &self,
+        name: &str,
+        shapes: &[&[usize]],
+        f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<()> {
+        if !name.contains(&self.wanted) {
+            return Ok(());
+        }
+        let vars = shapes
+            .iter()
+            .map(|&shape| Var::randn(0f32, 1f32, shape, &Device::Cpu))
+            .collect::<Result<Vec<_>>>()?;
+        let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let plain: Vec<Tensor> = tracked.iter().map(Tensor::detach).collect();
+        let upstream = Tensor::ones(f(&plain)?.shape(), DType::F32, &Device::Cpu)?;
+        let forward = time(|| f(&plain).map(drop))?;
+        let both = time(|| {
+            let y = f(&tracked)?;
+            seed(&y, &upstream)?.backward().map(drop)
+        })?;
+        println!("{name:44} {forward} {both}");
+        Ok(())
+    }
+}
+
+/// A scalar whose gradient for `y` is `upstream`, at no cost.
+fn seed(y: &Tensor, upstream: &Tensor) -> Result<Tensor> {
+    y.apply_op1(Seed(upstream.clone()))
+}
+
+struct Seed(Tensor);
+
+impl candle_core::CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "seed"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &candle_core::CpuStorage,
+        _: &candle_core::Layout,
+    ) -> Result<(candle_core::CpuStorage, candle_core::Shape)> {
+        Ok((candle_core::CpuStorage::F32(vec![0.0]), ().into()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
+}
+
+/// Median and minimum of repeated runs.
+fn time(mut f: impl FnMut() -> Result<()>) -> Result<String> {
+    f()?;
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while start.elapsed() < RUN_FOR || times.len() < 5 {
+        let run = Instant::now();
+        f()?;
+        times.push(run.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(format!("{:10.3} {:10.3}", times[times.len() / 2], times[0]))
+}

@@ -1,0 +1,237 @@
+//! The CPU's side: gathered windows times packed weights, a block of windows at a time.
+//!
+//! The gradient for x is a convolution of dy as well, one for each remainder (i mod s, j mod s) of an input's
+//! position: only every s-th tap of the kernel reaches it, so nothing is multiplied by a zero.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::gather::Gather;
+use super::pack;
+use crate::ops::Padding;
+use crate::ops::product::{Plain, outer, times};
+use crate::ops::slices;
+use crate::ops::window::Window;
+
+/// A convolution: (x, weight) or (x, weight, bias) to y.
+pub(super) struct Conv2d {
+    pub window: Window,
+    /// I and O.
+    pub channels: (usize, usize),
+}
+
+impl Conv2d {
+    fn taps(&self) -> usize {
+        self.window.kernel.0 * self.window.kernel.1
+    }
+
+    /// Whether the windows are the rows of the map itself.
+    fn is_pointwise(&self) -> bool {
+        self.taps() == 1 && self.window.stride == 1 && self.window.padding == Padding::same(0)
+    }
+
+    fn windows<'a>(&self, x: &'a [f32]) -> Gather<'a> {
+        let Window {
+            kernel,
+            stride,
+            padding,
+            input,
+            output,
+        } = self.window;
+        Gather {
+            maps: x,
+            size: input,
+            channels: self.channels.0,
+            kernel,
+            stride,
+            origin: (-(padding.top as isize), -(padding.left as isize)),
+            output,
+        }
+    }
+
+    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
+        let (i, o) = self.channels;
+        let weight = pack::by_output(weight, o, i, self.taps());
+        let y = if self.is_pointwise() {
+            times(&Plain::new(x, i), &weight, o, bias)
+        } else {
+            times(&self.windows(x), &weight, o, bias)
+        };
+        let (height, width) = self.window.output;
+        let shape = Shape::from((y.len() / (height * width * o), height, width, o));
+        (CpuStorage::F32(y), shape)
+    }
+
+    /// dL/dw [O,I,kh,kw] and dL/dbias [O] from `grad` = dL/dy.
+    pub fn weight_grad(&self, x: &[f32], grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (i, o) = self.channels;
+        let (weight, bias) = if self.is_pointwise() {
+            outer(&Plain::new(x, i), grad, o)
+        } else {
+            outer(&self.windows(x), grad, o)
+        };
+        (pack::from_windows(weight, i, self.taps()), bias)
+    }
+
+    /// dL/dx from `grad` = dL/dy.
+    fn input_grad(&self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+        let (i, o) = self.channels;
+        if self.is_pointwise() {
+            return times(&Plain::new(grad, o), weight, i, None);
+        }
+        let stride = self.window.stride;
+        if stride == 1 {
+            let (windows, taps) = self.reaching(grad, (0, 0));
+            let weight = pack::by_input(weight, o, i, self.taps(), &taps);
+            return times(&windows, &weight, i, None);
+        }
+        let (height, width) = self.window.input;
+        let maps = grad.len() / (self.window.output.0 * self.window.output.1 * o);
+        let mut dx = vec![0f32; maps * height * width * i];
+        for phase in
+            (0..stride.min(height)).flat_map(|y| (0..stride.min(width)).map(move |x| (y, x)))
+        {
+            let (windows, taps) = self.reaching(grad, phase);
+            if taps.is_empty() {
+                continue;
+            }
+            let weight = pack::by_input(weight, o, i, self.taps(), &taps);
+            let part = times(&windows, &weight, i, None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
+            let (lines, columns) = windows.output;
+            dx.par_chunks_mut(height * width * i)
+                .zip(part.par_chunks(lines * columns * i))
+                .for_each(|(dx, part)| {
+                    let dx = dx.chunks_exact_mut(width * i).skip(phase.0).step_by(stride);
+                    for (dx, part) in dx.zip(part.chunks_exact(columns * i)) {
+                        let dx = dx.chunks_exact_mut(i).skip(phase.1).step_by(stride);
+                        for (dx, part) in dx.zip(part.chunks_exact(i)) {
+                            dx.copy_from_slice(part);
+                        }
+                    }
+                });
+        }
+        dx
+    }
+
+    /// The windows of `grad` that reach the inputs (phase.0 + s·u, phase.1 + s·v), and the taps by which they do.
+    fn reaching<'a>(&self, grad: &'a [f32], phase: (usize, usize)) -> (Gather<'a>, Vec<usize>) {
+        let Window {
+            kernel,
+            stride,
+            padding,
+            input,
+            output,
+        } = self.window;
+        // Input phase + s·u lies under output m by tap phase + s·u + padding − s·m: tap first + s·q for m = u + base − q.
+        let along = |phase: usize, padding: usize, kernel: usize, input: usize| {
+            let (first, base) = ((phase + padding) % stride, (phase + padding) / stride);
+            let taps: Vec<usize> = (first..kernel).step_by(stride).rev().collect();
+            let origin = base as isize + 1 - taps.len() as isize;
+            (taps, origin, (input - phase).div_ceil(stride))
+        };
+        let (rows, top, lines) = along(phase.0, padding.top, kernel.0, input.0);
+        let (cols, left, columns) = along(phase.1, padding.left, kernel.1, input.1);
+        let taps = rows
+            .iter()
+            .flat_map(|y| cols.iter().map(move |x| y * kernel.1 + x))
+            .collect();
+        let windows = Gather {
+            maps: grad,
+            size: output,
+            channels: self.channels.1,
+            kernel: (rows.len(), cols.len()),
+            stride: 1,
+            origin: (top, left),
+            output: (lines, columns),
+        };
+        (windows, taps)
+    }
+
+    fn backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let device = x.device();
+        slices::read([x, weight, grad], |[xs, ws, grads]| {
+            let dx = match x.track_op() {
+                true => Some(Tensor::from_vec(
+                    self.input_grad(ws, grads),
+                    x.shape(),
+                    device,
+                )?),
+                false => None,
+            };
+            let bias = bias.is_some_and(|bias| bias.track_op());
+            if !weight.track_op() && !bias {
+                return Ok([dx, None, None]);
+            }
+            let (dw, db) = self.weight_grad(xs, grads);
+            let dw = Tensor::from_vec(dw, weight.shape(), device)?;
+            let db = Tensor::from_vec(db, self.channels.1, device)?;
+            Ok([dx, weight.track_op().then_some(dw), bias.then_some(db)])
+        })?
+    }
+}
+
+impl CustomOp2 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = slices::of(x, x_layout)?;
+        Ok(self.forward(x, slices::of(weight, weight_layout)?, None))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, _] = self.backward(x, weight, None, grad)?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = slices::of(x, x_layout)?;
+        let bias = slices::of(bias, bias_layout)?;
+        Ok(self.forward(x, slices::of(weight, weight_layout)?, Some(bias)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, db] = self.backward(x, weight, Some(bias), grad)?;
+        Ok((dx, dw, db))
+    }
+}

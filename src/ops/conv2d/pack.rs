@@ -1,0 +1,76 @@
+//! A convolution's weights [O,I,kh,kw] in the order that a product reads them, and back.
+
+use rayon::prelude::*;
+
+/// Packed rows a task: one line of the source serves as many.
+const ROWS: usize = 16;
+
+/// [O,I,kh,kw] → [kh·kw·I,O]: rows in the order of a gathered window. `taps` = kh·kw.
+pub(in crate::ops) fn by_output(
+    weight: &[f32],
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+) -> Vec<f32> {
+    let depth = inputs * taps;
+    let mut packed = vec![0f32; weight.len()];
+    packed
+        .par_chunks_mut(ROWS * outputs)
+        .with_min_len(8)
+        .enumerate()
+        .for_each(|(task, rows)| {
+            let mut offsets = [0; ROWS];
+            for (r, offset) in offsets.iter_mut().enumerate() {
+                let (tap, channel) = ((task * ROWS + r) / inputs, (task * ROWS + r) % inputs);
+                *offset = channel * taps + tap;
+            }
+            for (o, source) in weight.chunks_exact(depth).enumerate() {
+                for (row, &offset) in rows.chunks_exact_mut(outputs).zip(&offsets) {
+                    row[o] = source[offset];
+                }
+            }
+        });
+    packed
+}
+
+/// [O,I,kh,kw] → [taps·O,I], only the taps given (numbers ky·kw + kx), in their order.
+pub(super) fn by_input(
+    weight: &[f32],
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+    chosen: &[usize],
+) -> Vec<f32> {
+    let mut packed = vec![0f32; chosen.len() * outputs * inputs];
+    packed
+        .par_chunks_mut(outputs * inputs)
+        .zip(chosen)
+        .for_each(|(packed, &tap)| {
+            let sources = weight.chunks_exact(inputs * taps);
+            for (row, source) in packed.chunks_exact_mut(inputs).zip(sources) {
+                for (value, &w) in row.iter_mut().zip(source[tap..].iter().step_by(taps)) {
+                    *value = w;
+                }
+            }
+        });
+    packed
+}
+
+/// [O,kh·kw·I] → [O,I,kh,kw]: a gradient in the order of gathered windows as one of the weights.
+pub(super) fn from_windows(gradient: Vec<f32>, inputs: usize, taps: usize) -> Vec<f32> {
+    if taps == 1 {
+        return gradient;
+    }
+    let mut weights = vec![0f32; gradient.len()];
+    weights
+        .par_chunks_mut(inputs * taps)
+        .zip(gradient.par_chunks(inputs * taps))
+        .for_each(|(weights, gradient)| {
+            for (tap, gradient) in gradient.chunks_exact(inputs).enumerate() {
+                for (w, &g) in weights[tap..].iter_mut().step_by(taps).zip(gradient) {
+                    *w = g;
+                }
+            }
+        });
+    weights
+}

@@ -1,0 +1,169 @@
+//! The CPU's side: a line of windows at a time forward, a map at a time backward (windows may overlap).
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+use crate::ops::window::Window;
+use crate::ops::{blocks, simd, slices};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Max,
+    Average,
+}
+
+/// [B,H,W,C] → [B,H',W',C].
+pub(super) struct Pool {
+    pub window: Window,
+    pub kind: Kind,
+}
+
+impl Pool {
+    /// The positions of the map under window (i, j).
+    fn under(&self, i: usize, j: usize) -> (Range<usize>, Range<usize>) {
+        let along = |i: usize, before: usize, kernel: usize, length: usize| {
+            let start = i * self.window.stride;
+            start.saturating_sub(before)..(start + kernel - before).min(length)
+        };
+        let Window {
+            kernel,
+            padding,
+            input,
+            ..
+        } = self.window;
+        (
+            along(i, padding.top, kernel.0, input.0),
+            along(j, padding.left, kernel.1, input.1),
+        )
+    }
+
+    /// The offsets in a map of the positions under window (i, j), in row order; never none.
+    fn offsets(&self, i: usize, j: usize, channels: usize) -> impl Iterator<Item = usize> {
+        let (rows, columns) = self.under(i, j);
+        let width = self.window.input.1;
+        rows.flat_map(move |y| columns.clone().map(move |x| (y * width + x) * channels))
+    }
+
+    /// The result for window (i, j) of a map.
+    #[inline(always)]
+    fn window_of(&self, map: &[f32], i: usize, j: usize, y: &mut [f32]) {
+        let channels = y.len();
+        let mut offsets = self.offsets(i, j, channels);
+        if let Some(first) = offsets.next() {
+            y.copy_from_slice(&map[first..first + channels]);
+        }
+        let mut count = 1f32;
+        for offset in offsets {
+            let x = &map[offset..offset + channels];
+            match self.kind {
+                Kind::Max => {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        // NaN stays NaN.
+                        *y = if x > *y || x.is_nan() { x } else { *y };
+                    }
+                }
+                Kind::Average => {
+                    count += 1.0;
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y += x;
+                    }
+                }
+            }
+        }
+        if self.kind == Kind::Average {
+            y.iter_mut().for_each(|y| *y /= count);
+        }
+    }
+
+    /// The gradient for a whole map.
+    #[inline(always)]
+    fn map_grad(&self, map: &[f32], grad: &[f32], dx: &mut [f32], channels: usize) {
+        let (lines, columns) = self.window.output;
+        let windows = (0..lines).flat_map(|i| (0..columns).map(move |j| (i, j)));
+        let mut best = vec![0f32; channels];
+        let mut rest = vec![0f32; channels];
+        for ((i, j), grad) in windows.zip(grad.chunks_exact(channels)) {
+            match self.kind {
+                Kind::Max => {
+                    self.window_of(map, i, j, &mut best);
+                    rest.copy_from_slice(grad);
+                    for offset in self.offsets(i, j, channels) {
+                        let x = &map[offset..offset + channels];
+                        let dx = &mut dx[offset..offset + channels];
+                        for (((dx, &x), &best), rest) in
+                            dx.iter_mut().zip(x).zip(&best).zip(&mut rest)
+                        {
+                            // The first that equals the largest takes what is there to take.
+                            let taken = if x == best || x.is_nan() { *rest } else { 0.0 };
+                            *dx += taken;
+                            *rest -= taken;
+                        }
+                    }
+                }
+                Kind::Average => {
+                    let count = self.offsets(i, j, channels).count() as f32;
+                    for (rest, grad) in rest.iter_mut().zip(grad) {
+                        *rest = grad / count;
+                    }
+                    for offset in self.offsets(i, j, channels) {
+                        let dx = &mut dx[offset..offset + channels];
+                        for (dx, rest) in dx.iter_mut().zip(&rest) {
+                            *dx += rest;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Pool {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Max => "max-pool2d",
+            Kind::Average => "avg-pool2d",
+        }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, h, w, c) = layout.shape().dims4()?;
+        let (lines, columns) = self.window.output;
+        let x = slices::of(x, layout)?;
+        let mut y = vec![0f32; b * lines * columns * c];
+        blocks::fill(&mut y, columns * c, |first, block| {
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for (n, y) in block.chunks_exact_mut(columns * c).enumerate() {
+                        let (map, i) = ((first + n) / lines, (first + n) % lines);
+                        let map = &x[map * h * w * c..][..h * w * c];
+                        for (j, y) in y.chunks_exact_mut(c).enumerate() {
+                            self.window_of(map, i, j, y);
+                        }
+                    }
+                },
+            )
+        });
+        Ok((CpuStorage::F32(y), (b, lines, columns, c).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, h, w, c) = x.dims4()?;
+        let (lines, columns) = self.window.output;
+        let dx = slices::read([x, grad], |[x, grad]| {
+            let mut dx = vec![0f32; x.len()];
+            dx.par_chunks_mut(h * w * c)
+                .zip(x.par_chunks(h * w * c))
+                .zip(grad.par_chunks(lines * columns * c))
+                .for_each(|((dx, x), grad)| {
+                    simd::vectorized(
+                        #[inline(always)]
+                        || self.map_grad(x, grad, dx, c),
+                    )
+                });
+            dx
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}

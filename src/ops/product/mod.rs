@@ -1,0 +1,88 @@
+//! Products of many rows with one matrix: what convolution and linear layers are made of on the CPU.
+//!
+//! Rows x [N,K] come from an implementation of [`Rows`], a block at a time, so that gathered rows never exist all at
+//! once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O], the weight's gradient [O,K].
+//!
+//! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused
+//! multiply-adds over at most [`DEPTH`] terms, chains added in order; `matrix` says how `gemm` is held to that.
+
+mod matrix;
+mod outer;
+mod times;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+pub(super) use matrix::{Matrix, multiply};
+pub(super) use outer::outer;
+pub(super) use times::times;
+
+/// Rows a call of `gemm`: enough to hide the packing of the matrix (a few percent), few enough that a block of
+/// [`DEPTH`] gathered terms (256 KiB) stays in a core's second cache.
+pub(super) const BLOCK: usize = 128;
+
+/// Terms a call of `gemm` at most: up to 512 it takes them in one chain whatever the other sizes are.
+pub(super) const DEPTH: usize = 512;
+
+/// Rows [N,K] that are made a block at a time.
+pub(super) trait Rows: Sync {
+    /// N.
+    fn count(&self) -> usize;
+
+    /// K.
+    fn depth(&self) -> usize;
+
+    /// The block `rows`×`terms`; `buffer` may hold it.
+    fn block<'a>(
+        &'a self,
+        rows: Range<usize>,
+        terms: Range<usize>,
+        buffer: &'a mut Vec<f32>,
+    ) -> Matrix<'a>;
+}
+
+/// Rows that lie in memory as they are, [N,K].
+pub(super) struct Plain<'a> {
+    values: &'a [f32],
+    depth: usize,
+}
+
+impl<'a> Plain<'a> {
+    pub fn new(values: &'a [f32], depth: usize) -> Self {
+        Self { values, depth }
+    }
+}
+
+impl Rows for Plain<'_> {
+    fn count(&self) -> usize {
+        self.values.len() / self.depth
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn block<'a>(
+        &'a self,
+        rows: Range<usize>,
+        terms: Range<usize>,
+        _: &'a mut Vec<f32>,
+    ) -> Matrix<'a> {
+        let start = rows.start * self.depth + terms.start;
+        Matrix::strided(
+            &self.values[start..],
+            (rows.len(), terms.len()),
+            (self.depth, 1),
+        )
+    }
+}
+
+/// 0..total in equal ranges of at most `longest`.
+fn ranges(total: usize, longest: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = total.div_ceil(total.div_ceil(longest));
+    (0..total)
+        .step_by(step)
+        .map(move |start| start..total.min(start + step))
+}

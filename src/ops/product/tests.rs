@@ -1,0 +1,60 @@
+use super::{BLOCK, DEPTH, Plain, outer, ranges, times};
+use crate::ops::testing::{normal, on_threads};
+
+fn drawn(seed: u64, count: usize) -> Vec<f32> {
+    let t = normal(seed, count);
+    t.to_vec1().expect("f32 values")
+}
+
+/// x·w + bias in f64.
+fn exact(x: &[f32], w: &[f32], depth: usize, outputs: usize, bias: &[f32]) -> Vec<f64> {
+    x.chunks_exact(depth)
+        .flat_map(|row| {
+            (0..outputs).map(|o| {
+                let column = w[o..].iter().step_by(outputs);
+                let products = row.iter().zip(column);
+                let sum: f64 = products.map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                sum + f64::from(bias[o])
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn times_is_the_product_across_blocks_and_depths() {
+    for (rows, depth, outputs) in [
+        (BLOCK + 1, DEPTH + 1, 9),
+        (1, 3, 4),
+        (2 * BLOCK, 2, 1),
+        (5, 2 * DEPTH, 50),
+    ] {
+        let (x, w) = (drawn(1, rows * depth), drawn(2, depth * outputs));
+        let bias = drawn(3, outputs);
+        let y = times(&Plain::new(&x, depth), &w, outputs, Some(&bias));
+        let scale = (depth as f64).sqrt();
+        for (y, e) in y.iter().zip(exact(&x, &w, depth, outputs, &bias)) {
+            assert!(
+                (f64::from(*y) - e).abs() < 1e-5 * scale,
+                "{y}, expected {e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn outer_has_the_same_bits_on_any_number_of_threads() {
+    let (rows, depth, outputs) = (3000, 40, 200);
+    let (x, g) = (drawn(1, rows * depth), drawn(2, rows * outputs));
+    let run = |threads| on_threads(threads, || outer(&Plain::new(&x, depth), &g, outputs));
+    let once = run(1);
+    assert!(once == run(2) && once == run(7));
+    let bias: f64 = g.iter().step_by(outputs).map(|&g| f64::from(g)).sum();
+    assert!((f64::from(once.1[0]) - bias).abs() < 1e-3);
+}
+
+#[test]
+fn ranges_cover_everything_once_in_equal_parts() {
+    let all: Vec<_> = ranges(1025, 512).collect();
+    assert_eq!(all, [0..342, 342..684, 684..1025]);
+    assert_eq!(ranges(512, 512).collect::<Vec<_>>(), [0..512]);
+}
