@@ -8,6 +8,7 @@ pub mod augment;
 pub mod classes;
 mod decode;
 mod folder;
+pub mod latent_cache;
 pub mod loader;
 pub mod resize;
 pub mod shapes;
@@ -16,5 +17,7 @@ pub mod source;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
+pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
 pub use source::{Example, Source, open, open_numbered};
+

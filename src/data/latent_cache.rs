@@ -1,0 +1,370 @@
+//! Latents of a whole data set in one memory-mapped file: what train-gen reads instead of running the encoder.
+//!
+//! The file is a safetensors file: `latents` BF16 [2,N,h,w,d] (before noise; the second half is of the mirrored
+//! images, see [`Augment::flips`](super::Augment::flips)), `labels` U32 [N]. Its metadata tie it to what it was made from:
+//! `format`, `tokenizer` (SHA-256 of its file), `data` (fingerprint of the source), `image_size`, and `sha256` of
+//! all bytes after the header, which is checked on opening.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use half::bf16;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result, hinted};
+use crate::store::atomic;
+use crate::store::digest::hex;
+
+const FORMAT: &str = "rdpm-latents/1";
+
+/// Bytes of the length and the header together. The header is written last, when N and the checksum are known.
+const HEADER: usize = 1024;
+
+/// What a cache is made from; a cache with another answer is stale.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheMeta {
+    /// SHA-256 of the tokenizer's file, hexadecimal.
+    pub tokenizer: String,
+    /// [`Source::fingerprint`](super::Source::fingerprint) of the images.
+    pub data: String,
+    pub image_size: usize,
+    /// [h,w,d]
+    pub shape: [usize; 3],
+}
+
+/// An open cache.
+#[derive(Debug)]
+pub struct LatentCache {
+    map: Mmap,
+    labels: Vec<u32>,
+    /// Values of one latent: h·w·d.
+    size: usize,
+}
+
+impl LatentCache {
+    /// Writes a cache and opens it. `blocks` yields latents [n,h,w,d] (f32 or bf16) with their labels [n]: first all
+    /// images in the source's order, then all mirrored images in the same order.
+    ///
+    /// The file appears when it is whole. Errors: those of `blocks`, a block of another shape, a full disk.
+    pub fn create(
+        path: &Path,
+        meta: &CacheMeta,
+        blocks: impl IntoIterator<Item = Result<(Tensor, Vec<u32>)>>,
+    ) -> Result<Self> {
+        let mut failure = None;
+        let written = atomic::write_with(path, |file| {
+            file.write_all(&[b' '; HEADER])?;
+            let (mut digest, mut labels) = (Sha256::new(), Vec::new());
+            for block in blocks {
+                let bytes =
+                    block.and_then(|(latents, l)| to_bytes(&latents, &l, meta).map(|b| (b, l)));
+                match bytes {
+                    Ok((bytes, block_labels)) => {
+                        digest.update(&bytes);
+                        file.write_all(&bytes)?;
+                        labels.extend(block_labels);
+                    }
+                    Err(error) => {
+                        failure = Some(error);
+                        return Err(io::Error::other("stopped"));
+                    }
+                }
+            }
+            let count = labels.len() / 2;
+            if labels[..count] != labels[count..] {
+                failure = Some(hinted(
+                    "the mirrored images are not those of the first half",
+                    "",
+                ));
+                return Err(io::Error::other("stopped"));
+            }
+            let bytes: Vec<u8> = labels[..count]
+                .iter()
+                .flat_map(|l| l.to_le_bytes())
+                .collect();
+            digest.update(&bytes);
+            file.write_all(&bytes)?;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(&header(meta, count, &hex(&digest.finalize()))?)
+        });
+        match failure {
+            Some(error) => return Err(error),
+            None => written?,
+        }
+        Self::open(path, meta)
+    }
+
+    /// Opens the cache at `path`, made from `expected`.
+    ///
+    /// Errors: a stale cache, with what differs; one of another format; a truncated or damaged one.
+    pub fn open(path: &Path, expected: &CacheMeta) -> Result<Self> {
+        let file =
+            File::open(path).with_context(|| format!("could not open {}", path.display()))?;
+        // SAFETY: the file is only ever replaced by rename, which leaves this mapping what it is.
+        let map = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
+        let damaged = |what: &dyn std::fmt::Display| {
+            refused(path, format!("not a whole latent cache ({what})"))
+        };
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        compare(path, &metadata, expected)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|e| damaged(&e))?;
+        let latents = tensors.tensor("latents").map_err(|e| damaged(&e))?;
+        let labels = tensors.tensor("labels").map_err(|e| damaged(&e))?;
+        let (h_w_d, count) = (expected.shape, labels.shape().first().copied().unwrap_or(0));
+        let shape = [2, count, h_w_d[0], h_w_d[1], h_w_d[2]];
+        if latents.dtype() != Dtype::BF16
+            || labels.dtype() != Dtype::U32
+            || latents.shape() != shape
+        {
+            let found = format!(
+                "{:?} {:?}, expected BF16 {shape:?}",
+                latents.dtype(),
+                latents.shape()
+            );
+            return Err(refused(path, format!("its latents are {found}")));
+        }
+        if map.len() <= HEADER
+            || Some(&hex(&Sha256::digest(&map[HEADER..]))) != metadata.get("sha256")
+        {
+            return Err(damaged(&"its checksum differs"));
+        }
+        let labels = labels.data().chunks_exact(4);
+        let labels = labels
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        Ok(Self {
+            map,
+            labels,
+            size: h_w_d.iter().product(),
+        })
+    }
+
+    /// Number of images N.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    pub fn label(&self, image: usize) -> u32 {
+        self.labels[image]
+    }
+
+    /// Copies the latent [h,w,d] of `image` (or of its mirror image) to `out`.
+    pub fn read(&self, image: usize, mirrored: bool, out: &mut [f32]) {
+        assert_eq!(out.len(), self.size, "values of a latent");
+        assert!(image < self.len(), "image {image} of {}", self.len());
+        let at = HEADER + (usize::from(mirrored) * self.len() + image) * self.size * 2;
+        let bytes = self.map[at..at + self.size * 2].chunks_exact(2);
+        for (out, b) in out.iter_mut().zip(bytes) {
+            *out = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+        }
+    }
+}
+
+fn to_bytes(latents: &Tensor, labels: &[u32], meta: &CacheMeta) -> Result<Vec<u8>> {
+    let [h, w, d] = meta.shape;
+    if latents.dims() != [labels.len(), h, w, d] {
+        let (found, expected) = (latents.dims(), [labels.len(), h, w, d]);
+        return Err(hinted(
+            format!("a block of latents is {found:?}, expected {expected:?}"),
+            "",
+        ));
+    }
+    let values: Vec<bf16> = latents.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?;
+    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// The first [`HEADER`] bytes: safetensors' length and JSON, padded with blanks.
+fn header(meta: &CacheMeta, count: usize, sha256: &str) -> io::Result<Vec<u8>> {
+    let [h, w, d] = meta.shape;
+    let (latents, labels) = (2 * count * h * w * d * 2, count * 4);
+    let json = serde_json::json!({
+        "__metadata__": {
+            "format": FORMAT,
+            "tokenizer": meta.tokenizer,
+            "data": meta.data,
+            "image_size": meta.image_size.to_string(),
+            "sha256": sha256,
+        },
+        "latents": {"dtype": "BF16", "shape": [2, count, h, w, d], "data_offsets": [0, latents]},
+        "labels": {"dtype": "U32", "shape": [count], "data_offsets": [latents, latents + labels]},
+    });
+    let mut bytes = ((HEADER - 8) as u64).to_le_bytes().to_vec();
+    bytes.extend(json.to_string().into_bytes());
+    if bytes.len() > HEADER {
+        return Err(io::Error::other(format!(
+            "the header takes {} bytes",
+            bytes.len()
+        )));
+    }
+    bytes.resize(HEADER, b' ');
+    Ok(bytes)
+}
+
+fn compare(path: &Path, metadata: &HashMap<String, String>, expected: &CacheMeta) -> Result<()> {
+    let size = expected.image_size.to_string();
+    let pairs = [
+        ("format", FORMAT),
+        ("tokenizer", expected.tokenizer.as_str()),
+        ("data", expected.data.as_str()),
+        ("image_size", size.as_str()),
+    ];
+    for (key, expected) in pairs {
+        let found = metadata.get(key).map_or("none", String::as_str);
+        if found != expected {
+            return Err(refused(
+                path,
+                format!("stale: its {key} is {found}, expected {expected}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn refused(path: &Path, what: String) -> Error {
+    hinted(
+        format!("{}: {what}", path.display()),
+        "remove the file, or name another with --cache: it is made again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn meta() -> CacheMeta {
+        CacheMeta {
+            tokenizer: "ab".repeat(32),
+            data: "cd".repeat(32),
+            image_size: 64,
+            shape: [2, 3, 4],
+        }
+    }
+
+    /// Five images in blocks of 3 and 2, twice; image i of flip f holds 100·f + i, label i + 7.
+    fn blocks() -> Vec<Result<(Tensor, Vec<u32>)>> {
+        let block = |flip: u32, images: std::ops::Range<u32>| {
+            let values: Vec<f32> = images
+                .clone()
+                .flat_map(|i| [(100 * flip + i) as f32; 24])
+                .collect();
+            let shape = (images.len(), 2, 3, 4);
+            Ok((
+                Tensor::from_vec(values, shape, &Device::Cpu)?,
+                images.map(|i| i + 7).collect(),
+            ))
+        };
+        vec![
+            block(0, 0..3),
+            block(0, 3..5),
+            block(1, 0..3),
+            block(1, 3..5),
+        ]
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        let cache = LatentCache::create(&path, &meta(), blocks()).unwrap();
+        assert_eq!(cache.len(), 5);
+        let mut out = [0f32; 24];
+        for (i, flip) in [(0, false), (4, false), (0, true), (3, true)] {
+            cache.read(i, flip, &mut out);
+            assert_eq!(out, [(100 * u32::from(flip) + i as u32) as f32; 24]);
+            assert_eq!(cache.label(i), i as u32 + 7);
+        }
+        // Any reader of safetensors can read it.
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        assert_eq!(tensors["latents"].dims(), [2, 5, 2, 3, 4]);
+        assert_eq!(
+            tensors["labels"].to_vec1::<u32>().unwrap(),
+            [7, 8, 9, 10, 11]
+        );
+    }
+
+    #[test]
+    fn a_stale_cache_is_refused_with_what_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        LatentCache::create(&path, &meta(), blocks()).unwrap();
+        let other = "ef".repeat(32);
+        for (expected, what) in [
+            (
+                CacheMeta {
+                    tokenizer: other.clone(),
+                    ..meta()
+                },
+                "its tokenizer is abab",
+            ),
+            (
+                CacheMeta {
+                    data: other.clone(),
+                    ..meta()
+                },
+                "its data is cdcd",
+            ),
+            (
+                CacheMeta {
+                    image_size: 32,
+                    ..meta()
+                },
+                "its image_size is 64, expected 32",
+            ),
+            (
+                CacheMeta {
+                    shape: [2, 3, 8],
+                    ..meta()
+                },
+                "[2, 5, 2, 3, 4], expected BF16 [2, 5, 2, 3, 8]",
+            ),
+        ] {
+            let error = LatentCache::open(&path, &expected).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("latents"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_or_damaged_cache_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        LatentCache::create(&path, &meta(), blocks()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let refuses = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = LatentCache::open(&path, &meta()).unwrap_err().to_string();
+            assert!(error.contains("not a whole latent cache"), "{error}");
+        };
+        for length in [0, 7, 500, HEADER, whole.len() - 1] {
+            refuses(&whole[..length]);
+        }
+        for at in [HEADER, whole.len() / 2, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            refuses(&bytes);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_cache_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        let mut stopped = blocks();
+        stopped[2] = Err(hinted("path/3.jpg: bad", ""));
+        let error = LatentCache::create(&path, &meta(), stopped).unwrap_err();
+        assert_eq!(error.to_string(), "path/3.jpg: bad");
+        let half = LatentCache::create(&path, &meta(), blocks().into_iter().take(3));
+        assert!(half.unwrap_err().to_string().contains("mirrored"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
