@@ -4,7 +4,8 @@
 //! - CMYK and YCCK JPEG are read as Adobe writes them (inverted), as Pillow does: R = (255−C)(255−K)/255.
 //! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
 //! - A header that claims more than 512 MiB of pixels is refused before anything is allocated.
-//! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest.
+//! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest. (It has no
+//!   checksum: flipped bits that decode to something remain unnoticed.)
 
 use std::io::Cursor;
 
@@ -192,13 +193,13 @@ mod tests {
                 fails(&jpeg[..length], "damaged JPEG");
             }
         }
-        let mut scrambled = bytes!("rgb.jpg").to_vec();
-        let scan = scrambled
+        let mut stray = bytes!("rgb.jpg").to_vec();
+        let scan = stray
             .windows(2)
             .rposition(|two| two == [0xFF, 0xDA])
             .unwrap();
-        scrambled[scan + 14..scan + 24].fill(0xFE);
-        fails(&scrambled, "damaged JPEG");
+        stray[scan + 14..scan + 16].copy_from_slice(&[0xFF, 0xD8]);
+        fails(&stray, "damaged JPEG");
         for png in [bytes!("rgb.png"), bytes!("rgb16.png")] {
             fails(&png[..png.len() - 20], "damaged PNG");
         }

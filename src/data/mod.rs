@@ -21,3 +21,5 @@ pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
 pub use source::{Example, Source, open, open_numbered};
 
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,12 @@ pub(super) fn scan(path: &Path, skip_bad: bool, unpacked: &AtomicU64, limit: u64
         tracing::warn!("{message}");
     }
     part.bad = problems.len();
+    if whole + part.bad == 0 {
+        return Err(hinted(
+            format!("{}: no images in this shard", path.display()),
+            "images end in .jpg, .jpeg, .png or .webp",
+        ));
+    }
     Ok(part)
 }
 
