@@ -10,6 +10,7 @@ mod decode;
 mod folder;
 pub mod latent_cache;
 pub mod loader;
+mod numbering;
 pub mod resize;
 pub mod shapes;
 mod shards;

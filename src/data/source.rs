@@ -16,9 +16,11 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::decode::{decode, is_image_name};
+use super::numbering::{numbering, unknown_class};
 use super::shards::{self, is_shard_name, stem};
 use super::{Classes, folder};
-use crate::error::{Context, Result, hinted, nearest, usage};
+use crate::error::{Context, Result, hinted, usage};
+use crate::store::digest::hex;
 
 /// One decoded image.
 #[derive(Debug, Clone)]
@@ -117,7 +119,7 @@ impl Part {
     }
 
     /// The path of an image in messages.
-    fn path_of(&self, name: &str, place: Place) -> String {
+    pub fn path_of(&self, name: &str, place: Place) -> String {
         match place {
             Place::File => self.path.join(name).display().to_string(),
             Place::Member { .. } => format!("{}: {name}", self.path.display()),
@@ -248,11 +250,7 @@ impl Source for Images {
             let name = &item.name;
             digest.update(format!("{name}\0{size}\0{}\n", item.label));
         }
-        Ok(digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(hex(&digest.finalize()))
     }
 }
 
@@ -320,109 +318,4 @@ fn scan(path: PathBuf, skip_bad: bool, unpacked: &AtomicU64) -> Result<Part> {
             "--data takes folders, .tar, .tar.gz, .tgz, .jpg, .png and .webp",
         ))
     }
-}
-
-/// The classes of all parts: those `given`, else by sorted names, or up to the largest number.
-fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Classes> {
-    let (mut names, mut largest) = (BTreeSet::new(), None);
-    // The first image without a class, with a number, with a name.
-    let mut first: [Option<String>; 3] = [None, None, None];
-    for part in parts {
-        for found in &part.found {
-            let kind = match &found.class {
-                None => 0,
-                Some(ClassName::Number(number)) => {
-                    largest = largest.max(Some(*number));
-                    1
-                }
-                Some(ClassName::Name(name)) => {
-                    names.insert(name.as_str());
-                    2
-                }
-            };
-            first[kind].get_or_insert_with(|| part.path_of(&found.name, found.place));
-        }
-    }
-    let mixed =
-        |what: &str, a: &str, b: &str| Err(hinted(format!("{what}: compare {a} with {b}"), ""));
-    match first {
-        [Some(none), Some(one), _] | [Some(none), _, Some(one)] => {
-            mixed("some images have a class, others none", &one, &none)
-        }
-        [_, Some(number), Some(name)] => {
-            mixed("some classes are numbers, others names", &number, &name)
-        }
-        [Some(_), None, None] => Ok(Classes::default()),
-        [None, Some(path), None] => numbered(largest.unwrap_or(0), &path, given),
-        [None, None, Some(_)] => match given {
-            Some(given) => Ok(given.clone()),
-            None => named(parts, names),
-        },
-        [None, None, None] => Err(hinted(
-            "the data set holds no images",
-            "images end in .jpg, .jpeg, .png or .webp",
-        )),
-    }
-}
-
-fn named(parts: &[Part], names: BTreeSet<&str>) -> Result<Classes> {
-    for part in parts {
-        if let Some(empty) = part
-            .empty_classes
-            .iter()
-            .find(|empty| !names.contains(empty.as_str()))
-        {
-            return Err(hinted(
-                format!(
-                    "{}: the class folder `{empty}` holds no images",
-                    part.path.display()
-                ),
-                "the classes' sorted names are their numbers: fill the folder or remove it",
-            ));
-        }
-    }
-    Ok(Classes::named(names))
-}
-
-fn numbered(largest: u32, path: &str, given: Option<&Classes>) -> Result<Classes> {
-    let Some(given) = given else {
-        return Ok(Classes::named(
-            (0..=largest).map(|number| number.to_string()),
-        ));
-    };
-    let is_numbered = given
-        .iter()
-        .zip(0..)
-        .all(|(class, i)| class.wnid == i.to_string());
-    if !is_numbered {
-        let name = given.get(0).map_or("", |class| class.wnid.as_str());
-        return Err(hinted(
-            format!(
-                "{path}: the class is a number, where the training set has names (`{name}`, ...)"
-            ),
-            "give both sets the same kind of labels",
-        ));
-    }
-    if largest as usize >= given.len() {
-        return Err(hinted(
-            format!(
-                "class {largest} is not among the training set's 0 to {}",
-                given.len() - 1
-            ),
-            "see the .cls or .json members of the shards",
-        ));
-    }
-    Ok(given.clone())
-}
-
-fn unknown_class(path: &str, class: &str, classes: &Classes) -> crate::error::Error {
-    let known = nearest(class, classes.iter().map(|class| class.wnid.as_str()));
-    let hint = known.map_or(String::new(), |known| {
-        format!("the nearest of them is `{known}`")
-    });
-    let count = classes.len();
-    hinted(
-        format!("{path}: the class `{class}` is not among the training set's {count}"),
-        hint,
-    )
 }

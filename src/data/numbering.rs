@@ -1,0 +1,114 @@
+//! Which number a class has: by the sorted names of all classes, by the numbers that labels are, or as in another
+//! data set.
+
+use std::collections::BTreeSet;
+
+use super::Classes;
+use super::source::{ClassName, Part};
+use crate::error::{Error, Result, hinted, nearest};
+
+/// The classes of all parts: those `given`, else by sorted names, or up to the largest number.
+pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Classes> {
+    let (mut names, mut largest) = (BTreeSet::new(), None);
+    // The first image without a class, with a number, with a name.
+    let mut first: [Option<String>; 3] = [None, None, None];
+    for part in parts {
+        for found in &part.found {
+            let kind = match &found.class {
+                None => 0,
+                Some(ClassName::Number(number)) => {
+                    largest = largest.max(Some(*number));
+                    1
+                }
+                Some(ClassName::Name(name)) => {
+                    names.insert(name.as_str());
+                    2
+                }
+            };
+            first[kind].get_or_insert_with(|| part.path_of(&found.name, found.place));
+        }
+    }
+    let mixed =
+        |what: &str, a: &str, b: &str| Err(hinted(format!("{what}: compare {a} with {b}"), ""));
+    match first {
+        [Some(none), Some(one), _] | [Some(none), _, Some(one)] => {
+            mixed("some images have a class, others none", &one, &none)
+        }
+        [_, Some(number), Some(name)] => {
+            mixed("some classes are numbers, others names", &number, &name)
+        }
+        [Some(_), None, None] => Ok(Classes::default()),
+        [None, Some(path), None] => numbered(largest.unwrap_or(0), &path, given),
+        [None, None, Some(_)] => match given {
+            Some(given) => Ok(given.clone()),
+            None => named(parts, names),
+        },
+        [None, None, None] => Err(hinted(
+            "the data set holds no images",
+            "images end in .jpg, .jpeg, .png or .webp",
+        )),
+    }
+}
+
+fn named(parts: &[Part], names: BTreeSet<&str>) -> Result<Classes> {
+    for part in parts {
+        if let Some(empty) = part
+            .empty_classes
+            .iter()
+            .find(|empty| !names.contains(empty.as_str()))
+        {
+            return Err(hinted(
+                format!(
+                    "{}: the class folder `{empty}` holds no images",
+                    part.path.display()
+                ),
+                "the classes' sorted names are their numbers: fill the folder or remove it",
+            ));
+        }
+    }
+    Ok(Classes::named(names))
+}
+
+fn numbered(largest: u32, path: &str, given: Option<&Classes>) -> Result<Classes> {
+    let Some(given) = given else {
+        return Ok(Classes::named(
+            (0..=largest).map(|number| number.to_string()),
+        ));
+    };
+    let is_numbered = given
+        .iter()
+        .zip(0..)
+        .all(|(class, i)| class.wnid == i.to_string());
+    if !is_numbered {
+        let name = given.get(0).map_or("", |class| class.wnid.as_str());
+        return Err(hinted(
+            format!(
+                "{path}: the class is a number, where the training set has names (`{name}`, ...)"
+            ),
+            "give both sets the same kind of labels",
+        ));
+    }
+    if largest as usize >= given.len() {
+        return Err(hinted(
+            format!(
+                "class {largest} is not among the training set's 0 to {}",
+                given.len() - 1
+            ),
+            "see the .cls or .json members of the shards",
+        ));
+    }
+    Ok(given.clone())
+}
+
+/// The error of the image at `path`, whose class is none of `classes`.
+pub(super) fn unknown_class(path: &str, class: &str, classes: &Classes) -> Error {
+    let known = nearest(class, classes.iter().map(|class| class.wnid.as_str()));
+    let hint = known.map_or(String::new(), |known| {
+        format!("the nearest of them is `{known}`")
+    });
+    let count = classes.len();
+    hinted(
+        format!("{path}: the class `{class}` is not among the training set's {count}"),
+        hint,
+    )
+}
