@@ -52,6 +52,14 @@ impl Progress {
         }
     }
 
+    /// As [`Progress::set`], with a line of the log of its own, on a terminal too.
+    pub fn log(&mut self, done: u64, figures: &str) {
+        self.bar.set_position(done);
+        self.bar.set_message(figures.to_string());
+        self.last_line = Instant::now();
+        tracing::info!("{}", self.line(done, figures));
+    }
+
     /// One part more is done.
     pub fn advance(&mut self) {
         self.set(self.bar.position() + 1, "");

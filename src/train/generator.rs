@@ -170,8 +170,9 @@ impl Stage for GeneratorStage {
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<()> {
-        self.optimizer.update(gradients, update.lr, update.scale)
+    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<Figures> {
+        self.optimizer.update(gradients, update.lr, update.scale)?;
+        Ok(Figures::default())
     }
 
     fn figures(&mut self) -> Result<Map<String, Value>> {

@@ -2,6 +2,7 @@
 
 pub mod adversary;
 pub mod checkpoint;
+pub mod dead_codes;
 pub mod figures;
 pub mod generator;
 pub mod grads;

@@ -48,12 +48,13 @@ pub trait Stage {
     fn next(&mut self) -> Result<Self::Batch>;
     /// Gradients and figures; changes nothing that a skipped step would have to undo.
     fn compute(&mut self, batch: Self::Batch, step: u64) -> Result<Micro<Self::Rest>>;
+    /// Gives what it did, for the log.
     fn update(
         &mut self,
         gradients: &Gradients,
         rest: Vec<Self::Rest>,
         update: Update,
-    ) -> Result<()>;
+    ) -> Result<Figures>;
     /// What a log line has besides the means of the micro-batches' figures.
     fn figures(&mut self) -> Result<Map<String, Value>>;
     /// Writes the pictures of `step` (steps done) into `folder`, and gives figures that are dear to make.
@@ -104,7 +105,9 @@ impl Job<'_> {
                         lr,
                         scale,
                     };
-                    info_span!("optimizer").in_scope(|| stage.update(&gradients, rest, update))?;
+                    let span = info_span!("optimizer");
+                    let done = span.in_scope(|| stage.update(&gradients, rest, update))?;
+                    self.interval.merge(&done);
                 }
                 Some(name) => self.skip(name)?,
             }
@@ -112,20 +115,10 @@ impl Job<'_> {
             clock.add(begin.elapsed(), self.config.batch_size);
             let (step, last) = (self.state.step, self.state.finished);
             let stop = self.interrupt.requested() && !last;
-            let pictures = (due(step, self.config.image_every) || last)
-                .then(|| stage.images(step, &self.run.images()))
-                .transpose()?;
-            if due(step, self.config.log_every) || last {
-                let mut line = self.line(lr, &clock);
-                line.extend(stage.figures()?);
-                progress.set(step, &sentence(&line));
+            progress.set(step, "");
+            if let Some(line) = self.line(stage, lr, &mut clock)? {
+                progress.log(step, &sentence(&line));
                 self.run.metrics.append(step, line)?;
-                clock.restart();
-            } else {
-                progress.set(step, "");
-            }
-            if let Some(figures) = pictures.filter(|f| !f.is_empty()) {
-                self.run.metrics.append(step, figures)?;
             }
             if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
             {
@@ -186,19 +179,29 @@ impl Job<'_> {
         state.finished = state.step == self.steps;
     }
 
-    /// The means since the last line, and the pace.
-    fn line(&mut self, lr: f64, clock: &Clock) -> Map<String, Value> {
-        let epochs = self.state.index as f64 / self.state.images as f64;
+    /// What there is to log: the means since the last line and the pace, and what the pictures show.
+    fn line<S: Stage>(
+        &mut self,
+        stage: &mut S,
+        lr: f64,
+        clock: &mut Clock,
+    ) -> Result<Option<Map<String, Value>>> {
+        let (step, last) = (self.state.step, self.state.finished);
         let mut line = Map::new();
-        line.insert("epoch".into(), json!(round(epochs)));
-        line.insert("lr".into(), json!(round(lr)));
-        line.extend(std::mem::take(&mut self.interval).to_json());
-        line.insert("images_per_second".into(), json!(round(clock.rate())));
-        line.insert(
-            "eta_seconds".into(),
-            json!(clock.left(self.steps - self.state.step)),
-        );
-        line
+        if due(step, self.config.log_every) || last {
+            let epochs = self.state.index as f64 / self.state.images as f64;
+            line.insert("epoch".into(), json!(round(epochs)));
+            line.insert("lr".into(), json!(round(lr)));
+            line.extend(std::mem::take(&mut self.interval).to_json());
+            line.extend(stage.figures()?);
+            line.insert("images_per_second".into(), json!(round(clock.rate())));
+            line.insert("eta_seconds".into(), json!(clock.left(self.steps - step)));
+            clock.restart();
+        }
+        if due(step, self.config.image_every) || last {
+            line.extend(stage.images(step, &self.run.images())?);
+        }
+        Ok((!line.is_empty()).then_some(line))
     }
 
     fn checkpoint<S: Stage>(&mut self, stage: &S) -> Result<()> {
@@ -328,3 +331,6 @@ impl Clock {
         self.last_save = Instant::now();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use tracing::info_span;
 
 use super::adversary::{Adversary, Judged};
 use super::checkpoint::Contents;
+use super::dead_codes::DeadCodes;
 use super::figures::{Figures, round};
 use super::grads::{self, Gradients, gradients, seed};
 use super::lr::ramp;
@@ -34,6 +35,9 @@ use crate::store::Scope;
 use crate::store::tensors;
 
 const USAGE: &str = "interval_codes";
+const COUNTS: &str = "code_counts";
+/// The part of a run in which dead codes start anew [ours].
+const RESTARTS: f64 = 0.8;
 
 pub struct VaeStage {
     config: Config,
@@ -48,6 +52,7 @@ pub struct VaeStage {
     lpips: Option<Lpips>,
     validation: Validation,
     usage: Usage,
+    dead_codes: DeadCodes,
     reduce: Reduce,
 }
 
@@ -86,6 +91,7 @@ impl VaeStage {
             .transpose()?;
         Ok(Self {
             usage: Usage::new(config.quantizer.steps, config.quantizer.codebook_size),
+            dead_codes: DeadCodes::new(config.quantizer.codebook_size),
             validation: Validation::new(parts.validation.to_device(&device)?, seed)?,
             loader: parts.loader,
             lpips: parts.lpips,
@@ -147,6 +153,24 @@ impl VaeStage {
         figures.add("adversarial", loss);
         figures.add("adaptive_weight", lambda);
         Ok((loss * weight, (gradient * weight)?))
+    }
+
+    /// Counts the step's choices and, when it is time, restarts what is hardly chosen.
+    fn restart_dead_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<Figures> {
+        let (mut figures, done) = (Figures::default(), update.step + 1);
+        self.dead_codes.count(quantized.iter().map(|q| &q.codes))?;
+        let config = &self.config.quantizer;
+        let due = config.restart_dead_codes
+            && done.is_multiple_of(config.restart_every)
+            && (done as f64) < RESTARTS * update.steps as f64;
+        if let Some(last) = quantized.last().filter(|_| due) {
+            let (optimizer, seed) = (&self.optimizer, self.seed);
+            let count = self
+                .dead_codes
+                .restart(optimizer, &last.noisy, seed, update.step)?;
+            figures.add("codes_restarted", count as f64);
+        }
+        Ok(figures)
     }
 }
 
@@ -210,17 +234,23 @@ impl Stage for VaeStage {
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, rest: Vec<Rest>, update: Update) -> Result<()> {
+    fn update(
+        &mut self,
+        gradients: &Gradients,
+        rest: Vec<Rest>,
+        update: Update,
+    ) -> Result<Figures> {
         self.optimizer.update(gradients, update.lr, update.scale)?;
-        let mut judged = Vec::new();
+        let (mut quantized, mut judged) = (Vec::new(), Vec::new());
         for rest in rest {
             self.usage.add(&rest.quantized.codes)?;
+            quantized.push(rest.quantized);
             judged.extend(rest.judged);
         }
         if let Some(adversary) = &mut self.adversary {
             adversary.update(judged)?;
         }
-        Ok(())
+        self.restart_dead_codes(&quantized, update)
     }
 
     fn figures(&mut self) -> Result<Map<String, Value>> {
@@ -241,6 +271,7 @@ impl Stage for VaeStage {
     fn contents(&self) -> Result<Contents> {
         let mut optimizer = self.optimizer.state();
         optimizer.insert(USAGE.to_string(), self.usage.tensor()?);
+        optimizer.insert(COUNTS.to_string(), self.dead_codes.tensor()?);
         optimizer.extend(self.adversary.iter().flat_map(Adversary::state));
         Ok(Contents {
             model: self.optimizer.params.tensors(),
@@ -258,11 +289,10 @@ impl Stage for VaeStage {
         if let Some(adversary) = &mut self.adversary {
             adversary.restore(&mut rest, count("discriminator_updates"))?;
         }
-        let usage = rest
-            .remove(USAGE)
-            .context("the checkpoint holds no code counts")?;
-        self.usage.restore(&usage)?;
-        Ok(())
+        let missing = "the checkpoint holds no code counts";
+        self.usage.restore(&rest.remove(USAGE).context(missing)?)?;
+        self.dead_codes
+            .restore(&rest.remove(COUNTS).context(missing)?)
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {

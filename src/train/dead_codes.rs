@@ -1,0 +1,166 @@
+//! Dead codes start anew [ours] (DESIGN section 1): a code that is hardly chosen takes the place of a noisy vector v_t.
+//!
+//! A decayed count of choices over all t; every so many steps each code under 1 % of the mean count takes a v_t of the
+//! batch, drawn by counter over step t, image and position; its moments become 0, its average the new vector.
+
+use candle_core::{Device, Tensor, Var};
+
+use super::optimizer::Optimizer;
+use crate::error::{Context, Result};
+use crate::rng::{Purpose, Stream};
+
+const DECAY: f32 = 0.99;
+/// Of the mean count.
+const DEAD_BELOW: f32 = 0.01;
+const CODEBOOK: &str = "quantize.embedding.weight";
+
+pub struct DeadCodes {
+    /// [K]
+    counts: Vec<f32>,
+}
+
+impl DeadCodes {
+    pub fn new(codes: usize) -> Self {
+        Self {
+            counts: vec![0.0; codes],
+        }
+    }
+
+    /// One step more has passed; its choices are u32 of any shape.
+    pub fn count<'a>(&mut self, choices: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+        self.counts.iter_mut().for_each(|n| *n *= DECAY);
+        for codes in choices {
+            for code in codes.flatten_all()?.to_vec1::<u32>()? {
+                self.counts[code as usize] += 1.0;
+            }
+        }
+        Ok(())
+    }
+
+    fn dead(&self) -> Vec<usize> {
+        let total: f64 = self.counts.iter().map(|&n| f64::from(n)).sum();
+        let least = DEAD_BELOW * (total / self.counts.len() as f64) as f32;
+        let is_dead = |&k: &usize| self.counts[k] < least;
+        (0..self.counts.len()).filter(is_dead).collect()
+    }
+
+    /// Restarts the dead codes of `optimizer`'s codebook from `noisy` [T,B,h,w,d] at `step`; gives how many.
+    pub fn restart(
+        &self,
+        optimizer: &Optimizer,
+        noisy: &Tensor,
+        seed: u64,
+        step: u64,
+    ) -> Result<usize> {
+        let dead = self.dead();
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        let rows = noisy.flatten_to(3)?; // [T·B·h·w,d]
+        let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
+        let count = rows.dim(0)? as u32;
+        let drawn: Vec<u32> = dead.iter().map(|_| draws.below(count)).collect();
+        let fresh = rows.index_select(&Tensor::new(drawn, rows.device())?, 0)?;
+        let zeros = fresh.zeros_like()?;
+        let missing = "the tokenizer has a codebook";
+        set_rows(
+            optimizer.params.get(CODEBOOK).context(missing)?,
+            &dead,
+            &fresh,
+        )?;
+        for moment in optimizer.moments(CODEBOOK).context(missing)? {
+            set_rows(moment, &dead, &zeros)?;
+        }
+        if let Some(average) = optimizer.ema.as_ref().and_then(|ema| ema.get(CODEBOOK)) {
+            set_rows(average, &dead, &fresh)?;
+        }
+        Ok(dead.len())
+    }
+
+    /// [K] f32, for the checkpoint.
+    pub fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::new(self.counts.as_slice(), &Device::Cpu)?)
+    }
+
+    /// What [`DeadCodes::tensor`] gave.
+    pub fn restore(&mut self, tensor: &Tensor) -> Result<()> {
+        self.counts = tensor.to_vec1()?;
+        Ok(())
+    }
+}
+
+/// Row rows[i] of `var` [K,d] becomes row i of `values`; rows ascend.
+fn set_rows(var: &Var, rows: &[usize], values: &Tensor) -> Result<()> {
+    let (mut all, values) = (var.to_vec2::<f32>()?, values.to_vec2::<f32>()?);
+    for (&row, value) in rows.iter().zip(values) {
+        all[row] = value;
+    }
+    var.set(&Tensor::new(all, var.device())?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TrainConfig;
+    use crate::store::{Init, Scope};
+
+    #[test]
+    fn a_code_that_is_never_chosen_takes_a_noisy_vector() -> Result<()> {
+        let scope = Scope::init(1, &Device::Cpu);
+        let normal = Init::Normal {
+            mean: 0.0,
+            std: 1.0,
+        };
+        scope
+            .push("quantize.embedding")
+            .get("weight", (4, 2), normal)?;
+        let optimizer = Optimizer::new(scope.finish(), &TrainConfig::vae(), true)?;
+        let codebook = optimizer.params.get(CODEBOOK).expect("just made");
+        let before = codebook.to_vec2::<f32>()?;
+        for moment in optimizer.moments(CODEBOOK).expect("a moment a parameter") {
+            moment.set(&moment.ones_like()?)?;
+        }
+        let mut codes = DeadCodes::new(4);
+        let chosen: Vec<u32> = (0..400).map(|i| [0, 1, 3][i % 3]).collect();
+        codes.count([&Tensor::new(chosen, &Device::Cpu)?])?;
+        // [T,B,h,w,d] = [2,1,1,3,2]: rows (0,1), (2,3) ..
+        let noisy = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape(&[2, 1, 1, 3, 2])?;
+        assert_eq!(codes.restart(&optimizer, &noisy, 5, 99)?, 1);
+        let after = codebook.to_vec2::<f32>()?;
+        assert_eq!(after[2][0] % 2.0, 0.0);
+        assert_eq!(after[2][1], after[2][0] + 1.0);
+        assert_eq!(
+            [&after[0], &after[1], &after[3]],
+            [&before[0], &before[1], &before[3]]
+        );
+        let ema = optimizer
+            .ema
+            .as_ref()
+            .and_then(|e| e.get(CODEBOOK))
+            .expect("an average");
+        assert_eq!(ema.to_vec2::<f32>()?, after);
+        for moment in optimizer.moments(CODEBOOK).expect("a moment a parameter") {
+            let rows = moment.to_vec2::<f32>()?;
+            assert_eq!((&rows[1], &rows[2]), (&vec![1.0; 2], &vec![0.0; 2]));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn counts_fade_by_the_step_and_survive_a_checkpoint() -> Result<()> {
+        let mut codes = DeadCodes::new(2);
+        codes.count([&Tensor::new(&[0u32, 1, 1], &Device::Cpu)?])?;
+        codes.count([&Tensor::new(&[1u32], &Device::Cpu)?])?;
+        assert_eq!(codes.counts, [DECAY, 2.0 * DECAY + 1.0]);
+        assert!(codes.dead().is_empty());
+        for _ in 0..700 {
+            codes.count([&Tensor::new(&[1u32], &Device::Cpu)?])?;
+        }
+        assert_eq!(codes.dead(), [0]);
+        let mut other = DeadCodes::new(2);
+        other.restore(&codes.tensor()?)?;
+        assert_eq!(other.counts, codes.counts);
+        Ok(())
+    }
+}

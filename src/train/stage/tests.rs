@@ -1,0 +1,179 @@
+//! The loop around a stage that only remembers what it was told.
+
+use std::fs;
+
+use candle_core::{Device, Tensor};
+
+use super::*;
+use crate::config::Config;
+use crate::error::report;
+use crate::train::checkpoint::steps;
+
+/// Its gradient at micro-batch i is `gradients[i]`, and so is its loss.
+struct Told {
+    gradients: Vec<f32>,
+    next: usize,
+    /// Scale and summed gradient of every update.
+    updates: Vec<(u64, f64, f32)>,
+}
+
+impl Stage for Told {
+    type Batch = f32;
+    type Rest = ();
+
+    fn next(&mut self) -> Result<f32> {
+        self.next += 1;
+        Ok(self.gradients[self.next - 1])
+    }
+
+    fn compute(&mut self, batch: f32, _: u64) -> Result<Micro<()>> {
+        let gradient = Tensor::new(&[batch], &Device::Cpu)?;
+        let mut figures = Figures::default();
+        figures.add("loss", f64::from(batch));
+        Ok(Micro {
+            gradients: Gradients::from([("w".to_string(), gradient)]),
+            figures,
+            rest: (),
+        })
+    }
+
+    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<Figures> {
+        let sum = gradients["w"].to_vec1::<f32>()?[0];
+        self.updates.push((update.step, update.scale, sum));
+        Ok(Figures::default())
+    }
+
+    fn figures(&mut self) -> Result<Map<String, Value>> {
+        Ok(Map::new())
+    }
+
+    fn images(&mut self, _: u64, _: &Path) -> Result<Map<String, Value>> {
+        Ok(Map::new())
+    }
+
+    fn contents(&self) -> Result<Contents> {
+        Ok(Contents::default())
+    }
+
+    fn restore(&mut self, _: Contents, _: &BTreeMap<String, u64>) -> Result<()> {
+        Ok(())
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
+}
+
+/// What a run came to.
+struct Ended {
+    result: Result<()>,
+    updates: Vec<(u64, f64, f32)>,
+    state: State,
+    lines: Vec<Value>,
+    /// Steps of the checkpoints.
+    saved: Vec<u64>,
+}
+
+/// Trains on `gradients`.
+fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<Ended> {
+    let root = tempfile::tempdir()?;
+    let mut config = TrainConfig {
+        batch_size: 2,
+        log_every: 2,
+        checkpoint_every: 3,
+        keep_checkpoints: 2,
+        max_bad_steps: 2,
+        clip: 0.0,
+        ..TrainConfig::vae()
+    };
+    change(&mut config);
+    let steps_planned = (gradients.len() / config.accumulate) as u64;
+    let path = root.path().join("run");
+    let mut run = Run::create(Some(&path), "train-vae", &Config::default())?;
+    let mut stage = Told {
+        gradients: gradients.to_vec(),
+        next: 0,
+        updates: Vec::new(),
+    };
+    let mut job = Job {
+        run: &mut run,
+        config: &config,
+        steps: steps_planned,
+        state: State::new("train-vae", 0, 5, String::new()),
+        interval: Figures::default(),
+        interrupt: Interrupt::listen()?,
+    };
+    let result = job.train(&mut stage);
+    let state = job.state.clone();
+    let text = fs::read_to_string(path.join("metrics.jsonl"))?;
+    let lines = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    Ok(Ended {
+        result,
+        updates: stage.updates,
+        state,
+        lines,
+        saved: steps(&path.join("checkpoints"))?,
+    })
+}
+
+#[test]
+fn a_bad_step_is_left_out_and_the_run_goes_on() -> Result<()> {
+    let nan = f32::NAN;
+    let ended = train(&[1.0, nan, 3.0, f32::INFINITY, 5.0], |_| {})?;
+    ended.result?;
+    let (state, lines) = (ended.state, ended.lines);
+    let updated: Vec<u64> = ended.updates.iter().map(|u| u.0).collect();
+    assert_eq!(updated, [0, 2, 4]);
+    assert_eq!((state.step, state.bad_steps, state.finished), (5, 0, true));
+    let losses: Vec<&Value> = lines.iter().map(|line| &line["loss"]).collect();
+    assert_eq!(losses, [&json!(1.0), &json!(3.0), &json!(5.0)]);
+    Ok(())
+}
+
+#[test]
+fn bad_steps_in_a_row_stop_the_run_and_name_the_last_checkpoint() -> Result<()> {
+    let nan = f32::NAN;
+    let ended = train(&[1.0, 1.0, 1.0, nan, nan, 1.0], |_| {})?;
+    let (text, code) = report(&ended.result.unwrap_err());
+    assert!(
+        text.contains("2 steps in a row") && text.contains("step-00000003"),
+        "{text}"
+    );
+    assert_eq!((code, ended.updates.len(), ended.state.step), (1, 3, 4));
+    assert_eq!(ended.saved, [0, 3]);
+    Ok(())
+}
+
+#[test]
+fn micro_batches_are_averaged_and_the_mean_is_clipped() -> Result<()> {
+    let ended = train(&[3.0, 5.0, 0.1, 0.3], |config| {
+        config.accumulate = 2;
+        config.clip = 1.0;
+    })?;
+    ended.result?;
+    let [(_, clipped, sum), (_, whole, _)] = ended.updates[..] else {
+        panic!("two updates: {:?}", ended.updates);
+    };
+    assert_eq!(sum, 8.0);
+    assert!(
+        (clipped * 8.0 - 1.0).abs() < 1e-5,
+        "a mean of norm 4, clipped to 1: {clipped}"
+    );
+    assert_eq!(whole, 0.5);
+    assert_eq!(ended.lines[0]["loss"], json!(2.1));
+    let state = ended.state;
+    assert_eq!((state.index, state.epoch, state.position), (4, 0, 4));
+    Ok(())
+}
+
+#[test]
+fn checkpoints_come_at_the_start_every_n_steps_and_at_the_end() -> Result<()> {
+    let ended = train(&[1.0; 7], |config| config.keep_checkpoints = 9)?;
+    ended.result?;
+    assert_eq!(ended.saved, [0, 3, 6, 7]);
+    assert_eq!(train(&[1.0; 7], |_| {})?.saved, [6, 7]);
+    Ok(())
+}
