@@ -15,8 +15,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Go on with a run (or with one of its checkpoints), bit for bit; without a value, with the run at --out
-    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "")]
-    pub resume: Option<PathBuf>,
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
     /// Steps to train (replaces the configuration's steps and epochs)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
@@ -61,7 +61,7 @@ impl TrainArgs {
 
     /// The run of --resume, or of --out where --resume has no value.
     fn resumed(&self) -> Result<Option<PathBuf>> {
-        let Some(path) = &self.resume else {
+        let Some(named) = &self.resume else {
             return Ok(None);
         };
         if self.seed.is_some() {
@@ -70,14 +70,13 @@ impl TrainArgs {
                 "a resumed run keeps its own seed",
             ));
         }
-        match (path.as_os_str().is_empty(), &self.out) {
-            (true, Some(out)) => Ok(Some(out.clone())),
-            (true, None) => Err(usage("--resume without a run", "name it: --resume RUN")),
-            (false, Some(_)) => Err(usage(
+        match (named, &self.out) {
+            (Some(_), Some(_)) => Err(usage(
                 "--resume RUN and --out together",
                 "a resumed run goes on in its own folder",
             )),
-            (false, None) => Ok(Some(path.clone())),
+            (None, None) => Err(usage("--resume without a run", "name it: --resume RUN")),
+            (Some(run), None) | (None, Some(run)) => Ok(Some(run.clone())),
         }
     }
 

@@ -156,7 +156,7 @@ pub struct Run {
 impl Run {
     /// A new run of `stage` at `out` (default `runs/<stage>-<time>`), with its resolved configuration.
     ///
-    /// Errors: the folder holds a run already.
+    /// Errors: the folder holds a run already. One without a checkpoint, stopped as it began, is begun anew.
     pub fn create(out: Option<&Path>, stage: &str, config: &Config) -> Result<Self> {
         let path = out.map_or_else(|| default_path(stage), Path::to_path_buf);
         let folder = RunFolder(path.clone());
@@ -164,7 +164,7 @@ impl Run {
             .and_then(|()| fs::create_dir_all(folder.images()))
             .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
         let lock = lock(&path)?;
-        if folder.config().exists() {
+        if folder.config().exists() && folder.latest().is_ok() {
             return Err(usage(
                 format!("{} holds a run already", path.display()),
                 format!(
@@ -284,11 +284,16 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_not_started_twice() -> Result<()> {
+    fn a_run_with_a_checkpoint_is_not_started_twice() -> Result<()> {
         let root = tempfile::tempdir()?;
         let path = root.path().join("run");
         let config = Config::load(Some("smoke"), &[])?;
+        let run = Run::create(Some(&path), "train-vae", &config)?;
+        let checkpoint = run.checkpoints().join("step-00000000");
+        drop(run);
         drop(Run::create(Some(&path), "train-vae", &config)?);
+        fs::create_dir(&checkpoint)?;
+        fs::write(checkpoint.join("state.json"), "{}")?;
         let (text, code) = report(&Run::create(Some(&path), "train-vae", &config).unwrap_err());
         assert!(text.contains("--resume"), "{text}");
         assert_eq!(code, 2);

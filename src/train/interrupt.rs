@@ -7,8 +7,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{Context, Result};
 
-/// Whether a signal has asked this process to stop.
-#[derive(Debug, Clone, Default)]
+/// Whether a signal has asked this process to stop. After the run, when this is dropped, the first signal ends it.
+#[derive(Debug)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
@@ -26,5 +26,11 @@ impl Interrupt {
 
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -22,16 +22,16 @@ pub fn train(request: &Request, vae: Option<&Path>) -> Result<PathBuf> {
     let mut request = request.clone();
     let device = request.device.clone();
     check_compute_type("train_gen", &request.config.train_gen, &device)?;
+    let source = training_source(&request.config, request.skip_bad)?;
+    let begun = request.begin(STAGE, &*source)?;
     let mut frozen = frozen(&request, vae)?;
     frozen.generator = None;
     adopt(&mut request.config, &frozen.config);
     request.config.validate()?;
     let config = request.config.clone();
     let train = &config.train_gen;
-    let source = training_source(&config, request.skip_bad)?;
     let classes = class_count(&config, source.classes())?;
     let tokenizer = Tokenizer::new(&config, &Scope::load(&frozen.tokenizer, &device))?;
-    let begun = request.begin(STAGE, &*source)?;
     let options = LoaderOptions {
         batch_size: train.batch_size / train.accumulate,
         workers: request.workers,

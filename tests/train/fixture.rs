@@ -1,0 +1,222 @@
+//! A folder with a small data set and configuration, and the binary run in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+pub const VAE: &str = "train-vae";
+pub const GENERATOR: &str = "train-gen";
+
+/// Every loss but the perceptual one, two micro-batches, a discriminator from step 2 on, dead codes every 4 steps.
+const CONFIG: &str = r#"
+[data]
+image_size = 16
+[tokenizer]
+ch = 8
+ch_mult = [1, 2]
+num_res_blocks = 1
+embed_dim = 4
+norm_groups = 4
+[quantizer]
+codebook_size = 24
+steps = 3
+restart_every = 4
+init_std = 0.8
+[schedule]
+kind = "linear"
+[loss]
+perceptual = "none"
+disc_start = 2
+disc_ramp = 4
+disc_layers = 1
+disc_lr = 1e-3
+[generator]
+depth = 1
+width = 32
+heads = 2
+label_dropout = 0.3
+[train_vae]
+batch_size = 4
+accumulate = 2
+lr = 1e-3
+warmup_steps = 3
+ema_decay = 0.9
+steps = 12
+log_every = 2
+image_every = 0
+checkpoint_every = 5
+keep_checkpoints = 3
+[train_gen]
+batch_size = 4
+accumulate = 2
+lr = 1e-3
+warmup_steps = 3
+ema_decay = 0.9
+steps = 12
+log_every = 2
+image_every = 0
+checkpoint_every = 5
+keep_checkpoints = 3
+"#;
+
+pub struct Lab {
+    root: TempDir,
+}
+
+impl Lab {
+    /// Two classes of nine pictures: a bright rectangle on a dark ground, higher than wide or wider than high.
+    pub fn new() -> Self {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for (class, name) in ["high", "wide"].into_iter().enumerate() {
+            let folder = root.path().join("data").join(name);
+            fs::create_dir_all(&folder).expect("the class's folder");
+            for i in 0..9u32 {
+                let picture = RgbImage::from_fn(18, 18, |x, y| {
+                    let (a, b) = if class == 0 { (x, y) } else { (y, x) };
+                    let inside = (4 + i % 4..9 + i % 4).contains(&a) && (2..15).contains(&b);
+                    let level = if inside {
+                        250 - 20 * i as u8
+                    } else {
+                        10 * i as u8
+                    };
+                    Rgb([level, level / 2 + 7 * i as u8, 255 - level])
+                });
+                picture
+                    .save(folder.join(format!("{i}.png")))
+                    .expect("a picture");
+            }
+        }
+        fs::write(root.path().join("tiny.toml"), CONFIG).expect("the configuration");
+        Self { root }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// `rdpm` with `arguments`, in this folder.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rdpm"));
+        command
+            .args(arguments)
+            .current_dir(self.root.path())
+            .env_remove("RUST_LOG")
+            .env("RAYON_NUM_THREADS", "2")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The arguments of a new run of `stage` at `out`; a generator's tokenizer is the run `vae`.
+    pub fn start<'a>(&self, stage: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut arguments = vec![
+            stage,
+            "--config",
+            "tiny.toml",
+            "--data",
+            "data",
+            "--out",
+            out,
+        ];
+        if stage == GENERATOR {
+            arguments.extend(["--vae", "vae"]);
+        }
+        arguments.extend(more);
+        arguments
+    }
+
+    /// Runs to the end, which must be a good one.
+    pub fn run(&self, arguments: &[&str]) {
+        let output = self.output(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+    }
+
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("rdpm runs")
+    }
+
+    /// A run of `stage` to its end, with the tokenizer that it needs.
+    pub fn train(&self, stage: &str, out: &str, more: &[&str]) {
+        if stage == GENERATOR && !self.path("vae").exists() {
+            self.run(&self.start(VAE, "vae", &["--steps", "3"]));
+        }
+        self.run(&self.start(stage, out, more));
+    }
+
+    /// Starts in the background and waits until `out` has logged `step`.
+    pub fn spawn_until(&self, arguments: &[&str], out: &str, step: u64) -> Child {
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("rdpm starts");
+        let (metrics, begin) = (self.path(out).join("metrics.jsonl"), Instant::now());
+        while last_step(&metrics).is_none_or(|s| s < step) {
+            let ended = child.try_wait().expect("a state");
+            assert!(ended.is_none(), "it ended before step {step}: {ended:?}");
+            assert!(
+                begin.elapsed() < Duration::from_secs(300),
+                "step {step} never came"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn last_step(metrics: &Path) -> Option<u64> {
+    let text = fs::read_to_string(metrics).ok()?;
+    let line: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
+    line["step"].as_u64()
+}
+
+/// The metric lines without what the clock decides.
+pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    text.lines()
+        .map(|line| {
+            let mut line: serde_json::Value = serde_json::from_str(line).expect("whole lines");
+            let figures = line.as_object_mut().expect("an object");
+            figures.remove("images_per_second");
+            figures.remove("eta_seconds");
+            line
+        })
+        .collect()
+}
+
+/// Both runs stand at the same step with the same bytes in every file of their newest checkpoint, and logged alike.
+pub fn assert_same(a: &Path, b: &Path) {
+    let newest = |run: &Path| {
+        let name = fs::read_to_string(run.join("checkpoints/latest")).expect("a checkpoint");
+        run.join("checkpoints").join(name.trim())
+    };
+    let (x, y) = (newest(a), newest(b));
+    assert_eq!(x.file_name(), y.file_name());
+    for name in [
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ] {
+        let [p, q] = [&x, &y].map(|folder| fs::read(folder.join(name)).expect("a file"));
+        assert!(
+            p == q,
+            "{name} differs between {} and {}",
+            x.display(),
+            y.display()
+        );
+    }
+    assert_eq!(metrics(a), metrics(b));
+}

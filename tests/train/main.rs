@@ -1,0 +1,6 @@
+//! Runs of the binary: what must hold whatever happens to the process.
+
+mod fixture;
+mod results;
+mod resume;
+mod stops;

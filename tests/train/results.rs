@@ -1,0 +1,124 @@
+//! What a run's numbers do not depend on, and what a user's mistake is answered with.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, stderr};
+
+#[test]
+fn two_runs_of_one_seed_are_the_same_and_of_two_are_not() {
+    let lab = Lab::new();
+    lab.train(VAE, "a", &["--steps", "4", "--workers", "1"]);
+    lab.train(VAE, "b", &["--steps", "4", "--workers", "3"]);
+    lab.train(VAE, "c", &["--steps", "4", "--seed", "1"]);
+    assert_same(&lab.path("a"), &lab.path("b"));
+    assert_ne!(metrics(&lab.path("a")), metrics(&lab.path("c")));
+}
+
+fn moments(lab: &Lab, run: &str) -> BTreeMap<String, Tensor> {
+    let file = lab
+        .path(run)
+        .join("checkpoints/step-00000001/optimizer.safetensors");
+    let tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("a checkpoint");
+    tensors
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("exp_avg."))
+        .collect()
+}
+
+/// The first moment after one step is the gradient times 1 − β₁.
+#[test]
+fn accumulated_micro_batches_are_the_big_batch() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "3"]);
+    for stage in [VAE, GENERATOR] {
+        let section = if stage == VAE {
+            "train_vae"
+        } else {
+            "train_gen"
+        };
+        for accumulate in [1, 2] {
+            let set = format!("{section}.accumulate={accumulate}");
+            let run = format!("{section}-{accumulate}");
+            // A start of the discriminator beyond the end: BatchNorm sees micro-batches.
+            let more = ["--steps", "1", "--set", &set, "--set", "loss.disc_start=9"];
+            lab.train(stage, &run, &more);
+        }
+        let [one, two] = [1, 2].map(|n| moments(&lab, &format!("{section}-{n}")));
+        assert!(one.len() > 10 && one.keys().eq(two.keys()));
+        let square = |x: &Tensor| -> f64 {
+            let x = x.to_dtype(DType::F64).and_then(|x| x.sqr()?.sum_all());
+            x.and_then(|x| x.to_scalar()).expect("a sum")
+        };
+        let (mut difference, mut size) = (0.0, 0.0);
+        for (name, a) in &one {
+            difference += square(&(a - &two[name]).expect("equal shapes"));
+            size += square(a);
+        }
+        let relative = (difference / size).sqrt();
+        assert!(size > 0.0 && relative < 1e-6, "{stage}: {relative}");
+    }
+}
+
+#[test]
+fn a_generator_needs_nothing_but_its_run() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "run", &["--steps", "3"]);
+    fs::remove_dir_all(lab.path("vae")).expect("removed");
+    lab.run(&[GENERATOR, "--resume", "run", "--steps", "4"]);
+}
+
+#[test]
+fn mistakes_are_answered_with_the_remedy() {
+    let lab = Lab::new();
+    let cases: [(&[&str], &str, &str); 5] = [
+        (
+            &[VAE, "--config", "tiny.toml"],
+            "no training images",
+            "--data PATH",
+        ),
+        (
+            &[
+                VAE,
+                "--config",
+                "tiny.toml",
+                "--data",
+                "data",
+                "--set",
+                "loss.perceptual=lpips",
+            ],
+            "VGG16",
+            "--vgg FILE",
+        ),
+        (
+            &[
+                VAE,
+                "--config",
+                "tiny.toml",
+                "--data",
+                "data",
+                "--set",
+                "train_vae.compute_type=bf16",
+            ],
+            "needs CUDA",
+            "compute_type=f32",
+        ),
+        (
+            &[GENERATOR, "--config", "tiny.toml", "--data", "data"],
+            "--vae",
+            "--vae",
+        ),
+        (&[VAE, "--resume"], "without a run", "--resume RUN"),
+    ];
+    for (arguments, problem, remedy) in cases {
+        let output = lab.output(arguments);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+        assert!(
+            told.contains(problem) && told.contains(remedy),
+            "{arguments:?}: {told}"
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! A run that is stopped and resumed ends with the bytes of one that was not.
+
+use std::fs;
+
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, stderr};
+
+/// Killed after step 6, then interrupted after step 8, then run to its end.
+fn resumed_run_is_the_uninterrupted_one(stage: &str) {
+    let lab = Lab::new();
+    lab.train(stage, "whole", &["--seed", "7"]);
+    let start = lab.start(stage, "parts", &["--seed", "7"]);
+    let mut child = lab.spawn_until(&start, "parts", 6);
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let resume = [stage, "--resume", "parts"];
+    let child = lab.spawn_until(&resume, "parts", 8);
+    interrupt(child.id());
+    let output = child.wait_with_output().expect("ended");
+    // It may have been through before the signal came.
+    assert!(
+        matches!(output.status.code(), Some(0 | 130)),
+        "{}",
+        stderr(&output)
+    );
+    // Other threads and workers change nothing.
+    lab.run(&[
+        stage,
+        "--resume",
+        "parts",
+        "--workers",
+        "1",
+        "--threads",
+        "1",
+    ]);
+    assert_same(&lab.path("whole"), &lab.path("parts"));
+}
+
+fn interrupt(process: u32) {
+    let status = std::process::Command::new("kill")
+        .args(["-INT", &process.to_string()])
+        .status();
+    assert!(status.expect("kill runs").success());
+}
+
+#[test]
+fn resume_is_bit_identical_for_the_tokenizer() {
+    resumed_run_is_the_uninterrupted_one(VAE);
+}
+
+#[test]
+fn resume_is_bit_identical_for_the_generator() {
+    resumed_run_is_the_uninterrupted_one(GENERATOR);
+}
+
+#[test]
+fn a_finished_run_goes_on_to_a_later_end() {
+    let lab = Lab::new();
+    lab.train(
+        VAE,
+        "whole",
+        &["--set", "quantizer.restart_dead_codes=false"],
+    );
+    let short = [
+        "--set",
+        "quantizer.restart_dead_codes=false",
+        "--steps",
+        "7",
+    ];
+    lab.train(VAE, "parts", &short);
+    lab.run(&[VAE, "--resume", "--out", "parts", "--steps", "12"]);
+    // The shorter run logged its last step, 7; all else is the same.
+    let file = lab.path("parts/metrics.jsonl");
+    let text = fs::read_to_string(&file).expect("metrics");
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|l| !l.starts_with("{\"step\":7,"))
+        .collect();
+    assert_eq!(kept.len() + 1, text.lines().count());
+    let last = |run: &str| {
+        lab.path(run)
+            .join("checkpoints/step-00000012/model.safetensors")
+    };
+    let [a, b] = ["whole", "parts"].map(|run| fs::read(last(run)).expect("the last checkpoint"));
+    assert!(a == b);
+}
+
+#[test]
+fn an_older_checkpoint_can_be_gone_back_to() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "whole", &[]);
+    lab.train(GENERATOR, "again", &[]);
+    lab.run(&[GENERATOR, "--resume", "again/checkpoints/step-00000005"]);
+    assert_same(&lab.path("whole"), &lab.path("again"));
+}
+
+#[test]
+fn a_resumed_run_keeps_its_configuration() {
+    let lab = Lab::new();
+    lab.train(VAE, "run", &["--steps", "2"]);
+    for (arguments, told) in [
+        (["--set", "train_vae.lr=1"], "train_vae.lr"),
+        (["--seed", "3"], "keeps its own seed"),
+        (["--config", "smoke"], "keeps its own configuration"),
+    ] {
+        let output = lab.output(&[&[VAE, "--resume", "run"], &arguments[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    }
+    let output = lab.output(&[GENERATOR, "--resume", "run"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("train-vae"), "{}", stderr(&output));
+}
