@@ -17,6 +17,7 @@ pub mod adaln;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+mod channel_norm;
 mod check;
 pub mod conv2d;
 pub mod cross_entropy;

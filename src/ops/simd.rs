@@ -21,13 +21,21 @@ pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 /// subnormal results and the largest ones are right.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
+    let (p, n) = exp_parts(x, -105.0, 89.0);
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// eʳ and n of x, held between `low` and `high`.
+#[inline(always)]
+fn exp_parts(x: f32, low: f32, high: f32) -> (f32, i32) {
     // Adding 1.5·2²³ rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, the first short enough that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -105.0 { -105.0 } else { x };
+    let x = if x > high { high } else { x };
+    let x = if x < low { low } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_HIGH, x);
@@ -39,9 +47,10 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
     let p = p.mul_add(r * r, r) + 1.0;
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-    let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    (
+        p,
+        (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32),
+    )
 }
 
 /// 2ⁿ for −126 ≤ n ≤ 127.
@@ -50,10 +59,11 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
-/// σ(x) = 1/(1 + e⁻ˣ).
+/// σ(x) = 1/(1 + e⁻ˣ); under 1e-37 it stays there.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    let (p, n) = exp_parts(-x, -87.0, 87.0);
+    1.0 / power_of_two(n).mul_add(p, 1.0)
 }
 
 /// x·σ(x).
@@ -102,22 +112,32 @@ pub(super) fn sum2(xs: &[f32], ys: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// Σ f(x, y, z), in a fixed order.
+/// Σ f(x, y, z) for `N` functions at once, in a fixed order.
 #[inline(always)]
-pub(super) fn sum3(xs: &[f32], ys: &[f32], zs: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
+pub(super) fn sum3<const N: usize>(
+    xs: &[f32],
+    ys: &[f32],
+    zs: &[f32],
+    f: impl Fn(f32, f32, f32) -> [f32; N],
+) -> [f32; N] {
+    let mut lanes = [[0f32; LANES]; N];
     let (x_chunks, x_rest) = xs.as_chunks::<LANES>();
     let (y_chunks, y_rest) = ys.as_chunks::<LANES>();
     let (z_chunks, z_rest) = zs.as_chunks::<LANES>();
-    for ((x_chunk, y_chunk), z_chunk) in x_chunks.iter().zip(y_chunks).zip(z_chunks) {
-        for (((lane, &x), &y), &z) in lanes.iter_mut().zip(x_chunk).zip(y_chunk).zip(z_chunk) {
-            *lane += f(x, y, z);
+    for ((x, y), z) in x_chunks.iter().zip(y_chunks).zip(z_chunks) {
+        for i in 0..LANES {
+            let values = f(x[i], y[i], z[i]);
+            for (lanes, value) in lanes.iter_mut().zip(values) {
+                lanes[i] += value;
+            }
         }
     }
-    for (((lane, &x), &y), &z) in lanes.iter_mut().zip(x_rest).zip(y_rest).zip(z_rest) {
-        *lane += f(x, y, z);
+    for (i, ((&x, &y), &z)) in x_rest.iter().zip(y_rest).zip(z_rest).enumerate() {
+        for (lanes, value) in lanes.iter_mut().zip(f(x, y, z)) {
+            lanes[i] += value;
+        }
     }
-    fold(lanes, |a, b| a + b)
+    lanes.map(|lanes| fold(lanes, |a, b| a + b))
 }
 
 /// The largest value, −∞ of none; NaN is skipped.
@@ -193,7 +213,10 @@ mod tests {
             let expected = (n * (n.max(1) - 1) / 2) as f32;
             assert_eq!(sum(&xs, |x| x), expected);
             assert_eq!(sum2(&xs, &xs, |x, y| x + y), 2.0 * expected);
-            assert_eq!(sum3(&xs, &xs, &xs, |x, y, z| x + y + z), 3.0 * expected);
+            assert_eq!(
+                sum3(&xs, &xs, &xs, |x, y, z| [x + y + z, x]),
+                [3.0 * expected, expected]
+            );
             assert_eq!(
                 max(&xs),
                 if n == 0 {

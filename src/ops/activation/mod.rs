@@ -3,7 +3,7 @@
 //! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's `relu` gives 1).
 
 mod cpu;
-mod fused;
+pub(super) mod fused;
 mod reference;
 
 #[cfg(test)]

@@ -5,9 +5,12 @@
 //!
 //! x, branch [B,N,C]; shift, scale, gate [B,C] → [B,N,C]. Gradients to all inputs; those of [B,C] are sums over N.
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
-use super::check;
+use super::{check, slices};
 use candle_core::{Result, Tensor};
 
 /// x [B,N,C]; shift, scale [B,C].
@@ -15,6 +18,11 @@ pub fn rms_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -
     let [b, _, c] = check::dims("rms_norm_modulate", "x", x, "[B,N,C]")?;
     check::shape("rms_norm_modulate", "shift", shift, &[b, c])?;
     check::shape("rms_norm_modulate", "scale", scale, &[b, c])?;
+    if slices::are_f32_on_cpu(&[x, shift, scale]) {
+        let (shift, scale) = (shift.contiguous()?, scale.contiguous()?);
+        let norm = cpu::RmsNormModulate { eps };
+        return x.contiguous()?.apply_op3(&shift, &scale, norm);
+    }
     reference::rms_norm_modulate(x, shift, scale, eps)
 }
 
@@ -23,5 +31,9 @@ pub fn gate_residual(x: &Tensor, gate: &Tensor, branch: &Tensor) -> Result<Tenso
     let [b, n, c] = check::dims("gate_residual", "x", x, "[B,N,C]")?;
     check::shape("gate_residual", "gate", gate, &[b, c])?;
     check::shape("gate_residual", "branch", branch, &[b, n, c])?;
+    if slices::are_f32_on_cpu(&[x, gate, branch]) {
+        let (gate, branch) = (gate.contiguous()?, branch.contiguous()?);
+        return x.contiguous()?.apply_op3(&gate, &branch, cpu::GateResidual);
+    }
     reference::gate_residual(x, gate, branch)
 }

@@ -3,17 +3,23 @@
 //! y = softmax(R(q)·R(k)ᵀ/√d)·v for every image and head of width d = C/heads, R the rotation of RoPE (Su et al. 2021) in
 //! LLaMA's half-split form, or the identity. qkv [B,N,3C] = [q | k | v], each heads·d wide → [B,N,C]. Gradient to qkv.
 
+mod cpu;
+mod head;
 mod reference;
 mod rope;
+mod rotation;
+#[cfg(test)]
+mod tests;
 
-use super::check;
+use super::{check, slices};
 use candle_core::{Result, Tensor, bail};
 pub use rope::{RopeKind, RopeTable};
+use std::sync::OnceLock;
 
 /// qkv [B,N,3C] → [B,N,C]; the table has N rows for heads of width C/heads.
 pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result<Tensor> {
     let [_, n, packed] = check::dims("attention", "qkv", qkv, "[B,N,3C]")?;
-    if heads == 0 || packed == 0 || packed % (3 * heads) != 0 {
+    if heads == 0 || packed == 0 || !packed.is_multiple_of(3 * heads) {
         bail!("attention: qkv has {packed} columns, expected a multiple of 3·{heads} heads");
     }
     if let Some(table) = rope {
@@ -25,6 +31,16 @@ pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result
                 packed / (3 * heads)
             );
         }
+    }
+    let mut inputs = vec![qkv];
+    inputs.extend(rope.iter().flat_map(|table| [table.cos(), table.sin()]));
+    if slices::are_f32_on_cpu(&inputs) {
+        let attention = cpu::Attention {
+            heads,
+            rope: rope.cloned(),
+            log_sums: OnceLock::new(),
+        };
+        return qkv.contiguous()?.apply_op1(attention);
     }
     reference::attention(qkv, heads, rope)
 }

@@ -34,7 +34,7 @@ impl RopeTable {
             RopeKind::OneD => 2,
             RopeKind::TwoD => 4,
         };
-        if head_dim == 0 || head_dim % divisor != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(divisor) {
             bail!("rope ({kind:?}): heads of width {head_dim}, expected a multiple of {divisor}");
         }
         let (h, w) = tokens;

@@ -3,9 +3,12 @@
 //! y = act((x − μ_c)/√(σ²_c + eps)·weight + bias). x [B,H,W,C]; weight, bias, mean, variance [C] → [B,H,W,C].
 //! In training the statistics are the batch's and the gradient goes through them; gradients to x, weight and bias.
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
-use super::{Activation, check};
+use super::{Activation, check, slices};
 use candle_core::{Result, Tensor, bail};
 
 /// Training: normalises by the batch's own mean and biased variance, and returns both, detached.
@@ -26,6 +29,15 @@ pub fn batch_norm(
             "batch_norm: x has shape {:?}: one value a channel has no variance to train with",
             x.dims()
         );
+    }
+    if slices::are_f32_on_cpu(&[x, weight, bias]) {
+        let x = x.contiguous()?;
+        let (mean, variance) = cpu::channel_moments(&x)?;
+        let moments = |values: &[f32]| Tensor::new(values, x.device());
+        let (mean_tensor, variance_tensor) = (moments(&mean)?, moments(&variance)?);
+        let norm = cpu::BatchNorm::new(mean, &variance, eps, activation);
+        let y = x.apply_op3(&weight.contiguous()?, &bias.contiguous()?, norm)?;
+        return Ok((y, mean_tensor, variance_tensor));
     }
     reference::batch_norm(x, weight, bias, eps, activation)
 }
@@ -48,6 +60,13 @@ pub fn batch_norm_inference(
         ("bias", bias),
     ] {
         check::shape("batch_norm_inference", name, tensor, &[c])?;
+    }
+    let inputs = [x, mean, variance, weight, bias];
+    if slices::are_f32_on_cpu(&inputs) && !inputs.iter().any(|t| t.track_op()) {
+        let (mean, variance) = (mean.to_vec1()?, variance.to_vec1::<f32>()?);
+        let norm = cpu::BatchNorm::new(mean, &variance, eps, activation);
+        let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+        return x.contiguous()?.apply_op3_no_bwd(&weight, &bias, &norm);
     }
     reference::batch_norm_inference(x, mean, variance, weight, bias, eps, activation)
 }

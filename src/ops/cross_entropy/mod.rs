@@ -3,10 +3,14 @@
 //! loss_r = log Σ_k exp(logits_rk) − logits_r,target; logits [R,K], targets u32 [R] → loss [R], correct u32 [R].
 //! Gradient to the logits: upstream_r·(softmax(logits_r) − onehot(target_r)).
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
-use super::check;
+use super::{check, slices};
 use candle_core::{DType, Result, Tensor, bail};
+use std::sync::{Arc, OnceLock};
 
 /// One value a row.
 pub struct CrossEntropy {
@@ -23,6 +27,15 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> 
     check::dtype("cross_entropy", "targets", targets, DType::U32)?;
     if k == 0 {
         bail!("cross_entropy: logits has shape [{r}, 0], expected at least one class");
+    }
+    if slices::are_f32_on_cpu(&[logits]) && targets.device().is_cpu() {
+        let rows = Arc::new(OnceLock::new());
+        let op = cpu::CrossEntropy { rows: rows.clone() };
+        let loss = logits.contiguous()?.apply_op2(&targets.contiguous()?, op)?;
+        let rows: &[cpu::Row] = rows.get().map_or(&[], |rows| rows);
+        let correct = rows.iter().map(|row| u32::from(row.correct));
+        let correct = Tensor::from_iter(correct, logits.device())?;
+        return Ok(CrossEntropy { loss, correct });
     }
     reference::cross_entropy(logits, targets)
 }

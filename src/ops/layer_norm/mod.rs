@@ -3,9 +3,12 @@
 //! y = (x − μ)/√(σ² + eps)·weight + bias, mean and biased variance row by row. x [..,C], weight and bias [C] → [..,C].
 //! Gradients to x, weight and bias.
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
-use super::check;
+use super::{check, slices};
 use candle_core::{Result, Tensor};
 
 /// x [..,C]; weight, bias [C].
@@ -13,5 +16,11 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let c = check::last_dim("layer_norm", "x", x)?;
     check::shape("layer_norm", "weight", weight, &[c])?;
     check::shape("layer_norm", "bias", bias, &[c])?;
+    if slices::are_f32_on_cpu(&[x, weight, bias]) {
+        let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+        return x
+            .contiguous()?
+            .apply_op3(&weight, &bias, cpu::LayerNorm { eps });
+    }
     reference::layer_norm(x, weight, bias, eps)
 }

@@ -1,8 +1,16 @@
-//! SiLU: y = x·σ(x). Any shape. Gradient: σ(x)·(1 + x·(1 − σ(x))).
+//! SiLU: y = x·σ(x). Any shape. Gradient: dy·σ(x)·(1 + x·(1 − σ(x))).
 
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use super::slices;
 use candle_core::{Result, Tensor};
 
 /// x·σ(x).
 pub fn silu(x: &Tensor) -> Result<Tensor> {
+    if slices::are_f32_on_cpu(&[x]) {
+        return x.contiguous()?.apply_op1(cpu::Silu);
+    }
     x.silu()
 }

@@ -2,9 +2,12 @@
 //!
 //! x [..,2F] → [..,F]. Gradient to x.
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
-use super::check;
+use super::{check, slices};
 use candle_core::{Result, Tensor, bail};
 
 /// x [..,2F], gate first → [..,F].
@@ -12,6 +15,9 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     let width = check::last_dim("swiglu", "x", x)?;
     if width % 2 != 0 {
         bail!("swiglu: x has {width} columns, expected an even number (gate and up)");
+    }
+    if slices::are_f32_on_cpu(&[x]) {
+        return x.contiguous()?.apply_op1(cpu::SwiGlu);
     }
     reference::swiglu(x)
 }

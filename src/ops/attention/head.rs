@@ -1,0 +1,160 @@
+//! One head of one image: y = softmax(q·kᵀ/√d)·v and its gradient, a block of queries at a time.
+//!
+//! No [N,N] matrix outlives the call. What is kept for the way back is the log of each query's sum of exponentials; the
+//! weights are computed again from it, at the price of one product more than keeping them would cost.
+
+use crate::ops::product::{Matrix, multiply};
+use crate::ops::simd;
+use std::ops::Range;
+
+/// Queries a block: their weights against a few hundred keys stay in a core's second cache.
+const BLOCK: usize = 128;
+
+/// Rotated queries and keys, and values: [N,d] each.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    n: usize,
+    d: usize,
+}
+
+impl<'a> Head<'a> {
+    pub(super) fn new(q: &'a [f32], k: &'a [f32], v: &'a [f32], d: usize) -> Self {
+        let n = q.len() / d;
+        Self { q, k, v, n, d }
+    }
+
+    fn scale(&self) -> f32 {
+        (1.0 / (self.d as f64).sqrt()) as f32
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let n = self.n;
+        (0..n).step_by(BLOCK).map(move |i| i..n.min(i + BLOCK))
+    }
+
+    fn matrix<'v>(&self, values: &'v [f32]) -> Matrix<'v> {
+        Matrix::dense(values, (values.len() / self.d, self.d))
+    }
+
+    /// The elements of a block of rows.
+    fn elements(&self, block: &Range<usize>) -> Range<usize> {
+        block.start * self.d..block.end * self.d
+    }
+
+    /// q·kᵀ of a block of queries, not scaled.
+    fn scores(&self, block: &Range<usize>, out: &mut [f32]) {
+        let q = self.matrix(&self.q[self.elements(block)]);
+        multiply(out, self.n, q, self.matrix(self.k).transposed(), false);
+    }
+
+    /// y [N,d], and the logs of the sums of exponentials [N].
+    pub(super) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        let (n, d) = (self.n, self.d);
+        let mut y = vec![0f32; n * d];
+        let mut log_sums = vec![0f32; n];
+        let mut weights = vec![0f32; BLOCK.min(n) * n];
+        for block in self.blocks() {
+            let weights = &mut weights[..block.len() * n];
+            self.scores(&block, weights);
+            softmax(weights, self.scale(), &mut log_sums[block.clone()]);
+            let weights = Matrix::dense(weights, (block.len(), n));
+            let y = &mut y[self.elements(&block)];
+            multiply(y, d, weights, self.matrix(self.v), false);
+        }
+        (y, log_sums)
+    }
+
+    /// With weights P and dP = dy·vᵀ: dS = P·(dP − Σ dy·y)/√d, dq = dS·k, dk = dSᵀ·q, dv = Pᵀ·dy; y, dy [N,d]. Returns
+    /// dq and dk, of the rotated q and k, and dv.
+    pub(super) fn backward(&self, y: &[f32], dy: &[f32], log_sums: &[f32]) -> [Vec<f32>; 3] {
+        let (n, d) = (self.n, self.d);
+        let [mut dq, mut dk, mut dv] = [0; 3].map(|_| vec![0f32; n * d]);
+        let [mut weights, mut dscores] = [0; 2].map(|_| vec![0f32; BLOCK.min(n) * n]);
+        for block in self.blocks() {
+            let elements = self.elements(&block);
+            let weights = &mut weights[..block.len() * n];
+            let dscores = &mut dscores[..block.len() * n];
+            let (y, dy) = (&y[elements.clone()], &dy[elements.clone()]);
+            self.scores(&block, weights);
+            multiply(
+                dscores,
+                n,
+                self.matrix(dy),
+                self.matrix(self.v).transposed(),
+                false,
+            );
+            let upstream = y.chunks_exact(d).zip(dy.chunks_exact(d));
+            softmax_backward(
+                weights,
+                dscores,
+                self.scale(),
+                &log_sums[block.clone()],
+                upstream,
+            );
+            let size = (block.len(), n);
+            let (weights, dscores) = (Matrix::dense(weights, size), Matrix::dense(dscores, size));
+            let later = block.start > 0;
+            multiply(
+                &mut dq[elements.clone()],
+                d,
+                dscores,
+                self.matrix(self.k),
+                false,
+            );
+            let q = self.matrix(&self.q[elements]);
+            multiply(&mut dk, d, dscores.transposed(), q, later);
+            multiply(&mut dv, d, weights.transposed(), self.matrix(dy), later);
+        }
+        [dq, dk, dv]
+    }
+}
+
+/// Rows of scores become softmax(scale·scores), one row for each of `log_sums`, which are set.
+fn softmax(rows: &mut [f32], scale: f32, log_sums: &mut [f32]) {
+    let n = rows.len() / log_sums.len();
+    for (row, log_sum) in rows.chunks_exact_mut(n).zip(log_sums) {
+        let (max, sum) = simd::vectorized(
+            #[inline(always)]
+            || {
+                let max = scale * simd::max(row);
+                for x in row.iter_mut() {
+                    *x = simd::exp(x.mul_add(scale, -max));
+                }
+                let sum = simd::sum(row, |x| x);
+                let reciprocal = 1.0 / sum;
+                for x in row.iter_mut() {
+                    *x *= reciprocal;
+                }
+                (max, sum)
+            },
+        );
+        *log_sum = max + sum.ln();
+    }
+}
+
+/// Rows of scores become their weights, and rows of the weights' gradients those of the scores.
+fn softmax_backward<'a>(
+    rows: &mut [f32],
+    gradients: &mut [f32],
+    scale: f32,
+    log_sums: &[f32],
+    upstream: impl Iterator<Item = (&'a [f32], &'a [f32])>,
+) {
+    let n = rows.len() / log_sums.len();
+    simd::vectorized(
+        #[inline(always)]
+        || {
+            let rows = rows.chunks_exact_mut(n).zip(gradients.chunks_exact_mut(n));
+            for (((row, gradient), log_sum), (y, dy)) in rows.zip(log_sums).zip(upstream) {
+                let mean = simd::sum2(y, dy, |y, dy| y * dy);
+                for (x, g) in row.iter_mut().zip(gradient) {
+                    *x = simd::exp(x.mul_add(scale, -log_sum));
+                    *g = (*g - mean) * (*x * scale);
+                }
+            }
+        },
+    )
+}
