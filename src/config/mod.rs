@@ -33,7 +33,7 @@ use crate::error::{Context, Result, hinted};
 
 /// Everything that decides what a run computes. Seed, threads and device belong to the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub data: DataConfig,
     pub tokenizer: TokenizerConfig,
