@@ -7,5 +7,6 @@ mod fixture;
 mod generator;
 mod perceptual;
 mod quantizer;
+mod sampler;
 mod tokenizer;
 mod trajectory;
