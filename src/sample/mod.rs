@@ -5,6 +5,7 @@ pub mod grid;
 pub mod image;
 pub mod npz;
 pub mod output;
+pub mod pretrained;
 pub mod sampler;
 
 pub use choose::{Choice, choose};
@@ -12,4 +13,5 @@ pub use grid::{enlarge, grid, save_png};
 pub use image::to_rgb;
 pub use npz::NpzWriter;
 pub use output::{Output, Picture, Put};
-pub use sampler::{Draws, SampleOptions, Sampler};
+pub use pretrained::Pretrained;
+pub use sampler::{Draws, SampleOptions, Sampler, decode};

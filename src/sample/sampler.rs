@@ -162,23 +162,10 @@ impl<'a> Sampler<'a> {
         Ok(sums)
     }
 
-    /// D(z) for z [B,h,w,d], a few images at a time.
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        let b = z.dim(0)?;
-        let parts = (0..b)
-            .step_by(DECODED_AT_ONCE)
-            .map(|i| {
-                let part = z.narrow(0, i, DECODED_AT_ONCE.min(b - i))?;
-                self.tokenizer.decode(&part)
-            })
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&parts, 0)?)
-    }
-
     /// The finished images [B,H,W,3].
     pub fn images(&self, labels: &[u32], draws: &Draws, options: &SampleOptions) -> Result<Tensor> {
         match self.latents(labels, draws, options)?.last() {
-            Some(z) => self.decode(z),
+            Some(z) => decode(self.tokenizer, z),
             None => anyhow::bail!("a model of no steps samples nothing"),
         }
     }
@@ -201,6 +188,16 @@ impl<'a> Sampler<'a> {
         let c = condition.dim(1)?;
         condition.reshape((steps, b, c))
     }
+}
+
+/// D(z) for z [B,h,w,d], a few images at a time.
+pub fn decode(tokenizer: &Tokenizer, z: &Tensor) -> Result<Tensor> {
+    let b = z.dim(0)?;
+    let parts = (0..b)
+        .step_by(DECODED_AT_ONCE)
+        .map(|i| tokenizer.decode(&z.narrow(0, i, DECODED_AT_ONCE.min(b - i))?))
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&parts, 0)?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,110 @@
+//! A trained model ready for use: the tensors of a bundle or a run in their modules.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+
+use super::sampler::Sampler;
+use crate::config::Config;
+use crate::data::Classes;
+use crate::error::{Context, Result, hinted};
+use crate::model::tokenizer::latent_side;
+use crate::model::{Generator, Tokenizer};
+use crate::store::Scope;
+use crate::store::bundle::{Bundle, Tensors};
+use crate::store::model::{self, Weights};
+
+/// A tokenizer and, where there is one, its generator.
+pub struct Pretrained {
+    pub path: PathBuf,
+    pub config: Config,
+    /// Empty: the images had no labels.
+    pub classes: Classes,
+    pub tokenizer: Tokenizer,
+    pub device: Device,
+    /// With the number of its classes.
+    generator: Option<(Generator, usize)>,
+    bundle: Bundle,
+}
+
+impl Pretrained {
+    /// The model of `--model` (see [`model::locate`]), its moving average, on `device`.
+    pub fn open(asked: Option<&Path>, device: &Device) -> Result<Self> {
+        let path = model::locate(asked)?;
+        let bundle = model::load(&path, Weights::Ema)?;
+        Self::new(bundle, &path, device).with_context(|| format!("cannot use {}", path.display()))
+    }
+
+    fn new(bundle: Bundle, path: &Path, device: &Device) -> Result<Self> {
+        let config = &bundle.config;
+        let tokenizer = built(&bundle.tokenizer, device, |scope| {
+            Tokenizer::new(config, scope)
+        })?;
+        let generator = match &bundle.generator {
+            Some(tensors) => Some(generator(tensors, config, device)?),
+            None => None,
+        };
+        let classes = serde_json::from_value(bundle.classes.clone()).context("`classes`")?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: config.clone(),
+            classes,
+            tokenizer,
+            device: device.clone(),
+            generator,
+            bundle,
+        })
+    }
+
+    /// Errors: the model is a tokenizer only.
+    pub fn sampler(&self) -> Result<Sampler<'_>> {
+        self.bundle.generator()?;
+        let (generator, classes) = self.generator.as_ref().context("no generator")?;
+        Ok(Sampler::new(
+            generator,
+            &self.tokenizer,
+            &self.config,
+            *classes,
+        ))
+    }
+
+    /// Height and width of the latents.
+    pub fn side(&self) -> usize {
+        latent_side(self.config.data.image_size, &self.config.tokenizer)
+    }
+
+    /// What ties codes to this tokenizer.
+    pub fn tokenizer_hash(&self) -> Result<String> {
+        self.bundle.tokenizer_hash()
+    }
+}
+
+fn generator(tensors: &Tensors, config: &Config, device: &Device) -> Result<(Generator, usize)> {
+    let labels = tensors
+        .get("y_embedder.weight")
+        .context("the generator has no `y_embedder.weight`")?;
+    // The last row is the empty condition.
+    let classes = labels.dim(0)?.saturating_sub(1);
+    let generator = built(tensors, device, |scope| {
+        Generator::new(config, classes, scope)
+    })?;
+    Ok((generator, classes))
+}
+
+/// A module of exactly these tensors.
+fn built<M>(
+    tensors: &Tensors,
+    device: &Device,
+    make: impl FnOnce(&Scope) -> candle_core::Result<M>,
+) -> Result<M> {
+    let scope = Scope::load(tensors, device);
+    let damaged = "the file is damaged, or its configuration is another model's";
+    let module = make(&scope).map_err(|e| hinted(e.to_string(), damaged))?;
+    match scope.unused().first() {
+        Some(name) => Err(hinted(
+            format!("`{name}` belongs to no part of the model"),
+            damaged,
+        )),
+        None => Ok(module),
+    }
+}
