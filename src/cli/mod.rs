@@ -5,9 +5,14 @@
 
 pub mod completions;
 pub mod config;
+pub mod decode;
 pub mod device;
+pub mod encode;
 pub mod export;
+mod inputs;
 pub mod inspect;
+pub mod reconstruct;
+pub mod sample;
 mod train;
 pub mod train_gen;
 pub mod train_vae;
@@ -47,6 +52,10 @@ macro_rules! subcommands {
 subcommands! {
     TrainVae => train_vae,
     TrainGen => train_gen,
+    Sample => sample,
+    Reconstruct => reconstruct,
+    Encode => encode,
+    Decode => decode,
     Export => export,
     Inspect => inspect,
     Completions => completions,

@@ -1,0 +1,129 @@
+//! `rdpm encode`: images to a file of codes (Algorithm 1).
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use super::Context;
+use super::inputs::ImageArgs;
+use crate::error::{Result, hinted};
+use crate::ops::Noise;
+use crate::rng::{Purpose, normal};
+use crate::store::codes::{Codes, read_noise};
+
+/// Encode images as codes
+///
+/// The file (safetensors) holds `codes` [N,T,h,w] and `labels` [N]; `decode` turns it into images again.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    images: ImageArgs,
+    /// The file of codes to write
+    #[arg(long, value_name = "FILE", default_value = "codes.safetensors")]
+    out: PathBuf,
+    /// Take the noise from `noise` [N,T,d,h,w] of this file instead of drawing it
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
+    /// Write the noise too, as `noise` [N,T,d,h,w]
+    #[arg(long)]
+    save_noise: bool,
+    /// Write the latents before noise and quantization too, as `latents` [N,d,h,w]
+    #[arg(long)]
+    save_latents: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let inputs = args.images.open(context)?;
+    let model = &inputs.model;
+    let quantizer = &model.tokenizer.quantizer;
+    let given = args.noise.as_deref().map(read_noise).transpose()?; // [T,N,h,w,d]
+    if let Some(noise) = &given
+        && noise.dim(1)? != inputs.source.len()
+    {
+        return Err(hinted(
+            format!(
+                "the noise is of {} images, but there are {}",
+                noise.dim(1)?,
+                inputs.source.len()
+            ),
+            "name the images it was saved with",
+        ));
+    }
+    let (mut codes, mut labels, mut noises, mut latents) = (vec![], vec![], vec![], vec![]);
+    let (count, skipped) = inputs.each("encode", |batch| {
+        let v = model.tokenizer.encode(&batch.images)?; // [B,h,w,d]
+        let noise = match &given {
+            Some(noise) => {
+                let numbers: Vec<u32> = batch.indices.iter().map(|i| *i as u32).collect();
+                let numbers = Tensor::new(numbers, noise.device())?;
+                Some(noise.index_select(&numbers, 1)?.to_device(&model.device)?)
+            }
+            None if args.save_noise => Some(drawn(
+                args.images.seed,
+                &batch.indices,
+                &v,
+                quantizer.steps(),
+            )?),
+            None => None,
+        };
+        let used = match &noise {
+            Some(noise) => Noise::Given(noise),
+            None => Noise::Drawn {
+                seed: args.images.seed,
+                indices: &batch.indices,
+            },
+        };
+        codes.push(
+            quantizer
+                .quantize(&v, &used)?
+                .codes
+                .to_device(&Device::Cpu)?,
+        ); // [T,B,h,w]
+        labels.extend(batch.labels);
+        if args.save_noise {
+            noises.extend(noise.map(|n| n.to_device(&Device::Cpu)).transpose()?);
+        }
+        if args.save_latents {
+            latents.push(v.to_device(&Device::Cpu)?);
+        }
+        Ok(())
+    })?;
+    if codes.is_empty() {
+        return Err(hinted("no image could be read", ""));
+    }
+    let labelled = !inputs.source.classes().is_empty();
+    let whole = |parts: Vec<Tensor>, dim| match parts.is_empty() {
+        true => Ok(None),
+        false => Tensor::cat(&parts, dim).map(Some),
+    };
+    Codes {
+        codes: Tensor::cat(&codes, 1)?,
+        labels: if labelled { labels } else { Vec::new() },
+        noise: whole(noises, 1)?,
+        latents: whole(latents, 0)?,
+        tokenizer: model.tokenizer_hash()?,
+        codebook_size: model.config.quantizer.codebook_size,
+        seed: args.images.seed,
+    }
+    .write(&args.out)?;
+    super::print(&if args.json {
+        let line =
+            json!({"out": args.out, "model": model.path, "images": count, "skipped": skipped});
+        format!("{line}\n")
+    } else {
+        format!("{}\n", args.out.display())
+    })
+}
+
+/// ε_1 .. ε_T as the quantizer would draw them, [T,B,h,w,d].
+fn drawn(seed: u64, indices: &[u64], v: &Tensor, steps: usize) -> candle_core::Result<Tensor> {
+    let step = |t| normal(seed, Purpose::Noise, indices, t, &v.dims()[1..], v.device());
+    let steps = (1..=steps as u32)
+        .map(step)
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    Tensor::stack(&steps, 0)
+}

@@ -1,0 +1,110 @@
+//! The images that `encode` and `reconstruct` read, and the model they read them for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Context;
+use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
+use crate::error::Result;
+use crate::sample::Pretrained;
+use crate::telemetry::Progress;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct ImageArgs {
+    /// Images, folders of them, tar shards, globs; each image's square centre is taken, at the model's size
+    #[arg(value_name = "IMAGES", required = true)]
+    images: Vec<String>,
+    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
+    #[arg(long, value_name = "RUN|BUNDLE")]
+    model: Option<PathBuf>,
+    /// Decides the noise, by each image's number
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Images computed at once; results do not depend on it
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
+    /// Leave out images that cannot be read, instead of an error
+    #[arg(long)]
+    pub skip_bad_images: bool,
+}
+
+/// What [`ImageArgs`] name, opened.
+pub struct Inputs {
+    pub model: Pretrained,
+    pub source: Arc<dyn Source>,
+    loader: LoaderOptions,
+}
+
+impl ImageArgs {
+    pub fn open(&self, context: &Context) -> Result<Inputs> {
+        // The cheap half first: a mistyped path is found before a model is loaded.
+        let source = open(&self.images, self.skip_bad_images)?;
+        Ok(Inputs {
+            model: Pretrained::open(self.model.as_deref(), &context.device()?)?,
+            source,
+            loader: LoaderOptions {
+                batch_size: self.batch_size as usize,
+                workers: context.threads,
+                skip_bad: self.skip_bad_images,
+            },
+        })
+    }
+}
+
+impl Inputs {
+    /// Hands every batch to `work`, its images on the model's device and its labels in the model's numbering.
+    ///
+    /// Returns how many images there were and how many were left out.
+    pub fn each(
+        &self,
+        what: &str,
+        mut work: impl FnMut(Batch) -> Result<()>,
+    ) -> Result<(usize, usize)> {
+        let size = self.model.config.data.image_size;
+        let device = &self.model.device;
+        let numbering = numbering(self.source.classes(), &self.model.classes);
+        let mut progress = Progress::new(what, self.source.len() as u64, 0);
+        let mut loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
+        let mut count = 0;
+        for batch in loader.by_ref() {
+            let mut batch = batch?;
+            count += batch.labels.len();
+            batch.images = batch.images.to_device(device)?;
+            if let Some(numbering) = &numbering {
+                batch
+                    .labels
+                    .iter_mut()
+                    .for_each(|l| *l = numbering[*l as usize]);
+            }
+            work(batch)?;
+            progress.set(count as u64, "");
+        }
+        let skipped = loader.skipped();
+        if skipped > 0 {
+            tracing::warn!("{skipped} images could not be read and were left out");
+        }
+        Ok((count, skipped))
+    }
+}
+
+/// The model's number of each of the data's classes, if it knows them all: a folder of a few classes keeps their numbers.
+fn numbering(data: &Classes, model: &Classes) -> Option<Vec<u32>> {
+    data.iter()
+        .map(|class| model.index_of(&class.wnid))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_classes_keep_the_models_numbers() {
+        let model = Classes::named(["a", "b", "c"]);
+        assert_eq!(
+            numbering(&Classes::named(["c", "a"]), &model),
+            Some(vec![2, 0])
+        );
+        assert_eq!(numbering(&Classes::named(["a", "z"]), &model), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! `rdpm reconstruct`: images through the tokenizer and back, with their PSNR.
+
+use std::path::PathBuf;
+
+use image::RgbImage;
+use serde_json::json;
+
+use super::Context;
+use super::inputs::ImageArgs;
+use crate::error::{Result, usage};
+use crate::ops::Noise;
+use crate::sample::{Output, Picture, decode, grid, to_rgb};
+
+/// Pairs in a row of a sheet.
+const PAIRS: usize = 4;
+
+/// Encode and decode images: original and reconstruction side by side, with their PSNR
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    images: ImageArgs,
+    /// A sheet of pairs (.png), a folder of pairs (no ending), or reconstructions alone (.npz)
+    #[arg(long, value_name = "PATH", default_value = "reconstructions.png")]
+    out: PathBuf,
+    /// Print every image's PSNR and their mean as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let output = Output::from_path(&args.out)?;
+    let alone = matches!(output, Output::Npz(_));
+    if alone && args.images.skip_bad_images {
+        return Err(usage(
+            "--skip-bad-images: an .npz says first how many images it will hold",
+            "name a .png or a folder with --out",
+        ));
+    }
+    let inputs = args.images.open(context)?;
+    let (tokenizer, size) = (&inputs.model.tokenizer, inputs.model.config.data.image_size);
+    let mut quality = Vec::new();
+    output.write(inputs.source.len(), (size, size), PAIRS, |put| {
+        inputs.each("reconstruct", |batch| {
+            let v = tokenizer.encode(&batch.images)?;
+            let noise = Noise::Drawn {
+                seed: args.images.seed,
+                indices: &batch.indices,
+            };
+            let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
+            let z = sums.get(tokenizer.quantizer.steps())?;
+            let (before, after) = (to_rgb(&batch.images)?, to_rgb(&decode(tokenizer, &z)?)?);
+            for (i, (original, image)) in before.into_iter().zip(after).enumerate() {
+                quality.push((batch.indices[i], psnr(&original, &image)));
+                put(Picture {
+                    image: if alone {
+                        image
+                    } else {
+                        grid(&[original, image], 2)?
+                    },
+                    label: batch.labels[i],
+                    number: batch.indices[i],
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    })?;
+    let mean = quality.iter().map(|(_, db)| db).sum::<f64>() / quality.len().max(1) as f64;
+    super::print(&if args.json {
+        let images: Vec<_> = quality
+            .iter()
+            .map(|(number, db)| json!({"image": number, "psnr": db}))
+            .collect();
+        let line =
+            json!({"out": args.out, "model": inputs.model.path, "psnr": mean, "images": images});
+        format!("{line}\n")
+    } else {
+        format!(
+            "{}  PSNR {mean:.2} dB, mean of {} images\n",
+            args.out.display(),
+            quality.len()
+        )
+    })
+}
+
+/// 10·log10(255² / MSE) over all channels of the written bytes; capped at 100 dB, where they are equal.
+fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
+    let squared = |(x, y): (&u8, &u8)| f64::from(x.abs_diff(*y)).powi(2);
+    let sum: f64 = a.as_raw().iter().zip(b.as_raw()).map(squared).sum();
+    let mse = sum / a.as_raw().len() as f64;
+    (10.0 * (255.0f64.powi(2) / mse).log10()).min(100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn psnr_is_of_the_mean_squared_difference_of_bytes() {
+        let gray = |v| RgbImage::from_pixel(4, 4, image::Rgb([v; 3]));
+        // 20·log10(255 / 10)
+        assert!((psnr(&gray(100), &gray(110)) - 28.130_803_608_679_1).abs() < 1e-9);
+        assert_eq!(psnr(&gray(1), &gray(1)), 100.0);
+    }
+}

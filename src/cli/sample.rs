@@ -1,0 +1,344 @@
+//! `rdpm sample`: images of given classes from a trained generator (Algorithm 2).
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::Context;
+use crate::config::{CfgSchedule, SampleConfig};
+use crate::data::Classes;
+use crate::error::{Result, usage};
+use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, to_rgb};
+use crate::telemetry::Progress;
+
+/// Without --num, at least this many images, equally many of every class.
+const SHEET: usize = 16;
+/// The longest row of a sheet with a row a class.
+const LONGEST_ROW: usize = 20;
+
+/// Sample images of given classes
+///
+/// Same seed, same images, whatever the batch size and the number of threads. Image number i is of the i-th class of
+/// --class, counted round: 0, 1, 2, 0, 1, 2, …
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A run folder of train-gen, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
+    #[arg(long, value_name = "RUN|BUNDLE")]
+    model: Option<PathBuf>,
+    /// What to sample: a class's index, name or wnid, a list of these with commas, or all
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Images in all, spread over the classes [default: as many of each class as make 16, at least one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    num: Option<u32>,
+    /// A sheet (.png), a folder of PNGs (no ending) or ADM's array file (.npz)
+    #[arg(long, value_name = "PATH", default_value = "samples.png")]
+    out: PathBuf,
+    /// Decides all random numbers
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images computed at once [default: the model's, sample.batch_size]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+    /// Every image as a strip of the decoded sums after each step
+    #[arg(long)]
+    show_steps: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    drawing: DrawingArgs,
+}
+
+/// How codes are drawn; what is left out is the model's own setting.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Drawing")]
+pub struct DrawingArgs {
+    /// Guidance: the paper's λ. 0 is off; DiT's and LlamaGen's scale is 1 + λ
+    #[arg(long, value_name = "λ")]
+    cfg: Option<f64>,
+    /// λ at every step: the same, or from 0 at the first to λ at the last
+    #[arg(long, value_enum)]
+    cfg_schedule: Option<CfgSchedule>,
+    /// Divides the logits: below 1 is bolder, above 1 more varied
+    #[arg(long, value_name = "X", conflicts_with = "tau")]
+    temperature: Option<f64>,
+    /// The paper's τ = 1 / temperature
+    #[arg(long, value_name = "τ")]
+    tau: Option<f64>,
+    /// Draw codes (Gumbel noise) …
+    #[arg(long, overrides_with = "no_gumbel")]
+    gumbel: bool,
+    /// … or always take the most likely one
+    #[arg(long)]
+    no_gumbel: bool,
+    /// Draw among the K most likely codes only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw among the most likely codes that together reach probability P only
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+}
+
+impl DrawingArgs {
+    /// The model's settings with these over them. Guidance comes first, then temperature, top-k, top-p, Gumbel.
+    ///
+    /// Errors: a value outside its range; what has no meaning without Gumbel noise.
+    pub fn options(&self, model: &SampleConfig) -> Result<SampleOptions> {
+        let mut options = SampleOptions::from(model);
+        if let Some(cfg) = self.cfg {
+            options.cfg = in_range("--cfg", cfg, cfg >= 0.0, "from 0 (off)")?;
+        }
+        options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
+        options.gumbel = self.gumbel || (options.gumbel && !self.no_gumbel);
+        if let Some(x) = self.temperature {
+            options.temperature = in_range("--temperature", x, x > 0.0, "above 0")?;
+        }
+        if let Some(tau) = self.tau {
+            options.temperature = 1.0 / in_range("--tau", tau, tau > 0.0, "above 0")?;
+        }
+        if let Some(k) = self.top_k {
+            in_range("--top-k", k as f64, k > 0, "from 1")?;
+        }
+        if let Some(p) = self.top_p {
+            in_range("--top-p", p, p > 0.0 && p <= 1.0, "above 0, at most 1")?;
+        }
+        (options.top_k, options.top_p) = (self.top_k, self.top_p);
+        let drawn = [
+            ("--temperature", self.temperature.is_some()),
+            ("--tau", self.tau.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+        ];
+        match drawn.iter().find(|(_, given)| *given && !options.gumbel) {
+            Some((flag, _)) => Err(usage(
+                format!(
+                    "{flag} has no meaning without Gumbel noise: the most likely code is taken"
+                ),
+                format!("leave out {flag}, or draw with --gumbel"),
+            )),
+            None => Ok(options),
+        }
+    }
+}
+
+fn in_range(flag: &str, value: f64, valid: bool, range: &str) -> Result<f64> {
+    if valid && value.is_finite() {
+        return Ok(value);
+    }
+    Err(usage(
+        format!("{flag} {value}: out of range"),
+        format!("it runs {range}"),
+    ))
+}
+
+/// Which images: number i is of class `classes[i % classes.len()]`.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    classes: Vec<u32>,
+    count: usize,
+    /// The order in which they are made and put out.
+    numbers: Vec<u64>,
+    /// Of a sheet.
+    columns: usize,
+}
+
+impl Plan {
+    /// On a sheet of several classes a row is a class; elsewhere classes alternate.
+    fn new(classes: Vec<u32>, asked: Option<u32>, output: &Output) -> Self {
+        let c = classes.len();
+        let count = asked.map_or(SHEET.next_multiple_of(c), |n| n as usize);
+        let a_class = count.div_ceil(c);
+        let mut numbers: Vec<u64> = (0..count as u64).collect();
+        let by_row = matches!(output, Output::Grid(_))
+            && c > 1
+            && (2..=LONGEST_ROW).contains(&a_class)
+            && count % c == 0;
+        if by_row {
+            numbers.sort_by_key(|n| n % c as u64);
+        }
+        let columns = if by_row {
+            a_class
+        } else {
+            (count as f64).sqrt().ceil() as usize
+        };
+        Self {
+            classes,
+            count,
+            numbers,
+            columns,
+        }
+    }
+
+    fn label(&self, number: u64) -> u32 {
+        self.classes[(number % self.classes.len() as u64) as usize]
+    }
+}
+
+impl Args {
+    fn classes(&self, known: &Classes) -> Result<Vec<u32>> {
+        match &self.class {
+            Some(class) => known.resolve(class),
+            // A model without labels was trained with one.
+            None if known.is_empty() => Ok(vec![0]),
+            None => Err(usage(
+                format!("which of the {} classes?", known.len()),
+                "--class takes an index, a name, a list of them, or all",
+            )),
+        }
+    }
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let output = Output::from_path(&args.out)?;
+    if args.show_steps && matches!(output, Output::Npz(_)) {
+        return Err(usage(
+            "--show-steps makes strips, and an .npz holds images",
+            "name a .png or a folder with --out",
+        ));
+    }
+    let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
+    let sampler = model.sampler()?;
+    let options = args.drawing.options(&model.config.sample)?;
+    let plan = Plan::new(args.classes(&model.classes)?, args.num, &output);
+    let columns = if args.show_steps { 1 } else { plan.columns };
+    let batch = args
+        .batch_size
+        .map_or(model.config.sample.batch_size, |b| b as usize);
+    let (side, begin) = (model.config.data.image_size, Instant::now());
+    let mut progress = Progress::new("sample", plan.count as u64, 0);
+    output.write(plan.count, (side, side), columns, |put| {
+        for numbers in plan.numbers.chunks(batch) {
+            let labels: Vec<u32> = numbers.iter().map(|n| plan.label(*n)).collect();
+            let draws = Draws::Seeded {
+                seed: args.seed,
+                indices: numbers,
+            };
+            let sums = sampler.latents(&labels, &draws, &options)?;
+            let shown = if args.show_steps {
+                &sums[..]
+            } else {
+                &sums[sums.len() - 1..]
+            };
+            let steps = shown
+                .iter()
+                .map(|z| to_rgb(&decode(&model.tokenizer, z)?))
+                .collect::<Result<Vec<_>>>()?;
+            for (i, (number, label)) in numbers.iter().zip(labels).enumerate() {
+                let strip: Vec<_> = steps.iter().map(|images| images[i].clone()).collect();
+                put(Picture {
+                    image: grid(&strip, strip.len())?,
+                    label,
+                    number: *number,
+                })?;
+                progress.advance();
+            }
+        }
+        Ok(())
+    })?;
+    drop(progress);
+    let seconds = begin.elapsed().as_secs_f64();
+    super::print(&if args.json {
+        let line = json!({
+            "out": args.out,
+            "model": model.path,
+            "images": plan.count,
+            "classes": plan.classes,
+            "seed": args.seed,
+            "seconds": seconds,
+        });
+        format!("{line}\n")
+    } else {
+        format!("{}\n", args.out.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: DrawingArgs,
+    }
+
+    fn options(line: &str) -> Result<SampleOptions> {
+        let words = ["rdpm"].into_iter().chain(line.split_whitespace());
+        Line::parse_from(words)
+            .args
+            .options(&SampleConfig::default())
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_models_own() -> Result<()> {
+        let own = SampleOptions::from(&SampleConfig::default());
+        assert_eq!(options("")?, own);
+        assert_eq!(options("--no-gumbel --gumbel")?, own);
+        let asked = options("--cfg 0 --cfg-schedule constant --tau 2 --top-k 5 --top-p 0.9")?;
+        assert_eq!(
+            asked,
+            SampleOptions {
+                cfg: 0.0,
+                cfg_schedule: CfgSchedule::Constant,
+                temperature: 0.5,
+                gumbel: true,
+                top_k: Some(5),
+                top_p: Some(0.9),
+            }
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_a_usage_error() {
+        for line in [
+            "--no-gumbel --top-k 5",
+            "--no-gumbel --top-p 0.5",
+            "--no-gumbel --temperature 0.5",
+            "--no-gumbel --tau 2",
+            "--cfg=-1",
+            "--cfg NaN",
+            "--temperature 0",
+            "--tau inf",
+            "--top-k 0",
+            "--top-p 1.5",
+        ] {
+            let (text, code) = report(&options(line).expect_err(line));
+            assert_eq!(code, 2, "{line}: {text}");
+        }
+        let both = ["rdpm", "--tau", "1", "--temperature", "1"];
+        assert!(Line::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn a_sheet_has_a_row_a_class_and_files_alternate() {
+        let sheet = Output::Grid("a.png".into());
+        let plan = Plan::new(vec![7, 3], Some(6), &sheet);
+        assert_eq!(
+            (plan.columns, &plan.numbers[..]),
+            (3, &[0, 2, 4, 1, 3, 5][..])
+        );
+        assert_eq!(
+            plan.numbers
+                .iter()
+                .map(|n| plan.label(*n))
+                .collect::<Vec<_>>(),
+            [7, 7, 7, 3, 3, 3]
+        );
+        let file = Plan::new(vec![7, 3], Some(5), &Output::Npz("a.npz".into()));
+        assert_eq!(
+            file.numbers
+                .iter()
+                .map(|n| file.label(*n))
+                .collect::<Vec<_>>(),
+            [7, 3, 7, 3, 7]
+        );
+        assert_eq!(Plan::new(vec![1], None, &sheet).columns, 4);
+        assert_eq!(Plan::new((0..10).collect(), None, &sheet).count, 20);
+        assert_eq!(Plan::new((0..1000).collect(), None, &sheet).columns, 32);
+    }
+}

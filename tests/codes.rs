@@ -1,0 +1,256 @@
+//! Images to codes and back through the command line, with a small untrained model.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use candle_core::{Device, Tensor};
+use rdpm::config::Config;
+use rdpm::data::Source;
+use rdpm::data::shapes::Shapes;
+use rdpm::error::Result;
+use rdpm::model::{Generator, Tokenizer};
+use rdpm::rng::{Purpose, normal};
+use rdpm::store::Scope;
+use rdpm::store::bundle::Bundle;
+use rdpm::store::codes::Codes;
+
+fn rdpm(folder: &Path, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rdpm"))
+        .args(line.split_whitespace())
+        .current_dir(folder)
+        .output()
+        .expect("the binary runs")
+}
+
+fn succeeds(folder: &Path, line: &str) -> String {
+    let output = rdpm(folder, line);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rdpm {line}\n{errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What went to stderr, and the exit code.
+fn fails(folder: &Path, line: &str) -> (String, Option<i32>) {
+    let output = rdpm(folder, line);
+    assert!(!output.status.success(), "rdpm {line} succeeded");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (errors, output.status.code())
+}
+
+/// A bundle of the demo's kind, smaller, with every parameter random, and eleven drawings as files.
+fn prepare(folder: &Path, name: &str, seed: u64) -> Result<()> {
+    let mut config = Config::load(Some("demo"), &[])?;
+    config.tokenizer.ch = 32;
+    config.quantizer.codebook_size = 64;
+    config.quantizer.steps = 4;
+    (config.generator.depth, config.generator.width) = (2, Some(64));
+    config.generator.heads = Some(2);
+    let random =
+        |make: &dyn Fn(&Scope) -> candle_core::Result<()>| -> Result<BTreeMap<String, Tensor>> {
+            let scope = Scope::init(seed, &Device::Cpu);
+            make(&scope)?;
+            let params = scope.finish();
+            for (i, (_, var)) in params.iter().enumerate() {
+                let noise = normal(
+                    seed,
+                    Purpose::Init,
+                    &[i as u64],
+                    0,
+                    var.dims(),
+                    var.device(),
+                )?;
+                var.set(&(var.as_tensor() + (noise.squeeze(0)? * 0.1)?)?)?;
+            }
+            Ok(params.tensors())
+        };
+    let tokenizer = random(&|scope| Tokenizer::new(&config, scope).map(drop))?;
+    let generator = random(&|scope| Generator::new(&config, 10, scope).map(drop))?;
+    let shapes = Shapes::new(seed, 11);
+    let bundle = Bundle {
+        classes: serde_json::to_value(shapes.classes())?,
+        generator: Some(generator),
+        ..Bundle::new(config, tokenizer)
+    };
+    bundle.write(&folder.join(name), false)?;
+    for i in 0..shapes.len() {
+        let example = shapes.read(i)?;
+        let path = folder.join("images").join(format!("{}.png", example.key));
+        std::fs::create_dir_all(path.parent().expect("it has one"))?;
+        example.image.save(path)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn decoded_codes_are_the_reconstruction_bit_for_bit() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    let model = "--model model.safetensors";
+    succeeds(
+        at,
+        &format!("reconstruct images {model} --out a.npz --seed 5 --batch-size 11"),
+    );
+    succeeds(
+        at,
+        &format!(
+            "encode images {model} --out c.safetensors --seed 5 --batch-size 2 --save-noise --save-latents"
+        ),
+    );
+    succeeds(
+        at,
+        &format!("decode c.safetensors {model} --out b.npz --batch-size 3 --threads 1"),
+    );
+    assert!(std::fs::read(at.join("a.npz"))? == std::fs::read(at.join("b.npz"))?);
+
+    let codes = Codes::read(&at.join("c.safetensors"))?;
+    assert_eq!(codes.codes.dims(), [4, 11, 8, 8]);
+    assert_eq!(
+        codes.latents.map(|v| v.dims().to_vec()),
+        Some(vec![11, 8, 8, 8])
+    );
+    // Folders are sorted by name, numbers are the model's: checkers 8, cross 5, disc 0 twice.
+    assert_eq!(codes.labels[..4], [8, 5, 0, 0]);
+
+    // Its own noise from the file gives the same codes under another seed.
+    succeeds(
+        at,
+        &format!("encode images {model} --out d.safetensors --seed 6 --noise c.safetensors"),
+    );
+    succeeds(
+        at,
+        &format!("encode images {model} --out e.safetensors --seed 6"),
+    );
+    let read = |name: &str| -> Result<Vec<u32>> {
+        Ok(Codes::read(&at.join(name))?
+            .codes
+            .flatten_all()?
+            .to_vec1()?)
+    };
+    assert_eq!(read("d.safetensors")?, read("c.safetensors")?);
+    assert_ne!(read("e.safetensors")?, read("c.safetensors")?);
+    Ok(())
+}
+
+#[test]
+fn reconstruct_reports_the_psnr_of_what_it_wrote() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    let line = succeeds(
+        at,
+        "reconstruct images --model model.safetensors --out pairs --json",
+    );
+    let report: serde_json::Value = serde_json::from_str(&line)?;
+    let images = report["images"].as_array().expect("a list");
+    assert_eq!(images.len(), 11);
+    let mut sum = 0.0;
+    for image in images {
+        let number = image["image"].as_u64().expect("a number");
+        let found = std::fs::read_dir(at.join("pairs"))?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .find(|p| p.to_string_lossy().ends_with(&format!("-{number:06}.png")));
+        let pair = image::open(found.expect("its pair"))?.into_rgb8();
+        assert_eq!(pair.dimensions(), (32 + 2 + 32, 32));
+        let mut squared = 0.0;
+        for (x, y) in (0..32 * 32).map(|i| (i % 32, i / 32)) {
+            for (a, b) in pair
+                .get_pixel(x, y)
+                .0
+                .iter()
+                .zip(pair.get_pixel(x + 34, y).0)
+            {
+                squared += f64::from(a.abs_diff(b)).powi(2) / (32.0 * 32.0 * 3.0);
+            }
+        }
+        let psnr = 10.0 * (255.0f64.powi(2) / squared).log10();
+        assert!((image["psnr"].as_f64().expect("a number") - psnr).abs() < 1e-9);
+        sum += psnr;
+    }
+    assert!((report["psnr"].as_f64().expect("a number") - sum / 11.0).abs() < 1e-9);
+    Ok(())
+}
+
+#[test]
+fn codes_of_another_tokenizer_are_refused_unless_forced() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    prepare(at, "other.safetensors", 2)?;
+    succeeds(at, "encode images --model model.safetensors");
+    let (errors, code) = fails(at, "decode codes.safetensors --model other.safetensors");
+    assert!(
+        errors.contains("another tokenizer") && errors.contains("hint: "),
+        "{errors}"
+    );
+    assert_eq!(code, Some(1));
+    succeeds(
+        at,
+        "decode codes.safetensors --model other.safetensors --force",
+    );
+    Ok(())
+}
+
+#[test]
+fn samples_are_the_same_files_whatever_the_batch_and_the_threads() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    let sample = "sample --model model.safetensors --class all --num 20 --seed 3";
+    succeeds(
+        at,
+        &format!("{sample} --out a.npz --batch-size 20 --threads 2"),
+    );
+    for batch in [1, 2, 7] {
+        succeeds(
+            at,
+            &format!("{sample} --out b.npz --batch-size {batch} --threads 1"),
+        );
+        assert!(
+            std::fs::read(at.join("a.npz"))? == std::fs::read(at.join("b.npz"))?,
+            "{batch}"
+        );
+    }
+    // Number 13 is class 3's second, also in a folder.
+    succeeds(at, &format!("{sample} --out folder"));
+    let one = image::open(at.join("folder/0003-000013.png"))?.into_rgb8();
+    let npz = std::fs::read(at.join("a.npz"))?;
+    assert!(
+        npz.windows(3072)
+            .any(|bytes| bytes == one.as_raw().as_slice())
+    );
+    // The last picture of a strip is the image itself.
+    succeeds(at, &format!("{sample} --out strips --show-steps"));
+    let strip = image::open(at.join("strips/0003-000013.png"))?.into_rgb8();
+    assert_eq!(strip.dimensions(), (4 * 34 - 2, 32));
+    let last = image::imageops::crop_imm(&strip, 3 * 34, 0, 32, 32).to_image();
+    assert!(last == one);
+    Ok(())
+}
+
+#[test]
+fn what_a_user_mistypes_is_a_usage_error_with_a_hint() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    for (line, words) in [
+        ("", "which of the 10 classes?"),
+        ("--class strar", "star"),
+        ("--class 10", "0 to 9"),
+        (
+            "--class star --no-gumbel --top-k 3",
+            "--top-k has no meaning",
+        ),
+        ("--class star --out a.jpg", "no output of kind `.jpg`"),
+        ("--class star --out a.npz --show-steps", "--show-steps"),
+    ] {
+        let (errors, code) = fails(at, &format!("sample --model model.safetensors {line}"));
+        assert!(
+            errors.contains(words) && errors.contains("hint: "),
+            "{line}: {errors}"
+        );
+        assert_eq!(code, Some(2), "{line}: {errors}");
+    }
+    Ok(())
+}
