@@ -12,13 +12,12 @@ use crate::store::model::{self, Weights};
 /// Write a run's model to one .safetensors file: a bundle
 #[derive(Debug, clap::Args)]
 #[command(after_help = "With --gen, the tokenizer is the one that run was trained on.")]
-#[group(id = "runs", required = true, multiple = true, args = ["vae", "generator"])]
 pub struct Args {
     /// The tokenizer: a train-vae run, one of its checkpoints, or a bundle
-    #[arg(long, value_name = "RUN")]
+    #[arg(long, value_name = "RUN", required_unless_present = "generator")]
     vae: Option<PathBuf>,
     /// The generator: a train-gen run or one of its checkpoints
-    #[arg(long = "gen", id = "generator", value_name = "RUN")]
+    #[arg(long = "gen", value_name = "RUN", required_unless_present = "vae")]
     generator: Option<PathBuf>,
     /// The file to write
     #[arg(long, value_name = "FILE")]
@@ -74,7 +73,7 @@ fn assemble(args: &Args) -> Result<Bundle> {
     let weights = args.weights.into();
     let Some(generator) = &args.generator else {
         let vae = args.vae.as_deref().map(|path| model::load(path, weights));
-        return vae.unwrap_or_else(|| Err(usage("nothing to export", "--vae RUN or --gen RUN")));
+        return vae.unwrap_or_else(|| Err(usage("no run is named", "--vae RUN or --gen RUN")));
     };
     let bundle = model::load(generator, weights)?;
     bundle.generator()?;

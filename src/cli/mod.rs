@@ -42,7 +42,10 @@ macro_rules! subcommands {
         impl Command {
             fn run(&self, context: &Context) -> Result<()> {
                 match self {
-                    $(Command::$name(args) => $module::run(args, context),)*
+                    $(Command::$name(args) => {
+                        let _span = tracing::info_span!(stringify!($module)).entered();
+                        $module::run(args, context)
+                    })*
                 }
             }
         }

@@ -164,7 +164,7 @@ mod tests {
     use candle_core::Device;
 
     fn bundle() -> Result<Bundle> {
-        let tensor = |shape: &[usize]| Tensor::full(1.00390625f32, shape, &Device::Cpu);
+        let tensor = |shape: &[usize]| Tensor::full(1.0f32 + 1.0 / 256.0, shape, &Device::Cpu);
         let tokenizer = Tensors::from([
             ("encoder.conv_in.weight".into(), tensor(&[4, 3, 3, 3])?),
             ("encoder.conv_in.bias".into(), tensor(&[4])?),

@@ -18,7 +18,8 @@ pub(super) struct Refusal {
 type Outcome<T> = std::result::Result<T, Refusal>;
 
 const BROKEN: &str = "it is damaged; copy or download it again";
-const CALLS: &str = "weights need no such thing. If you trust the file, open it in PyTorch and save only its state_dict";
+const CALLS: &str =
+    "weights need no code; if you trust the file, open it in PyTorch and save its state_dict alone";
 
 fn refuse<T>(what: impl Into<String>, hint: &'static str) -> Outcome<T> {
     Err(Refusal {
