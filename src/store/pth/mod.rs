@@ -4,7 +4,10 @@
 //! False`, five pickles in a row (magic number, protocol, system, object, storage keys), then for every key its
 //! number of elements (i64) and bytes.
 
-mod pickle;
+mod bytes;
+mod globals;
+mod machine;
+mod objects;
 mod view;
 
 use std::borrow::Cow;
@@ -20,7 +23,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use crate::error::{Error, Result, hinted};
-use pickle::{Pickle, TensorRef};
+use objects::{Pickle, Refusal, TensorRef};
 use view::Budget;
 
 /// A pickle of tensors' names and shapes is small; a bigger one is not what it says.
@@ -71,7 +74,7 @@ pub(super) fn read_zip(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         return Err(damaged(path, "its numbers are big-endian"));
     }
     let text = member(suffix, MOST_PICKLE)?.unwrap_or_default();
-    let (mut pickle, _) = Pickle::load(&text).map_err(|e| in_file(path, e))?;
+    let (mut pickle, _) = machine::load(&text).map_err(|e| in_file(path, e))?;
     let tensors = pickle.state_dict().map_err(|e| in_file(path, e))?;
     // Storages lie uncompressed, so none is larger than the file.
     collect(path, size, tensors, |key| {
@@ -90,7 +93,7 @@ pub(super) fn read_legacy(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut next = || -> Result<Pickle> {
         let rest = &map[at..];
         let rest = &rest[..rest.len().min(MOST_PICKLE as usize)];
-        let (pickle, used) = Pickle::load(rest).map_err(|e| in_file(path, e))?;
+        let (pickle, used) = machine::load(rest).map_err(|e| in_file(path, e))?;
         at += used;
         Ok(pickle)
     };
@@ -161,7 +164,7 @@ fn collect<'a>(
     Ok(made)
 }
 
-fn in_file(path: &Path, refusal: pickle::Refusal) -> Error {
+fn in_file(path: &Path, refusal: Refusal) -> Error {
     hinted(
         format!("{}: {}", path.display(), refusal.what),
         refusal.hint,

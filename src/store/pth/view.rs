@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::pickle::TensorRef;
+use super::objects::TensorRef;
 
 /// How many bytes the tensors of one file may take: views that share or repeat a storage are honest in small
 /// numbers, and a way to ask for 2^60 bytes otherwise.

@@ -1,229 +1,36 @@
 //! A pickle machine that builds data and runs nothing.
 //!
-//! Objects lie in an arena and refer to each other by number, so that neither cycles nor deep nesting can exhaust
-//! the stack. The only callables it knows are those that rebuild tensors; a few libraries whose objects stand in
-//! training checkpoints become inert marks; every other global is refused by name.
+//! It has the instructions of the protocols 2 to 5. The only callables it knows are those that rebuild tensors
+//! ([`global`] lists them); what others would make is an inert mark.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 
-use candle_core::DType;
-
-/// Why a pickle is refused.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub what: String,
-    pub hint: &'static str,
-}
-
-type Outcome<T> = std::result::Result<T, Refusal>;
-
-const BROKEN: &str = "it is damaged; copy or download it again";
-const CALLS: &str =
-    "weights need no code; if you trust the file, open it in PyTorch and save its state_dict alone";
-
-fn refuse<T>(what: impl Into<String>, hint: &'static str) -> Outcome<T> {
-    Err(Refusal {
-        what: what.into(),
-        hint,
-    })
-}
-
-fn broken<T>(what: &str) -> Outcome<T> {
-    refuse(format!("its pickle {what}"), BROKEN)
-}
-
-/// Where a state dict may lie in a training checkpoint.
-const WRAPPERS: [&str; 8] = [
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "params_ema",
-    "params",
-    "ema",
-    "module",
-    "net",
-];
+use super::bytes::Bytes;
+use super::globals::global;
+use super::objects::{Global, Id, Object, Outcome, Pickle, StorageRef, TensorRef, broken};
 
 /// More objects than any file of weights has.
 const MOST_OBJECTS: usize = 1 << 21;
 
-type Id = u32;
-
-/// A storage named by a pickle, to be read from the file.
-#[derive(Debug, Clone)]
-pub(super) struct StorageRef {
-    pub key: String,
-    pub dtype: DType,
-}
-
-/// A tensor named by a pickle; strides and offset count elements.
-#[derive(Debug, Clone)]
-pub(super) struct TensorRef {
-    pub storage: StorageRef,
-    pub offset: usize,
-    pub shape: Vec<usize>,
-    pub strides: Vec<usize>,
-}
-
-#[derive(Debug, Clone)]
-enum Global {
-    /// torch._utils._rebuild_tensor and _rebuild_tensor_v2
-    Tensor,
-    /// torch._utils._rebuild_parameter
-    Parameter,
-    OrderedDict,
-    Storage(DType),
-    /// A name that stands for nothing here.
-    Inert,
-}
-
-#[derive(Debug, Clone)]
-enum Object {
-    Nothing,
-    Bool(bool),
-    Int(i64),
-    /// An integer beyond 64 bits, or bytes.
-    Bytes(Vec<u8>),
-    Text(String),
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage(StorageRef),
-    Tensor(TensorRef),
-    /// Something whose value does not matter: a float, a library's object.
-    Inert,
-}
-
-/// The object of one pickle.
-pub(super) struct Pickle {
-    objects: Vec<Object>,
-    root: Id,
-}
-
-impl Pickle {
-    /// Reads one pickle from the start of `bytes`; says how long it was.
-    pub(super) fn load(bytes: &[u8]) -> Outcome<(Self, usize)> {
-        let mut machine = Machine {
-            bytes,
-            at: 0,
-            objects: Vec::new(),
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: HashMap::new(),
-        };
-        let root = machine.run()?;
-        let pickle = Self {
-            objects: machine.objects,
-            root,
-        };
-        Ok((pickle, machine.at))
-    }
-
-    fn get(&self, id: Id) -> &Object {
-        &self.objects[id as usize]
-    }
-
-    pub(super) fn is_long(&self, little_endian: &[u8]) -> bool {
-        matches!(self.get(self.root), Object::Bytes(b) if b == little_endian)
-    }
-
-    /// The strings of a list.
-    pub(super) fn strings(&self) -> Vec<String> {
-        let Object::List(items) = self.get(self.root) else {
-            return Vec::new();
-        };
-        items
-            .iter()
-            .filter_map(|id| self.text(*id).map(str::to_string))
-            .collect()
-    }
-
-    /// The truth value of `key` in a dict.
-    pub(super) fn flag(&self, key: &str) -> Option<bool> {
-        let Object::Dict(items) = self.get(self.root) else {
-            return None;
-        };
-        let (_, value) = items.iter().find(|(k, _)| self.text(*k) == Some(key))?;
-        match self.get(*value) {
-            Object::Bool(b) => Some(*b),
-            _ => None,
-        }
-    }
-
-    /// Bytes an element of every storage.
-    pub(super) fn storage_widths(&self) -> BTreeMap<String, usize> {
-        self.objects
-            .iter()
-            .filter_map(|object| match object {
-                Object::Storage(s) => Some((s.key.clone(), s.dtype.size_in_bytes())),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn text(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Object::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The named tensors of the state dict, wherever it lies.
-    pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
-        let Some(found) = self.find(self.root, 0, &mut HashSet::new()) else {
-            return refuse(
-                "it holds no named tensors",
-                "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or the like",
-            );
-        };
-        let Object::Dict(items) = self.get(found) else {
-            return broken("has no dict where it was");
-        };
-        let mut named = Vec::new();
-        for (key, value) in items {
-            if let (Some(name), Object::Tensor(tensor)) = (self.text(*key), self.get(*value)) {
-                named.push((name.to_string(), tensor.clone()));
-            }
-        }
-        Ok(named)
-    }
-
-    /// The dict of tensors at `id` or below. Each dict is looked at once.
-    fn find(&self, id: Id, depth: usize, seen: &mut HashSet<Id>) -> Option<Id> {
-        let Object::Dict(items) = self.get(id) else {
-            return None;
-        };
-        if depth > 3 || !seen.insert(id) {
-            return None;
-        }
-        let wrapped = WRAPPERS.iter().find_map(|wrapper| {
-            let (_, value) = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper))?;
-            self.find(*value, depth + 1, seen)
-        });
-        if wrapped.is_some() {
-            return wrapped;
-        }
-        let named = |(k, v): &(Id, Id)| {
-            self.text(*k).is_some() && matches!(self.get(*v), Object::Tensor(_))
-        };
-        if items.iter().any(named) {
-            return Some(id);
-        }
-        let below: Vec<Id> = items
-            .iter()
-            .filter_map(|(_, value)| self.find(*value, depth + 1, seen))
-            .collect();
-        match below[..] {
-            [one] => Some(one),
-            _ => None,
-        }
-    }
+/// Reads one pickle from the start of `bytes`; says how long it was.
+pub(super) fn load(bytes: &[u8]) -> Outcome<(Pickle, usize)> {
+    let mut machine = Machine {
+        bytes: Bytes { bytes, at: 0 },
+        objects: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
+    let root = machine.run()?;
+    let pickle = Pickle {
+        objects: machine.objects,
+        root,
+    };
+    Ok((pickle, machine.bytes.at))
 }
 
 struct Machine<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    bytes: Bytes<'a>,
     objects: Vec<Object>,
     stack: Vec<Id>,
     marks: Vec<usize>,
@@ -234,11 +41,11 @@ impl<'a> Machine<'a> {
     /// Runs to STOP; gives the object on top.
     fn run(&mut self) -> Outcome<Id> {
         loop {
-            let [op] = self.array()?;
+            let [op] = self.bytes.array()?;
             match op {
                 b'.' => return self.pop(),
-                0x80 => self.skip(1)?,
-                0x95 => self.skip(8)?,
+                0x80 => self.bytes.skip(1)?,
+                0x95 => self.bytes.skip(8)?,
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
                 b'1' => drop(self.pop_mark()?),
@@ -250,52 +57,52 @@ impl<'a> Machine<'a> {
                 0x88 => self.push(Object::Bool(true))?,
                 0x89 => self.push(Object::Bool(false))?,
                 b'J' => {
-                    let n = i32::from_le_bytes(self.array()?);
+                    let n = i32::from_le_bytes(self.bytes.array()?);
                     self.push(Object::Int(n.into()))?;
                 }
                 b'K' => {
-                    let n = u8::from_le_bytes(self.array()?);
+                    let n = u8::from_le_bytes(self.bytes.array()?);
                     self.push(Object::Int(n.into()))?;
                 }
                 b'M' => {
-                    let n = u16::from_le_bytes(self.array()?);
+                    let n = u16::from_le_bytes(self.bytes.array()?);
                     self.push(Object::Int(n.into()))?;
                 }
                 0x8a => {
-                    let n = self.length1()?;
+                    let n = self.bytes.length1()?;
                     self.long(n)?;
                 }
                 0x8b => {
-                    let n = self.length4()?;
+                    let n = self.bytes.length4()?;
                     self.long(n)?;
                 }
                 b'G' => {
-                    self.skip(8)?;
+                    self.bytes.skip(8)?;
                     self.push(Object::Inert)?;
                 }
                 // Text and bytes, with lengths of 1, 4 or 8 bytes.
                 0x8c => {
-                    let n = self.length1()?;
+                    let n = self.bytes.length1()?;
                     self.text(n)?;
                 }
                 b'X' => {
-                    let n = self.length4()?;
+                    let n = self.bytes.length4()?;
                     self.text(n)?;
                 }
                 0x8d => {
-                    let n = self.length8()?;
+                    let n = self.bytes.length8()?;
                     self.text(n)?;
                 }
                 b'C' | b'U' => {
-                    let n = self.length1()?;
+                    let n = self.bytes.length1()?;
                     self.raw(n)?;
                 }
                 b'B' | b'T' => {
-                    let n = self.length4()?;
+                    let n = self.bytes.length4()?;
                     self.raw(n)?;
                 }
                 0x8e => {
-                    let n = self.length8()?;
+                    let n = self.bytes.length8()?;
                     self.raw(n)?;
                 }
                 b')' => self.push(Object::Tuple(Vec::new()))?,
@@ -335,7 +142,7 @@ impl<'a> Machine<'a> {
                     self.set_items(&items)?;
                 }
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
+                    let (module, name) = (self.bytes.line()?, self.bytes.line()?);
                     let global = global(&module, &name)?;
                     self.push(Object::Global(global))?;
                 }
@@ -362,20 +169,20 @@ impl<'a> Machine<'a> {
                 // BUILD's state belongs to no tensor.
                 b'b' => drop(self.pop()?),
                 b'q' => {
-                    let n = self.length1()?;
+                    let n = self.bytes.length1()?;
                     self.memorize(n as u32)?;
                 }
                 b'r' => {
-                    let n = self.length4()?;
+                    let n = self.bytes.length4()?;
                     self.memorize(n as u32)?;
                 }
                 0x94 => self.memorize(self.memo.len() as u32)?,
                 b'h' => {
-                    let n = self.length1()?;
+                    let n = self.bytes.length1()?;
                     self.recall(n as u32)?;
                 }
                 b'j' => {
-                    let n = self.length4()?;
+                    let n = self.bytes.length4()?;
                     self.recall(n as u32)?;
                 }
                 b'Q' => {
@@ -387,54 +194,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
-        let end = self
-            .at
-            .checked_add(n)
-            .filter(|end| *end <= self.bytes.len());
-        let Some(end) = end else {
-            return broken("ends too early");
-        };
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N)?);
-        Ok(array)
-    }
-
-    fn skip(&mut self, n: usize) -> Outcome<()> {
-        self.take(n).map(drop)
-    }
-
-    fn length1(&mut self) -> Outcome<usize> {
-        Ok(u8::from_le_bytes(self.array()?).into())
-    }
-
-    fn length4(&mut self) -> Outcome<usize> {
-        Ok(u32::from_le_bytes(self.array()?) as usize)
-    }
-
-    fn length8(&mut self) -> Outcome<usize> {
-        usize::try_from(u64::from_le_bytes(self.array()?))
-            .or_else(|_| broken("has a length beyond all memory"))
-    }
-
-    fn line(&mut self) -> Outcome<String> {
-        let rest = &self.bytes[self.at..];
-        let Some(n) = rest.iter().position(|b| *b == b'\n') else {
-            return broken("ends too early");
-        };
-        let line = String::from_utf8_lossy(&rest[..n]).into_owned();
-        self.at += n + 1;
-        Ok(line)
-    }
-
     fn long(&mut self, n: usize) -> Outcome<()> {
-        let bytes = self.take(n)?;
+        let bytes = self.bytes.take(n)?;
         let object = if n > 8 {
             Object::Bytes(bytes.to_vec())
         } else {
@@ -447,12 +208,12 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, n: usize) -> Outcome<()> {
-        let text = String::from_utf8_lossy(self.take(n)?).into_owned();
+        let text = String::from_utf8_lossy(self.bytes.take(n)?).into_owned();
         self.push(Object::Text(text))
     }
 
     fn raw(&mut self, n: usize) -> Outcome<()> {
-        let bytes = self.take(n)?.to_vec();
+        let bytes = self.bytes.take(n)?.to_vec();
         // Python 2's strings are bytes; names of tensors may be such.
         self.push(match String::from_utf8(bytes) {
             Ok(text) => Object::Text(text),
@@ -646,35 +407,4 @@ impl<'a> Machine<'a> {
         };
         self.push(Object::Storage(storage))
     }
-}
-
-/// What a global stands for; refused unless weights or checkpoints have it.
-fn global(module: &str, name: &str) -> Outcome<Global> {
-    let storage = match (module, name) {
-        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => return Ok(Global::Tensor),
-        ("torch._utils", "_rebuild_parameter") => return Ok(Global::Parameter),
-        ("collections", "OrderedDict") => return Ok(Global::OrderedDict),
-        ("torch", "FloatStorage") => DType::F32,
-        ("torch", "DoubleStorage") => DType::F64,
-        ("torch", "HalfStorage") => DType::F16,
-        ("torch", "BFloat16Storage") => DType::BF16,
-        ("torch", "LongStorage") => DType::I64,
-        ("torch", "IntStorage") => DType::I32,
-        ("torch", "ShortStorage") => DType::I16,
-        ("torch", "ByteStorage" | "BoolStorage") => DType::U8,
-        ("torch", "Size" | "device") => return Ok(Global::Inert),
-        _ => {
-            let root = module.split('.').next().unwrap_or_default();
-            // Objects of these stand beside the state dict of training checkpoints (taming-transformers').
-            let inert = ["pytorch_lightning", "lightning", "omegaconf", "numpy"];
-            if inert.contains(&root) {
-                return Ok(Global::Inert);
-            }
-            return refuse(
-                format!("refused: its pickle asks for `{module}.{name}`"),
-                CALLS,
-            );
-        }
-    };
-    Ok(Global::Storage(storage))
 }
