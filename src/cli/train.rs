@@ -26,6 +26,9 @@ pub struct TrainArgs {
     /// Threads that read and decode images; they change no result
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: usize,
+    /// Print what the run would take (parameters, memory, FLOP, steps), and end
+    #[arg(long)]
+    pub dry_run: bool,
     /// Leave out images that cannot be decoded, and say how many
     #[arg(long)]
     pub skip_bad_images: bool,

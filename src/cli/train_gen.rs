@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Context;
 use super::train::TrainArgs;
 use crate::error::Result;
-use crate::train::start_generator;
+use crate::train::start_generator::{self, Options};
 
 /// Train the generator: the codes of each step from its noise and what has been accumulated
 #[derive(Debug, clap::Args)]
@@ -15,12 +15,22 @@ pub struct Args {
     /// The tokenizer: a train-vae run or a bundle; its moving average is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
+    /// Read latents from FILE, made there if it is missing: each image and its mirror image, encoded once, in bf16
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let request = args
         .train
         .request(context, |config| &mut config.train_gen)?;
-    let run = start_generator::train(&request, args.vae.as_deref())?;
+    let options = Options {
+        vae: args.vae.clone(),
+        cache: args.cache.clone(),
+    };
+    if args.train.dry_run {
+        return super::print(&start_generator::plan(&request, &options)?.text());
+    }
+    let run = start_generator::train(&request, &options)?;
     super::print(&format!("{}\n", run.display()))
 }

@@ -31,6 +31,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let loss = &mut request.config.loss;
     loss.vgg = args.vgg.clone().or(loss.vgg.take());
     loss.lpips = args.lpips.clone().or(loss.lpips.take());
+    if args.train.dry_run {
+        return super::print(&start_vae::plan(&request)?.text());
+    }
     let run = start_vae::train(&request, args.init.as_deref())?;
     super::print(&format!("{}\n", run.display()))
 }

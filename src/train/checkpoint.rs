@@ -47,6 +47,8 @@ pub struct State {
     /// Images of the data set, and its fingerprint.
     pub images: u64,
     pub data: String,
+    /// The latent cache that train-gen reads.
+    pub cache: Option<PathBuf>,
     /// Steps skipped in a row.
     pub bad_steps: u64,
     /// The stage's own counters.
@@ -70,6 +72,7 @@ impl State {
             index: 0,
             images,
             data,
+            cache: None,
             bad_steps: 0,
             counters: BTreeMap::new(),
             sha256: BTreeMap::new(),

@@ -1,11 +1,18 @@
 //! Where the generator's latents v come from: images through the frozen tokenizer as they are needed, or a cache.
+//!
+//! Both give example n the same image and the same flip; the cache's latents are rounded to bf16.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use tracing::info_span;
 
-use crate::data::loader::Loader;
+use crate::data::latent_cache::{CacheMeta, LatentCache};
+use crate::data::{Augment, Loader, LoaderOptions, Order, Source};
 use crate::error::{Context, Result};
 use crate::model::tokenizer::Tokenizer;
+use crate::telemetry::Progress;
 
 /// A micro-batch of the generator.
 pub struct LatentBatch {
@@ -19,13 +26,16 @@ pub struct LatentBatch {
 pub enum Latents {
     /// Batches of images of a micro-batch's size.
     Encoded(Loader),
+    Cached(Cached),
 }
 
 impl Latents {
+    /// The next micro-batch, on `device`.
     pub fn next(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<LatentBatch> {
+        let wait = info_span!("data wait");
         match self {
             Latents::Encoded(loader) => {
-                let batch = info_span!("data wait").in_scope(|| loader.next());
+                let batch = wait.in_scope(|| loader.next());
                 let batch = batch.context("the loader has ended")??;
                 let images = batch.images.to_device(device)?;
                 Ok(LatentBatch {
@@ -34,6 +44,66 @@ impl Latents {
                     indices: batch.indices,
                 })
             }
+            Latents::Cached(cached) => wait.in_scope(|| cached.next(device)),
         }
     }
+}
+
+/// Latents read from a cache in the loader's order.
+pub struct Cached {
+    pub cache: LatentCache,
+    /// [h,w,d]
+    pub shape: [usize; 3],
+    pub order: Order,
+    /// Decides the flips.
+    pub augment: Augment,
+    pub seed: u64,
+    pub batch_size: usize,
+    /// The next example's running number.
+    pub index: u64,
+}
+
+impl Cached {
+    fn next(&mut self, device: &Device) -> Result<LatentBatch> {
+        let [h, w, d] = self.shape;
+        let indices: Vec<u64> = (self.index..).take(self.batch_size).collect();
+        self.index += self.batch_size as u64;
+        let (mut values, mut labels) = (vec![0f32; self.batch_size * h * w * d], Vec::new());
+        for (&n, out) in indices.iter().zip(values.chunks_mut(h * w * d)) {
+            let place = self.order.place(n);
+            self.cache
+                .read(place, self.augment.flips(self.seed, n), out);
+            labels.push(self.cache.label(place));
+        }
+        let v = Tensor::from_vec(values, (self.batch_size, h, w, d), device)?;
+        Ok(LatentBatch { v, labels, indices })
+    }
+}
+
+/// Opens the cache at `path`, which must be of `meta`, or makes it there: every image and its mirror image, encoded.
+pub fn open_or_make(
+    path: &Path,
+    meta: &CacheMeta,
+    source: &Arc<dyn Source>,
+    options: &LoaderOptions,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<LatentCache> {
+    if path.exists() {
+        return LatentCache::open(path, meta);
+    }
+    tracing::info!("encoding all images into {}", path.display());
+    let mut progress = Progress::new("encode", 2 * source.len() as u64, 0);
+    let mut done = 0;
+    let passes = [false, true]
+        .map(|mirror| Loader::ordered(source.clone(), options, meta.image_size, mirror));
+    let [first, second] = passes;
+    let blocks = first?.chain(second?).map(|batch| {
+        let batch = batch?;
+        let v = tokenizer.encode(&batch.images.to_device(device)?)?;
+        done += batch.labels.len() as u64;
+        progress.set(done, "");
+        Ok((v.to_device(&Device::Cpu)?, batch.labels))
+    });
+    LatentCache::create(path, meta, blocks)
 }

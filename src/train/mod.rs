@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod latents;
 pub mod lr;
 pub mod optimizer;
+pub mod plan;
 pub mod reduce;
 pub mod stage;
 pub mod start;

@@ -1,14 +1,14 @@
 //! From a request to a trained generator: data, the frozen tokenizer, stage, loop.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::generator::{GeneratorStage, Parts};
-use super::latents::Latents;
+use super::latents::{Cached, Latents, open_or_make};
+use super::plan::Plan;
 use super::start::{Request, check_compute_type, locate, training_source, write_classes};
 use crate::config::{Config, Crop};
-use crate::data::Classes;
-use crate::data::augment::Augment;
-use crate::data::loader::{Loader, LoaderOptions};
+use crate::data::latent_cache::CacheMeta;
+use crate::data::{Augment, Classes, Loader, LoaderOptions, Order};
 use crate::error::{Result, usage};
 use crate::model::tokenizer::Tokenizer;
 use crate::store::Scope;
@@ -17,39 +17,70 @@ use crate::store::model::{self, Weights};
 
 const STAGE: &str = "train-gen";
 
-/// Trains a generator on the latents of `vae` (a run or a bundle). Gives the run's folder.
-pub fn train(request: &Request, vae: Option<&Path>) -> Result<PathBuf> {
+/// What train-gen is asked for beside [`Request`].
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The tokenizer of a new run: a train-vae run or a bundle.
+    pub vae: Option<PathBuf>,
+    /// Latents are read from this file, which is made where it is missing.
+    pub cache: Option<PathBuf>,
+}
+
+/// Trains a generator on a tokenizer's latents. Gives the run's folder.
+pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let mut request = request.clone();
     let device = request.device.clone();
     check_compute_type("train_gen", &request.config.train_gen, &device)?;
     let source = training_source(&request.config, request.skip_bad)?;
-    let begun = request.begin(STAGE, &*source)?;
-    let mut frozen = frozen(&request, vae)?;
-    frozen.generator = None;
+    let mut begun = request.begin(STAGE, &*source)?;
+    begun.state.cache = cache(&request, options, begun.state.cache.take())?;
+    let frozen = frozen(&request, options)?;
     adopt(&mut request.config, &frozen.config);
     request.config.validate()?;
     let config = request.config.clone();
     let train = &config.train_gen;
     let classes = class_count(&config, source.classes())?;
     let tokenizer = Tokenizer::new(&config, &Scope::load(&frozen.tokenizer, &device))?;
-    let options = LoaderOptions {
+    let (seed, index, size) = (begun.state.seed, begun.state.index, config.data.image_size);
+    let loading = LoaderOptions {
         batch_size: train.batch_size / train.accumulate,
         workers: request.workers,
         skip_bad: request.skip_bad,
     };
-    let data = &config.data;
     let augment = Augment {
-        size: data.image_size,
+        size,
         crop: Crop::Center,
-        flip: data.flip,
+        flip: config.data.flip,
     };
-    let (seed, index) = (begun.state.seed, begun.state.index);
-    let loader = Loader::shuffled(source.clone(), &options, augment, seed, index)?;
+    let latents = match &begun.state.cache {
+        None => {
+            let loader = Loader::shuffled(source.clone(), &loading, augment, seed, index)?;
+            Latents::Encoded(loader)
+        }
+        Some(path) => {
+            let meta = CacheMeta {
+                tokenizer: frozen.tokenizer_hash()?,
+                data: source.fingerprint()?,
+                image_size: size,
+                shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
+            };
+            let cache = open_or_make(path, &meta, &source, &loading, &tokenizer, &device)?;
+            Latents::Cached(Cached {
+                order: Order::new(seed, cache.len()),
+                cache,
+                shape: meta.shape,
+                augment,
+                seed,
+                batch_size: loading.batch_size,
+                index,
+            })
+        }
+    };
     let mut stage = GeneratorStage::new(Parts {
         config: config.clone(),
         seed,
         device,
-        latents: Latents::Encoded(loader),
+        latents,
         tokenizer,
         classes,
     })?;
@@ -57,6 +88,36 @@ pub fn train(request: &Request, vae: Option<&Path>) -> Result<PathBuf> {
         write_classes(folder, source.classes())?;
         frozen.write(&folder.tokenizer(), false)
     })
+}
+
+/// What the run would take; see [`Plan`].
+pub fn plan(request: &Request, options: &Options) -> Result<Plan> {
+    let mut config = request.config.clone();
+    adopt(&mut config, &frozen(request, options)?.config);
+    let source = training_source(&config, request.skip_bad)?;
+    let classes = class_count(&config, source.classes())?;
+    Plan::generator(
+        &config,
+        classes,
+        options.cache.is_some(),
+        source.len() as u64,
+    )
+}
+
+/// The cache of the run: a resumed one reads what it read before, which may have moved.
+fn cache(request: &Request, options: &Options, own: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    let asked = options
+        .cache
+        .as_deref()
+        .map(std::path::absolute)
+        .transpose()?;
+    if request.resume.is_some() && own.is_none() && asked.is_some() {
+        return Err(usage(
+            "--cache for a run that was started without",
+            "a cache rounds the latents to bf16, so that the run would not go on as it began; leave it out",
+        ));
+    }
+    Ok(asked.or(own))
 }
 
 /// Classes of the labels: as configured, or as many as the data has.
@@ -73,8 +134,8 @@ fn class_count(config: &Config, found: &Classes) -> Result<usize> {
 }
 
 /// The frozen tokenizer: of a resumed run, the copy in its folder.
-fn frozen(request: &Request, vae: Option<&Path>) -> Result<Bundle> {
-    match (&request.resume, vae) {
+fn frozen(request: &Request, options: &Options) -> Result<Bundle> {
+    let bundle = match (&request.resume, &options.vae) {
         (Some(_), Some(_)) => Err(usage(
             "--vae with --resume",
             "a resumed run keeps the tokenizer it was started with",
@@ -85,7 +146,11 @@ fn frozen(request: &Request, vae: Option<&Path>) -> Result<Bundle> {
             "no tokenizer",
             "name a train-vae run or a bundle: --vae RUN|BUNDLE",
         )),
-    }
+    };
+    Ok(Bundle {
+        generator: None,
+        ..bundle?
+    })
 }
 
 /// What the tokenizer was trained with decides what the generator sees; says what that changes.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
+use super::plan::Plan;
 use super::start::{
     Request, check_compute_type, training_source, validation_images, write_classes,
 };
 use super::vae::{Parts, VaeStage};
 use crate::config::{Config, Perceptual};
-use crate::data::augment::Augment;
-use crate::data::loader::{Loader, LoaderOptions};
+use crate::data::{Augment, Loader, LoaderOptions};
 use crate::error::{Result, usage};
 use crate::model::perceptual::{Lpips, WIDTHS};
 use crate::store::Params;
@@ -56,6 +56,12 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     begun.train(request, train, &mut stage, |folder| {
         write_classes(folder, source.classes())
     })
+}
+
+/// What the run would take; see [`Plan`].
+pub fn plan(request: &Request) -> Result<Plan> {
+    let source = training_source(&request.config, request.skip_bad)?;
+    Plan::tokenizer(&request.config, source.len() as u64)
 }
 
 /// The perceptual loss that the configuration asks for.

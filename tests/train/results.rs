@@ -122,3 +122,60 @@ fn mistakes_are_answered_with_the_remedy() {
         );
     }
 }
+
+#[test]
+fn a_cached_run_sees_the_same_examples_and_a_stale_cache_is_refused() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "plain", &["--steps", "4"]);
+    lab.train(GENERATOR, "made", &["--steps", "4", "--cache", "latents"]);
+    lab.train(GENERATOR, "read", &["--steps", "4", "--cache", "latents"]);
+    assert_same(&lab.path("made"), &lab.path("read"));
+    let loss = |run: &str| metrics(&lab.path(run))[0]["loss"].as_f64().expect("a loss");
+    let (plain, cached) = (loss("plain"), loss("made"));
+    // Only bf16's rounding tells them apart.
+    assert!(
+        (plain - cached).abs() < 0.02 * plain,
+        "{plain} and {cached}"
+    );
+    // A resumed run reads it without being told.
+    lab.run(&[GENERATOR, "--resume", "made", "--steps", "6"]);
+    let output = lab.output(&[
+        GENERATOR, "--resume", "plain", "--steps", "6", "--cache", "latents",
+    ]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    // Another tokenizer's latents.
+    lab.run(&lab.start(VAE, "other", &["--steps", "1", "--seed", "5"]));
+    let arguments = ["--cache", "latents", "--vae", "other"];
+    let start = [
+        GENERATOR,
+        "--config",
+        "tiny.toml",
+        "--data",
+        "data",
+        "--out",
+        "stale",
+    ];
+    let output = lab.output(&[&start[..], &arguments].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("stale"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "1"]);
+    for stage in [VAE, GENERATOR] {
+        let output = lab.output(&lab.start(stage, "none", &["--dry-run"]));
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", stderr(&output));
+        for word in [
+            "parameters",
+            "memory",
+            "FLOP a step",
+            "12 steps, 2.67 epochs of 18",
+        ] {
+            assert!(told.contains(word), "{word}: {told}");
+        }
+        assert!(!lab.path("none").exists());
+    }
+}

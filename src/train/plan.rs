@@ -1,0 +1,243 @@
+//! What a run will take, before it starts: parameters by part, memory, FLOP a step, steps and epochs.
+//!
+//! Multiply-adds count as two. A backward pass takes twice its forward pass. Memory is an estimate: parameters,
+//! gradients, moments and average are exact, activations are what the operations keep for the backward pass.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use candle_core::Shape;
+
+use super::start::steps;
+use crate::config::{Config, TrainConfig};
+use crate::error::Result;
+use crate::model::generator::Generator;
+use crate::model::tokenizer::Tokenizer;
+use crate::store::Scope;
+
+type Shapes = BTreeMap<String, Shape>;
+
+/// A stage's figures.
+#[derive(Debug)]
+pub struct Plan {
+    title: &'static str,
+    /// Parameters by first name.
+    parts: BTreeMap<String, usize>,
+    /// Of one image, forward and backward.
+    flop_an_image: f64,
+    /// Bytes kept of one image for the backward pass.
+    activations_an_image: f64,
+    /// Bytes a parameter: value, gradient, two moments, average.
+    config: TrainConfig,
+    images: u64,
+}
+
+impl Plan {
+    /// Of train-vae, without VGG and discriminator.
+    pub fn tokenizer(config: &Config, images: u64) -> Result<Self> {
+        let shapes = tokenizer_shapes(config)?;
+        let (multiplications, outputs) = convolutions(config, &shapes);
+        Ok(Self {
+            title: "train-vae",
+            parts: parts(&shapes),
+            flop_an_image: 3.0 * 2.0 * multiplications,
+            // A convolution keeps its input, and so does the normalisation before it.
+            activations_an_image: 2.0 * 4.0 * outputs,
+            config: config.train_vae.clone(),
+            images,
+        })
+    }
+
+    /// Of train-gen; without a cache every image goes through the tokenizer's encoder.
+    pub fn generator(config: &Config, classes: usize, cached: bool, images: u64) -> Result<Self> {
+        let scope = Scope::plan();
+        Generator::new(config, classes, &scope)?;
+        let shapes = scope.shapes();
+        let (g, n) = (&config.generator, config.tokens() as f64);
+        let (c, depth, k) = (
+            g.width() as f64,
+            g.depth as f64,
+            config.quantizer.codebook_size as f64,
+        );
+        // Matrices whose rows are tokens; modulations have one row an image.
+        let per_token: f64 = matrices(&shapes, |name| {
+            !name.contains("embedder.") && !name.contains("adaLN") || name.starts_with("x_embedder")
+        });
+        let per_image: f64 = matrices(&shapes, |name| {
+            name.contains("adaLN") || name.starts_with("t_embedder")
+        });
+        let attention = 2.0 * n * n * c * depth;
+        let forward = 2.0 * (n * per_token + per_image + attention);
+        let quantizer = 2.0 * n * k * (config.tokenizer.embed_dim * config.quantizer.steps) as f64;
+        let encoder = match cached {
+            true => 0.0,
+            false => {
+                let mut shapes = tokenizer_shapes(config)?;
+                shapes.retain(|name, _| name.starts_with("encoder"));
+                2.0 * convolutions(config, &shapes).0
+            }
+        };
+        Ok(Self {
+            title: "train-gen",
+            parts: parts(&shapes),
+            flop_an_image: 3.0 * forward + quantizer + encoder,
+            // A block keeps 2 residuals, 2 norms, q|k|v, 2 branches and attention (10C), gate, up and their product (8C).
+            activations_an_image: 4.0 * n * (18.0 * c * depth + 2.0 * k),
+            config: config.train_gen.clone(),
+            images,
+        })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let parameters: usize = self.parts.values().sum();
+        let micro = self.config.batch_size / self.config.accumulate;
+        let steps = steps(&self.config, self.images);
+        let epochs = steps as f64 * self.config.batch_size as f64 / self.images.max(1) as f64;
+        let weights = 5.0 * 4.0 * parameters as f64;
+        let activations = self.activations_an_image * micro as f64;
+        let mut text = format!("{}: {} parameters\n", self.title, thousands(parameters));
+        for (part, count) in &self.parts {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "  {part:<20} {:>14}", thousands(*count));
+        }
+        let flop = self.flop_an_image * self.config.batch_size as f64;
+        let _ = write!(
+            text,
+            "memory: about {} ({} weights, gradients, moments and average; {} activations of {micro} images)\n\
+             compute: {:.3e} FLOP a step of {} images ({:.3e} an image), {:.3e} in all\n\
+             length: {steps} steps, {epochs:.2} epochs of {} images\n",
+            bytes(weights + activations),
+            bytes(weights),
+            bytes(activations),
+            flop,
+            self.config.batch_size,
+            self.flop_an_image,
+            flop * steps as f64,
+            self.images,
+        );
+        text
+    }
+}
+
+fn tokenizer_shapes(config: &Config) -> Result<Shapes> {
+    let scope = Scope::plan();
+    Tokenizer::new(config, &scope)?;
+    Ok(scope.shapes())
+}
+
+fn parts(shapes: &Shapes) -> BTreeMap<String, usize> {
+    let mut parts = BTreeMap::new();
+    for (name, shape) in shapes {
+        let part = name.split('.').next().unwrap_or(name);
+        *parts.entry(part.to_string()).or_default() += shape.elem_count();
+    }
+    parts
+}
+
+/// Elements of all matrices whose names are `wanted`.
+fn matrices(shapes: &Shapes, wanted: impl Fn(&str) -> bool) -> f64 {
+    shapes
+        .iter()
+        .filter(|(name, shape)| shape.rank() == 2 && wanted(name))
+        .map(|(_, shape)| shape.elem_count() as f64)
+        .sum()
+}
+
+/// Multiplications and output values of all the tokenizer's convolutions and attentions, for one image.
+fn convolutions(config: &Config, shapes: &Shapes) -> (f64, f64) {
+    let levels = config.tokenizer.ch_mult.len();
+    let side = |level: usize| (config.data.image_size / config.tokenizer.patch) >> level;
+    let (mut multiplications, mut outputs) = (0.0, 0.0);
+    for (name, shape) in shapes.iter().filter(|(_, shape)| shape.rank() == 4) {
+        let level = level(name, levels);
+        let positions = (side(level) * side(level)) as f64;
+        multiplications += positions * shape.elem_count() as f64;
+        outputs += positions * shape.dims()[0] as f64;
+        if name.ends_with("attn_1.q.weight")
+            || name.contains(".attn.") && name.ends_with("q.weight")
+        {
+            multiplications += 2.0 * positions * positions * shape.dims()[0] as f64;
+        }
+    }
+    (multiplications, outputs)
+}
+
+/// The level of resolution at which the convolution `name` writes; 0 is the whole image.
+fn level(name: &str, levels: usize) -> usize {
+    let lowest = levels - 1;
+    let parts: Vec<&str> = name.split('.').collect();
+    match parts.as_slice() {
+        ["encoder", "conv_in", ..] | ["decoder", "conv_out", ..] => 0,
+        [_, "down", i, "downsample", ..] => i.parse().map_or(lowest, |i: usize| i + 1),
+        [_, "up", i, "upsample", ..] => i.parse().map_or(0, |i: usize| i.saturating_sub(1)),
+        [_, "down" | "up", i, ..] => i.parse().unwrap_or(lowest),
+        _ => lowest,
+    }
+}
+
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn bytes(n: f64) -> String {
+    match n {
+        n if n < 1e9 => format!("{:.0} MB", n / 1e6),
+        n => format!("{:.1} GB", n / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generator_takes_six_flop_a_parameter_and_token_and_attention_on_top() -> Result<()> {
+        let config = Config::default();
+        let plan = Plan::generator(&config, 1000, true, 1_281_167)?;
+        let text = plan.text();
+        assert!(text.contains("133,372,448 parameters"), "{text}");
+        // Depth 12: 85 M in attention and SwiGLU (12 blocks of 4C² + 3·2048·C), 3.1 M in the head.
+        let tokens = 256.0;
+        let matrices = 12.0 * (4.0 * 768.0 * 768.0 + 3.0 * 2048.0 * 768.0) + 768.0 * 4096.0;
+        let least = 6.0 * tokens * matrices;
+        assert!(
+            plan.flop_an_image > least && plan.flop_an_image < 1.15 * least,
+            "{text}"
+        );
+        assert!(text.contains("312785 steps, 250.00 epochs"), "{text}");
+        Ok(())
+    }
+
+    /// Counted by hand: 8×8 pixels, one level of 4 channels, one block: conv_in 3→4, two blocks' four 3×3 …
+    #[test]
+    fn a_convolution_counts_where_it_writes() {
+        let levels = 3;
+        for (name, expected) in [
+            ("encoder.conv_in.weight", 0),
+            ("encoder.down.1.block.0.conv1.weight", 1),
+            ("encoder.down.1.downsample.conv.weight", 2),
+            ("encoder.mid.block_1.conv1.weight", 2),
+            ("decoder.up.2.upsample.conv.weight", 1),
+            ("decoder.up.0.block.1.conv2.weight", 0),
+            ("decoder.conv_out.weight", 0),
+            ("quant_conv.weight", 2),
+        ] {
+            assert_eq!(level(name, levels), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(thousands(7), "7");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+}
