@@ -4,9 +4,14 @@
 //! p ← p − lr/(1−β₁ⁿ) · m / (√v/√(1−β₂ⁿ) + ε), n the step counted from 1, g the gradient times `grad_scale`.
 //! The average, in the same pass: ema ← ema + (1−decay)(p − ema). All tensors of one shape, f32.
 
+mod cpu;
 mod reference;
+#[cfg(test)]
+mod tests;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
+
+use super::check;
 
 /// One step's numbers, the same for all parameters but for `weight_decay`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +30,14 @@ pub struct AdamStep {
     pub ema_decay: Option<f32>,
 }
 
+impl AdamStep {
+    /// 1 − β₁ⁿ and 1 − β₂ⁿ
+    fn corrections(&self) -> (f64, f64) {
+        let n = self.step as f64;
+        (1.0 - self.beta1.powf(n), 1.0 - self.beta2.powf(n))
+    }
+}
+
 /// One step of `param` from its gradient; `m` and `v` are its moments, `ema` its moving average.
 ///
 /// No two of the variables may share their storage: each is locked while all are written.
@@ -37,26 +50,17 @@ pub fn adam_step(
     ema: Option<&Var>,
     step: &AdamStep,
 ) -> Result<()> {
+    check::dtype("adam_step", "the parameter", param, DType::F32)?;
     let others = [
-        Some(grad),
-        Some(m.as_tensor()),
-        Some(v.as_tensor()),
-        ema.map(|e| e.as_tensor()),
+        ("the gradient", Some(grad)),
+        ("the first moment", Some(m.as_tensor())),
+        ("the second moment", Some(v.as_tensor())),
+        ("the average", ema.map(|ema| ema.as_tensor())),
     ];
-    for tensor in others.into_iter().flatten() {
-        if tensor.shape() != param.shape() {
-            bail!(
-                "adam_step: parameter {:?}, but a gradient, moment or average {:?}",
-                param.shape(),
-                tensor.shape()
-            );
-        }
-        if tensor.dtype() != DType::F32 || param.dtype() != DType::F32 {
-            bail!(
-                "adam_step: f32 only, found {:?} and {:?}",
-                param.dtype(),
-                tensor.dtype()
-            );
+    for (name, tensor) in others {
+        if let Some(tensor) = tensor {
+            check::shape("adam_step", name, tensor, param.dims())?;
+            check::dtype("adam_step", name, tensor, DType::F32)?;
         }
     }
     if step.step == 0 {
@@ -65,18 +69,26 @@ pub fn adam_step(
     if ema.is_some() != step.ema_decay.is_some() {
         bail!("adam_step: a moving average and its decay belong together");
     }
-    reference::adam_step(param, &grad.detach(), m, v, ema, step)
+    if param.device().is_cpu() {
+        cpu::adam_step(param, grad, m, v, ema, step)
+    } else {
+        reference::adam_step(param, &grad.detach(), m, v, ema, step)
+    }
 }
 
-/// √Σg² over all gradients, in the order given (by name, for equal bits), summed in f64.
+/// √Σg² over all gradients, summed in f64 in the order given: by name, for equal bits.
+///
+/// Errors: a gradient that is not f32.
 pub fn global_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     let mut total = 0f64;
     for grad in grads {
-        total += grad
-            .to_dtype(DType::F64)?
-            .sqr()?
-            .sum_all()?
-            .to_scalar::<f64>()?;
+        check::dtype("global_norm", "a gradient", grad, DType::F32)?;
+        total += if grad.device().is_cpu() {
+            cpu::sum_of_squares(grad)?
+        } else {
+            let squares = grad.to_dtype(DType::F64)?.sqr()?;
+            squares.sum_all()?.to_scalar::<f64>()?
+        };
     }
     Ok(total.sqrt())
 }

@@ -1,4 +1,4 @@
-//! The same step out of candle operations.
+//! The same step out of candle operations: the oracle, and what runs where there is no kernel.
 
 use candle_core::{Result, Tensor, Var};
 
@@ -12,8 +12,7 @@ pub fn adam_step(
     ema: Option<&Var>,
     step: &AdamStep,
 ) -> Result<()> {
-    let n = step.step as f64;
-    let (correction1, correction2) = (1.0 - step.beta1.powf(n), 1.0 - step.beta2.powf(n));
+    let (correction1, correction2) = step.corrections();
     let grad = (grad * f64::from(step.grad_scale))?;
     let p = (param.as_detached_tensor() * (1.0 - step.lr * step.weight_decay))?;
     let m_old = m.as_detached_tensor();
