@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::{Quantized, Schedule};
 use crate::config::Reduction;
+use crate::ops::slices;
 
 /// Elements a partial sum: fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 4096;
@@ -81,14 +82,6 @@ impl QuantizationLoss {
     }
 }
 
-/// The contiguous values of a storage.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((from, to)) = layout.contiguous_offsets() else {
-        bail!("quantization_loss: an input is not contiguous");
-    };
-    Ok(&storage.as_slice::<f32>()?[from..to])
-}
-
 impl CustomOp2 for QuantizationLoss {
     fn name(&self) -> &'static str {
         "quantization-loss"
@@ -101,25 +94,21 @@ impl CustomOp2 for QuantizationLoss {
         lookup: &CpuStorage,
         lookup_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let n = values(v, v_layout)?.len();
-        let lookup = values(lookup, lookup_layout)?;
-        let noisy = self.noisy.contiguous()?;
-        let (noisy, noisy_layout) = noisy.storage_and_layout();
-        let candle_core::Storage::Cpu(noisy) = &*noisy else {
-            bail!("quantization_loss: v_t is not on the CPU");
-        };
-        let noisy = values(noisy, noisy_layout)?;
-        let mut loss = 0f64;
-        for (t, &weight) in self.weight.iter().enumerate() {
-            let step = t * n..(t + 1) * n;
-            let partial: Vec<f64> = noisy[step.clone()]
-                .par_chunks(CHUNK)
-                .zip(lookup[step].par_chunks(CHUNK))
-                .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum())
-                .collect();
-            loss += f64::from(weight) * partial.iter().sum::<f64>() / n as f64;
-        }
-        let loss = (1.0 + f64::from(self.delta)) * loss;
+        let n = slices::of(v, v_layout)?.len();
+        let lookup = slices::of(lookup, lookup_layout)?;
+        let loss = slices::read([&self.noisy], |[noisy]| {
+            let mut loss = 0f64;
+            for (t, &weight) in self.weight.iter().enumerate() {
+                let step = t * n..(t + 1) * n;
+                let partial: Vec<f64> = noisy[step.clone()]
+                    .par_chunks(CHUNK)
+                    .zip(lookup[step].par_chunks(CHUNK))
+                    .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum())
+                    .collect();
+                loss += f64::from(weight) * partial.iter().sum::<f64>() / n as f64;
+            }
+            (1.0 + f64::from(self.delta)) * loss
+        })?;
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 

@@ -6,7 +6,9 @@
 //! v, ε_t, v_t, v'_t and z'_t are [B,h,w,d] f32, codes [B,h,w] u32; T stands in front of stacks.
 //! The recurrence itself has no gradient. [`Codebook::lookup`] and [`quantization_loss`] have.
 
+mod cpu;
 mod loss;
+mod nearest;
 mod reference;
 #[cfg(test)]
 mod tests;
@@ -146,7 +148,12 @@ pub fn recurrent_quantize(
     schedule: &Schedule,
 ) -> Result<Quantized> {
     check(v, codebook, noise, schedule)?;
-    reference::recurrent_quantize(&v.detach(), &codebook.detach(), noise, schedule)
+    let (v, codebook) = (v.detach(), codebook.detach());
+    if v.device().is_cpu() {
+        cpu::recurrent_quantize(&v, &codebook, noise, schedule)
+    } else {
+        reference::recurrent_quantize(&v, &codebook, noise, schedule)
+    }
 }
 
 /// Algorithm 1 on v [B,h,w,d], stopped for image b at its own step t[b] in 1..T.
@@ -164,7 +171,12 @@ pub fn quantize_until(
     if t.len() != b || t.iter().any(|&t| t == 0 || t as usize > steps) {
         bail!("quantize: t must be one of 1..{steps} for each of {b} images, found {t:?}");
     }
-    reference::quantize_until(&v.detach(), &codebook.detach(), noise, schedule, t)
+    let (v, codebook) = (v.detach(), codebook.detach());
+    if v.device().is_cpu() {
+        cpu::quantize_until(&v, &codebook, noise, schedule, t)
+    } else {
+        reference::quantize_until(&v, &codebook, noise, schedule, t)
+    }
 }
 
 fn check(

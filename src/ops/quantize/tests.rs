@@ -2,6 +2,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
 use crate::config::{Reduction, ScheduleConfig, ScheduleKind};
+use crate::ops::testing::{assert_differentiates, bits, on_threads};
 use crate::rng::Stream;
 
 const POW: ScheduleConfig = ScheduleConfig {
@@ -84,5 +85,253 @@ fn wrong_shapes_are_refused_by_name() -> Result<()> {
     assert!(error.contains("1..2"), "{error}");
     let wide = v.to_dtype(DType::F64)?;
     assert!(recurrent_quantize(&wide, &book, &drawn, &schedule).is_err());
+    Ok(())
+}
+
+/// Asserts that codes differ from the oracle's at ties only: walks on from the found codes.
+fn assert_codes_are_nearest(found: &Quantized, embedding: &Tensor) -> Result<()> {
+    let (k, d) = embedding.dims2()?;
+    let book: Vec<f32> = embedding.flatten_all()?.to_vec1()?;
+    let rows: Vec<f32> = found.noisy.flatten_all()?.to_vec1()?;
+    let codes: Vec<u32> = found.codes.flatten_all()?.to_vec1()?;
+    for (row, code) in rows.chunks(d).zip(codes) {
+        let distance = |k: usize| -> f64 {
+            let e = &book[k * d..(k + 1) * d];
+            row.iter()
+                .zip(e)
+                .map(|(v, e)| (f64::from(*v) - f64::from(*e)).powi(2))
+                .sum()
+        };
+        let best = (0..k).min_by(|a, b| distance(*a).total_cmp(&distance(*b)));
+        assert_eq!(Some(code as usize), best);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_step_is_the_oracles_at_odd_sizes() -> Result<()> {
+    for (b, h, w, d, k, steps) in [
+        (2, 3, 5, 6, 19, 4),
+        (1, 1, 1, 1, 1, 1),
+        (3, 7, 5, 33, 130, 3),
+    ] {
+        let schedule = Schedule::new(&POW, steps);
+        let mut book = codebook(k, d)?;
+        for with_bias in [true, false] {
+            let v = random(5, &[b, h, w, d])?;
+            let noise = random(6, &[steps, b, h, w, d])?;
+            let found = recurrent_quantize(&v, &book, &Noise::Given(&noise), &schedule)?;
+            let expected =
+                reference::recurrent_quantize(&v, &book, &Noise::Given(&noise), &schedule)?;
+            assert_eq!(
+                found.codes.flatten_all()?.to_vec1::<u32>()?,
+                expected.codes.flatten_all()?.to_vec1::<u32>()?,
+                "{k} codes, bias {with_bias}"
+            );
+            assert_eq!(found.sums.dims(), [steps + 1, b, h, w, d]);
+            assert_eq!(bits(&found.sums), bits(&expected.sums));
+            assert_eq!(bits(&found.noisy), bits(&expected.noisy));
+            book.bias = None;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn near_ties_are_decided_by_true_distances() -> Result<()> {
+    // Codes in pairs a few units in the last place apart, far from the origin: in f32 their scores cannot be told apart.
+    let (k, d) = (64, 16);
+    let mut values: Vec<f32> = (random(1, &[k, d])? + 40.0)?.flatten_all()?.to_vec1()?;
+    for pair in values.chunks_exact_mut(2 * d) {
+        let (a, b) = pair.split_at_mut(d);
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            *b = f32::from_bits(a.to_bits() + (i as u32 % 3));
+        }
+    }
+    let embedding = Tensor::from_vec(values, (k, d), &Device::Cpu)?;
+    let v = (random(2, &[3, 8, 8, d])? + 40.0)?;
+    let book = Codebook {
+        embedding: embedding.clone(),
+        bias: None,
+    };
+    let once = Schedule {
+        alpha: vec![1.0],
+        beta: vec![0.0],
+    };
+    let drawn = Noise::Drawn {
+        seed: 1,
+        indices: &[0, 1, 2],
+    };
+    let found = recurrent_quantize(&v, &book, &drawn, &once)?;
+    assert_codes_are_nearest(&found, &embedding)
+}
+
+#[test]
+fn of_equal_codes_the_lowest_is_taken() -> Result<()> {
+    let one = random(1, &[1, 5])?;
+    let embedding = one.broadcast_as((40, 5))?.contiguous()?;
+    let book = Codebook {
+        embedding,
+        bias: None,
+    };
+    let drawn = Noise::Drawn {
+        seed: 1,
+        indices: &[0],
+    };
+    let found = recurrent_quantize(
+        &random(2, &[1, 5, 5, 5])?,
+        &book,
+        &drawn,
+        &Schedule::new(&POW, 3),
+    )?;
+    assert_eq!(found.codes.flatten_all()?.to_vec1::<u32>()?, vec![0; 75]);
+    Ok(())
+}
+
+#[test]
+fn an_image_alone_gives_the_bits_it_gives_among_others() -> Result<()> {
+    let (b, h, w, d, steps) = (7, 5, 3, 12, 5);
+    let (schedule, book) = (Schedule::new(&POW, steps), codebook(97, d)?);
+    let v = random(5, &[b, h, w, d])?;
+    let indices: Vec<u64> = (0..b as u64).map(|i| 1000 + 7 * i).collect();
+    let t = [1u32, 5, 3, 2, 5, 4, 1];
+    let on = |threads: usize| {
+        on_threads(threads, || {
+            let noise = Noise::Drawn {
+                seed: 3,
+                indices: &indices,
+            };
+            let all = recurrent_quantize(&v, &book, &noise, &schedule)?;
+            Ok::<_, candle_core::Error>((all, quantize_until(&v, &book, &noise, &schedule, &t)?))
+        })
+    };
+    let (all, examples) = on(1)?;
+    let (again, _) = on(3)?;
+    assert_eq!(bits(&all.sums), bits(&again.sums));
+    for i in 0..b {
+        let one = v.narrow(0, i, 1)?;
+        let noise = Noise::Drawn {
+            seed: 3,
+            indices: &indices[i..i + 1],
+        };
+        let alone = recurrent_quantize(&one, &book, &noise, &schedule)?;
+        for (alone, all) in [(&alone.sums, &all.sums), (&alone.noisy, &all.noisy)] {
+            assert_eq!(bits(alone), bits(&all.narrow(1, i, 1)?));
+        }
+        let codes = |codes: &Tensor| codes.flatten_all()?.to_vec1::<u32>();
+        assert_eq!(codes(&alone.codes)?, codes(&all.codes.narrow(1, i, 1)?)?);
+        // What the generator trains on is the walk at the image's own step.
+        let step = t[i] as usize;
+        assert_eq!(
+            codes(&examples.codes.get(i)?)?,
+            codes(&alone.codes.get(step - 1)?)?
+        );
+        assert_eq!(
+            bits(&examples.sum.get(i)?),
+            bits(&alone.sums.get(step - 1)?)
+        );
+        let eps = noise.step(step, [1, h, w, d], &Device::Cpu)?;
+        assert_eq!(bits(&examples.noise.get(i)?), bits(&eps));
+    }
+    Ok(())
+}
+
+#[test]
+fn given_noise_stops_where_drawn_noise_does() -> Result<()> {
+    let (b, h, w, d, steps) = (3, 2, 3, 4, 3);
+    let (schedule, book, v) = (
+        Schedule::new(&POW, steps),
+        codebook(31, d)?,
+        random(5, &[b, h, w, d])?,
+    );
+    let drawn = Noise::Drawn {
+        seed: 3,
+        indices: &[4, 9, 2],
+    };
+    let maps = (1..=steps).map(|t| drawn.step(t, [b, h, w, d], &Device::Cpu));
+    let given = Tensor::stack(&maps.collect::<Result<Vec<_>>>()?, 0)?;
+    let a = quantize_until(&v, &book, &drawn, &schedule, &[2, 3, 1])?;
+    let b = quantize_until(&v, &book, &Noise::Given(&given), &schedule, &[2, 3, 1])?;
+    for (a, b) in [(&a.noise, &b.noise), (&a.sum, &b.sum)] {
+        assert_eq!(bits(a), bits(b));
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_that_are_not_finite_do_no_harm() -> Result<()> {
+    let book = codebook(20, 4)?;
+    let v = Tensor::new(
+        &[[[[f32::NAN, 0.0, 0.0, 0.0], [f32::INFINITY; 4]]]],
+        &Device::Cpu,
+    )?;
+    let drawn = Noise::Drawn {
+        seed: 1,
+        indices: &[0],
+    };
+    let codes = recurrent_quantize(&v, &book, &drawn, &Schedule::new(&POW, 2))?.codes;
+    assert!(
+        codes
+            .flatten_all()?
+            .to_vec1::<u32>()?
+            .iter()
+            .all(|c| *c < 20)
+    );
+    Ok(())
+}
+
+#[test]
+fn the_lookup_has_gradients_for_codes_and_convolution() -> Result<()> {
+    let codes = Tensor::new(
+        &[[[[0u32, 2, 2], [1, 0, 4]]], [[[1, 1, 1], [4, 2, 0]]]],
+        &Device::Cpu,
+    )?;
+    let inputs = [
+        random(1, &[5, 3])?,
+        random(2, &[3, 3, 3, 3])?,
+        random(3, &[3])?,
+    ];
+    assert_differentiates(
+        "lookup",
+        |x| {
+            let bias = Some((x[1].clone(), x[2].clone()));
+            Codebook {
+                embedding: x[0].clone(),
+                bias,
+            }
+            .lookup(&codes)
+        },
+        &inputs,
+    )
+}
+
+/// `cargo test --release quantize::tests::speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn speed() -> Result<()> {
+    for (b, side, d, k) in [(16, 8, 8, 512), (16, 8, 32, 4096), (8, 16, 32, 4096)] {
+        let (schedule, book) = (Schedule::new(&POW, 10), codebook(k, d)?);
+        let v = random(5, &[b, side, side, d])?;
+        let noise = random(6, &[10, b, side, side, d])?;
+        let indices: Vec<u64> = (0..b as u64).collect();
+        let drawn = Noise::Drawn {
+            seed: 1,
+            indices: &indices,
+        };
+        let median = |noise: &Noise| -> Result<f64> {
+            let mut times = Vec::new();
+            for _ in 0..15 {
+                let start = std::time::Instant::now();
+                recurrent_quantize(&v, &book, noise, &schedule)?;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            times.sort_unstable_by(f64::total_cmp);
+            Ok(times[7])
+        };
+        let (given, drawn) = (median(&Noise::Given(&noise))?, median(&drawn)?);
+        eprintln!(
+            "batch {b}, {side}x{side}, d {d}, K {k}: {given:.2} ms, {drawn:.2} ms with drawn noise"
+        );
+    }
     Ok(())
 }
