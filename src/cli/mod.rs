@@ -6,6 +6,7 @@
 pub mod completions;
 pub mod config;
 pub mod decode;
+pub mod demo;
 pub mod device;
 pub mod encode;
 pub mod export;
@@ -53,6 +54,7 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    Demo => demo,
     TrainVae => train_vae,
     TrainGen => train_gen,
     Sample => sample,

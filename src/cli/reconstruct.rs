@@ -84,7 +84,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// 10·log10(255² / MSE) over all channels of the written bytes; capped at 100 dB, where they are equal.
-fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
+pub fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
     let squared = |(x, y): (&u8, &u8)| f64::from(x.abs_diff(*y)).powi(2);
     let sum: f64 = a.as_raw().iter().zip(b.as_raw()).map(squared).sum();
     let mse = sum / a.as_raw().len() as f64;

@@ -26,6 +26,17 @@ pub fn to_rgb(images: &Tensor) -> Result<Vec<RgbImage>> {
         .collect()
 }
 
+/// Equal pictures as [B,H,W,3] in [-1,1].
+pub fn from_rgb(pictures: &[RgbImage], device: &Device) -> Result<Tensor> {
+    let (w, h) = pictures.first().context("no picture")?.dimensions();
+    let values: Vec<f32> = pictures
+        .iter()
+        .flat_map(|p| p.as_raw().iter().map(|&b| f32::from(b) / 127.5 - 1.0))
+        .collect();
+    let shape = (pictures.len(), h as usize, w as usize, 3);
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
+
 fn byte(x: f32) -> u8 {
     // `as` saturates, and takes a NaN to 0.
     ((x + 1.0) * 127.5).round_ties_even() as u8
@@ -46,6 +57,8 @@ mod tests {
         // 127.5 rounds to the even 128; 63.75, 159.375.
         assert_eq!(pictures[0].as_raw(), &[0, 255, 128, 0, 255, 64]);
         assert_eq!(pictures[1].as_raw(), &[159, 254, 1, 140, 153, 166]);
+        let again = to_rgb(&from_rgb(&pictures, &Device::Cpu)?)?;
+        assert_eq!(again, pictures);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ pub mod sampler;
 
 pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
-pub use image::to_rgb;
+pub use image::{from_rgb, to_rgb};
 pub use npz::NpzWriter;
 pub use output::{Output, Picture, Put};
 pub use pretrained::Pretrained;

@@ -1,0 +1,281 @@
+//! `rdpm demo`: from nothing to samples: draws labelled pictures, trains both stages on them with configs/demo.toml,
+//! and leaves a bundle and pictures of what it learned.
+//!
+//! Budgets are in steps: a busy machine changes the time it takes and no result.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::Device;
+use image::RgbImage;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::Context;
+use crate::config::Config;
+use crate::data::shapes::{NAMES, Shapes};
+use crate::data::{Source, augment, open};
+use crate::error::{Context as _, Result, hinted, usage};
+use crate::ops::Noise;
+use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, save_png, to_rgb};
+use crate::store::atomic;
+use crate::store::model::{self, Weights};
+use crate::store::run::RunFolder;
+use crate::telemetry::curves::{Curve, Panel, draw};
+use crate::telemetry::{MetricsLog, Progress};
+use crate::train::start::Request;
+use crate::train::{start_generator, start_vae};
+
+/// Drawings to train on, and drawings kept apart.
+const TRAIN: usize = 8_000;
+const VAL: usize = 100;
+/// Of each class on the sheets.
+const PAIRS: usize = 4;
+const SAMPLES: usize = 10;
+const ENLARGED: u32 = 2;
+
+/// Train a small model on drawn shapes and sample it: no download, minutes on two CPU cores
+///
+/// An interrupted demo goes on where it stopped when it is started again.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where everything goes
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    out: PathBuf,
+    /// Decides the drawings and every random number
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Change one value of configs/demo.toml (repeatable)
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// The folder of a demo.
+struct Place<'a>(&'a Path);
+
+impl Place<'_> {
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.at("demo.safetensors")
+    }
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let (begin, place) = (Instant::now(), Place(&args.out));
+    if place.bundle().exists() {
+        return Err(hinted(
+            format!("{} holds a finished demo", args.out.display()),
+            "look at its pictures, choose another --out, or remove it",
+        ));
+    }
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot make {}", args.out.display()))?;
+    draw_pictures(&place, args.seed)?;
+    let device = context.device()?;
+    let mut config = Config::load(Some("demo"), &args.sets)?;
+    config.data.train = vec![place.at("drawings/train").display().to_string()];
+    config.data.val = vec![place.at("drawings/val").display().to_string()];
+    let request =
+        |stage: &str| request(&place, stage, args.seed, &config, &device, context.threads);
+    let vae = start_vae::train(&request("train-vae")?, None)?;
+    let generator = request("train-gen")?;
+    let options = start_generator::Options {
+        vae: generator.resume.is_none().then(|| vae.clone()),
+        cache: Some(place.at("latents.cache")),
+    };
+    let run = start_generator::train(&generator, &options)?;
+    let curves = place.at("curves.png");
+    save_png(&draw(&panels(&vae, &run)?)?, &curves)?;
+    // Last, since it makes the demo a finished one; the pictures are made from it.
+    let unfinished = place.at(".demo.safetensors");
+    model::load(&run, Weights::Ema)?.write(&unfinished, false)?;
+    let trained = Pretrained::open(Some(&unfinished), &device)?;
+    let psnr = reconstructions(&trained, &place, args.seed)?;
+    samples(&trained, &place.at("samples.png"), args.seed)?;
+    std::fs::rename(&unfinished, place.bundle())?;
+    super::print(&farewell(&place, psnr, begin.elapsed().as_secs_f64()))
+}
+
+/// A stage anew, or from where an interrupted demo left it.
+fn request(
+    place: &Place,
+    stage: &str,
+    seed: u64,
+    config: &Config,
+    device: &Device,
+    threads: usize,
+) -> Result<Request> {
+    let path = place.at(stage);
+    let begun = RunFolder::open(&path).ok().and_then(|run| run.info().ok());
+    if let Some(info) = &begun
+        && info.seed != seed
+    {
+        return Err(usage(
+            format!("{} was begun with seed {}", path.display(), info.seed),
+            format!("go on with --seed {}, or choose another --out", info.seed),
+        ));
+    }
+    if begun.is_none() {
+        // A run without a checkpoint has nothing to go on from.
+        let _ = std::fs::remove_dir_all(&path);
+    }
+    Ok(Request {
+        config: config.clone(),
+        seed,
+        device: device.clone(),
+        resume: begun.is_some().then(|| path.clone()),
+        out: begun.is_none().then_some(path),
+        workers: threads,
+        skip_bad: false,
+    })
+}
+
+/// `drawings/train` and `drawings/val`, a sub-folder a class: an image folder like any other.
+fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
+    let folder = place.at("drawings");
+    if folder.exists() {
+        return Ok(());
+    }
+    let mut progress = Progress::new("draw", (TRAIN + VAL) as u64, 0);
+    atomic::write_folder(&folder, |folder| {
+        // Other drawings, not the first of the same.
+        for (part, seed, count) in [("val", !seed, VAL), ("train", seed, TRAIN)] {
+            for name in NAMES {
+                std::fs::create_dir_all(folder.join(part).join(name))?;
+            }
+            let shapes = Shapes::new(seed, count);
+            (0..count).into_par_iter().try_for_each(|i| {
+                let example = shapes.read(i)?;
+                let path = folder.join(part).join(format!("{}.png", example.key));
+                example
+                    .image
+                    .save(&path)
+                    .with_context(|| format!("cannot write {}", path.display()))
+            })?;
+            progress.set(count as u64, "");
+        }
+        Ok(())
+    })
+}
+
+/// A row a class: pairs of a drawing kept apart and its reconstruction. Gives the mean PSNR of these.
+fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64> {
+    let folder = place.at("drawings/val").display().to_string();
+    let (source, size) = (open(&[folder], false)?, trained.config.data.image_size);
+    let tokenizer = &trained.tokenizer;
+    let (mut sheet, mut psnr) = (Vec::new(), 0.0);
+    // The folder's order is by class.
+    let a_class = source.len() / NAMES.len();
+    for class in 0..NAMES.len() {
+        let numbers: Vec<u64> = (0..PAIRS).map(|i| (class * a_class + i) as u64).collect();
+        let originals = numbers
+            .iter()
+            .map(|n| Ok(augment::center_crop(&source.read(*n as usize)?.image, size)))
+            .collect::<Result<Vec<_>>>()?;
+        let v = tokenizer.encode(&crate::sample::from_rgb(&originals, &trained.device)?)?;
+        let noise = Noise::Drawn {
+            seed,
+            indices: &numbers,
+        };
+        let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
+        let images = to_rgb(&decode(tokenizer, &sums.get(tokenizer.quantizer.steps())?)?)?;
+        for (original, image) in originals.into_iter().zip(images) {
+            psnr += super::reconstruct::psnr(&original, &image) / (NAMES.len() * PAIRS) as f64;
+            sheet.extend([original, image]);
+        }
+    }
+    save(&sheet, 2 * PAIRS, &place.at("reconstructions.png"))?;
+    Ok(psnr)
+}
+
+/// A row a class, by their names.
+fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
+    let sampler = trained.sampler()?;
+    let options = SampleOptions::from(&trained.config.sample);
+    let classes = trained.classes.len();
+    let mut progress = Progress::new("sample", (classes * SAMPLES) as u64, 0);
+    let mut sheet = Vec::new();
+    for class in 0..classes {
+        // The numbers that `rdpm sample --class all` gives this class.
+        let indices: Vec<u64> = (0..SAMPLES).map(|i| (i * classes + class) as u64).collect();
+        let draws = Draws::Seeded {
+            seed,
+            indices: &indices,
+        };
+        let labels = vec![class as u32; SAMPLES];
+        sheet.extend(to_rgb(&sampler.images(&labels, &draws, &options)?)?);
+        progress.set(sheet.len() as u64, "");
+    }
+    save(&sheet, SAMPLES, path)
+}
+
+fn save(pictures: &[RgbImage], columns: usize, path: &Path) -> Result<()> {
+    save_png(&enlarge(&grid(pictures, columns)?, ENLARGED), path)
+}
+
+/// The losses of both stages, from their metrics.
+fn panels(vae: &Path, generator: &Path) -> Result<[Panel; 2]> {
+    let read = |run: &Path| MetricsLog::read(&run.join("metrics.jsonl"));
+    let (vae, generator) = (read(vae)?, read(generator)?);
+    let curve = |lines: &[serde_json::Map<String, Value>],
+                 name: &str,
+                 pick: &dyn Fn(&Value) -> Option<f64>,
+                 key: &str| Curve {
+        name: name.to_string(),
+        points: lines
+            .iter()
+            .filter_map(|line| Some((line.get("step")?.as_f64()?, pick(line.get(key)?)?)))
+            .collect(),
+    };
+    let at = |t: usize| move |value: &Value| value.get(t - 1)?.as_f64();
+    let steps = generator
+        .first()
+        .and_then(|line| Some(line.get("loss_t")?.as_array()?.len()))
+        .unwrap_or(1);
+    let of_steps = [1, steps.div_ceil(2), steps]
+        .map(|t| curve(&generator, &format!("t = {t}"), &at(t), "loss_t"));
+    Ok([
+        Panel {
+            title: "Tokenizer".into(),
+            log: true,
+            curves: vec![
+                curve(&vae, "mean squared error", &Value::as_f64, "mse"),
+                curve(&vae, "quantization loss", &Value::as_f64, "quant"),
+            ],
+        },
+        Panel {
+            title: "Generator: cross-entropy".into(),
+            log: false,
+            curves: [curve(&generator, "mean", &Value::as_f64, "loss")]
+                .into_iter()
+                .chain(of_steps)
+                .collect(),
+        },
+    ])
+}
+
+/// What was made, and what to type next, with this program's own name.
+fn farewell(place: &Place, psnr: f64, seconds: f64) -> String {
+    let rdpm = std::env::args().next().unwrap_or_else(|| "rdpm".into());
+    let (folder, bundle) = (place.0.display(), place.bundle().display().to_string());
+    format!(
+        "\
+{folder}/samples.png          a row a class
+{folder}/reconstructions.png  drawings and their reconstructions, PSNR {psnr:.1} dB
+{folder}/curves.png           losses of both stages
+{bundle}     tokenizer and generator
+({seconds:.0} s)
+
+Next:
+  {rdpm} sample --model {bundle} --class star --out stars.png
+  {rdpm} sample --model {bundle} --class all --num 10 --show-steps --out steps.png
+  {rdpm} reconstruct {folder}/drawings/val --model {bundle}
+  {rdpm} encode {folder}/drawings/val --model {bundle} --out codes.safetensors
+  {rdpm} decode codes.safetensors --model {bundle}
+  {rdpm} inspect {bundle}
+"
+    )
+}
