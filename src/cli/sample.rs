@@ -154,7 +154,7 @@ impl Plan {
         let by_row = matches!(output, Output::Grid(_))
             && c > 1
             && (2..=LONGEST_ROW).contains(&a_class)
-            && count % c == 0;
+            && count.is_multiple_of(c);
         if by_row {
             numbers.sort_by_key(|n| n % c as u64);
         }

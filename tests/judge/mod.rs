@@ -222,7 +222,7 @@ fn blurred_and_noisy(picture: &[f32], seed: u64, n: u64) -> Vec<f32> {
     let pair = |v: usize| {
         let (near, other) = (
             v / 2,
-            if v % 2 == 0 {
+            if v.is_multiple_of(2) {
                 (v / 2).saturating_sub(1)
             } else {
                 v / 2 + 1
