@@ -146,9 +146,10 @@ fn set_threads(asked: Option<u16>) -> Result<usize> {
         .map(usize::from)
         .or(from_environment)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let of_candle = std::env::var("CANDLE_NUM_THREADS").unwrap_or_else(|_| "1".into());
     for (name, value) in [
         ("RAYON_NUM_THREADS", threads.to_string()),
-        ("CANDLE_NUM_THREADS", "1".into()),
+        ("CANDLE_NUM_THREADS", of_candle),
     ] {
         // SAFETY: the first thing main does: no other thread runs yet that could read the environment.
         unsafe { std::env::set_var(name, value) };

@@ -152,15 +152,22 @@ fn put(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-/// The newest value of every figure logged up to `step`.
+/// The newest value of every figure logged up to `step`, but for those of the machine's pace: equal runs give
+/// equal bundles.
 fn last_figures(run: &RunFolder, step: u64) -> Value {
+    const PACE: [&str; 2] = ["images_per_second", "eta_seconds"];
     let lines = MetricsLog::read(&run.metrics()).unwrap_or_default();
     let until = |line: &Map<String, Value>| {
         line.get("step")
             .and_then(Value::as_u64)
             .is_some_and(|s| s <= step)
     };
-    Value::Object(lines.into_iter().filter(until).flatten().collect())
+    let figures = lines.into_iter().filter(until).flatten();
+    Value::Object(
+        figures
+            .filter(|(name, _)| !PACE.contains(&name.as_str()))
+            .collect(),
+    )
 }
 
 #[cfg(test)]

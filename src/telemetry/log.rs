@@ -51,6 +51,7 @@ pub fn init(options: &Options) -> Result<Guard> {
         .event_format(Line {
             terminal: io::stderr().is_terminal(),
         })
+        .with_ansi(false)
         .with_writer(|| Stderr)
         .with_filter(filter);
     let (trace, guard) = match &options.trace {
