@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes a CUDA 13.0 build toolkit out of NVIDIA's Python packages, for machines without NVIDIA's installer.
+#
+#   scripts/cuda-toolkit.sh [FOLDER]        default: ${XDG_CACHE_HOME:-~/.cache}/rdpm/cuda-13.0
+#   eval "$(scripts/cuda-toolkit.sh)"       prints the environment that `cargo build --features cuda` needs
+#
+# Needs python3 with pip and gcc; no GPU and no driver. The driver's libcuda is not among the packages: a stub
+# with its soname is linked instead, and the real one is found when the program runs.
+set -euo pipefail
+
+root=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/rdpm/cuda-13.0}
+packages=(nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl nvidia-cublas nvidia-cuda-nvrtc)
+
+if [ ! -e "$root/complete" ]; then
+  mkdir -p "$(dirname "$root")"
+  work=$(mktemp -d "$root.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$work/site" \
+    "${packages[@]/%/==13.0.*}" nvidia-curand >&2
+  for part in bin include nvvm; do ln -s "site/nvidia/cu13/$part" "$work/$part"; done
+  chmod +x "$work"/site/nvidia/cu13/bin/* "$work"/site/nvidia/cu13/nvvm/bin/*
+
+  mkdir "$work/lib64"
+  for library in "$work"/site/nvidia/cu13/lib/*.so* "$work"/site/nvidia/cu13/lib/*.a; do
+    name=$(basename "$library")
+    ln -s "../site/nvidia/cu13/lib/$name" "$work/lib64/$name"
+    bare=${name%%.so*}.so
+    case $name in *.so.*) [ -e "$work/lib64/$bare" ] || ln -s "$name" "$work/lib64/$bare" ;; esac
+  done
+
+  # One empty function for every name that cuda.h declares or renames (cuX to cuX_v2).
+  header=$work/include/cuda.h
+  {
+    grep -oE '\bcu[A-Z][A-Za-z0-9_]*[[:space:]]*\(' "$header" | tr -d ' (\t'
+    sed -nE 's/^[[:space:]]*#[[:space:]]*define[[:space:]]+cu[A-Z][A-Za-z0-9_]*[[:space:]]+(cu[A-Z][A-Za-z0-9_]*).*/\1/p' "$header"
+  } | sort -u | sed 's/.*/void &(void) {}/' >"$work/cuda_stub.c"
+  gcc -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o "$work/lib64/libcuda.so.1" "$work/cuda_stub.c"
+  ln -s libcuda.so.1 "$work/lib64/libcuda.so"
+
+  touch "$work/complete"
+  rm -rf "$root"
+  mv "$work" "$root"
+  trap - EXIT
+fi
+
+cat <<END
+export CUDA_HOME='$root' CUDA_PATH='$root' CUDA_ROOT='$root' CUDA_TOOLKIT_ROOT_DIR='$root'
+export PATH='$root/bin':"\$PATH"
+export LIBRARY_PATH='$root/lib64'"\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
+export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-80}"
+END
