@@ -21,6 +21,8 @@ mod channel_norm;
 mod check;
 pub mod conv2d;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;

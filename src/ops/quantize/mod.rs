@@ -7,6 +7,8 @@
 //! The recurrence itself has no gradient. [`Codebook::lookup`] and [`quantization_loss`] have.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod loss;
 mod nearest;
 mod reference;

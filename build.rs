@@ -1,0 +1,118 @@
+//! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that the program carries. Only with the feature `cuda`.
+//!
+//! `RDPM_CUDA_ARCHS` lists what for, separated by spaces or commas: `80` is machine code for compute capability 8.0,
+//! `80+PTX` the intermediate code that a driver compiles for later cards. A `kernel_sm90.cu` is compiled for `90a` alone.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const DEFAULT_ARCHS: &str = "80 90a 80+PTX";
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    for name in ["RDPM_CUDA_ARCHS", "NVCC", "CUDA_HOME"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let archs = env::var("RDPM_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
+    let archs: Vec<&str> = archs.split([' ', ',']).filter(|a| !a.is_empty()).collect();
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let compilations: Vec<_> = kernels()
+        .into_iter()
+        .map(|source| {
+            std::thread::spawn({
+                let flags = code_flags(&source, &archs);
+                let to = out.join(fat_binary_name(&source));
+                move || compile(&source, &to, &flags)
+            })
+        })
+        .collect();
+    for compilation in compilations {
+        compilation
+            .join()
+            .expect("a compilation reports its failure by exiting");
+    }
+}
+
+/// Every `src/ops/<op>/kernel*.cu`.
+fn kernels() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir("src/ops").expect("src/ops is part of the crate") {
+        let folder = folder.expect("src/ops can be listed").path();
+        let Ok(files) = std::fs::read_dir(&folder) else {
+            continue;
+        };
+        for file in files.flatten().map(|f| f.path()) {
+            let extension = file.extension().and_then(|e| e.to_str());
+            if matches!(extension, Some("cu" | "cuh")) {
+                println!("cargo:rerun-if-changed={}", file.display());
+            }
+            if extension == Some("cu") {
+                found.push(file);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// `attention/kernel_sm90.cu` becomes `attention_sm90.fatbin`, `attention/kernel.cu` `attention.fatbin`.
+fn fat_binary_name(source: &Path) -> String {
+    let part = |p: Option<&std::ffi::OsStr>| {
+        p.expect("a kernel lies in a folder")
+            .to_string_lossy()
+            .into_owned()
+    };
+    let op = part(source.parent().and_then(Path::file_name));
+    let kind = part(source.file_stem()).replacen("kernel", "", 1);
+    format!("{op}{kind}.fatbin")
+}
+
+fn code_flags(source: &Path, archs: &[&str]) -> Vec<String> {
+    let hopper = source.to_string_lossy().ends_with("_sm90.cu");
+    archs
+        .iter()
+        .filter(|arch| !hopper || **arch == "90a")
+        .map(|arch| match arch.strip_suffix("+PTX") {
+            Some(arch) => format!("-gencode=arch=compute_{arch},code=compute_{arch}"),
+            None => format!("-gencode=arch=compute_{arch},code=sm_{arch}"),
+        })
+        .collect()
+}
+
+fn compile(source: &Path, to: &Path, flags: &[String]) {
+    if flags.is_empty() {
+        std::fs::write(to, []).expect("OUT_DIR can be written"); // no such card in RDPM_CUDA_ARCHS
+        return;
+    }
+    let status = Command::new(nvcc())
+        .args(["-O3", "-std=c++17", "-fatbin"])
+        .args(flags)
+        .arg("-o")
+        .arg(to)
+        .arg(source)
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => fail(&format!("nvcc failed on {} ({status})", source.display())),
+        Err(e) => fail(&format!(
+            "nvcc cannot be started ({e}); set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh"
+        )),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo:warning={message}");
+    std::process::exit(1)
+}
+
+fn nvcc() -> PathBuf {
+    let in_home = |name| env::var_os(name).map(|home| PathBuf::from(home).join("bin/nvcc"));
+    env::var_os("NVCC")
+        .map(PathBuf::from)
+        .or_else(|| in_home("CUDA_HOME").filter(|path| path.exists()))
+        .unwrap_or_else(|| "nvcc".into())
+}

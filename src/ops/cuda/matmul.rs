@@ -1,0 +1,275 @@
+//! Matrix products through cuBLASLt: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out.
+//!
+//! The library's own heuristic picks the algorithm of a shape, once; nothing is timed, so that a run repeats bit for bit.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::size_of_val;
+use std::sync::{Arc, Mutex};
+
+use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::{CudaDevice, Result};
+
+const WORKSPACE: usize = 32 << 20;
+
+/// What happens to a product before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    None,
+    /// C += bias, one value a column; the bias has C's element type.
+    Bias,
+}
+
+/// A product's shape and types: everything an algorithm depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// A is stored [k,m].
+    pub transpose_a: bool,
+    /// B is stored [n,k], as a linear layer's weight.
+    pub transpose_b: bool,
+    /// C is f32; bf16 otherwise.
+    pub f32_out: bool,
+    /// β = 1 instead of 0.
+    pub accumulate: bool,
+    pub epilogue: Epilogue,
+}
+
+impl Product {
+    /// y[rows,out] = x[rows,in]·weight[out,in]ᵀ
+    pub fn forward(rows: usize, input: usize, output: usize) -> Self {
+        Self {
+            m: rows,
+            n: output,
+            k: input,
+            transpose_a: false,
+            transpose_b: true,
+            f32_out: false,
+            accumulate: false,
+            epilogue: Epilogue::None,
+        }
+    }
+
+    /// dx[rows,in] = dy[rows,out]·weight[out,in]
+    pub fn input_gradient(rows: usize, input: usize, output: usize) -> Self {
+        Self {
+            m: rows,
+            n: input,
+            k: output,
+            transpose_b: false,
+            ..Self::forward(rows, input, output)
+        }
+    }
+
+    /// dweight[out,in] = dy[rows,out]ᵀ·x[rows,in], f32
+    pub fn weight_gradient(rows: usize, input: usize, output: usize) -> Self {
+        Self {
+            m: output,
+            n: input,
+            k: rows,
+            transpose_a: true,
+            transpose_b: false,
+            f32_out: true,
+            ..Self::forward(rows, input, output)
+        }
+    }
+
+    pub fn flop(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+}
+
+/// The library's handle, its workspace, and the algorithms chosen so far.
+pub struct Matmul {
+    handle: sys::cublasLtHandle_t,
+    stream: Arc<CudaStream>,
+    workspace: CudaSlice<u8>,
+    plans: Mutex<HashMap<Product, Plan>>,
+}
+
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    /// Of the library's first and second operand and its result: column-major, so B, A and C.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a lock.
+unsafe impl Send for Matmul {}
+// SAFETY: as above.
+unsafe impl Sync for Matmul {}
+
+impl Matmul {
+    pub(super) fn new(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let workspace = stream
+            .alloc_zeros::<u8>(WORKSPACE)
+            .map_err(candle_core::Error::wrap)?;
+        Ok(Self {
+            handle: result::create_handle().map_err(candle_core::Error::wrap)?,
+            stream,
+            workspace,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// C = op(A)·op(B) by addresses; `bias` is read where the epilogue adds one.
+    ///
+    /// # Safety
+    /// The addresses reach as far as the product's shape says, on this device; so does the bias, where one is added.
+    pub unsafe fn run(&self, product: &Product, a: u64, b: u64, c: u64, bias: u64) -> Result<()> {
+        let mut plans = self
+            .plans
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        if !plans.contains_key(product) {
+            plans.insert(*product, self.plan(product)?);
+        }
+        let plan = &plans[product];
+        let (alpha, beta) = (1f32, if product.accumulate { 1f32 } else { 0f32 });
+        let (workspace, _guard) = self.workspace.device_ptr(&self.stream);
+        // SAFETY: the descriptors live as long as the plan; the addresses are the caller's promise.
+        unsafe {
+            if product.epilogue != Epilogue::None {
+                set(
+                    plan.desc,
+                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    &bias,
+                )?;
+            }
+            result::matmul(
+                self.handle,
+                plan.desc,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                b as *const c_void,
+                plan.layouts[0],
+                a as *const c_void,
+                plan.layouts[1],
+                c as *const c_void,
+                plan.layouts[2],
+                c as *mut c_void,
+                plan.layouts[2],
+                &plan.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cu_stream().cast(),
+            )
+        }
+        .map_err(|e| candle_core::Error::Msg(format!("cuBLASLt on {product:?}: {e}")))
+    }
+
+    fn plan(&self, p: &Product) -> Result<Plan> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let (bf16, f32) = (
+            sys::cudaDataType_t::CUDA_R_16BF,
+            sys::cudaDataType_t::CUDA_R_32F,
+        );
+        let failed =
+            |e| candle_core::Error::Msg(format!("cuBLASLt has no algorithm for {p:?}: {e}"));
+        let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32)
+            .map_err(failed)?;
+        // Column-major, a row-major [r,c] matrix is [c,r]: Cᵀ[n,m] = op(B)ᵀ·op(A)ᵀ.
+        let first = if p.transpose_b {
+            CUBLAS_OP_T
+        } else {
+            CUBLAS_OP_N
+        };
+        let second = if p.transpose_a {
+            CUBLAS_OP_T
+        } else {
+            CUBLAS_OP_N
+        };
+        let out = if p.f32_out { f32 } else { bf16 };
+        let layout = |data, rows: usize, columns: usize| {
+            result::create_matrix_layout(data, rows as u64, columns as u64, rows as i64)
+                .map_err(failed)
+        };
+        let layouts = [
+            if p.transpose_b {
+                layout(bf16, p.k, p.n)?
+            } else {
+                layout(bf16, p.n, p.k)?
+            },
+            if p.transpose_a {
+                layout(bf16, p.m, p.k)?
+            } else {
+                layout(bf16, p.k, p.m)?
+            },
+            layout(out, p.n, p.m)?,
+        ];
+        // SAFETY: the descriptor and the preference were just made; each value has its attribute's type.
+        unsafe {
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &first)?;
+            set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &second)?;
+            if p.epilogue == Epilogue::Bias {
+                let bias = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+                set(desc, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &bias)?;
+                set(desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out)?;
+            }
+            let workspace = WORKSPACE;
+            let preference = result::create_matmul_pref().map_err(failed)?;
+            result::set_matmul_pref_attribute(
+                preference,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace).cast(),
+                size_of_val(&workspace),
+            )
+            .map_err(failed)?;
+            let [b, a, c] = layouts;
+            let chosen =
+                result::get_matmul_algo_heuristic(self.handle, desc, b, a, c, c, preference);
+            result::destroy_matmul_pref(preference).map_err(failed)?;
+            Ok(Plan {
+                desc,
+                layouts,
+                algorithm: chosen.map_err(failed)?.algo,
+            })
+        }
+    }
+}
+
+impl Drop for Matmul {
+    fn drop(&mut self) {
+        let plans = self
+            .plans
+            .get_mut()
+            .expect("no thread panics while it holds this lock");
+        for plan in plans.values() {
+            // SAFETY: made by `plan`, destroyed once. A failure here leaks a few bytes at the end of a run.
+            unsafe {
+                let _ = result::destroy_matmul_desc(plan.desc);
+                for layout in plan.layouts {
+                    let _ = result::destroy_matrix_layout(layout);
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            let _ = result::destroy_handle(self.handle);
+        }
+    }
+}
+
+/// # Safety
+/// `desc` is alive and `T` is the attribute's type.
+unsafe fn set<T>(
+    desc: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        result::set_matmul_desc_attribute(
+            desc,
+            attribute,
+            (&raw const *value).cast(),
+            size_of_val(value),
+        )
+    }
+    .map_err(candle_core::Error::wrap)
+}

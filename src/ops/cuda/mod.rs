@@ -1,0 +1,247 @@
+//! The GPU side of the operations: kernels, matrix products and buffers of one device and stream.
+//!
+//! Kernels lie beside their operations (`src/ops/<op>/kernel.cu`), are compiled by the build script and carried by the program.
+//! Everything runs on candle's stream of the device, in order; addresses are plain device pointers.
+
+mod buffer;
+mod matmul;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::{CudaDevice, Result, bail};
+
+pub use buffer::Buffer;
+pub use matmul::{Epilogue, Matmul, Product};
+
+/// Shared memory a block gets without asking for more.
+const DEFAULT_SHARED: u32 = 48 * 1024;
+
+macro_rules! fat_binaries {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")).as_slice())),*]
+    };
+}
+
+/// One fat binary an operation's kernel file.
+static FAT_BINARIES: [(&str, &[u8]); 8] = fat_binaries![
+    "adaln",
+    "attention",
+    "attention_sm90",
+    "condition",
+    "cross_entropy",
+    "optimizer",
+    "quantize",
+    "swiglu",
+];
+
+/// A device with the kernels loaded on it.
+pub struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<(&'static str, String), CudaFunction>>,
+    matmul: Matmul,
+    capability: (i32, i32),
+    multiprocessors: u32,
+}
+
+impl Gpu {
+    /// Errors: the driver refuses the device; cuBLASLt cannot be started.
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
+        let stream = device.cuda_stream();
+        let attribute = |a| {
+            stream
+                .context()
+                .attribute(a)
+                .map_err(candle_core::Error::wrap)
+        };
+        Ok(Self {
+            matmul: Matmul::new(device)?,
+            capability: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            device: device.clone(),
+            stream,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+        })
+    }
+
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub fn matmul(&self) -> &Matmul {
+        &self.matmul
+    }
+
+    /// Whether the card runs the kernels for compute capability 9.0a, and they are in this binary.
+    pub fn is_hopper(&self) -> bool {
+        self.capability == (9, 0) && fat_binary("attention_sm90").is_some_and(|b| !b.is_empty())
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// The card's name, compute capability and memory.
+    pub fn description(&self) -> Result<String> {
+        let context = self.stream.context();
+        let name = context.name().map_err(candle_core::Error::wrap)?;
+        let bytes = context.total_mem().map_err(candle_core::Error::wrap)?;
+        let (major, minor) = self.capability;
+        let gib = bytes as f64 / f64::from(1 << 30);
+        Ok(format!(
+            "{name}, compute capability {major}.{minor}, {gib:.0} GiB"
+        ))
+    }
+
+    /// Waits until the card has done all that was asked of it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(candle_core::Error::wrap)
+    }
+
+    /// The kernel `name` of operation `op`, with `shared` bytes of dynamic shared memory allowed to it.
+    ///
+    /// Errors: no such kernel; more shared memory than the card has.
+    pub fn kernel(&self, op: &'static str, name: &str, shared: u32) -> Result<CudaFunction> {
+        let key = (op, name.to_string());
+        let mut functions = self
+            .functions
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        if let Some(function) = functions.get(&key) {
+            return Ok(function.clone());
+        }
+        let module = self.module(op)?;
+        let function = module
+            .load_function(name)
+            .map_err(|e| candle_core::Error::Msg(format!("kernel {op}/{name}: {e}")))?;
+        if shared > DEFAULT_SHARED {
+            function
+                .set_attribute(
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared as i32,
+                )
+                .map_err(candle_core::Error::wrap)?;
+        }
+        functions.insert(key, function.clone());
+        Ok(function)
+    }
+
+    fn module(&self, op: &'static str) -> Result<Arc<CudaModule>> {
+        let mut modules = self
+            .modules
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        if let Some(module) = modules.get(op) {
+            return Ok(module.clone());
+        }
+        let Some(binary) = fat_binary(op) else {
+            bail!("no kernels of operation `{op}` are in this binary");
+        };
+        let module = self
+            .stream
+            .context()
+            .load_module(Ptx::from_binary(binary.to_vec()))
+            .map_err(|e| candle_core::Error::Msg(format!("kernels of `{op}`: {e}")))?;
+        modules.insert(op, module.clone());
+        Ok(module)
+    }
+
+    /// Starts building a launch of `function` on this device's stream.
+    pub fn launch<'a>(&'a self, function: &'a CudaFunction) -> Launch<'a> {
+        Launch {
+            gpu: self,
+            function,
+            values: Vec::new(),
+            structure: Vec::new(),
+        }
+    }
+}
+
+fn fat_binary(op: &str) -> Option<&'static [u8]> {
+    FAT_BINARIES
+        .iter()
+        .find(|(name, _)| *name == op)
+        .map(|(_, binary)| *binary)
+}
+
+/// The arguments of one launch, in the kernel's order, each by value in eight bytes or fewer.
+pub struct Launch<'a> {
+    gpu: &'a Gpu,
+    function: &'a CudaFunction,
+    values: Vec<u64>,
+    structure: Vec<u64>,
+}
+
+/// What a kernel takes by value.
+pub trait Argument {
+    /// The value's bytes, first byte first, in a machine word.
+    fn word(self) -> u64;
+}
+
+macro_rules! arguments {
+    ($($type:ty),*) => {$(
+        impl Argument for $type {
+            fn word(self) -> u64 {
+                let mut word = [0u8; 8];
+                let bytes = self.to_ne_bytes();
+                word[..bytes.len()].copy_from_slice(&bytes);
+                u64::from_ne_bytes(word)
+            }
+        }
+    )*};
+}
+arguments!(u64, i64, i32, u32, f32);
+
+impl Launch<'_> {
+    pub fn value(&mut self, value: impl Argument) {
+        self.values.push(value.word());
+    }
+
+    /// The only argument, a structure laid out as in C.
+    pub fn structure<T: Copy>(&mut self, value: &T) {
+        let words = size_of::<T>() / size_of::<u64>();
+        assert!(words * size_of::<u64>() == size_of::<T>() && align_of::<T>() <= align_of::<u64>());
+        // SAFETY: a structure of whole words, read as words.
+        let words = unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u64>(), words) };
+        self.structure = words.to_vec();
+    }
+
+    /// Launches `grid` blocks of `threads` with `shared` bytes of dynamic shared memory.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel in type and order, and every address reaches as far as the kernel goes.
+    pub unsafe fn run(self, grid: (u32, u32, u32), threads: u32, shared: u32) -> Result<()> {
+        let config = LaunchConfig {
+            grid_dim: grid,
+            block_dim: (threads, 1, 1),
+            shared_mem_bytes: shared,
+        };
+        let mut builder = self.gpu.stream.launch_builder(self.function);
+        // The driver copies as many bytes from an argument's address as the kernel's parameter has.
+        if let Some(first) = self.structure.first() {
+            builder.arg(first);
+        }
+        for value in &self.values {
+            builder.arg(value);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(config) }.map_err(candle_core::Error::wrap)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+// Hopper's warpgroup products (wgmma, sm_90a) on tiles of 128-byte rows in shared memory, swizzled as in tensor_core.cuh and aligned to
+// 1024 bytes. A warp of the group holds 16 of 64 rows; the accumulator of eight columns has the layout of m16n8k16.
+#pragma once
+#include "tensor_core.cuh"
+
+// Operand stored along k: rows of 64 k, one row an m or n; the next eight rows lie 1024 bytes on. Step 16 k: +32 bytes.
+// Operand stored along m or n ("transposed"): rows of 64 m or n, one row a k; the next eight k lie 1024 bytes on. Step 16 k: +2048 bytes.
+__device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
+    return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) | (static_cast<uint64_t>(1) << 16) |
+           ((address & 0x3FFFF) >> 4);
+}
+
+__device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+__device__ __forceinline__ void warpgroup_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// Ordinary stores to shared memory become visible to the tensor cores' reads.
+__device__ __forceinline__ void fence_shared_for_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define RDPM_D8(d, i) \
+    "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), "+f"(d[i + 1][3])
+
+// d[64×64] (+)= a·b, both from shared memory; `accumulate` 0 overwrites d.
+template <int TRANSPOSE_A, int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma64(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0;"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, "
+        "%35, %36;}"
+        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6)
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
+}
+
+// d[64×64] += a·b, a from registers (16 rows × 16 k a warp).
+template <int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma64(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, "
+        "%36, 1, 1, 1, %37;"
+        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(TRANSPOSE_B));
+}
+
+// d[64×16] (+)= a·b, both from shared memory.
+template <int TRANSPOSE_A, int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma16(float (&d)[2][4], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %10, 0;"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, %11, %12;}"
+        : RDPM_D8(d, 0)
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
+}
