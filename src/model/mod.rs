@@ -7,6 +7,8 @@ mod decoder;
 pub mod discriminator;
 mod encoder;
 pub mod generator;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 mod layers;
 pub mod losses;
 pub mod perceptual;

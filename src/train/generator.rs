@@ -13,7 +13,7 @@ use super::figures::Figures;
 use super::grads::{Gradients, gradients};
 use super::latents::{LatentBatch, Latents};
 use super::optimizer::Optimizer;
-use super::stage::{Micro, Stage, Update};
+use super::stage::{Micro, Stage, Trained, Update};
 use crate::config::{Config, HeadInit};
 use crate::error::Result;
 use crate::model::generator::Generator;
@@ -82,40 +82,28 @@ impl GeneratorStage {
             classes,
         })
     }
+}
 
-    /// Each example's t in 1..T, by its running number.
-    fn timesteps(&self, indices: &[u64]) -> Vec<u32> {
-        let steps = self.config.quantizer.steps as u32;
-        let draw = |&index: &u64| {
-            Stream::new(self.seed, Purpose::Timestep, index, 0)
-                .draws()
-                .below(steps)
-                + 1
-        };
-        indices.iter().map(draw).collect()
-    }
+/// What a batch is asked for: t and label of each example, by its running number.
+pub struct Asked {
+    pub t: Vec<u32>,
+    pub labels: Vec<u32>,
+}
 
-    /// Labels, some replaced by the empty condition.
-    fn labels(&self, batch: &LatentBatch) -> Vec<u32> {
-        let drop = self.config.generator.label_dropout as f32;
-        let dropped = |index| {
-            Stream::new(self.seed, Purpose::LabelDrop, index, 0)
-                .draws()
-                .uniform()
-                < drop
+/// Each example's t, drawn from 1..T, and its label, replaced by the empty condition now and then.
+pub fn ask(config: &Config, seed: u64, classes: usize, batch: &LatentBatch) -> Asked {
+    let steps = config.quantizer.steps as u32;
+    let drop = config.generator.label_dropout as f32;
+    let draws = |purpose, index| Stream::new(seed, purpose, index, 0).draws();
+    let label =
+        |(&label, &index): (&u32, &u64)| match draws(Purpose::LabelDrop, index).uniform() < drop {
+            true => classes as u32,
+            false => label,
         };
-        batch
-            .labels
-            .iter()
-            .zip(&batch.indices)
-            .map(|(&label, &index)| {
-                if dropped(index) {
-                    self.classes as u32
-                } else {
-                    label
-                }
-            })
-            .collect()
+    let t = |&index: &u64| draws(Purpose::Timestep, index).below(steps) + 1;
+    Asked {
+        t: batch.indices.iter().map(t).collect(),
+        labels: batch.labels.iter().zip(&batch.indices).map(label).collect(),
     }
 }
 
@@ -128,8 +116,7 @@ impl Stage for GeneratorStage {
     }
 
     fn compute(&mut self, batch: LatentBatch, _: u64) -> Result<Micro<()>> {
-        let t = self.timesteps(&batch.indices);
-        let labels = self.labels(&batch);
+        let Asked { t, labels } = ask(&self.config, self.seed, self.classes, &batch);
         let noise = Noise::Drawn {
             seed: self.seed,
             indices: &batch.indices,
@@ -174,28 +161,23 @@ impl Stage for GeneratorStage {
         self.optimizer.update(gradients, update.lr, update.scale)?;
         Ok(Figures::default())
     }
+}
 
+impl Trained for GeneratorStage {
     fn figures(&mut self) -> Result<Map<String, Value>> {
         Ok(Map::new())
     }
 
     /// Samples of the moving average: the same noise and classes every time.
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
-        let shown = self.classes.min(CLASSES_SHOWN);
-        let labels: Vec<u32> = (0..shown * SAMPLES_A_CLASS)
-            .map(|i| (i / SAMPLES_A_CLASS * self.classes / shown) as u32)
-            .collect();
-        let indices: Vec<u64> = (0..labels.len() as u64).collect();
-        let draws = Draws::Seeded {
-            seed: self.seed,
-            indices: &indices,
-        };
-        let options = SampleOptions::from(&self.config.sample);
         let sampler = Sampler::new(&self.average, &self.tokenizer, &self.config, self.classes);
-        let pictures = to_rgb(&sampler.images(&labels, &draws, &options)?)?;
-        let times = (64 / pictures[0].width()).max(1);
-        let sheet = enlarge(&grid(&pictures, SAMPLES_A_CLASS)?, times);
-        save_png(&sheet, &folder.join(format!("step-{step:08}.png")))?;
+        picture(
+            &sampler,
+            &self.config,
+            self.classes,
+            self.seed,
+            &folder.join(format!("step-{step:08}.png")),
+        )?;
         Ok(Map::new())
     }
 
@@ -217,6 +199,29 @@ impl Stage for GeneratorStage {
     fn counters(&self) -> BTreeMap<String, u64> {
         BTreeMap::from([("updates".to_string(), self.optimizer.updates)])
     }
+}
+
+/// A row of samples a class, of up to eight classes spread over all.
+pub fn picture(
+    sampler: &Sampler,
+    config: &Config,
+    classes: usize,
+    seed: u64,
+    path: &Path,
+) -> Result<()> {
+    let shown = classes.min(CLASSES_SHOWN);
+    let labels: Vec<u32> = (0..shown * SAMPLES_A_CLASS)
+        .map(|i| (i / SAMPLES_A_CLASS * classes / shown) as u32)
+        .collect();
+    let indices: Vec<u64> = (0..labels.len() as u64).collect();
+    let draws = Draws::Seeded {
+        seed,
+        indices: &indices,
+    };
+    let options = SampleOptions::from(&config.sample);
+    let pictures = to_rgb(&sampler.images(&labels, &draws, &options)?)?;
+    let times = (64 / pictures[0].width()).max(1);
+    save_png(&enlarge(&grid(&pictures, SAMPLES_A_CLASS)?, times), path)
 }
 
 /// Sum and number of the values of each t's tokens; `t` has one entry an image, `values` one a token.

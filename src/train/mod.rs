@@ -5,6 +5,10 @@ pub mod checkpoint;
 pub mod dead_codes;
 pub mod figures;
 pub mod generator;
+#[cfg(feature = "cuda")]
+pub mod generator_gpu;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod grads;
 pub mod interrupt;
 pub mod latents;

@@ -15,8 +15,9 @@ use crate::ops::optimizer::{AdamStep, adam_step};
 use crate::store::Params;
 
 const EPS: f64 = 1e-8;
-const FIRST: &str = "exp_avg.";
-const SECOND: &str = "exp_avg_sq.";
+/// Prefixes of both moments' names, as PyTorch calls them.
+pub const FIRST: &str = "exp_avg.";
+pub const SECOND: &str = "exp_avg_sq.";
 
 /// Parameters being trained.
 pub struct Optimizer {

@@ -39,8 +39,26 @@ pub struct Update {
     pub scale: f64,
 }
 
-/// One stage of training: what the loop does not know.
-pub trait Stage {
+/// What the loop does not know of a stage.
+pub trait Trained {
+    /// What a log line has besides the means of the steps' figures.
+    fn figures(&mut self) -> Result<Map<String, Value>>;
+    /// Writes the pictures of `step` (steps done) into `folder`, and gives figures that are dear to make.
+    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>>;
+    fn contents(&self) -> Result<Contents>;
+    /// Continues from what [`Trained::contents`] and [`Trained::counters`] gave.
+    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
+    fn counters(&self) -> BTreeMap<String, u64>;
+}
+
+/// A stage that makes a step by itself.
+pub trait Step: Trained {
+    /// One step, all its micro-batches; it changes nothing where a figure is not finite.
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures>;
+}
+
+/// A stage that gives gradients, and takes their sum over a step's micro-batches.
+pub trait Stage: Trained {
     type Batch;
     type Rest;
 
@@ -48,21 +66,38 @@ pub trait Stage {
     fn next(&mut self) -> Result<Self::Batch>;
     /// Gradients and figures; changes nothing that a skipped step would have to undo.
     fn compute(&mut self, batch: Self::Batch, step: u64) -> Result<Micro<Self::Rest>>;
-    /// Gives what it did, for the log.
     fn update(
         &mut self,
         gradients: &Gradients,
         rest: Vec<Self::Rest>,
         update: Update,
     ) -> Result<Figures>;
-    /// What a log line has besides the means of the micro-batches' figures.
-    fn figures(&mut self) -> Result<Map<String, Value>>;
-    /// Writes the pictures of `step` (steps done) into `folder`, and gives figures that are dear to make.
-    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>>;
-    fn contents(&self) -> Result<Contents>;
-    /// Continues from what [`Stage::contents`] and [`Stage::counters`] gave.
-    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
-    fn counters(&self) -> BTreeMap<String, u64>;
+}
+
+impl<S: Stage> Step for S {
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
+        let (mut sum, mut figures, mut rest) = (Gradients::new(), Figures::default(), Vec::new());
+        for _ in 0..config.accumulate {
+            let batch = self.next()?;
+            let micro = self.compute(batch, step)?;
+            grads::accumulate(&mut sum, micro.gradients)?;
+            figures.merge(&micro.figures);
+            rest.push(micro.rest);
+        }
+        let norm = global_norm(sum.values())? / config.accumulate as f64;
+        figures.add("grad_norm", norm);
+        if figures.first_bad().is_none() {
+            let update = Update {
+                step,
+                steps,
+                lr: learning_rate(config, step, steps),
+                scale: clip(config.clip, norm) / config.accumulate as f64,
+            };
+            let more = info_span!("optimizer").in_scope(|| self.update(&sum, rest, update))?;
+            figures.merge(&more);
+        }
+        Ok(figures)
+    }
 }
 
 /// A run that is about to start or go on.
@@ -81,7 +116,7 @@ impl Job<'_> {
     /// Trains until the last step is done.
     ///
     /// Errors: a signal (after a checkpoint); too many steps with a loss or gradient that is not finite.
-    pub fn train<S: Stage>(&mut self, stage: &mut S) -> Result<()> {
+    pub fn train<S: Step>(&mut self, stage: &mut S) -> Result<()> {
         let mut clock = Clock::new();
         if self.state.step == 0 {
             // A run that cannot be saved fails now, and one that is killed can always be resumed.
@@ -92,22 +127,11 @@ impl Job<'_> {
             let step = self.state.step;
             let begin = Instant::now();
             let lr = learning_rate(self.config, step, self.steps);
-            let (gradients, figures, rest) = self.accumulate(stage, step)?;
+            let figures = stage.step(self.config, step, self.steps)?;
             match figures.first_bad() {
                 None => {
                     self.state.bad_steps = 0;
                     self.interval.merge(&figures);
-                    let norm = figures.mean("grad_norm").unwrap_or(0.0);
-                    let scale = clip(self.config.clip, norm) / self.config.accumulate as f64;
-                    let update = Update {
-                        step,
-                        steps: self.steps,
-                        lr,
-                        scale,
-                    };
-                    let span = info_span!("optimizer");
-                    let done = span.in_scope(|| stage.update(&gradients, rest, update))?;
-                    self.interval.merge(&done);
                 }
                 Some(name) => self.skip(name)?,
             }
@@ -130,25 +154,6 @@ impl Job<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Sums the gradients of a step's micro-batches; the figures hold their means.
-    fn accumulate<S: Stage>(
-        &self,
-        stage: &mut S,
-        step: u64,
-    ) -> Result<(Gradients, Figures, Vec<S::Rest>)> {
-        let (mut sum, mut figures, mut rest) = (Gradients::new(), Figures::default(), Vec::new());
-        for _ in 0..self.config.accumulate {
-            let batch = stage.next()?;
-            let micro = stage.compute(batch, step)?;
-            grads::accumulate(&mut sum, micro.gradients)?;
-            figures.merge(&micro.figures);
-            rest.push(micro.rest);
-        }
-        let norm = global_norm(sum.values())? / self.config.accumulate as f64;
-        figures.add("grad_norm", norm);
-        Ok((sum, figures, rest))
     }
 
     /// Leaves a step out: no update, no average, no counts.
@@ -180,7 +185,7 @@ impl Job<'_> {
     }
 
     /// What there is to log: the means since the last line and the pace, and what the pictures show.
-    fn line<S: Stage>(
+    fn line<S: Trained>(
         &mut self,
         stage: &mut S,
         lr: f64,
@@ -204,7 +209,7 @@ impl Job<'_> {
         Ok((!line.is_empty()).then_some(line))
     }
 
-    fn checkpoint<S: Stage>(&mut self, stage: &S) -> Result<()> {
+    fn checkpoint<S: Trained>(&mut self, stage: &S) -> Result<()> {
         let _span = info_span!("checkpoint").entered();
         let mut contents = stage.contents()?;
         contents.optimizer.extend(self.interval.tensors()?);

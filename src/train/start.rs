@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use super::checkpoint::{self, Contents, State};
 use super::figures::Figures;
 use super::interrupt::Interrupt;
-use super::stage::{Job, Stage};
+use super::stage::{Job, Step};
 use crate::config::{ComputeType, Config, TrainConfig};
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
@@ -86,7 +86,7 @@ impl Request {
 
 impl Begun {
     /// Trains to the end; `fill` puts what the stage keeps there into a new run's folder. Gives the run's folder.
-    pub fn train<S: Stage>(
+    pub fn train<S: Step>(
         self,
         request: &Request,
         config: &TrainConfig,
@@ -201,10 +201,11 @@ pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) 
             format!("{section}.compute_type is \"bf16\", which needs CUDA"),
             format!("on the CPU, --set {section}.compute_type=f32"),
         )),
-        (ComputeType::Bf16, false) => Err(usage(
+        (ComputeType::Bf16, false) if section == "train_vae" => Err(usage(
             format!("{section}.compute_type is \"bf16\", whose kernels this version does not have"),
             format!("--set {section}.compute_type=f32"),
         )),
+        (ComputeType::Bf16, false) => Ok(()),
     }
 }
 

@@ -76,18 +76,24 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
             })
         }
     };
-    let mut stage = GeneratorStage::new(Parts {
+    let parts = Parts {
         config: config.clone(),
         seed,
         device,
         latents,
         tokenizer,
         classes,
-    })?;
-    begun.train(&request, train, &mut stage, |folder| {
+    };
+    let prepare = |folder: &_| {
         write_classes(folder, source.classes())?;
         frozen.write(&folder.tokenizer(), false)
-    })
+    };
+    #[cfg(feature = "cuda")]
+    if train.compute_type == crate::config::ComputeType::Bf16 {
+        let mut stage = super::generator_gpu::GpuGeneratorStage::new(parts)?;
+        return begun.train(&request, train, &mut stage, prepare);
+    }
+    begun.train(&request, train, &mut GeneratorStage::new(parts)?, prepare)
 }
 
 /// What the run would take; see [`Plan`].

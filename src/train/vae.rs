@@ -20,7 +20,7 @@ use super::grads::{self, Gradients, gradients, seed};
 use super::lr::ramp;
 use super::optimizer::Optimizer;
 use super::reduce::Reduce;
-use super::stage::{Micro, Stage, Update};
+use super::stage::{Micro, Stage, Trained, Update};
 use super::start_vae::set_what_fits;
 use super::usage::Usage;
 use super::validation::Validation;
@@ -252,7 +252,9 @@ impl Stage for VaeStage {
         }
         self.restart_dead_codes(&quantized, update)
     }
+}
 
+impl Trained for VaeStage {
     fn figures(&mut self) -> Result<Map<String, Value>> {
         let mut figures = self.validation.figures(&self.average)?;
         let perplexity: Value = self.usage.perplexity().into_iter().map(round).collect();

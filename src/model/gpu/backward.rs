@@ -1,0 +1,371 @@
+//! The gradient of the mean cross-entropy in all parameters, by hand, from the activations that the forward pass kept.
+//!
+//! Walks the blocks from the last; `dx` is the gradient of the residual stream. A branch's gradient leaves [`kernels::adaln_backward`] of
+//! whatever came after it, already times its gate.
+
+use candle_core::Result;
+
+use super::activations::{Activations, Scratch};
+use super::forward::{Modulation, Network};
+use super::kernels::{self, AdalnGradient, AttentionGradient};
+use crate::ops::cuda::{Buffer, Product};
+
+impl Network {
+    /// Loss and hits of the batch's logits, and the gradient of `weight`·(mean loss) in `gradients`, laid out as the parameters: added to
+    /// what is there where `accumulate` is set, else instead of it.
+    pub fn backward(
+        &self,
+        a: &Activations,
+        scratch: &Scratch,
+        gradients: &Buffer<f32>,
+        weight: f32,
+        accumulate: bool,
+    ) -> Result<()> {
+        let pass = Pass {
+            network: self,
+            a,
+            scratch,
+            gradients,
+            accumulate,
+        };
+        let (s, gpu, c) = (&self.sizes, &*self.gpu, self.sizes.width);
+        let scale = weight / s.rows() as f32;
+        kernels::cross_entropy(
+            gpu,
+            s,
+            a.logits.address(),
+            a.codes.address(),
+            a.loss.address(),
+            a.hits.address(),
+            scale,
+        )?;
+        kernels::tally(
+            gpu,
+            s,
+            a.loss.address(),
+            a.hits.address(),
+            a.t.address(),
+            a.image_sums.address(),
+            a.tally.address(),
+        )?;
+
+        pass.linear(
+            "head",
+            true,
+            s.rows(),
+            c,
+            s.codes,
+            a.logits.address(),
+            a.y.address(),
+            scratch.dy.address(),
+        )?;
+        let last = &a.blocks[s.depth - 1];
+        let [shift, scale] = self.last_modulations();
+        pass.adaln(
+            0,
+            [a.x.address(), a.rstd.address()],
+            [shift, scale],
+            Some((
+                last.h2.address(),
+                self.modulation(s.depth - 1, Modulation::Gate2),
+            )),
+            scratch.dx[0].address(),
+        )?;
+        for i in (0..s.depth).rev() {
+            pass.block(i)?;
+        }
+        pass.inputs()?;
+        pass.condition()
+    }
+}
+
+/// One backward pass.
+struct Pass<'a> {
+    network: &'a Network,
+    a: &'a Activations,
+    scratch: &'a Scratch,
+    gradients: &'a Buffer<f32>,
+    accumulate: bool,
+}
+
+impl Pass<'_> {
+    fn gradient(&self, name: &str) -> Result<u64> {
+        Ok(self.gradients.at(self.network.flat.place(name)?))
+    }
+
+    /// dweight = dyᵀ·x, f32; dbias = Σ dy where there is one; dx = dy·weight where `dx` is not 0.
+    #[allow(clippy::too_many_arguments)] // a product's shape and its three operands
+    fn linear(
+        &self,
+        name: &str,
+        bias: bool,
+        rows: usize,
+        input: usize,
+        output: usize,
+        dy: u64,
+        x: u64,
+        dx: u64,
+    ) -> Result<()> {
+        let weight = format!("{name}.weight");
+        let product = Product {
+            accumulate: self.accumulate,
+            ..Product::weight_gradient(rows, input, output)
+        };
+        self.network
+            .product(&product, dy, x, self.gradient(&weight)?, 0)?;
+        if bias {
+            let to = self.gradient(&format!("{name}.bias"))?;
+            kernels::row_sums(
+                &self.network.gpu,
+                dy,
+                rows,
+                output,
+                self.scratch.row_sums.address(),
+                to,
+                self.accumulate,
+            )?;
+        }
+        if dx == 0 {
+            return Ok(());
+        }
+        let product = Product::input_gradient(rows, input, output);
+        self.network
+            .product(&product, dy, self.network.half(&weight)?, dx, 0)
+    }
+
+    /// Through y = norm(x')·(1 + scale) + shift and x' = x + gate·branch: `dsum` is the gradient of x' from further on, 0 for none, `dy`'s
+    /// buffer holds that of y. `branch`: its output, and its gate's place.
+    fn adaln(
+        &self,
+        dsum: u64,
+        [x, rstd]: [u64; 2],
+        [shift, scale]: [usize; 2],
+        branch: Option<(u64, usize)>,
+        dx: u64,
+    ) -> Result<()> {
+        let (a, scratch) = (self.a, self.scratch);
+        let out = |place: usize| scratch.dmodulations.at(place);
+        kernels::adaln_backward(
+            &self.network.gpu,
+            &self.network.sizes,
+            &AdalnGradient {
+                dsum,
+                dy: scratch.dy.address(),
+                x,
+                rstd,
+                scale: a.modulations.at(scale),
+                branch: branch.map_or(0, |(at, _)| at),
+                gate: branch.map_or(0, |(_, gate)| a.modulations.at(gate)),
+                dx,
+                dbranch: scratch.dbranch.address(),
+                partials: scratch.partials.address(),
+                dshift: out(shift),
+                dscale: out(scale),
+                dgate: branch.map_or(0, |(_, gate)| out(gate)),
+            },
+        )
+    }
+
+    /// From dx[0] and the gradient of the MLP branch to the same before the block.
+    fn block(&self, i: usize) -> Result<()> {
+        let (network, a, scratch) = (self.network, self.a, self.scratch);
+        let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
+        let kept = &a.blocks[i];
+        let name = |part: &str| format!("blocks.{i}.{part}");
+        let at = |which| network.modulation(i, which);
+        let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
+        let dbranch = scratch.dbranch.address();
+
+        // w3 takes its input again from the SwiGLU gradient, so its products come in two parts.
+        let product = Product::input_gradient(s.rows(), s.hidden, c);
+        network.product(
+            &product,
+            dbranch,
+            network.half(&name("mlp.w3.weight"))?,
+            scratch.dhidden.address(),
+            0,
+        )?;
+        let (dgate_up, hidden) = (scratch.dgate_up.address(), a.hidden.address());
+        kernels::swiglu_backward(
+            gpu,
+            s,
+            kept.gate_up.address(),
+            scratch.dhidden.address(),
+            dgate_up,
+            hidden,
+        )?;
+        self.linear(
+            &name("mlp.w3"),
+            false,
+            s.rows(),
+            s.hidden,
+            c,
+            dbranch,
+            hidden,
+            0,
+        )?;
+        self.linear(
+            &name("mlp.w12"),
+            false,
+            s.rows(),
+            c,
+            2 * s.hidden,
+            dgate_up,
+            kept.y2.address(),
+            scratch.dy.address(),
+        )?;
+        self.adaln(
+            dx,
+            [kept.x_mid.address(), kept.rstd2.address()],
+            [at(Modulation::Shift2), at(Modulation::Scale2)],
+            Some((kept.h1.address(), at(Modulation::Gate1))),
+            dx_mid,
+        )?;
+
+        let dattention = scratch.dattention.address();
+        self.linear(
+            &name("attn.proj"),
+            false,
+            s.rows(),
+            c,
+            c,
+            dbranch,
+            kept.attention.address(),
+            dattention,
+        )?;
+        kernels::attention_backward(
+            gpu,
+            s,
+            network.rotation(),
+            &AttentionGradient {
+                qkv: kept.qkv.address(),
+                out: kept.attention.address(),
+                dout: dattention,
+                lse: kept.lse.address(),
+                dqkv: scratch.dqkv.address(),
+                parts: scratch.attention_parts.address(),
+            },
+        )?;
+        let dqkv = scratch.dqkv.address();
+        self.linear(
+            &name("attn.qkv"),
+            false,
+            s.rows(),
+            c,
+            3 * c,
+            dqkv,
+            kept.y1.address(),
+            scratch.dy.address(),
+        )?;
+        let before = i.checked_sub(1);
+        self.adaln(
+            dx_mid,
+            [kept.x.address(), kept.rstd1.address()],
+            [at(Modulation::Shift1), at(Modulation::Scale1)],
+            before.map(|j| {
+                (
+                    a.blocks[j].h2.address(),
+                    network.modulation(j, Modulation::Gate2),
+                )
+            }),
+            dx,
+        )
+    }
+
+    /// Positions, x_embedder and mix.
+    fn inputs(&self) -> Result<()> {
+        let (network, a, scratch) = (self.network, self.a, self.scratch);
+        let s = &network.sizes;
+        let dx = scratch.dx[0].address();
+        if network.positions {
+            let to = self.gradient("pos_embed")?;
+            kernels::row_sums(
+                &network.gpu,
+                dx,
+                s.batch,
+                s.tokens * s.width,
+                scratch.row_sums.address(),
+                to,
+                self.accumulate,
+            )?;
+        }
+        self.linear(
+            "x_embedder",
+            true,
+            s.rows(),
+            s.mix,
+            s.width,
+            dx,
+            a.mixed.address(),
+            scratch.dmixed.address(),
+        )?;
+        self.linear(
+            "mix",
+            true,
+            s.rows(),
+            2 * s.latent,
+            s.mix,
+            scratch.dmixed.address(),
+            a.joined.address(),
+            0,
+        )
+    }
+
+    /// All modulations, the label embedding and the time MLP.
+    fn condition(&self) -> Result<()> {
+        let (network, a, scratch) = (self.network, self.a, self.scratch);
+        let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
+        let dmodulations = scratch.dmodulations.address();
+        self.linear(
+            "blocks.0.adaLN_modulation",
+            true,
+            s.batch,
+            c,
+            s.modulations(),
+            dmodulations,
+            a.condition.address(),
+            0,
+        )?;
+        let to_f32 = |input, output| Product {
+            f32_out: true,
+            ..Product::input_gradient(s.batch, input, output)
+        };
+        let dcondition = scratch.dcondition.address();
+        let weights = network.half("blocks.0.adaLN_modulation.weight")?;
+        network.product(
+            &to_f32(c, s.modulations()),
+            dmodulations,
+            weights,
+            dcondition,
+            0,
+        )?;
+
+        let dpre = scratch.dpre.address();
+        kernels::silu_gradient(gpu, s, dcondition, a.pre.address(), dpre)?;
+        let embedding = self.gradient("y_embedder.weight")?;
+        kernels::embedding_gradient(gpu, s, dpre, a.labels.address(), embedding, self.accumulate)?;
+        self.linear(
+            "t_embedder.2",
+            true,
+            s.batch,
+            c,
+            c,
+            dpre,
+            a.middle_silu.address(),
+            0,
+        )?;
+        let weights = network.half("t_embedder.2.weight")?;
+        network.product(&to_f32(c, c), dpre, weights, dcondition, 0)?;
+        kernels::silu_gradient(gpu, s, dcondition, a.middle.address(), dpre)?;
+        self.linear(
+            "t_embedder.0",
+            true,
+            s.batch,
+            256,
+            c,
+            dpre,
+            a.features.address(),
+            0,
+        )
+    }
+}

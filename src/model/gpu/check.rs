@@ -1,0 +1,231 @@
+//! The GPU's generator against the CPU's, on the user's own card: logits, loss and every gradient of a small random generator, and that two
+//! passes give equal bits; and its quantizer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+
+use super::{Activations, Network, Scratch};
+use crate::config::{Config, ScheduleConfig};
+use crate::model::generator::Generator;
+use crate::model::schedule::Schedule;
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables};
+use crate::ops::{Codebook, Noise, cross_entropy, quantize_until};
+use crate::rng::{Purpose, Stream, normal};
+use crate::store::{Params, Scope};
+
+/// One comparison: ‖Δ‖/‖reference‖ and what is allowed.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub name: String,
+    pub error: f64,
+    pub allowed: f64,
+}
+
+impl Row {
+    pub fn good(&self) -> bool {
+        self.error <= self.allowed // NaN is not
+    }
+}
+
+/// bf16 activations through a few blocks, against f32.
+const ALLOWED: f64 = 2e-2;
+const CLASSES: usize = 7;
+
+/// Two blocks of two heads, side² tokens.
+fn small(side: usize, positions: bool) -> Config {
+    let mut config = Config::default();
+    config.data.image_size = 4 * side;
+    config.tokenizer.ch_mult = vec![1, 1, 1];
+    config.tokenizer.embed_dim = 16;
+    config.quantizer.codebook_size = 520;
+    (
+        config.generator.depth,
+        config.generator.width,
+        config.generator.heads,
+    ) = (2, Some(128), Some(2));
+    config.generator.mix_dim = Some(32);
+    config.generator.pos_embed = if positions { 0.1 } else { 0.0 };
+    config
+}
+
+/// All comparisons for one map size.
+pub fn generator(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
+    let config = small(side, true);
+    let scope = Scope::init(3, &Device::Cpu);
+    let model = Generator::new(&config, CLASSES, &scope)?;
+    let params = scope.finish();
+    randomize(&params)?;
+    let indices: Vec<u64> = (0..batch as u64).collect();
+    let map = [side, side, config.tokenizer.embed_dim];
+    let noise = normal(1, Purpose::Noise, &indices, 1, &map, &Device::Cpu)?;
+    let sum = normal(1, Purpose::Noise, &indices, 2, &map, &Device::Cpu)?;
+    let mut draws = Stream::new(5, Purpose::Shuffle, 0, 0).draws();
+    let labels: Vec<u32> = (0..batch)
+        .map(|_| draws.below(CLASSES as u32 + 1))
+        .collect();
+    let t: Vec<u32> = (0..batch)
+        .map(|_| 1 + draws.below(config.quantizer.steps as u32))
+        .collect();
+    let codes: Vec<u32> = (0..batch * side * side).map(|_| draws.below(520)).collect();
+
+    let on_cpu = |v: &[u32]| Tensor::new(v, &Device::Cpu);
+    let condition = model.condition(&on_cpu(&labels)?, &on_cpu(&t)?)?;
+    let logits = model.forward(&noise, &sum, &condition)?.flatten_to(1)?;
+    let loss = cross_entropy(&logits, &on_cpu(&codes)?)?.loss;
+    let store = loss.mean_all()?.backward()?;
+
+    let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
+    network.load(&params.tensors())?;
+    let mut a = Activations::new(gpu, &network.sizes, true)?;
+    let scratch = Scratch::new(gpu, &network.sizes)?;
+    let gradients = Buffer::<f32>::zeros(gpu, network.flat.len)?;
+    a.noise.write(&noise.flatten_all()?.to_vec1::<f32>()?)?;
+    a.sum.write(&sum.flatten_all()?.to_vec1::<f32>()?)?;
+    a.labels.write(&labels)?;
+    a.t.write(&t)?;
+    a.codes.write(&codes)?;
+    network.forward(&a)?;
+    let found: Vec<f32> = a.logits.read()?.iter().map(|x| x.to_f32()).collect();
+    let row = |name: &str, found: &[f32], reference: &Tensor| -> Result<Row> {
+        Ok(Row {
+            name: format!("generator {side}×{side}: {name}"),
+            error: relative(found, &reference.flatten_all()?.to_vec1::<f32>()?),
+            allowed: ALLOWED,
+        })
+    };
+    let mut rows = vec![row("logits", &found, &logits)?];
+    network.backward(&a, &scratch, &gradients, 1.0, false)?;
+    rows.push(row("loss", &a.loss.read()?, &loss)?);
+    let first = gradients.read()?;
+    let by_name: BTreeMap<String, Tensor> = network.flat.scatter(&first)?;
+    for (name, var) in params.iter() {
+        if let Some(reference) = store.get(var.as_tensor()) {
+            let found = by_name[name].flatten_all()?.to_vec1::<f32>()?;
+            rows.push(row(&format!("gradient of {name}"), &found, reference)?);
+        }
+    }
+    network.forward(&a)?;
+    network.backward(&a, &scratch, &gradients, 1.0, false)?;
+    let same = gradients
+        .read()?
+        .iter()
+        .zip(&first)
+        .all(|(x, y)| x.to_bits() == y.to_bits());
+    rows.push(Row {
+        name: format!("generator {side}×{side}: gradients of a second pass, bits that differ"),
+        error: if same { 0.0 } else { 1.0 },
+        allowed: 0.0,
+    });
+    // Two half-weighted passes add up to one.
+    network.forward(&a)?;
+    network.backward(&a, &scratch, &gradients, 0.5, false)?;
+    network.forward(&a)?;
+    network.backward(&a, &scratch, &gradients, 0.5, true)?;
+    rows.push(Row {
+        name: format!("generator {side}×{side}: gradients accumulated"),
+        error: relative(&gradients.read()?, &first),
+        allowed: ALLOWED,
+    });
+    Ok(rows)
+}
+
+/// The quantizer's kernel against the CPU's on one set of noise: the share of differing codes, and the sums where all codes agree; and noise
+/// drawn on the card against the CPU's, bit for bit.
+pub fn quantizer(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (b, h, w, d, k, steps) in [
+        (3, 16, 16, 32, 4096, 10),
+        (5, 8, 8, 32, 700, 10),
+        (7, 7, 7, 16, 500, 6),
+        (2, 5, 9, 64, 1000, 3),
+    ] {
+        let random = |seed, shape: &[usize], std: f64| {
+            normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)? * std
+        };
+        let codebook = Codebook {
+            embedding: random(1, &[k, d], 0.5)?,
+            bias: Some((random(2, &[d, d, 3, 3], 0.02)?, random(3, &[d], 0.02)?)),
+        };
+        let schedule = Schedule::new(&ScheduleConfig::default(), steps);
+        let v = random(4, &[b, h, w, d], 1.0)?;
+        let indices: Vec<u64> = (0..b as u64).map(|i| (i << 33) + 5).collect();
+        let t: Vec<u32> = (0..b).map(|i| 1 + (i * 3 % steps) as u32).collect();
+        let noise = Noise::Drawn {
+            seed: 11,
+            indices: &indices,
+        };
+        let expected = quantize_until(&v, &codebook, &noise, &schedule, &t)?;
+
+        let tables = Tables::new(gpu, &codebook, &schedule)?;
+        let latents = Buffer::from_host(gpu, &v.flatten_all()?.to_vec1::<f32>()?)?;
+        let (indices, t) = (
+            Buffer::from_host(gpu, &indices)?,
+            Buffer::from_host(gpu, &t)?,
+        );
+        let floats = || Buffer::<f32>::zeros(gpu, b * h * w * d);
+        let (drawn, sum, codes) = (floats()?, floats()?, Buffer::<u32>::zeros(gpu, b * h * w)?);
+        let to = ExamplesAt {
+            noise: drawn.address(),
+            sum: sum.address(),
+            codes: codes.address(),
+        };
+        let streams = NoiseAt::Drawn {
+            seed: 11,
+            indices: indices.address(),
+        };
+        tables.until(gpu, latents.address(), [b, h, w], streams, t.address(), to)?;
+        let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let differ = |a: &[u32], b: &[u32]| {
+            a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / a.len() as f64
+        };
+        let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let name =
+            |what| format!("quantizer, {b} maps {h}×{w} of {d}, {k} codes, {steps} steps: {what}");
+        rows.push(Row {
+            name: name("noise, share of differing bits"),
+            error: differ(&bits(drawn.read()?), &bits(all(&expected.noise)?)),
+            allowed: 0.0,
+        });
+        // A code may differ at a tie, and what follows it then differs too.
+        rows.push(Row {
+            name: name("codes, share that differ"),
+            error: differ(
+                &codes.read()?,
+                &expected.codes.flatten_all()?.to_vec1::<u32>()?,
+            ),
+            allowed: 2e-3,
+        });
+        rows.push(Row {
+            name: name("sums"),
+            error: relative(&sum.read()?, &all(&expected.sum)?),
+            allowed: 2e-3,
+        });
+    }
+    Ok(rows)
+}
+
+/// Every parameter a little away from where it starts, so that nothing is multiplied by zero.
+fn randomize(params: &Params) -> Result<()> {
+    for (i, (_, var)) in params.iter().enumerate() {
+        let step =
+            normal(9, Purpose::Init, &[i as u64], 0, var.dims(), &Device::Cpu)?.squeeze(0)?;
+        let var: &Var = var;
+        var.set(&(var.as_tensor() + (step * 0.05)?)?)?;
+    }
+    Ok(())
+}
+
+/// ‖found − reference‖ / ‖reference‖
+fn relative(found: &[f32], reference: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = found
+        .iter()
+        .zip(reference)
+        .map(|(&a, &b)| square(f64::from(a) - f64::from(b)))
+        .sum();
+    let norm: f64 = reference.iter().map(|&b| square(f64::from(b))).sum();
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}

@@ -1,0 +1,360 @@
+//! The generator's forward pass over kernels: noise, sum, labels and t of [`Activations`] → logits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use half::bf16;
+
+use super::activations::{Activations, Kept};
+use super::flat::Flat;
+use super::kernels::{self, Residual, Rotation, Sizes};
+use crate::config::{Config, Rope};
+use crate::model::generator::{Generator, heads, swiglu_width, width};
+use crate::model::tokenizer::latent_side;
+use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
+use crate::ops::{RopeKind, RopeTable};
+use crate::store::Scope;
+
+/// The generator's parameters on the card, and its sizes.
+pub struct Network {
+    pub gpu: Arc<Gpu>,
+    pub sizes: Sizes,
+    pub flat: Flat,
+    /// f32, and the copy that the products read.
+    pub parameters: Buffer<f32>,
+    pub half: Buffer<bf16>,
+    /// cos, sin f32 [N, 32].
+    rotation: (Buffer<f32>, Buffer<f32>),
+    pub(super) positions: bool,
+}
+
+/// A modulation's place among the six of a block.
+#[derive(Clone, Copy)]
+pub(super) enum Modulation {
+    Shift1 = 0,
+    Scale1 = 1,
+    Gate1 = 2,
+    Shift2 = 3,
+    Scale2 = 4,
+    Gate2 = 5,
+}
+
+impl Network {
+    /// A generator of `batch` images a pass; its parameters are zeros until [`Network::load`].
+    ///
+    /// Errors: sizes that the kernels do not serve, by name.
+    pub fn new(gpu: Arc<Gpu>, config: &Config, classes: usize, batch: usize) -> Result<Self> {
+        let side = latent_side(config.data.image_size, &config.tokenizer);
+        let generator = &config.generator;
+        let (width, heads) = (width(generator), heads(generator));
+        let sizes = Sizes {
+            batch,
+            tokens: side * side,
+            width,
+            heads,
+            hidden: swiglu_width(width),
+            codes: config.quantizer.codebook_size,
+            latent: config.tokenizer.embed_dim,
+            mix: generator.mix_dim.unwrap_or(config.tokenizer.embed_dim),
+            depth: generator.depth,
+            classes,
+            steps: config.quantizer.steps,
+        };
+        sizes.check()?;
+        let plan = Scope::plan();
+        Generator::new(config, classes, &plan)?;
+        let flat = Flat::new(plan.shapes(), sizes.depth);
+        let kind = match generator.rope {
+            Rope::OneD => RopeKind::OneD,
+            Rope::TwoD => RopeKind::TwoD,
+        };
+        let rope = RopeTable::new(
+            (side, side),
+            width / heads,
+            generator.rope_base,
+            kind,
+            &Device::Cpu,
+        )?;
+        let table = |x: &Tensor| Buffer::from_host(&gpu, &x.flatten_all()?.to_vec1::<f32>()?);
+        Ok(Self {
+            rotation: (table(rope.cos())?, table(rope.sin())?),
+            parameters: Buffer::zeros(&gpu, flat.len)?,
+            half: Buffer::zeros(&gpu, flat.len)?,
+            positions: generator.pos_embed != 0.0,
+            sizes,
+            flat,
+            gpu,
+        })
+    }
+
+    /// Sets all parameters, and their bf16 copy.
+    ///
+    /// Errors: a name is missing.
+    pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let values = self.flat.gather(tensors)?;
+        self.parameters.write(&values)?;
+        let halves: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+        self.half.write(&halves)
+    }
+
+    pub(super) fn half(&self, name: &str) -> Result<u64> {
+        Ok(self.half.at(self.flat.place(name)?))
+    }
+
+    pub(super) fn full(&self, name: &str) -> Result<u64> {
+        Ok(self.parameters.at(self.flat.place(name)?))
+    }
+
+    pub(super) fn rotation(&self) -> Rotation {
+        Rotation {
+            cos: self.rotation.0.address(),
+            sin: self.rotation.1.address(),
+        }
+    }
+
+    /// Element of a modulation of block `block` within an image's row of them.
+    pub(super) fn modulation(&self, block: usize, which: Modulation) -> usize {
+        (6 * block + which as usize) * self.sizes.width
+    }
+
+    /// Elements of the last shift and scale.
+    pub(super) fn last_modulations(&self) -> [usize; 2] {
+        let at = 6 * self.sizes.depth * self.sizes.width;
+        [at, at + self.sizes.width]
+    }
+
+    pub(super) fn product(
+        &self,
+        product: &Product,
+        a: u64,
+        b: u64,
+        c: u64,
+        bias: u64,
+    ) -> Result<()> {
+        // SAFETY: the operands are buffers of this network, sized for its `Sizes`.
+        unsafe { self.gpu.matmul().run(product, a, b, c, bias) }
+    }
+
+    /// rows·weightᵀ (+ bias) to bf16 rows.
+    fn linear(
+        &self,
+        name: &str,
+        bias: bool,
+        rows: usize,
+        input: usize,
+        output: usize,
+        x: u64,
+        y: u64,
+    ) -> Result<()> {
+        let mut product = Product::forward(rows, input, output);
+        let mut at = 0;
+        if bias {
+            product.epilogue = Epilogue::Bias;
+            at = self.half(&format!("{name}.bias"))?;
+        }
+        self.product(&product, x, self.half(&format!("{name}.weight"))?, y, at)
+    }
+
+    /// rows·weightᵀ + bias to f32 rows.
+    fn linear_f32(&self, name: &str, input: usize, output: usize, x: u64, y: u64) -> Result<()> {
+        let product = Product {
+            f32_out: true,
+            epilogue: Epilogue::Bias,
+            ..Product::forward(self.sizes.batch, input, output)
+        };
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        self.product(&product, x, self.half(&weight)?, y, self.full(&bias)?)
+    }
+
+    /// Logits of a batch whose noise, sum, labels and t are in place.
+    pub fn forward(&self, a: &Activations) -> Result<()> {
+        let (s, gpu) = (&self.sizes, &*self.gpu);
+        self.condition(a)?;
+        kernels::join_inputs(
+            gpu,
+            s,
+            a.noise.address(),
+            a.sum.address(),
+            a.joined.address(),
+        )?;
+        self.linear(
+            "mix",
+            true,
+            s.rows(),
+            2 * s.latent,
+            s.mix,
+            a.joined.address(),
+            a.mixed.address(),
+        )?;
+        let first = a.blocks[0].x.address();
+        self.linear(
+            "x_embedder",
+            true,
+            s.rows(),
+            s.mix,
+            s.width,
+            a.mixed.address(),
+            first,
+        )?;
+        if self.positions {
+            kernels::add_position(gpu, s, first, self.half("pos_embed")?)?;
+        }
+        let modulation = |block, which| a.modulations.at(self.modulation(block, which));
+        let mut before = Residual {
+            x: first,
+            branch: 0,
+            gate: 0,
+        };
+        for i in 0..s.depth {
+            let kept = &a.blocks[i % a.blocks.len()];
+            self.block(i, a, kept, before)?;
+            before = Residual {
+                x: kept.x_mid.address(),
+                branch: kept.h2.address(),
+                gate: modulation(i, Modulation::Gate2),
+            };
+        }
+        let last = self.last_modulations().map(|at| a.modulations.at(at));
+        kernels::adaln_forward(
+            gpu,
+            s,
+            before,
+            last,
+            a.x.address(),
+            a.y.address(),
+            a.rstd.address(),
+        )?;
+        self.linear(
+            "head",
+            true,
+            s.rows(),
+            s.width,
+            s.codes,
+            a.y.address(),
+            a.logits.address(),
+        )
+    }
+
+    /// Labels and t → condition and all modulations.
+    fn condition(&self, a: &Activations) -> Result<()> {
+        let (s, gpu) = (&self.sizes, &*self.gpu);
+        kernels::time_features(gpu, s, a.t.address(), a.features.address())?;
+        self.linear_f32(
+            "t_embedder.0",
+            256,
+            s.width,
+            a.features.address(),
+            a.middle.address(),
+        )?;
+        kernels::silu(gpu, s, a.middle.address(), a.middle_silu.address())?;
+        self.linear_f32(
+            "t_embedder.2",
+            s.width,
+            s.width,
+            a.middle_silu.address(),
+            a.time.address(),
+        )?;
+        let embedding = self.full("y_embedder.weight")?;
+        kernels::condition(
+            gpu,
+            s,
+            a.time.address(),
+            embedding,
+            a.labels.address(),
+            a.pre.address(),
+            a.condition.address(),
+        )?;
+        // The weights of all blocks lie side by side: one product for all modulations.
+        let first = if s.depth > 0 {
+            "blocks.0.adaLN_modulation"
+        } else {
+            "adaLN_modulation"
+        };
+        self.linear_f32(
+            first,
+            s.width,
+            s.modulations(),
+            a.condition.address(),
+            a.modulations.address(),
+        )
+    }
+
+    fn block(&self, i: usize, a: &Activations, kept: &Kept, before: Residual) -> Result<()> {
+        let (s, gpu, c) = (&self.sizes, &*self.gpu, self.sizes.width);
+        let at = |which| a.modulations.at(self.modulation(i, which));
+        let name = |part: &str| format!("blocks.{i}.{part}");
+
+        let norm = [at(Modulation::Shift1), at(Modulation::Scale1)];
+        kernels::adaln_forward(
+            gpu,
+            s,
+            before,
+            norm,
+            kept.x.address(),
+            kept.y1.address(),
+            kept.rstd1.address(),
+        )?;
+        self.linear(
+            &name("attn.qkv"),
+            false,
+            s.rows(),
+            c,
+            3 * c,
+            kept.y1.address(),
+            kept.qkv.address(),
+        )?;
+        kernels::attention_forward(
+            gpu,
+            s,
+            self.rotation(),
+            kept.qkv.address(),
+            kept.attention.address(),
+            kept.lse.address(),
+        )?;
+        self.linear(
+            &name("attn.proj"),
+            false,
+            s.rows(),
+            c,
+            c,
+            kept.attention.address(),
+            kept.h1.address(),
+        )?;
+
+        let middle = Residual {
+            x: kept.x.address(),
+            branch: kept.h1.address(),
+            gate: at(Modulation::Gate1),
+        };
+        let norm = [at(Modulation::Shift2), at(Modulation::Scale2)];
+        kernels::adaln_forward(
+            gpu,
+            s,
+            middle,
+            norm,
+            kept.x_mid.address(),
+            kept.y2.address(),
+            kept.rstd2.address(),
+        )?;
+        self.linear(
+            &name("mlp.w12"),
+            false,
+            s.rows(),
+            c,
+            2 * s.hidden,
+            kept.y2.address(),
+            kept.gate_up.address(),
+        )?;
+        kernels::swiglu_forward(gpu, s, kept.gate_up.address(), a.hidden.address())?;
+        self.linear(
+            &name("mlp.w3"),
+            false,
+            s.rows(),
+            s.hidden,
+            c,
+            a.hidden.address(),
+            kept.h2.address(),
+        )
+    }
+}

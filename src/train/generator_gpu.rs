@@ -1,0 +1,208 @@
+//! The generator's stage with bf16 on a GPU: the whole step by kernels ([`super::gpu`]), read back only to log, save and sample.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+use candle_core::{Device, Storage, Tensor};
+use serde_json::{Map, Value, json};
+use tracing::info_span;
+
+use super::checkpoint::Contents;
+use super::figures::{Figures, round};
+use super::generator::{Asked, Parts, ask, picture};
+use super::gpu::{Examples, GpuTrainer};
+use super::latents::Latents;
+use super::lr::learning_rate;
+use super::optimizer::{FIRST, SECOND};
+use super::stage::{Step, Trained};
+use crate::config::{Config, HeadInit, TrainConfig};
+use crate::error::{Result, hinted};
+use crate::model::generator::Generator;
+use crate::model::tokenizer::Tokenizer;
+use crate::ops::cuda::Gpu;
+use crate::sample::Sampler;
+use crate::store::Scope;
+
+pub struct GpuGeneratorStage {
+    config: Config,
+    seed: u64,
+    device: Device,
+    latents: Latents,
+    /// Frozen.
+    tokenizer: Tokenizer,
+    trainer: GpuTrainer,
+    classes: usize,
+}
+
+impl GpuGeneratorStage {
+    /// Errors: the device is no GPU; sizes that the kernels do not serve, by name.
+    pub fn new(parts: Parts) -> Result<Self> {
+        let Parts {
+            config,
+            seed,
+            device,
+            latents,
+            tokenizer,
+            classes,
+        } = parts;
+        let gpu = Arc::new(Gpu::new(device.as_cuda_device()?)?);
+        let scope = Scope::init(seed, &Device::Cpu);
+        let generator = Generator::new(&config, classes, &scope)?;
+        if config.generator.head_init == HeadInit::Codebook {
+            let codebook = tokenizer
+                .quantizer
+                .codebook
+                .embedding
+                .to_device(&Device::Cpu)?;
+            generator.head_from_codebook(&codebook, config.generator.head_scale)?;
+        }
+        let quantizer = &tokenizer.quantizer;
+        let batch = config.train_gen.batch_size / config.train_gen.accumulate;
+        let mut trainer = GpuTrainer::new(
+            &gpu,
+            &config,
+            classes,
+            batch,
+            &quantizer.codebook,
+            &quantizer.schedule,
+            seed,
+        )?;
+        trainer.load(&scope.finish().tensors())?;
+        Ok(Self {
+            config,
+            seed,
+            device,
+            latents,
+            tokenizer,
+            trainer,
+            classes,
+        })
+    }
+}
+
+impl Step for GpuGeneratorStage {
+    /// The figures stay on the card until they are logged.
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
+        for micro in 0..config.accumulate {
+            let batch = self.latents.next(&self.tokenizer, &self.device)?;
+            let Asked { t, labels } = ask(&self.config, self.seed, self.classes, &batch);
+            let examples = Examples {
+                t: &t,
+                labels: &labels,
+                indices: &batch.indices,
+            };
+            let _span = info_span!("launch").entered();
+            let v = batch.v.contiguous()?;
+            self.trainer
+                .compute(address(&v)?, examples, micro == 0, config.accumulate)?;
+        }
+        self.trainer.update(learning_rate(config, step, steps))?;
+        Ok(Figures::default())
+    }
+}
+
+impl Trained for GpuGeneratorStage {
+    fn figures(&mut self) -> Result<Map<String, Value>> {
+        let (norm, _, skipped) = self.trainer.state()?;
+        if skipped >= self.config.train_gen.max_bad_steps {
+            return Err(hinted(
+                format!(
+                    "{skipped} steps in a row had gradients that are not finite: the run has diverged"
+                ),
+                "resume from its last checkpoint with a smaller lr or a longer warm-up",
+            ));
+        }
+        if skipped > 0 {
+            tracing::warn!("{skipped} steps in a row were skipped: their gradients are not finite");
+        }
+        let tally = self.trainer.take_tally()?;
+        let tokens: f64 = tally.iter().map(|t| t.tokens).sum();
+        let loss: f64 = tally.iter().map(|t| t.loss).sum();
+        let mean = |sum: f64, tokens: f64| match tokens > 0.0 {
+            true => json!(round(sum / tokens)),
+            false => Value::Null,
+        };
+        let mut line = Map::new();
+        line.insert(
+            "accuracy_t".into(),
+            tally.iter().map(|t| mean(t.hits, t.tokens)).collect(),
+        );
+        line.insert("grad_norm".into(), json!(round(norm)));
+        line.insert("loss".into(), mean(loss, tokens));
+        line.insert(
+            "loss_t".into(),
+            tally.iter().map(|t| mean(t.loss, t.tokens)).collect(),
+        );
+        Ok(line)
+    }
+
+    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
+        let [_, average, _, _] = self.trainer.contents()?;
+        let average = Generator::new(
+            &self.config,
+            self.classes,
+            &Scope::load(&average, &self.device),
+        )?;
+        let sampler = Sampler::new(&average, &self.tokenizer, &self.config, self.classes);
+        picture(
+            &sampler,
+            &self.config,
+            self.classes,
+            self.seed,
+            &folder.join(format!("step-{step:08}.png")),
+        )?;
+        Ok(Map::new())
+    }
+
+    fn contents(&self) -> Result<Contents> {
+        let [model, ema, first, second] = self.trainer.contents()?;
+        let named = |prefix: &'static str, tensors: BTreeMap<String, Tensor>| {
+            tensors
+                .into_iter()
+                .map(move |(name, tensor)| (format!("{prefix}{name}"), tensor))
+        };
+        let optimizer = named(FIRST, first).chain(named(SECOND, second)).collect();
+        Ok(Contents {
+            model,
+            ema,
+            optimizer,
+        })
+    }
+
+    fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
+        let moments = |prefix: &str| -> BTreeMap<String, Tensor> {
+            let own = |(name, tensor): (&String, &Tensor)| {
+                Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()))
+            };
+            contents.optimizer.iter().filter_map(own).collect()
+        };
+        let updates = counters.get("updates").copied().unwrap_or(0);
+        self.trainer.restore(
+            &contents.model,
+            &contents.ema,
+            &moments(FIRST),
+            &moments(SECOND),
+            updates,
+        )?;
+        Ok(())
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let updates = self.trainer.state().map_or(0, |(_, updates, _)| updates);
+        BTreeMap::from([("updates".to_string(), updates)])
+    }
+}
+
+/// Where a contiguous f32 tensor lies on the card.
+fn address(x: &Tensor) -> Result<u64> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cuda(cuda) = &*storage else {
+        return Err(hinted("the latents are not on the GPU", ""));
+    };
+    let slice = cuda.as_cuda_slice::<f32>()?;
+    let stream = x.device().as_cuda_device()?.cuda_stream();
+    let (pointer, _guard) = slice.device_ptr(&stream);
+    Ok(pointer + (layout.start_offset() * size_of::<f32>()) as u64)
+}

@@ -1,0 +1,207 @@
+//! The generator's whole step on a GPU: examples, forward, backward, update, without waiting for the host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use crate::config::{Config, TrainConfig};
+use crate::model::gpu::kernels::{self, Adam, CONTROL, Trained};
+use crate::model::gpu::{Activations, Network, Scratch};
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::quantize::Codebook;
+use crate::ops::quantize::Schedule;
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables};
+
+/// One generator in training, with its moments, its moving average and every buffer of a step.
+pub struct GpuTrainer {
+    network: Network,
+    activations: Activations,
+    scratch: Scratch,
+    gradients: Buffer<f32>,
+    first: Buffer<f32>,
+    second: Buffer<f32>,
+    average: Buffer<f32>,
+    control: Buffer<f32>,
+    partials: Buffer<f32>,
+    tables: Tables,
+    indices: Buffer<u64>,
+    adam: Adam,
+    seed: u64,
+    side: usize,
+}
+
+/// A micro-batch on the host: t in 1..T, labels with some replaced by the empty one, running numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Examples<'a> {
+    pub t: &'a [u32],
+    pub labels: &'a [u32],
+    pub indices: &'a [u64],
+}
+
+impl GpuTrainer {
+    /// Buffers for micro-batches of `batch` images; parameters are zeros until they are loaded.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        config: &Config,
+        classes: usize,
+        batch: usize,
+        codebook: &Codebook,
+        schedule: &Schedule,
+        seed: u64,
+    ) -> Result<Self> {
+        let network = Network::new(gpu.clone(), config, classes, batch)?;
+        let train: &TrainConfig = &config.train_gen;
+        let (s, len) = (&network.sizes, network.flat.len);
+        let zeros = || Buffer::<f32>::zeros(gpu, len);
+        let mut control = vec![0f32; CONTROL];
+        control[1] = train.clip as f32;
+        control[2] = train.ema_decay as f32;
+        Ok(Self {
+            activations: Activations::new(gpu, s, true)?,
+            scratch: Scratch::new(gpu, s)?,
+            gradients: zeros()?,
+            first: zeros()?,
+            second: zeros()?,
+            average: zeros()?,
+            control: Buffer::from_host(gpu, &control)?,
+            partials: Buffer::zeros(gpu, 1024)?,
+            tables: Tables::new(gpu, codebook, schedule)?,
+            indices: Buffer::zeros(gpu, batch)?,
+            adam: Adam {
+                beta1: train.betas.0 as f32,
+                beta2: train.betas.1 as f32,
+                eps: 1e-8,
+                weight_decay: train.weight_decay as f32,
+            },
+            seed,
+            side: s.tokens.isqrt(),
+            network,
+        })
+    }
+
+    /// Adds the gradient of a micro-batch of latents f32 [B,N,d] (an address), weighted `1/micro_batches`; the first of a step starts anew.
+    pub fn compute(
+        &mut self,
+        latents: u64,
+        examples: Examples,
+        first: bool,
+        micro_batches: usize,
+    ) -> Result<()> {
+        let (gpu, s) = (self.network.gpu.clone(), self.network.sizes);
+        self.activations.t.write(examples.t)?;
+        self.activations.labels.write(examples.labels)?;
+        self.indices.write(examples.indices)?;
+        let a = &self.activations;
+        let to = ExamplesAt {
+            noise: a.noise.address(),
+            sum: a.sum.address(),
+            codes: a.codes.address(),
+        };
+        let noise = NoiseAt::Drawn {
+            seed: self.seed,
+            indices: self.indices.address(),
+        };
+        let map = [s.batch, self.side, self.side];
+        self.tables
+            .until(&gpu, latents, map, noise, a.t.address(), to)?;
+        self.network.forward(a)?;
+        let weight = 1.0 / micro_batches as f32;
+        self.network
+            .backward(a, &self.scratch, &self.gradients, weight, !first)
+    }
+
+    /// One update from the gradients of the step; a step whose gradients are not finite changes nothing, and is counted on the card.
+    pub fn update(&mut self, lr: f64) -> Result<()> {
+        self.control.write(&[lr as f32])?;
+        let (n, flat) = (&self.network, &self.network.flat);
+        let at = Trained {
+            gradients: self.gradients.address(),
+            parameters: n.parameters.address(),
+            first: self.first.address(),
+            second: self.second.address(),
+            average: self.average.address(),
+            half: n.half.address(),
+        };
+        let counts = [flat.decayed, flat.len];
+        kernels::adamw(
+            &n.gpu,
+            &at,
+            &self.adam,
+            counts,
+            self.partials.address(),
+            self.control.address(),
+        )
+    }
+
+    /// Tokens, loss and hits of each t since the last call; waits for the card.
+    pub fn take_tally(&mut self) -> Result<Vec<Tally>> {
+        let tally = self.activations.tally.read()?;
+        self.activations.tally.write(&vec![0f32; tally.len()])?;
+        let row = |row: &[f32]| Tally {
+            tokens: row[0].into(),
+            loss: row[1].into(),
+            hits: row[2].into(),
+        };
+        Ok(tally.chunks_exact(3).map(row).collect())
+    }
+
+    /// The gradient's norm before clipping in the last step, updates made, and steps left out in a row; waits for the card.
+    pub fn state(&self) -> Result<(f64, u64, u64)> {
+        let control = self.control.read()?;
+        Ok((
+            f64::from(control[3]).sqrt(),
+            control[4] as u64,
+            control[5] as u64,
+        ))
+    }
+
+    /// Sets the parameters, the average to the same, and fresh moments.
+    pub fn load(&mut self, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
+        let fresh = BTreeMap::new();
+        self.restore(parameters, parameters, &fresh, &fresh, 0)
+    }
+
+    /// Sets everything that an update changes; no moments are zeros.
+    pub fn restore(
+        &mut self,
+        parameters: &BTreeMap<String, Tensor>,
+        average: &BTreeMap<String, Tensor>,
+        first: &BTreeMap<String, Tensor>,
+        second: &BTreeMap<String, Tensor>,
+        updates: u64,
+    ) -> Result<()> {
+        self.network.load(parameters)?;
+        let flat = self.network.flat.clone();
+        self.average.write(&flat.gather(average)?)?;
+        for (to, from) in [(&mut self.first, first), (&mut self.second, second)] {
+            match from.is_empty() {
+                true => to.write(&vec![0f32; flat.len])?,
+                false => to.write(&flat.gather(from)?)?,
+            }
+        }
+        let mut control = self.control.read()?;
+        control[4] = updates as f32;
+        self.control.write(&control)
+    }
+
+    /// Parameters, average, first and second moments by name, on the CPU; waits for the card.
+    pub fn contents(&self) -> Result<[BTreeMap<String, Tensor>; 4]> {
+        let flat = &self.network.flat;
+        let by_name = |buffer: &Buffer<f32>| flat.scatter(&buffer.read()?);
+        Ok([
+            by_name(&self.network.parameters)?,
+            by_name(&self.average)?,
+            by_name(&self.first)?,
+            by_name(&self.second)?,
+        ])
+    }
+}
+
+/// What was seen of one t.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tally {
+    pub tokens: f64,
+    pub loss: f64,
+    pub hits: f64,
+}
