@@ -3,11 +3,13 @@
 //! Raw flags end here. A subcommand is a module with `Args` (clap), whose doc comment is its help, and
 //! `run(&Args, &Context) -> Result<()>`; it is named once as a `mod` and once in `subcommands!`.
 
+pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod decode;
 pub mod demo;
 pub mod device;
+pub mod doctor;
 pub mod encode;
 pub mod export;
 mod inputs;
@@ -63,6 +65,8 @@ subcommands! {
     Decode => decode,
     Export => export,
     Inspect => inspect,
+    Bench => bench,
+    Doctor => doctor,
     Completions => completions,
 }
 

@@ -1,0 +1,227 @@
+//! `rdpm bench`: how fast the generator trains on this machine, with the work's FLOP.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use super::Context;
+use crate::config::Config;
+use crate::error::Result;
+use crate::model::generator::{Generator, swiglu_width, width};
+use crate::rng::{Purpose, normal};
+use crate::store::{Params, Scope};
+
+/// Time the generator's training step with random weights and latents
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Blocks of the generator; its width is 64 times that
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=32))]
+    depth: u16,
+    /// Images a step
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
+    /// Side of the latent map; 16 makes 256 tokens
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    side: u16,
+    /// Steps timed, after five that warm up
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Print a JSON line
+    #[arg(long)]
+    json: bool,
+}
+
+const WARM_UP: u32 = 5;
+const CLASSES: usize = 1000;
+
+/// Milliseconds a step, its loss a token at the end, and where it ran.
+struct Timing {
+    milliseconds: Vec<f64>,
+    loss: f64,
+    device: String,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let config = config(args);
+    let device = context.device()?;
+    let timing = match &device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => on_gpu(args, &config, cuda)?,
+        _ => on_cpu(args, &config, context)?,
+    };
+    let mut sorted = timing.milliseconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let images = f64::from(args.batch_size) / median * 1e3;
+    let teraflops = 3.0 * flop(&config, args) * f64::from(args.batch_size) / median / 1e9;
+    let (tokens, least, most) = (
+        u32::from(args.side).pow(2),
+        sorted[0],
+        sorted[sorted.len() - 1],
+    );
+    if args.json {
+        let line = json!({
+            "work": "train-gen step", "depth": args.depth, "batch_size": args.batch_size, "tokens": tokens,
+            "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
+            "teraflop_per_second": teraflops, "loss": timing.loss, "device": timing.device,
+        });
+        return super::print(&format!("{line}\n"));
+    }
+    super::print(&format!(
+        "train-gen step, depth {}, {} images of {tokens} tokens, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
+         {images:.0} images/s, {teraflops:.1} TFLOP/s\n",
+        args.depth, args.batch_size, timing.device
+    ))
+}
+
+fn config(args: &Args) -> Config {
+    let mut config = Config::default();
+    let halvings = config.tokenizer.ch_mult.len() as u32 - 1;
+    config.data.image_size = usize::from(args.side) << halvings;
+    config.generator.depth = args.depth.into();
+    config
+}
+
+/// FLOP of a forward pass an image, a multiply-add counted as two; a training step takes three times that.
+fn flop(config: &Config, args: &Args) -> f64 {
+    let c = width(&config.generator) as f64;
+    let (n, f) = (
+        f64::from(args.side).powi(2),
+        swiglu_width(c as usize) as f64,
+    );
+    let block = 2.0 * n * (4.0 * c * c + 3.0 * c * f) + 4.0 * n * n * c + 12.0 * c * c;
+    config.generator.depth as f64 * block + 2.0 * n * c * config.quantizer.codebook_size as f64
+}
+
+/// A generator whose zeros are small random numbers: a product with zeros can be faster than with anything else.
+fn generator(config: &Config) -> Result<(Generator, Params)> {
+    let scope = Scope::init(1, &Device::Cpu);
+    let generator = Generator::new(config, CLASSES, &scope)?;
+    let params = scope.finish();
+    for (i, (_, var)) in params.iter().enumerate() {
+        if var.as_tensor().abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
+            let values = normal(2, Purpose::Init, &[i as u64], 0, var.dims(), &Device::Cpu)?;
+            var.set(&(values.squeeze(0)? * 0.02)?)?;
+        }
+    }
+    Ok((generator, params))
+}
+
+/// t, labels and running numbers of a step, without chance.
+fn examples(args: &Args, config: &Config, step: u32) -> (Vec<u32>, Vec<u32>, Vec<u64>) {
+    let (b, t) = (args.batch_size, config.quantizer.steps as u32);
+    let first = u64::from(step) * u64::from(b);
+    (
+        (0..b).map(|i| 1 + (i + step) % t).collect(),
+        (0..b)
+            .map(|i| (i * 37 + step) % (CLASSES as u32 + 1))
+            .collect(),
+        (0..u64::from(b)).map(|i| first + i).collect(),
+    )
+}
+
+fn random(seed: u64, images: u32, map: &[usize]) -> Result<Tensor> {
+    let indices: Vec<u64> = (0..images.into()).collect();
+    Ok(normal(
+        seed,
+        Purpose::Noise,
+        &indices,
+        1,
+        map,
+        &Device::Cpu,
+    )?)
+}
+
+fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
+    use crate::ops::cross_entropy;
+    use crate::train::grads::gradients;
+    use crate::train::optimizer::Optimizer;
+
+    let (model, params) = generator(config)?;
+    let mut optimizer = Optimizer::new(params, &config.train_gen, true)?;
+    let side = usize::from(args.side);
+    let map = [side, side, config.tokenizer.embed_dim];
+    let (noise, sum) = (
+        random(3, args.batch_size, &map)?,
+        random(4, args.batch_size, &map)?,
+    );
+    let codes: Vec<u32> = (0..args.batch_size * (side * side) as u32)
+        .map(|i| i * 2654435 % config.quantizer.codebook_size as u32)
+        .collect();
+    let codes = Tensor::new(codes, &Device::Cpu)?;
+    let (mut milliseconds, mut loss) = (Vec::new(), 0.0);
+    for step in 0..WARM_UP + args.steps {
+        let (t, labels, _) = examples(args, config, step);
+        let begin = Instant::now();
+        let condition = model.condition(
+            &Tensor::new(labels, &Device::Cpu)?,
+            &Tensor::new(t, &Device::Cpu)?,
+        )?;
+        let logits = model.forward(&noise, &sum, &condition)?.flatten_to(1)?;
+        let mean = cross_entropy(&logits, &codes)?.loss.mean_all()?;
+        let gradients = gradients(&mean, &optimizer.params)?;
+        optimizer.update(&gradients, 1e-4, 1.0)?;
+        loss = f64::from(mean.to_scalar::<f32>()?);
+        milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    milliseconds.drain(..WARM_UP as usize);
+    let device = format!("{} CPU threads", context.threads);
+    Ok(Timing {
+        milliseconds,
+        loss,
+        device,
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Result<Timing> {
+    use crate::model::schedule::Schedule;
+    use crate::ops::cuda::{Buffer, Gpu};
+    use crate::ops::quantize::Codebook;
+    use crate::train::gpu::{Examples, GpuTrainer};
+    use std::sync::Arc;
+
+    let gpu = Arc::new(Gpu::new(cuda)?);
+    let (_, params) = generator(config)?;
+    let (d, k) = (config.tokenizer.embed_dim, config.quantizer.codebook_size);
+    let small = |seed, shape: &[usize], std: f64| -> Result<Tensor> {
+        Ok((normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)? * std)?)
+    };
+    let codebook = Codebook {
+        embedding: small(5, &[k, d], config.quantizer.init_std)?,
+        bias: Some((small(6, &[d, d, 3, 3], 0.02)?, small(7, &[d], 0.02)?)),
+    };
+    let schedule = Schedule::new(&config.schedule, config.quantizer.steps);
+    let batch = args.batch_size as usize;
+    let mut trainer = GpuTrainer::new(&gpu, config, CLASSES, batch, &codebook, &schedule, 7)?;
+    trainer.load(&params.tensors())?;
+    let side = usize::from(args.side);
+    let latents = random(4, args.batch_size, &[side, side, d])?;
+    let latents = Buffer::from_host(&gpu, &latents.flatten_all()?.to_vec1::<f32>()?)?;
+    let mut milliseconds = Vec::new();
+    for step in 0..WARM_UP + args.steps {
+        let (t, labels, indices) = examples(args, config, step);
+        gpu.synchronize()?;
+        let begin = Instant::now();
+        let examples = Examples {
+            t: &t,
+            labels: &labels,
+            indices: &indices,
+        };
+        trainer.compute(latents.address(), examples, true, 1)?;
+        trainer.update(1e-4)?;
+        gpu.synchronize()?;
+        milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    milliseconds.drain(..WARM_UP as usize);
+    let tally = trainer.take_tally()?;
+    let (tokens, loss) = tally
+        .iter()
+        .fold((0.0, 0.0), |(n, sum), t| (n + t.tokens, sum + t.loss));
+    Ok(Timing {
+        milliseconds,
+        loss: loss / tokens,
+        device: gpu.description()?,
+    })
+}
