@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::ops::{self, Padding};
-use crate::store::Scope;
+use crate::store::{Init, Scope};
 
 /// VGG16's widths at the five resolutions.
 pub const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
@@ -98,9 +98,7 @@ impl Lpips {
         let (fx, fy) = (self.features(x)?, self.features(y)?);
         let mut total = Tensor::zeros((), DType::F32, x.device())?;
         for ((a, b), head) in fx.iter().zip(&fy).zip(&self.heads) {
-            let square = (normalize(a)? - normalize(b)?)?.sqr()?;
-            let positions = (a.elem_count() / head.elem_count()) as f64;
-            total = (total + (square.broadcast_mul(head)?.sum_all()? / positions)?)?;
+            total = (total + ops::feature_distance(a, b, head)?)?;
         }
         Ok(total)
     }
@@ -115,15 +113,6 @@ impl Lpips {
 
 fn frozen(scope: &Scope, name: &str, shape: &[usize]) -> Result<Tensor> {
     // A given tensor is never drawn, so that the initial value does not matter.
-    let tensor = scope.get(name, shape, crate::store::Init::Zeros)?;
+    let tensor = scope.get(name, shape, Init::Zeros)?;
     tensor.to_dtype(DType::F32)
-}
-
-/// f / (‖f‖ + 1e-10) over C; where ‖f‖ is 0 the value is 0 and so is the gradient (PyTorch's is NaN there).
-fn normalize(f: &Tensor) -> Result<Tensor> {
-    let square = f.sqr()?.sum_keepdim(3)?;
-    let alive = square.gt(0f64)?;
-    let safe = alive.where_cond(&square, &square.ones_like()?)?;
-    let inverse = ((safe.sqrt()? + 1e-10)?.recip()? * alive.to_dtype(f.dtype())?)?;
-    f.broadcast_mul(&inverse)
 }

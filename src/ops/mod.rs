@@ -23,6 +23,7 @@ pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod feature_distance;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
@@ -45,6 +46,7 @@ pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use conv2d::{conv2d, conv2d_weight_grad};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
+pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
