@@ -158,17 +158,21 @@ def lpips_genuine(out, folder):
     heads = load_file(folder / "lpips_vgg_lin.safetensors")
     model = ref.LPIPS([heads[f"lin{i}.model.1.weight"].float() for i in range(5)])
     model.net.load_torchvision({k: v.float() for k, v in load_file(folder / "vgg16_features_f16.safetensors").items()})
-    torch.manual_seed(4)
+    torch.manual_seed(13)
     x = F.interpolate(images(2, 5, 7), size=(48, 40), mode="bicubic").clamp(-1, 1)
     y = (x + 0.2 * torch.randn_like(x)).clamp(-1, 1)
-    save(out, "lpips_genuine", lpips_case(model, x, y))
+    case = lpips_case(model, x, y)
+    exact = lpips_case(model.double(), x.double().detach(), y.double())["grad"]
+    # With other images one value beside 0 or beside a pool's largest falls to the other side in f32, which moves the gradient by 1e-3.
+    assert (case["grad"] - exact).norm() < 3e-6 * exact.norm(), "choose another seed"
+    save(out, "lpips_genuine", case)
 
 
 # ---------------------------------------------------------------- generator
 def make_generator(**kw):
-    """Three by three tokens of an image of 12 pixels at f4."""
+    """Three by three tokens of an image of 24 pixels at f8."""
     small = dict(depth=2, d=5, K=37, T=4, classes=3, tokens=9, width=24, heads=2) | kw
-    config = dict(data=dict(image_size=12), tokenizer=dict(ch_mult=[1, 1, 1], embed_dim=small["d"]), quantizer=dict(codebook_size=small["K"], steps=small["T"]),
+    config = dict(data=dict(image_size=24), tokenizer=dict(ch_mult=[1, 1, 1, 1], embed_dim=small["d"]), quantizer=dict(codebook_size=small["K"], steps=small["T"]),
                   generator=dict(depth=small["depth"], width=small["width"], heads=small["heads"], mix_dim=small.get("mix_dim"), pos_embed=small.get("pos", 0.0),
                                  rope=small.get("rope", "1d"), rope_base=small.get("rope_base", 10000.0), classes=small["classes"]))
     config["generator"] = {k: v for k, v in config["generator"].items() if v is not None}

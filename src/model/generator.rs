@@ -6,8 +6,7 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 
 use super::layers::Linear;
 use super::pseudo_inverse::pseudo_inverse;
-use super::tokenizer::latent_side;
-use crate::config::{Config, GeneratorConfig, Rope};
+use crate::config::{Config, Rope};
 use crate::ops::{self, RopeKind, RopeTable};
 use crate::store::{Init, Scope};
 
@@ -34,9 +33,9 @@ impl Generator {
     /// `classes` without the empty condition, which is label number `classes`.
     pub fn new(config: &Config, classes: usize, scope: &Scope) -> Result<Self> {
         let (generator, d) = (&config.generator, config.tokenizer.embed_dim);
-        let (c, heads) = (width(generator), heads(generator));
-        let mix = generator.mix_dim.unwrap_or(d);
-        let side = latent_side(config.data.image_size, &config.tokenizer);
+        let (c, heads) = (generator.width(), generator.heads());
+        let mix = generator.mix_dim(d);
+        let side = config.grid();
         let kind = match generator.rope {
             Rope::OneD => RopeKind::OneD,
             Rope::TwoD => RopeKind::TwoD,
@@ -53,7 +52,7 @@ impl Generator {
             x_embedder: Linear::new(mix, c, xavier, &scope.push("x_embedder"))?,
             pos_embed: match generator.pos_embed {
                 0.0 => None,
-                std => Some(scope.get("pos_embed", (1, side * side, c), normal(std))?),
+                std => Some(scope.get("pos_embed", (1, config.tokens(), c), normal(std))?),
             },
             y_embedder: scope.push("y_embedder").get(
                 "weight",
@@ -129,16 +128,6 @@ fn set(parameter: &Tensor, value: &Tensor) -> Result<()> {
         bail!("only fresh parameters can start from the codebook");
     }
     Var::from_tensor(parameter)?.set(value)
-}
-
-/// C: 64·depth where it is not given.
-pub fn width(config: &GeneratorConfig) -> usize {
-    config.width.unwrap_or(64 * config.depth)
-}
-
-/// Attention heads: depth where they are not given.
-pub fn heads(config: &GeneratorConfig) -> usize {
-    config.heads.unwrap_or(config.depth)
 }
 
 /// 8C/3 to the nearest multiple of 32: the width that meets Table 1's 133 / 310 / 602 M.

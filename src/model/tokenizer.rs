@@ -8,7 +8,7 @@ use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::layers::Conv2d;
 use super::quantizer::Quantizer;
-use crate::config::{Config, TokenizerConfig};
+use crate::config::Config;
 use crate::ops;
 use crate::store::{Init, Scope};
 
@@ -79,11 +79,6 @@ impl Tokenizer {
 /// v + (z'_T − v).detach(): the decoder sees z'_T, the gradient passes to v unchanged.
 pub fn straight_through(v: &Tensor, sum: &Tensor) -> Result<Tensor> {
     v + (sum - v)?.detach()
-}
-
-/// Height and width of the square latent map.
-pub fn latent_side(image_size: usize, config: &TokenizerConfig) -> usize {
-    image_size / config.patch / (1 << (config.ch_mult.len() - 1))
 }
 
 /// [B,H,W,C] → [B,H/p,W/p,C·p²], channels in `pixel_unshuffle`'s order (c, row, column).

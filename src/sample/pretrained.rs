@@ -8,7 +8,6 @@ use super::sampler::Sampler;
 use crate::config::Config;
 use crate::data::Classes;
 use crate::error::{Context, Result, hinted};
-use crate::model::tokenizer::latent_side;
 use crate::model::{Generator, Tokenizer};
 use crate::store::Scope;
 use crate::store::bundle::{Bundle, Tensors};
@@ -70,7 +69,7 @@ impl Pretrained {
 
     /// Height and width of the latents.
     pub fn side(&self) -> usize {
-        latent_side(self.config.data.image_size, &self.config.tokenizer)
+        self.config.grid()
     }
 
     /// What ties codes to this tokenizer.

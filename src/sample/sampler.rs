@@ -10,7 +10,7 @@ use super::choose::{Choice, choose};
 use crate::config::{CfgSchedule, Config, SampleConfig};
 use crate::error::Result;
 use crate::model::generator::Generator;
-use crate::model::tokenizer::{Tokenizer, latent_side};
+use crate::model::tokenizer::Tokenizer;
 use crate::ops::Noise;
 use crate::rng::{Purpose, uniform};
 
@@ -111,7 +111,7 @@ impl<'a> Sampler<'a> {
         Self {
             generator,
             tokenizer,
-            side: latent_side(config.data.image_size, &config.tokenizer),
+            side: config.grid(),
             classes,
         }
     }

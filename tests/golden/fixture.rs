@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
+use rdpm::config::Config;
 use rdpm::error::Result;
 use rdpm::store::{Params, Scope};
 use serde::de::DeserializeOwned;
@@ -35,6 +36,11 @@ impl Golden {
 
     pub fn metadata<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
         Ok(serde_json::from_str(&self.metadata[key])?)
+    }
+
+    /// The defaults, with what the file says about them.
+    pub fn config(&self) -> Result<Config> {
+        Config::from_json(&self.metadata["config"])
     }
 
     /// As on disk.

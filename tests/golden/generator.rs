@@ -1,6 +1,5 @@
 //! The generator: condition, logits, gradients, the head from a codebook.
 
-use rdpm::config::Config;
 use rdpm::error::Result;
 use rdpm::model::Generator;
 use rdpm::ops::cross_entropy;
@@ -9,7 +8,7 @@ use rdpm::store::Params;
 use crate::fixture::Golden;
 
 pub fn build(golden: &Golden) -> Result<(Generator, Params)> {
-    let config: Config = golden.metadata("config")?;
+    let config = golden.config()?;
     let classes = config.generator.classes.expect("the file says it");
     golden.build(|scope| Generator::new(&config, classes, scope))
 }

@@ -1,7 +1,7 @@
 //! Ten steps of recurrent quantization at odd sizes, for every schedule, with and without the shared convolution.
 
 use candle_core::{Device, Tensor};
-use rdpm::config::{Config, Reduction, ScheduleKind};
+use rdpm::config::{Reduction, ScheduleKind};
 use rdpm::error::Result;
 use rdpm::model::Quantizer;
 use rdpm::ops::quantize::{Noise, quantization_loss};
@@ -11,7 +11,7 @@ use crate::fixture::Golden;
 
 fn for_each(f: impl Fn(&Golden, &str, &Quantizer) -> Result<()>) -> Result<()> {
     let golden = Golden::open("quantizer")?;
-    let mut config: Config = golden.metadata("config")?;
+    let mut config = golden.config()?;
     let kinds = [
         (ScheduleKind::Pow, "pow"),
         (ScheduleKind::Linear, "linear"),

@@ -15,7 +15,7 @@ const FILES: [&str; 2] = ["tokenizer", "tokenizer_patch"];
 fn for_each(f: impl Fn(&Golden, &Config) -> Result<()>) -> Result<()> {
     FILES.iter().try_for_each(|name| {
         let golden = Golden::open(name)?;
-        f(&golden, &golden.metadata("config")?)
+        f(&golden, &golden.config()?)
     })
 }
 
