@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Context;
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::generator::{Generator, swiglu_width, width};
+use crate::model::generator::{Generator, swiglu_width};
 use crate::rng::{Purpose, normal};
 use crate::store::{Params, Scope};
 
@@ -85,7 +85,7 @@ fn config(args: &Args) -> Config {
 
 /// FLOP of a forward pass an image, a multiply-add counted as two; a training step takes three times that.
 fn flop(config: &Config, args: &Args) -> f64 {
-    let c = width(&config.generator) as f64;
+    let c = config.generator.width() as f64;
     let (n, f) = (
         f64::from(args.side).powi(2),
         swiglu_width(c as usize) as f64,
