@@ -11,7 +11,6 @@ use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
 use crate::model::generator::{Generator, heads, swiglu_width, width};
-use crate::model::tokenizer::latent_side;
 use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
 use crate::ops::{RopeKind, RopeTable};
 use crate::store::Scope;
@@ -45,7 +44,7 @@ impl Network {
     ///
     /// Errors: sizes that the kernels do not serve, by name.
     pub fn new(gpu: Arc<Gpu>, config: &Config, classes: usize, batch: usize) -> Result<Self> {
-        let side = latent_side(config.data.image_size, &config.tokenizer);
+        let side = config.grid();
         let generator = &config.generator;
         let (width, heads) = (width(generator), heads(generator));
         let sizes = Sizes {
