@@ -10,7 +10,7 @@ use super::activations::{Activations, Kept};
 use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
-use crate::model::generator::{Generator, heads, swiglu_width, width};
+use crate::model::generator::{Generator, swiglu_width};
 use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
 use crate::ops::{RopeKind, RopeTable};
 use crate::store::Scope;
@@ -46,7 +46,7 @@ impl Network {
     pub fn new(gpu: Arc<Gpu>, config: &Config, classes: usize, batch: usize) -> Result<Self> {
         let side = config.grid();
         let generator = &config.generator;
-        let (width, heads) = (width(generator), heads(generator));
+        let (width, heads) = (generator.width(), generator.heads());
         let sizes = Sizes {
             batch,
             tokens: side * side,
