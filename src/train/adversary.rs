@@ -9,7 +9,7 @@ use super::checkpoint::Tensors;
 use super::figures::Figures;
 use super::grads::{self, Gradients, gradients};
 use super::optimizer::Optimizer;
-use super::reduce::Reduce;
+use super::reduce;
 use crate::config::{LossConfig, TrainConfig};
 use crate::error::Result;
 use crate::model::discriminator::{Discriminator, Statistics, WIDTH};
@@ -27,7 +27,6 @@ pub struct Adversary {
     /// BatchNorm's running statistics.
     buffers: Params,
     lr: f64,
-    reduce: Reduce,
 }
 
 /// What its update needs of a micro-batch.
@@ -59,7 +58,6 @@ impl Adversary {
             optimizer: Optimizer::new(params, &config, false)?,
             buffers,
             lr: loss.disc_lr,
-            reduce: Reduce,
         })
     }
 
@@ -107,13 +105,14 @@ impl Adversary {
                 self.model.keep(&self.reduced(statistics)?)?;
             }
         }
+        let sum = reduce::gradients(sum)?;
         self.optimizer.update(&sum, self.lr, scale)
     }
 
     fn reduced(&self, statistics: Statistics) -> Result<Statistics> {
         statistics
             .into_iter()
-            .map(|(mean, var)| Ok((self.reduce.mean(mean)?, self.reduce.mean(var)?)))
+            .map(|(mean, var)| Ok((reduce::mean(mean)?, reduce::mean(var)?)))
             .collect()
     }
 

@@ -12,6 +12,7 @@ use super::figures::{Figures, round};
 use super::grads::{self, Gradients};
 use super::interrupt::Interrupt;
 use super::lr::learning_rate;
+use super::reduce;
 use crate::config::TrainConfig;
 use crate::error::{Result, hinted, interrupted};
 use crate::ops::global_norm;

@@ -76,7 +76,7 @@ fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
             usage(
                 format!("the perceptual loss needs {what}"),
                 format!(
-                    "{option} FILE takes it, and the README's section on weights says where it comes from; \
+                    "scripts/weights.sh fetches it (README: Weights), {option} FILE takes it; \
                      --set loss.perceptual=none trains without"
                 ),
             )

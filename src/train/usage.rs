@@ -16,15 +16,11 @@ impl Usage {
         }
     }
 
-    /// Counts codes u32 [T,B,h,w].
-    pub fn add(&mut self, codes: &Tensor) -> Result<()> {
-        let rows = codes.flatten_from(1)?.to_device(&Device::Cpu)?;
-        for (counts, row) in self.counts.iter_mut().zip(rows.to_vec2::<u32>()?) {
-            for code in row {
-                counts[code as usize] += 1;
-            }
+    /// Adds what [`choices`] counted.
+    pub fn add(&mut self, choices: &[Vec<u64>]) {
+        for (counts, more) in self.counts.iter_mut().zip(choices) {
+            counts.iter_mut().zip(more).for_each(|(n, m)| *n += m);
         }
-        Ok(())
     }
 
     /// Codes chosen at least once, a timestep.
@@ -70,6 +66,22 @@ impl Usage {
     }
 }
 
+/// How often each of `size` codes was chosen at each t, [T][K], in maps u32 [T,B,h,w].
+pub fn choices<'a>(
+    maps: impl IntoIterator<Item = &'a Tensor>,
+    steps: usize,
+    size: usize,
+) -> Result<Vec<Vec<u64>>> {
+    let mut counts = vec![vec![0; size]; steps];
+    for codes in maps {
+        let rows = codes.flatten_from(1)?.to_vec2::<u32>()?;
+        for (counts, row) in counts.iter_mut().zip(rows) {
+            row.into_iter().for_each(|code| counts[code as usize] += 1);
+        }
+    }
+    Ok(counts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,7 +90,7 @@ mod tests {
     fn one_code_has_perplexity_one_and_all_alike_have_all() -> Result<()> {
         let mut usage = Usage::new(2, 4);
         let codes = Tensor::new(&[[[[2u32, 2, 2, 2]]], [[[0, 1, 2, 3]]]], &Device::Cpu)?;
-        usage.add(&codes)?;
+        usage.add(&choices([&codes], 2, 4)?);
         assert_eq!(usage.used(), [1, 4]);
         let perplexity = usage.perplexity();
         assert!((perplexity[0] - 1.0).abs() < 1e-12 && (perplexity[1] - 4.0).abs() < 1e-12);

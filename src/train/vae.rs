@@ -19,10 +19,10 @@ use super::figures::{Figures, round};
 use super::grads::{self, Gradients, gradients, seed};
 use super::lr::ramp;
 use super::optimizer::Optimizer;
-use super::reduce::Reduce;
+use super::reduce;
 use super::stage::{Micro, Stage, Trained, Update};
 use super::start_vae::set_what_fits;
-use super::usage::Usage;
+use super::usage::{Usage, choices};
 use super::validation::Validation;
 use crate::config::Config;
 use crate::data::loader::{Batch, Loader};
@@ -53,7 +53,6 @@ pub struct VaeStage {
     validation: Validation,
     usage: Usage,
     dead_codes: DeadCodes,
-    reduce: Reduce,
 }
 
 /// What an update needs of a micro-batch beside the gradients.
@@ -95,7 +94,6 @@ impl VaeStage {
             validation: Validation::new(parts.validation.to_device(&device)?, seed)?,
             loader: parts.loader,
             lpips: parts.lpips,
-            reduce: Reduce,
             config,
             seed,
             device,
@@ -145,7 +143,7 @@ impl VaeStage {
         let (loss, gradient) = adversary.image_gradient(o)?;
         let at_weight = |gradient: &Tensor| -> Result<f64> {
             let gradient = self.tokenizer.last_layer_grad(features, gradient)?;
-            Ok(global_norm([&self.reduce.mean(gradient)?])?)
+            Ok(global_norm([&reduce::mean(gradient)?])?)
         };
         let lambda = adaptive_weight(at_weight(reconstruction)?, at_weight(&gradient)?);
         let config = &self.config.loss;
@@ -156,10 +154,14 @@ impl VaeStage {
     }
 
     /// Counts the step's choices and, when it is time, restarts what is hardly chosen.
-    fn restart_dead_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<Figures> {
-        let (mut figures, done) = (Figures::default(), update.step + 1);
-        self.dead_codes.count(quantized.iter().map(|q| &q.codes))?;
+    fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<Figures> {
         let config = &self.config.quantizer;
+        let codes = quantized.iter().map(|q| &q.codes);
+        let choices = choices(codes, config.steps, config.codebook_size)?;
+        let choices = reduce::counts(choices)?;
+        self.usage.add(&choices);
+        self.dead_codes.count(&choices);
+        let (mut figures, done) = (Figures::default(), update.step + 1);
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
             && (done as f64) < RESTARTS * update.steps as f64;
@@ -243,14 +245,13 @@ impl Stage for VaeStage {
         self.optimizer.update(gradients, update.lr, update.scale)?;
         let (mut quantized, mut judged) = (Vec::new(), Vec::new());
         for rest in rest {
-            self.usage.add(&rest.quantized.codes)?;
             quantized.push(rest.quantized);
             judged.extend(rest.judged);
         }
         if let Some(adversary) = &mut self.adversary {
             adversary.update(judged)?;
         }
-        self.restart_dead_codes(&quantized, update)
+        self.count_codes(&quantized, update)
     }
 }
 

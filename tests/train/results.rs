@@ -179,3 +179,42 @@ fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
         assert!(!lab.path("none").exists());
     }
 }
+
+#[test]
+fn a_tokenizer_starts_from_what_fits_of_a_file() {
+    let lab = Lab::new();
+    lab.train(VAE, "first", &["--steps", "2"]);
+    let file = "first/checkpoints/step-00000002/model.safetensors";
+    let sets = [
+        "--steps",
+        "1",
+        "--set",
+        "quantizer.codebook_size=8",
+        "--set",
+        "train_vae.lr=1e-9",
+    ];
+    let output = lab.output(&lab.start(VAE, "second", &[&sets[..], &["--init", file]].concat()));
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("fresh: quantize.embedding.weight ([8, 4], the file has [24, 4])"),
+        "{told}"
+    );
+    assert_eq!(told.matches("fresh:").count(), 1, "{told}");
+    let read = |name: &str| {
+        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
+    };
+    let (from, to) = (
+        read(file),
+        read("second/checkpoints/step-00000000/ema.safetensors"),
+    );
+    let name = "encoder.conv_in.weight";
+    let values = |t: &Tensor| {
+        t.flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .expect("values")
+    };
+    assert_eq!(values(&from[name]), values(&to[name]));
+    let output = lab.output(&lab.start(VAE, "fourth", &["--init", "tiny.toml"]));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+}
