@@ -85,6 +85,7 @@ impl<S: Stage> Step for S {
             figures.merge(&micro.figures);
             rest.push(micro.rest);
         }
+        let sum = reduce::gradients(sum)?;
         let norm = global_norm(sum.values())? / config.accumulate as f64;
         figures.add("grad_norm", norm);
         if figures.first_bad().is_none() {
