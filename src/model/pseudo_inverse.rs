@@ -32,8 +32,8 @@ fn cholesky(mut a: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>> {
     for j in 0..a.len() {
         let diagonal = a[j][j];
         let pivot = diagonal - (0..j).map(|k| a[j][k] * a[j][k]).sum::<f64>();
-        // Written so that a NaN is refused too.
-        if !(pivot > 1e-8 * diagonal) {
+        // A NaN compares with nothing.
+        if pivot.is_nan() || pivot <= 1e-8 * diagonal {
             bail!(
                 "no pseudo-inverse: column {j} of {} depends on those before it (what is left of its square: {pivot:.1e} of {diagonal:.1e})",
                 a.len()

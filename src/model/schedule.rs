@@ -42,7 +42,12 @@ mod tests {
             (ScheduleKind::Linear, [0.25, 0.5, 0.75, 1.0]),
             (
                 ScheduleKind::Sin,
-                [0.382_683_43, 0.707_106_8, 0.923_879_5, 1.0],
+                [
+                    0.382_683_43,
+                    std::f32::consts::FRAC_1_SQRT_2,
+                    0.923_879_5,
+                    1.0,
+                ],
             ),
         ];
         for (kind, expected) in cases {
