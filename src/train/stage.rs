@@ -88,6 +88,7 @@ impl<S: Stage> Step for S {
         let sum = reduce::gradients(sum)?;
         let norm = global_norm(sum.values())? / config.accumulate as f64;
         figures.add("grad_norm", norm);
+        let mut figures = reduce::figures(figures)?;
         if figures.first_bad().is_none() {
             let update = Update {
                 step,
