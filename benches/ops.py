@@ -51,3 +51,51 @@ case("upsample 64 32² b16", x, lambda x: F.interpolate(x, scale_factor=2))
 case("max pool 2/2 64 32² b16", x, lambda x: F.max_pool2d(x, 2))
 case("average pool 3/1 64 32² b16", x, lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
 case("relu 64 32² b16", x, F.relu)
+
+for side, c in [(16, 64), (32, 64), (8, 256)]:
+    x = [maps(16, c, side, side), torch.randn(c), torch.randn(c)]
+    case(f"group norm+silu {c} {side}² b16", x, lambda x, w, b: F.silu(F.group_norm(x, 32, w, b, 1e-6)))
+    case(f"batch norm+leaky {c} {side}² b16", x,
+         lambda x, w, b: F.leaky_relu(F.batch_norm(x, None, None, w, b, True, 0.1, 1e-5), 0.2))
+case("layer norm [16384,32]", [torch.randn(16384, 32), torch.randn(32), torch.randn(32)],
+     lambda x, w, b: F.layer_norm(x, (32,), w, b, 1e-5))
+case("silu 64 32² b16", [maps(16, 64, 32, 32)], F.silu)
+
+
+def rope(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def attention(qkv, heads, cos, sin):
+    b, n, packed = qkv.shape
+    q, k, v = qkv.view(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    a = F.scaled_dot_product_attention(rope(q, cos, sin), rope(k, cos, sin), v)
+    return a.transpose(1, 2).reshape(b, n, packed // 3)
+
+
+def swiglu(x):
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def cross_entropy(logits, targets):
+    correct = logits.detach().argmax(1) == targets  # the training log's accuracy
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+for b, n, c in [(16, 64, 128), (32, 256, 768)]:
+    case(f"rms norm+modulate [{b},{n},{c}]", [torch.randn(b, n, c), torch.randn(b, c), torch.randn(b, c)],
+         lambda x, shift, scale: F.rms_norm(x, (c,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None])
+    case(f"gate+residual [{b},{n},{c}]", [torch.randn(b, n, c), torch.randn(b, c), torch.randn(b, n, c)],
+         lambda x, gate, branch: x + gate[:, None] * branch)
+for b, side, heads, d in [(16, 8, 4, 32), (16, 16, 8, 64), (8, 16, 1, 512)]:
+    n = side * side
+    angles = torch.arange(n)[:, None] * 10_000.0 ** (-torch.arange(0, d, 2) / d)[None]
+    cos, sin = angles.cos(), angles.sin()
+    case(f"attention {side}² {heads} heads of {d} b{b}", [torch.randn(b, n, 3 * heads * d)],
+         lambda qkv: attention(qkv, heads, cos, sin))
+case("swiglu [1024,2·352]", [torch.randn(1024, 2 * 352)], swiglu)
+for r, k in [(1024, 512), (4096, 4096)]:
+    targets = torch.arange(r) % k
+    case(f"cross-entropy [{r},{k}]", [torch.randn(r, k)], lambda logits: cross_entropy(logits, targets))

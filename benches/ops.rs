@@ -1,12 +1,13 @@
 //! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py` is the same in PyTorch.
 //!
 //! A line is an operation at one size: milliseconds forward, and forward with all gradients; the median of the runs
-//! and, behind it, the fastest (the one to compare where others use the machine).
+//! and, behind it, the fastest (the one to compare where others use the machine). `rdpm` gives candle's own pool one
+//! thread: CANDLE_NUM_THREADS=1 does that here.
 
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use rdpm::ops::{self, Padding};
+use rdpm::ops::{self, Activation, Padding, RopeKind, RopeTable};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,7 +25,9 @@ fn main() -> Result<()> {
     );
     convolutions(&bench)?;
     linears(&bench)?;
-    resizing(&bench)
+    resizing(&bench)?;
+    norms(&bench)?;
+    transformer(&bench)
 }
 
 fn convolutions(bench: &Bench) -> Result<()> {
@@ -84,6 +87,67 @@ fn resizing(bench: &Bench) -> Result<()> {
         ops::avg_pool2d(&t[0], 3, 1, Padding::same(1))
     })?;
     bench.case("relu 64 32² b16", map, |t| ops::relu(&t[0]))
+}
+
+fn norms(bench: &Bench) -> Result<()> {
+    for (side, channels) in [(16, 64), (32, 64), (8, 256)] {
+        let shapes: &[&[usize]] = &[&[16, side, side, channels], &[channels], &[channels]];
+        bench.case(
+            &format!("group norm+silu {channels} {side}² b16"),
+            shapes,
+            |t| ops::group_norm(&t[0], &t[1], &t[2], 32, 1e-6, Activation::Silu),
+        )?;
+        bench.case(
+            &format!("batch norm+leaky {channels} {side}² b16"),
+            shapes,
+            |t| Ok(ops::batch_norm(&t[0], &t[1], &t[2], 1e-5, Activation::LeakyRelu(0.2))?.0),
+        )?;
+    }
+    bench.case(
+        "layer norm [16384,32]",
+        &[&[16384, 32], &[32], &[32]],
+        |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-5),
+    )?;
+    bench.case("silu 64 32² b16", &[&[16, 32, 32, 64]], |t| {
+        ops::silu(&t[0])
+    })
+}
+
+fn transformer(bench: &Bench) -> Result<()> {
+    for (b, n, c) in [(16, 64, 128), (32, 256, 768)] {
+        bench.case(
+            &format!("rms norm+modulate [{b},{n},{c}]"),
+            &[&[b, n, c], &[b, c], &[b, c]],
+            |t| ops::rms_norm_modulate(&t[0], &t[1], &t[2], 1e-6),
+        )?;
+        bench.case(
+            &format!("gate+residual [{b},{n},{c}]"),
+            &[&[b, n, c], &[b, c], &[b, n, c]],
+            |t| ops::gate_residual(&t[0], &t[1], &t[2]),
+        )?;
+    }
+    for (b, side, heads, d) in [(16, 8, 4, 32), (16, 16, 8, 64), (8, 16, 1, 512)] {
+        let kind = RopeKind::OneD;
+        let rope = RopeTable::new((side, side), d, 10_000.0, kind, &Device::Cpu)?;
+        bench.case(
+            &format!("attention {side}² {heads} heads of {d} b{b}"),
+            &[&[b, side * side, 3 * heads * d]],
+            |t| ops::attention(&t[0], heads, Some(&rope)),
+        )?;
+    }
+    bench.case("swiglu [1024,2·352]", &[&[1024, 2 * 352]], |t| {
+        ops::swiglu(&t[0])
+    })?;
+    for (rows, classes) in [(1024, 512), (4096, 4096)] {
+        let targets = (0..rows).map(|row| row as u32 % classes as u32);
+        let targets = Tensor::from_iter(targets, &Device::Cpu)?;
+        bench.case(
+            &format!("cross-entropy [{rows},{classes}]"),
+            &[&[rows, classes]],
+            |t| Ok(ops::cross_entropy(&t[0], &targets)?.loss),
+        )?;
+    }
+    Ok(())
 }
 
 struct Bench {
