@@ -48,7 +48,6 @@ fn match_the_oracles_in_value_and_gradient() -> Result<()> {
 fn an_image_does_not_depend_on_the_others_or_the_threads() -> Result<()> {
     let x = inputs(7, 150, 72);
     for op in [norm, gated] {
-        // The product with a fixed upstream gradient would be drawn by shape: the value and the sums are compared.
         let all = on_threads(3, || op(&x))?;
         for b in [0, 6] {
             let image: Vec<_> = x.iter().map(|x| x.narrow(0, b, 1)).collect::<Result<_>>()?;
