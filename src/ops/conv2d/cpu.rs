@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::gather::Gather;
 use super::pack;
 use crate::ops::Padding;
-use crate::ops::product::{Plain, outer, times};
+use crate::ops::product::{Matrix, Plain, outer, times};
 use crate::ops::slices;
 use crate::ops::window::Window;
 
@@ -52,10 +52,11 @@ impl Conv2d {
     fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         let (i, o) = self.channels;
         let weight = pack::by_output(weight, o, i, self.taps());
+        let weight = Matrix::dense(&weight, (i * self.taps(), o));
         let y = if self.is_pointwise() {
-            times(&Plain::new(x, i), &weight, o, bias)
+            times(&Plain::new(x, i), weight, bias)
         } else {
-            times(&self.windows(x), &weight, o, bias)
+            times(&self.windows(x), weight, bias)
         };
         let (height, width) = self.window.output;
         let shape = Shape::from((y.len() / (height * width * o), height, width, o));
@@ -77,13 +78,13 @@ impl Conv2d {
     fn input_grad(&self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
         let (i, o) = self.channels;
         if self.is_pointwise() {
-            return times(&Plain::new(grad, o), weight, i, None);
+            return times(&Plain::new(grad, o), Matrix::dense(weight, (o, i)), None);
         }
         let stride = self.window.stride;
         if stride == 1 {
             let (windows, taps) = self.reaching(grad, (0, 0));
             let weight = pack::by_input(weight, o, i, self.taps(), &taps);
-            return times(&windows, &weight, i, None);
+            return times(&windows, Matrix::dense(&weight, (taps.len() * o, i)), None);
         }
         let (height, width) = self.window.input;
         let maps = grad.len() / (self.window.output.0 * self.window.output.1 * o);
@@ -96,7 +97,7 @@ impl Conv2d {
                 continue;
             }
             let weight = pack::by_input(weight, o, i, self.taps(), &taps);
-            let part = times(&windows, &weight, i, None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
+            let part = times(&windows, Matrix::dense(&weight, (taps.len() * o, i)), None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
             let (lines, columns) = windows.output;
             dx.par_chunks_mut(height * width * i)
                 .zip(part.par_chunks(lines * columns * i))

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-/// Packed rows a task: one line of the source serves as many.
-const ROWS: usize = 16;
+/// The side of the squares that are transposed at once: a cache line.
+const SIDE: usize = 16;
 
 /// [O,I,kh,kw] → [kh·kw·I,O]: rows in the order of a gathered window. `taps` = kh·kw.
 pub(in crate::ops) fn by_output(
@@ -15,18 +15,25 @@ pub(in crate::ops) fn by_output(
     let depth = inputs * taps;
     let mut packed = vec![0f32; weight.len()];
     packed
-        .par_chunks_mut(ROWS * outputs)
+        .par_chunks_mut(SIDE * outputs)
         .with_min_len(8)
         .enumerate()
         .for_each(|(task, rows)| {
-            let mut offsets = [0; ROWS];
-            for (r, offset) in offsets.iter_mut().enumerate() {
-                let (tap, channel) = ((task * ROWS + r) / inputs, (task * ROWS + r) % inputs);
-                *offset = channel * taps + tap;
-            }
-            for (o, source) in weight.chunks_exact(depth).enumerate() {
-                for (row, &offset) in rows.chunks_exact_mut(outputs).zip(&offsets) {
-                    row[o] = source[offset];
+            let offsets: [usize; SIDE] = std::array::from_fn(|r| {
+                let (tap, channel) = ((task * SIDE + r) / inputs, (task * SIDE + r) % inputs);
+                (channel * taps + tap).min(depth - 1)
+            });
+            // Through a square on the stack: rows that lie a power of two apart share their place in the cache.
+            let mut square = [[0f32; SIDE]; SIDE];
+            for (block, sources) in weight.chunks(SIDE * depth).enumerate() {
+                for (o, source) in sources.chunks_exact(depth).enumerate() {
+                    for (line, &offset) in square.iter_mut().zip(&offsets) {
+                        line[o] = source[offset];
+                    }
+                }
+                let columns = block * SIDE..outputs.min((block + 1) * SIDE);
+                for (row, line) in rows.chunks_exact_mut(outputs).zip(&square) {
+                    row[columns.clone()].copy_from_slice(&line[..columns.len()]);
                 }
             }
         });

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use crate::ops::conv2d::pack;
-use crate::ops::product::{Plain, outer, times};
+use crate::ops::product::{Matrix, Plain, outer, times};
 use crate::ops::slices;
 
 /// A linear layer: (x, weight) or (x, weight, bias) to y.
@@ -21,8 +21,9 @@ impl Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let x = slices::of(x, layout)?;
         let weight = slices::of(weight, weight_layout)?;
-        let weight = pack::by_output(weight, self.outputs, self.inputs, 1);
-        let y = times(&Plain::new(x, self.inputs), &weight, self.outputs, bias);
+        let packed = pack::by_output(weight, self.outputs, self.inputs, 1);
+        let weight = Matrix::dense(&packed, (self.inputs, self.outputs));
+        let y = times(&Plain::new(x, self.inputs), weight, bias);
         let mut shape = layout.dims().to_vec();
         shape.pop();
         shape.push(self.outputs);
@@ -40,7 +41,11 @@ impl Linear {
         slices::read([x, weight, grad], |[xs, ws, grads]| {
             let dx = match x.track_op() {
                 true => {
-                    let dx = times(&Plain::new(grads, outputs), ws, inputs, None);
+                    let dx = times(
+                        &Plain::new(grads, outputs),
+                        Matrix::dense(ws, (outputs, inputs)),
+                        None,
+                    );
                     Some(Tensor::from_vec(dx, x.shape(), x.device())?)
                 }
                 false => None,

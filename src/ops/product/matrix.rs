@@ -4,6 +4,8 @@
 //! sides, whatever the tile, as long as there are at most 512 terms (`kernel_params`) — but goes other ways for a
 //! result of a single row or column (`gemv`, or sums in lanes). [`multiply`] is not used with those where it matters.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 /// A matrix whose rows and columns lie at fixed distances.
@@ -38,6 +40,39 @@ impl<'a> Matrix<'a> {
             strides: (0, self.strides.1),
             ..self
         }
+    }
+
+    /// Some of its rows.
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        self.part(rows, 0..self.size.1)
+    }
+
+    /// Some of its columns.
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        self.part(0..self.size.0, columns)
+    }
+
+    fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        assert!(rows.end <= self.size.0 && columns.end <= self.size.1);
+        let start = rows.start * self.strides.0 + columns.start * self.strides.1;
+        Self::strided(
+            &self.values[start..],
+            (rows.len(), columns.len()),
+            self.strides,
+        )
+    }
+
+    /// The numbers of rows and columns.
+    pub fn size(self) -> (usize, usize) {
+        self.size
+    }
+
+    /// The elements, row after row.
+    pub fn elements(self) -> impl Iterator<Item = f32> {
+        (0..self.size.0 * self.size.1).map(move |i| {
+            let (row, column) = (i / self.size.1, i % self.size.1);
+            self.values[row * self.strides.0 + column * self.strides.1]
+        })
     }
 
     pub fn transposed(self) -> Self {

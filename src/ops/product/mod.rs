@@ -20,8 +20,8 @@ pub(super) use outer::outer;
 pub(super) use times::times;
 
 /// Rows a call of `gemm`: enough to hide the packing of the matrix (a few percent), few enough that a block of
-/// [`DEPTH`] gathered terms (256 KiB) stays in a core's second cache.
-pub(super) const BLOCK: usize = 128;
+/// [`DEPTH`] gathered terms (288 KiB) stays in a core's second cache; a multiple of the six rows of a tile.
+pub(super) const BLOCK: usize = 144;
 
 /// Terms a call of `gemm` at most: up to 512 it takes them in one chain whatever the other sizes are.
 pub(super) const DEPTH: usize = 512;

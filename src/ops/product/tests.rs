@@ -1,4 +1,4 @@
-use super::{BLOCK, DEPTH, Plain, outer, ranges, times};
+use super::{BLOCK, DEPTH, Matrix, Plain, outer, ranges, times};
 use crate::ops::testing::{normal, on_threads};
 
 fn drawn(seed: u64, count: usize) -> Vec<f32> {
@@ -30,7 +30,11 @@ fn times_is_the_product_across_blocks_and_depths() {
     ] {
         let (x, w) = (drawn(1, rows * depth), drawn(2, depth * outputs));
         let bias = drawn(3, outputs);
-        let y = times(&Plain::new(&x, depth), &w, outputs, Some(&bias));
+        let y = times(
+            &Plain::new(&x, depth),
+            Matrix::dense(&w, (depth, outputs)),
+            Some(&bias),
+        );
         let scale = (depth as f64).sqrt();
         for (y, e) in y.iter().zip(exact(&x, &w, depth, outputs, &bias)) {
             assert!(

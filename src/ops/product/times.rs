@@ -1,73 +1,107 @@
 //! y = x·w + bias: rows [N,K] times w [K,O].
 
-use rayon::prelude::*;
 use std::ops::Range;
+
+use rayon::prelude::*;
 
 use super::matrix::multiply;
 use super::{BLOCK, DEPTH, Matrix, Rows, ranges};
 
+/// Outputs a task at least, where few rows are spread over the threads by their outputs.
+const GROUP: usize = 64;
+
+/// Multiplications a task at least (about 20 µs) where few rows are spread.
+const TASK: usize = 1 << 19;
+
 /// The rows times `weights` [K,O], plus `bias` [O] if there is one: [N,O].
-pub(in crate::ops) fn times(
-    rows: &impl Rows,
-    weights: &[f32],
-    outputs: usize,
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
+pub(in crate::ops) fn times(rows: &impl Rows, weights: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+    let (depth, outputs) = weights.size();
     if outputs == 1 {
         // One output would go another way in `gemm`: a second one is computed and dropped.
-        let weights: Vec<f32> = weights.iter().flat_map(|&w| [w, 0.0]).collect();
+        let pairs: Vec<f32> = weights.elements().flat_map(|w| [w, 0.0]).collect();
         let bias = bias.map(|b| [b[0], 0.0]);
-        let y = times(rows, &weights, 2, bias.as_ref().map(|b| b.as_slice()));
+        let bias = bias.as_ref().map(|b| b.as_slice());
+        let y = times(rows, Matrix::dense(&pairs, (depth, 2)), bias);
         return y.into_iter().step_by(2).collect();
     }
     let product = Product {
         rows,
         weights,
-        outputs,
         bias,
     };
-    let mut y = vec![0f32; rows.count() * outputs];
     if rows.count() <= BLOCK {
-        product.block(&mut Vec::new(), 0, &mut y);
-    } else {
-        y.par_chunks_mut(BLOCK * outputs)
-            .enumerate()
-            .for_each_init(Vec::new, |buffer, (i, y)| {
-                product.block(buffer, i * BLOCK, y)
-            });
+        return product.few();
     }
+    let mut y = vec![0f32; rows.count() * outputs];
+    y.par_chunks_mut(BLOCK * outputs)
+        .enumerate()
+        .for_each_init(Vec::new, |buffer, (i, y)| {
+            product.block(buffer, i * BLOCK, y)
+        });
     y
 }
 
 struct Product<'a, R> {
     rows: &'a R,
-    weights: &'a [f32],
-    outputs: usize,
+    weights: Matrix<'a>,
     bias: Option<&'a [f32]>,
 }
 
 impl<R: Rows> Product<'_, R> {
+    /// The product of a single block of rows, in groups of outputs.
+    fn few(&self) -> Vec<f32> {
+        let (depth, outputs) = self.weights.size();
+        let count = self.rows.count();
+        let tasks = (count * depth * outputs / TASK).clamp(1, outputs.div_ceil(GROUP));
+        let mut y = vec![0f32; count * outputs];
+        if tasks == 1 {
+            self.block(&mut Vec::new(), 0, &mut y);
+            return y;
+        }
+        let groups: Vec<_> = ranges(outputs, outputs.div_ceil(tasks)).collect();
+        let parts: Vec<_> = groups
+            .into_par_iter()
+            .map(|group| {
+                let mut y = vec![0f32; count * group.len()];
+                let part = Product {
+                    rows: self.rows,
+                    weights: self.weights.columns(group.clone()),
+                    bias: self.bias.map(|bias| &bias[group.clone()]),
+                };
+                part.block(&mut Vec::new(), 0, &mut y);
+                (group, y)
+            })
+            .collect();
+        for (group, part) in parts {
+            let rows = y.chunks_exact_mut(outputs);
+            for (y, part) in rows.zip(part.chunks_exact(group.len())) {
+                y[group.clone()].copy_from_slice(part);
+            }
+        }
+        y
+    }
+
     /// Fills `y` with the results of the rows from `first` on.
     fn block(&self, buffer: &mut Vec<f32>, first: usize, y: &mut [f32]) {
-        let count = y.len() / self.outputs;
+        let outputs = self.weights.size().1;
+        let count = y.len() / outputs;
         if count > 1 {
             return self.fill(buffer, first..first + count, y);
         }
         // A single row would go another way in `gemm`: it is taken twice.
-        let mut twice = vec![0f32; 2 * self.outputs];
+        let mut twice = vec![0f32; 2 * outputs];
         self.fill(buffer, first..first + 1, &mut twice);
-        y.copy_from_slice(&twice[..self.outputs]);
+        y.copy_from_slice(&twice[..outputs]);
     }
 
     fn fill(&self, buffer: &mut Vec<f32>, rows: Range<usize>, y: &mut [f32]) {
-        let outputs = self.outputs;
+        let outputs = self.weights.size().1;
         if let Some(bias) = self.bias {
             y.chunks_exact_mut(outputs)
                 .for_each(|row| row.copy_from_slice(bias));
         }
         for terms in ranges(self.rows.depth(), DEPTH) {
-            let weights = &self.weights[terms.start * outputs..terms.end * outputs];
-            let weights = Matrix::dense(weights, (terms.len(), outputs));
+            let weights = self.weights.rows(terms.clone());
             let add = self.bias.is_some() || terms.start > 0;
             let mut x = self.rows.block(rows.clone(), terms, buffer);
             if rows.len() == 1 {
