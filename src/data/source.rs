@@ -19,7 +19,7 @@ use super::decode::{decode, is_image_name};
 use super::numbering::{numbering, unknown_class};
 use super::shards::{self, is_shard_name, stem};
 use super::{Classes, folder};
-use crate::error::{Context, Result, hinted, usage};
+use crate::error::{Context, Result, usage};
 use crate::store::digest::hex;
 
 /// One decoded image.

@@ -28,6 +28,10 @@ pub fn block(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// Blocks first .. first + [`LANES`]: word w of block l at [w][l].
 ///
 /// A word travels in 64 bits whose upper half is never read: the product then is one instruction a lane.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one lane number over several arrays is what becomes vectors"
+)]
 #[inline(always)]
 pub fn blocks(first: u32, counter: [u32; 3], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
     let mut c = [[0u64; LANES]; 4];

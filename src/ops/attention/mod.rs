@@ -25,7 +25,7 @@ pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result
     if let Some(table) = rope {
         let expected = [n, packed / (3 * heads) / 2];
         check::shape("attention", "the rope table", table.cos(), &expected)?;
-        if packed / (3 * heads) % 2 != 0 {
+        if !(packed / (3 * heads)).is_multiple_of(2) {
             bail!(
                 "attention: heads of width {} cannot be rotated in halves",
                 packed / (3 * heads)

@@ -4,8 +4,11 @@ use super::{Window, conv2d, conv2d_weight_grad, reference};
 use crate::ops::Padding;
 use crate::ops::testing::*;
 
-/// Kernel, stride, padding, map: what the models and the metrics use, and odder.
-const CASES: [((usize, usize), usize, Padding, (usize, usize)); 14] = [
+/// Kernel, stride, padding, map.
+type Case = ((usize, usize), usize, Padding, (usize, usize));
+
+/// What the models and the metrics use, and odder.
+const CASES: [Case; 14] = [
     ((1, 1), 1, Padding::same(0), (5, 7)),
     ((1, 1), 2, Padding::same(0), (5, 7)),
     ((1, 1), 1, Padding::new(0, 1, 2, 0), (3, 4)),

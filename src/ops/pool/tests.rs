@@ -31,7 +31,7 @@ fn values_and_gradients_are_the_oracles() -> Result<()> {
                 &format!("max {what}"),
                 |t| max_pool2d(&t[0], kernel, stride, padding),
                 |t| reference::max_pool2d(&t[0], &window(&t[0], kernel, stride, padding)?),
-                &[x.clone()],
+                std::slice::from_ref(&x),
                 1e-6,
             )?;
             assert_matches(
@@ -51,7 +51,7 @@ fn the_oracles_differentiate() -> Result<()> {
     let padding = Padding::new(0, 1, 1, 0);
     let x = normal(1, (2, 5, 4, 2));
     let oracle = |t: &[Tensor]| reference::max_pool2d(&t[0], &window(&t[0], 3, 2, padding)?);
-    assert_differentiates("max", oracle, &[x.clone()])?;
+    assert_differentiates("max", oracle, std::slice::from_ref(&x))?;
     let oracle = |t: &[Tensor]| reference::avg_pool2d(&t[0], &window(&t[0], 3, 2, padding)?);
     assert_differentiates("average", oracle, &[x])
 }

@@ -140,11 +140,11 @@ impl WithSimd for SearchBlock<'_> {
                         }
                     }
                 }
-                for r in 0..GROUP {
+                for (r, sums) in sums.iter().enumerate() {
                     let row = group * GROUP + r;
-                    scores[row] = sums[r];
+                    scores[row] = *sums;
                     for l in 0..PANEL {
-                        best[row][l] = best[row][l].max(sums[r][l]);
+                        best[row][l] = best[row][l].max(sums[l]);
                     }
                 }
             }
