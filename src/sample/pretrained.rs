@@ -67,6 +67,13 @@ impl Pretrained {
         ))
     }
 
+    /// Errors: the model is a tokenizer only.
+    pub fn generator(&self) -> Result<&Generator> {
+        self.bundle.generator()?;
+        let (generator, _) = self.generator.as_ref().context("no generator")?;
+        Ok(generator)
+    }
+
     /// Height and width of the latents.
     pub fn side(&self) -> usize {
         self.config.grid()
