@@ -88,7 +88,12 @@ impl Inputs {
 }
 
 /// The model's number of each of the data's classes, if it knows them all: a folder of a few classes keeps their numbers.
+///
+/// Images without classes have no numbers to change.
 fn numbering(data: &Classes, model: &Classes) -> Option<Vec<u32>> {
+    if data.is_empty() {
+        return None;
+    }
     data.iter()
         .map(|class| model.index_of(&class.wnid))
         .collect()
@@ -106,5 +111,6 @@ mod tests {
             Some(vec![2, 0])
         );
         assert_eq!(numbering(&Classes::named(["a", "z"]), &model), None);
+        assert_eq!(numbering(&Classes::named([""; 0]), &model), None);
     }
 }
