@@ -113,6 +113,10 @@ enum Kind {
         size: usize,
         mirror: bool,
     },
+    Spread {
+        size: usize,
+        count: u64,
+    },
 }
 
 /// An example ready for its batch; none where it was left out.
@@ -149,6 +153,15 @@ impl Loader {
     ) -> Result<Self> {
         let range = 0..source.len() as u64;
         Self::start(source, options, Kind::Ordered { size, mirror }, range)
+    }
+
+    /// One batch of `batch_size` images at equal distances over the source (all of a smaller one), with ADM's centre
+    /// crop to `size`: of a set sorted by class, some of every class.
+    ///
+    /// With `skip_bad` the place of a bad image is taken by the next whole one of the source.
+    pub fn spread(source: Arc<dyn Source>, options: &LoaderOptions, size: usize) -> Result<Self> {
+        let count = options.batch_size.min(source.len()) as u64;
+        Self::start(source, options, Kind::Spread { size, count }, 0..count)
     }
 
     /// Images left out so far, each counted once.
@@ -276,16 +289,19 @@ impl Plan {
         let example = match &self.kind {
             Kind::Shuffled { order, .. } => Some(self.whole_from(order.place(n))?),
             Kind::Ordered { .. } => self.whole_at(n as usize)?,
+            Kind::Spread { count, .. } => {
+                let place = n * self.source.len() as u64 / count;
+                Some(self.whole_from(place as usize)?)
+            }
         };
         let _span = debug_span!("augment").entered();
         Ok(example.map(|Example { image, label, .. }| {
             let image = match &self.kind {
                 Kind::Shuffled { augment, seed, .. } => augment.apply(&image, *seed, n),
                 Kind::Ordered { size, mirror: true } => mirrored(&center_crop(&image, *size)),
-                Kind::Ordered {
-                    size,
-                    mirror: false,
-                } => center_crop(&image, *size),
+                Kind::Ordered { size, .. } | Kind::Spread { size, .. } => {
+                    center_crop(&image, *size)
+                }
             };
             (n, image, label)
         }))

@@ -161,11 +161,12 @@ pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc
     source::open(&config.data.train, skip_bad)
 }
 
-/// The first `count` images of the validation set, or of the training set where there is none: [B,H,W,3].
+/// `count` images spread over the validation set, or over the training set where there is none: [B,H,W,3].
 pub fn validation_images(
     config: &Config,
     train: &std::sync::Arc<dyn Source>,
     count: usize,
+    skip_bad: bool,
 ) -> Result<Tensor> {
     let source = match config.data.val.is_empty() {
         true => {
@@ -174,14 +175,14 @@ pub fn validation_images(
             );
             train.clone()
         }
-        false => source::open(&config.data.val, false)?,
+        false => source::open(&config.data.val, skip_bad)?,
     };
     let options = LoaderOptions {
         batch_size: count,
         workers: 1,
-        skip_bad: true,
+        skip_bad,
     };
-    let mut loader = Loader::ordered(source, &options, config.data.image_size, false)?;
+    let mut loader = Loader::spread(source, &options, config.data.image_size)?;
     let batch = loader
         .next()
         .context("the validation set holds no images")??;

@@ -47,7 +47,12 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         seed,
         device: device.clone(),
         loader: Loader::shuffled(source.clone(), &options, augment, seed, index)?,
-        validation: validation_images(config, &source, VALIDATION.min(options.batch_size))?,
+        validation: validation_images(
+            config,
+            &source,
+            VALIDATION.min(options.batch_size),
+            request.skip_bad,
+        )?,
         lpips,
     })?;
     if let Some(path) = init {

@@ -14,7 +14,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::ops::Noise;
 use crate::sample::{enlarge, grid, save_png, to_rgb};
 
-/// Images in the picture.
+/// Most images in the picture, spread over the batch.
 const SHOWN: usize = 8;
 
 pub struct Validation {
@@ -61,14 +61,16 @@ impl Validation {
         let decoded = (1..=steps)
             .map(|t| tokenizer.decode(&sums.get(t)?))
             .collect::<Result<Vec<_>>>()?;
-        let shown = SHOWN.min(self.indices.len());
+        let count = self.indices.len();
+        let shown = SHOWN.min(count);
         let columns = [&self.images, &decoded[steps - 1]]
             .into_iter()
             .chain(&decoded)
-            .map(|images| to_rgb(&images.narrow(0, 0, shown)?))
+            .map(to_rgb)
             .collect::<crate::error::Result<Vec<_>>>()?;
         let pictures: Vec<_> = (0..shown)
-            .flat_map(|row| columns.iter().map(move |column| column[row].clone()))
+            .map(|row| row * count / shown)
+            .flat_map(|at| columns.iter().map(move |column| column[at].clone()))
             .collect();
         let times = (64 / pictures[0].width()).max(1);
         save_png(&enlarge(&grid(&pictures, columns.len())?, times), path)?;

@@ -102,6 +102,26 @@ fn an_ordered_pass_sees_every_image_once_and_ends() {
     assert_eq!(row(&plain[0]), expected);
 }
 
+#[test]
+fn a_spread_batch_reaches_over_the_whole_source() {
+    let spread = |bad: &[usize], batch_size| {
+        let options = LoaderOptions {
+            batch_size,
+            workers: 2,
+            skip_bad: true,
+        };
+        let batches = take(
+            Loader::spread(damaged(bad, None), &options, 32).unwrap(),
+            usize::MAX,
+        );
+        assert_eq!(batches.len(), 1);
+        batches[0].1.clone()
+    };
+    assert_eq!(spread(&[], 4), [0, 2, 5, 7]);
+    assert_eq!(spread(&[2], 4), [0, 3, 5, 7]);
+    assert_eq!(spread(&[], 64), (0..10).collect::<Vec<_>>());
+}
+
 /// Drawings of which some cannot be read, and one makes its reader panic.
 struct Damaged {
     shapes: Shapes,
