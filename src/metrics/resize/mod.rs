@@ -1,0 +1,79 @@
+//! From a picture to Inception's input [299,299,3]: three ways that are in use, with different figures for the same images.
+//!
+//! | mode | resize | then |
+//! |---|---|---|
+//! | `adm` | TensorFlow 1's bilinear, no half-pixel centres | (x − 128) / 128 |
+//! | `pytorch-fid` | PyTorch's bilinear, half-pixel centres, no antialias | 2·(x / 255) − 1 |
+//! | `clean` | PIL's bicubic with antialias, a float channel at a time, clipped to 0..255 | (x − 128) / 128 |
+
+pub mod bicubic;
+mod bilinear;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use bilinear::Centres;
+
+/// Inception's input is so many pixels wide and high.
+pub const SIDE: usize = 299;
+
+/// How a picture becomes Inception's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preprocess {
+    /// The ADM evaluator's and torch-fidelity's
+    #[default]
+    Adm,
+    /// pytorch-fid's
+    PytorchFid,
+    /// clean-fid's
+    Clean,
+}
+
+impl Preprocess {
+    /// As the command line and the report write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preprocess::Adm => "adm",
+            Preprocess::PytorchFid => "pytorch-fid",
+            Preprocess::Clean => "clean",
+        }
+    }
+
+    /// The network's input [B,299,299,3]; the pictures may differ in size.
+    pub fn apply(self, images: &[RgbImage]) -> Result<Tensor> {
+        let length = SIDE * SIDE * 3;
+        let mut values = vec![0f32; images.len() * length];
+        values
+            .par_chunks_mut(length)
+            .zip(images)
+            .for_each(|(out, image)| self.fill(image, out));
+        let shape = (images.len(), SIDE, SIDE, 3);
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    fn fill(self, image: &RgbImage, out: &mut [f32]) {
+        match self {
+            Preprocess::Adm => {
+                bilinear::resize(image, Centres::Corner, out);
+                out.iter_mut().for_each(|x| *x = (*x - 128.0) / 128.0);
+            }
+            Preprocess::PytorchFid => {
+                bilinear::resize(image, Centres::Middle, out);
+                out.iter_mut().for_each(|x| *x = 2.0 * (*x / 255.0) - 1.0);
+            }
+            Preprocess::Clean => {
+                let (w, h) = image.dimensions();
+                let pixels: Vec<f32> = image.as_raw().iter().map(|&b| f32::from(b)).collect();
+                let size = (h as usize, w as usize);
+                let resized = bicubic::floats(&pixels, size, (SIDE, SIDE));
+                for (out, x) in out.iter_mut().zip(resized) {
+                    *out = (x.clamp(0.0, 255.0) - 128.0) / 128.0;
+                }
+            }
+        }
+    }
+}
