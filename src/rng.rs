@@ -41,6 +41,8 @@ pub enum Purpose {
     Init = 7,
     /// The demo's drawings; index: the drawing's number.
     Drawing = 8,
+    /// Which images a metric of subsets takes; index: the subset.
+    Subset = 9,
 }
 
 /// One stream of numbers: seed, purpose, index and t fixed.

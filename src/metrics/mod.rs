@@ -3,11 +3,23 @@
 //! A [`FeatureNetwork`] turns images into rows of numbers; a metric is a function of two sets of rows. Which weights,
 //! which resize and how many images stand behind a number is part of the number: networks say it themselves.
 
+pub mod distances;
 pub mod features;
+pub mod fid_infinity;
+pub mod frechet;
+pub mod images;
 pub mod inception;
+pub mod inception_score;
+pub mod kid;
+pub mod precision_recall;
 pub mod resize;
+pub mod statistics;
 pub mod weights;
 
+pub use distances::Arithmetic;
 pub use features::{FeatureNetwork, Rows, Tap};
+pub use frechet::Reference;
+pub use images::Images;
 pub use inception::{Inception, Output};
 pub use resize::Preprocess;
+pub use statistics::{Gaussian, GroupedMoments};

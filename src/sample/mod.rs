@@ -3,7 +3,6 @@
 pub mod choose;
 pub mod grid;
 pub mod image;
-pub mod npz;
 pub mod output;
 pub mod pretrained;
 pub mod sampler;
@@ -11,7 +10,6 @@ pub mod sampler;
 pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
 pub use image::{from_rgb, to_rgb};
-pub use npz::NpzWriter;
 pub use output::{Output, Picture, Put};
 pub use pretrained::Pretrained;
 pub use sampler::{Draws, SampleOptions, Sampler, decode};

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use ::image::RgbImage;
 
 use super::grid::{grid, save_png};
-use super::npz::{Element, NpzWriter};
 use crate::error::{Result, hinted, usage};
 use crate::store::atomic;
+use crate::store::npz::{Element, NpzWriter};
 
 /// The kind of output that a path's ending asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

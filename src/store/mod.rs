@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod codes;
 pub mod digest;
 pub mod model;
+pub mod npz;
 pub mod params;
 mod pth;
 pub mod run;

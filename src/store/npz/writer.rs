@@ -7,30 +7,8 @@ use std::io::{Seek, Write};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
+use super::header::{Element, Header};
 use crate::error::Result;
-
-/// Element types, by NumPy's descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
-    U8,
-    I64,
-}
-
-impl Element {
-    fn descriptor(self) -> &'static str {
-        match self {
-            Element::U8 => "|u1",
-            Element::I64 => "<i8",
-        }
-    }
-
-    fn size(self) -> u64 {
-        match self {
-            Element::U8 => 1,
-            Element::I64 => 8,
-        }
-    }
-}
 
 /// Arrays one after the other; each must get exactly the bytes of its shape.
 pub struct NpzWriter<W: Write + Seek> {
@@ -52,13 +30,13 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// Opens the array `name`, in C order; `write` fills it.
     pub fn array(&mut self, name: &str, element: Element, shape: &[usize]) -> Result<()> {
         self.close()?;
-        let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * element.size();
+        let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * element.size() as u64;
         // Zip64 from the start: whether it will be needed cannot be changed afterwards.
         let options = SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored)
             .large_file(bytes > u64::from(u32::MAX) / 2);
         self.zip.start_file(format!("{name}.npy"), options)?;
-        self.zip.write_all(&header(element, shape))?;
+        self.zip.write_all(&Header::bytes(element, shape))?;
         (self.name, self.lacking) = (name.to_string(), bytes);
         Ok(())
     }
@@ -90,25 +68,6 @@ impl<W: Write + Seek> NpzWriter<W> {
         );
         Ok(())
     }
-}
-
-/// Version 1.0: magic, length, a Python dictionary padded to a multiple of 64 bytes.
-fn header(element: Element, shape: &[usize]) -> Vec<u8> {
-    let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
-    let comma = if shape.len() == 1 { "," } else { "" };
-    let mut text = format!(
-        "{{'descr': '{}', 'fortran_order': False, 'shape': ({}{comma}), }}",
-        element.descriptor(),
-        sizes.join(", ")
-    );
-    let prefix = 10;
-    let padded = (prefix + text.len() + 1).next_multiple_of(64);
-    text.extend(std::iter::repeat_n(' ', padded - prefix - text.len() - 1));
-    text.push('\n');
-    let mut out = b"\x93NUMPY\x01\x00".to_vec();
-    out.extend((text.len() as u16).to_le_bytes());
-    out.extend(text.bytes());
-    out
 }
 
 #[cfg(test)]

@@ -1,0 +1,223 @@
+//! Sets of images in a fixed order and of one size: a folder, tar shards, an ADM `.npz`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::RgbImage;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::data::augment::center_crop;
+use crate::data::{self, Source};
+use crate::error::{Context, Result, hinted};
+use crate::store::digest::hex;
+use crate::store::npz::{Element, Npz};
+
+/// Where a set's images come from.
+pub enum Images {
+    /// A folder, shards, or single files.
+    Files {
+        source: Arc<dyn Source>,
+        /// ADM's centre crop to this size.
+        crop: Option<usize>,
+    },
+    /// `arr_0` u8 [N,H,W,3] of an `.npz`.
+    Array { path: PathBuf, shape: [usize; 4] },
+}
+
+/// Takes images in their order, a batch at a time.
+pub type Take<'a> = dyn FnMut(Vec<RgbImage>) -> Result<()> + 'a;
+
+impl Images {
+    /// Opens what `path` is; `crop` is for files of any size.
+    ///
+    /// Errors: there is nothing, or no image in it; an `.npz` without images.
+    pub fn open(path: &Path, crop: Option<usize>) -> Result<Self> {
+        if path.extension().is_some_and(|e| e == "npz") {
+            return Self::array(path);
+        }
+        let name = path.to_str().context("a path that is not UTF-8")?;
+        let source = data::open(&[name.to_string()], false)?;
+        Ok(Images::Files { source, crop })
+    }
+
+    fn array(path: &Path) -> Result<Self> {
+        let (element, shape) = Npz::open(path)?.describe("arr_0")?;
+        match (element, &shape[..]) {
+            (Element::U8, &[n, h, w, 3]) if n * h * w > 0 => Ok(Images::Array {
+                path: path.to_path_buf(),
+                shape: [n, h, w, 3],
+            }),
+            _ => Err(hinted(
+                format!(
+                    "{}: expected images u8 [N,H,W,3] in `arr_0`, found `{}` {shape:?}",
+                    path.display(),
+                    element.descriptor()
+                ),
+                "`rdpm sample --out FILE.npz` writes such a file",
+            )),
+        }
+    }
+
+    /// N.
+    pub fn count(&self) -> usize {
+        match self {
+            Images::Files { source, .. } => source.len(),
+            Images::Array { shape, .. } => shape[0],
+        }
+    }
+
+    /// Hands all images, or the first `limit`, to `take`, `batch` at a time.
+    ///
+    /// Errors: one that cannot be read, or of another size than the first.
+    pub fn each(&self, batch: usize, limit: usize, take: &mut Take) -> Result<()> {
+        let count = self.count().min(limit);
+        match self {
+            Images::Files { source, crop } => {
+                let mut size = None;
+                for start in (0..count).step_by(batch) {
+                    let read = |i: usize| {
+                        let example = source.read(i)?;
+                        let image = match crop {
+                            Some(side) => center_crop(&example.image, *side),
+                            None => example.image,
+                        };
+                        Ok((example.key, image))
+                    };
+                    let range = start..count.min(start + batch);
+                    let images: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
+                    for (key, image) in &images {
+                        same_size(key, image, &mut size)?;
+                    }
+                    take(images.into_iter().map(|(_, image)| image).collect())?;
+                }
+                Ok(())
+            }
+            Images::Array { path, shape } => {
+                let [_, height, width, _] = *shape;
+                let picture = height * width * 3;
+                let mut npz = Npz::open(path)?;
+                npz.bytes("arr_0", count * picture, batch * picture, |bytes| {
+                    let images = bytes.chunks_exact(picture).map(|bytes| {
+                        RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
+                    });
+                    let images: Option<Vec<_>> = images.collect();
+                    take(images.context("a picture of the wrong size")?)
+                })
+            }
+        }
+    }
+}
+
+/// Refuses `image` if it is of another size than the first.
+fn same_size(key: &str, image: &RgbImage, first: &mut Option<(u32, u32)>) -> Result<()> {
+    let found = image.dimensions();
+    let expected = *first.get_or_insert(found);
+    if found == expected {
+        return Ok(());
+    }
+    Err(hinted(
+        format!(
+            "image `{key}` is {}×{}, those before it {}×{}",
+            found.0, found.1, expected.0, expected.1
+        ),
+        "--crop SIZE takes every image's square centre, resized as ADM does",
+    ))
+}
+
+/// A digest of pixels: equal for equal images in the same order, whatever they are stored in.
+#[derive(Default)]
+pub struct PixelHash(Sha256);
+
+impl PixelHash {
+    pub fn add(&mut self, image: &RgbImage) {
+        let (w, h) = image.dimensions();
+        self.0.update(w.to_le_bytes());
+        self.0.update(h.to_le_bytes());
+        self.0.update(image.as_raw());
+    }
+
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::error::report;
+    use crate::store::npz::NpzWriter;
+
+    fn hash(images: &Images, batch: usize) -> Result<(usize, String)> {
+        let (mut count, mut hash) = (0, PixelHash::default());
+        images.each(batch, usize::MAX, &mut |batch| {
+            count += batch.len();
+            batch.iter().for_each(|image| hash.add(image));
+            Ok(())
+        })?;
+        Ok((count, hash.finish()))
+    }
+
+    #[test]
+    fn a_folder_and_an_array_of_the_same_images_are_the_same() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let folder = root.path().join("images");
+        std::fs::create_dir(&folder)?;
+        let mut npz = NpzWriter::new(File::create(root.path().join("a.npz"))?);
+        npz.array("arr_0", Element::U8, &[5, 4, 6, 3])?;
+        for i in 0..5u8 {
+            let image = RgbImage::from_fn(6, 4, |x, y| image::Rgb([i, x as u8, y as u8]));
+            image.save(folder.join(format!("{i}.png")))?;
+            npz.write(image.as_raw())?;
+        }
+        npz.finish()?;
+        let files = Images::open(&folder, None)?;
+        let array = Images::open(&root.path().join("a.npz"), None)?;
+        let expected = hash(&files, 5)?;
+        assert_eq!(expected.0, 5);
+        assert_eq!(hash(&files, 2)?, expected);
+        assert_eq!(hash(&array, 2)?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn images_of_different_sizes_need_a_crop() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for (i, side) in [8, 12].into_iter().enumerate() {
+            RgbImage::new(side, side).save(root.path().join(format!("{i}.png")))?;
+        }
+        let error = hash(&Images::open(root.path(), None)?, 1).unwrap_err();
+        let (text, _) = report(&error);
+        assert!(
+            text.contains("`1` is 12×12") && text.contains("--crop"),
+            "{text}"
+        );
+        assert_eq!(hash(&Images::open(root.path(), Some(8))?, 1)?.0, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn an_array_of_another_kind_and_an_empty_folder_are_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("a.npz");
+        for (element, shape) in [
+            (Element::F32, vec![2, 4, 4, 3]),
+            (Element::U8, vec![2, 4, 4]),
+            (Element::U8, vec![0, 4, 4, 3]),
+        ] {
+            let mut npz = NpzWriter::new(File::create(&path)?);
+            npz.array("arr_0", element, &shape)?;
+            let bytes = shape.iter().product::<usize>() * element.size();
+            npz.write(&vec![0; bytes])?;
+            npz.finish()?;
+            let error = Images::open(&path, None).err().map(|e| report(&e).0);
+            assert!(error.is_some_and(|e| e.contains("expected images u8")));
+        }
+        let empty = root.path().join("empty");
+        std::fs::create_dir(&empty)?;
+        assert!(Images::open(&empty, None).is_err());
+        Ok(())
+    }
+}

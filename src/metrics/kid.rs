@@ -1,0 +1,163 @@
+//! The Kernel Inception Distance (Bińkowski et al. 2018): the unbiased squared MMD with the kernel (x·y/D + 1)³,
+//! averaged over random subsets, as torch-fidelity computes it. Features [N,2048].
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, get_global_parallelism};
+
+use super::features::Rows;
+use crate::error::{Result, hinted};
+use crate::rng::{Purpose, Stream};
+
+/// Which images are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subsets {
+    pub count: usize,
+    /// Images of each set in a subset, drawn without replacement.
+    pub size: usize,
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Kid {
+    pub value: f64,
+    /// Of a subset.
+    pub deviation: f64,
+}
+
+/// The mean over subsets and their standard deviation.
+///
+/// Errors: a set is smaller than a subset; a subset of fewer than two images; features of different widths.
+pub fn kid(samples: &Rows, reference: &Rows, subsets: Subsets) -> Result<Kid> {
+    let fewest = samples.count().min(reference.count());
+    if subsets.size < 2 || subsets.size > fewest || subsets.count == 0 {
+        return Err(hinted(
+            format!(
+                "KID: {} subsets of {} images cannot be drawn from {} samples and {} reference images",
+                subsets.count,
+                subsets.size,
+                samples.count(),
+                reference.count()
+            ),
+            "--kid-subset-size takes from 2 images to as many as the smaller set has",
+        ));
+    }
+    if samples.width != reference.width {
+        return Err(hinted("KID: features of different dimensions", ""));
+    }
+    let values: Vec<f64> = (0..subsets.count as u64)
+        .map(|number| {
+            let x = drawn(samples, subsets, number, 0);
+            let y = drawn(reference, subsets, number, 1);
+            mmd(&x, &y)
+        })
+        .collect();
+    let n = values.len() as f64;
+    let value = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - value).powi(2)).sum();
+    Ok(Kid {
+        value,
+        deviation: (squares / n).sqrt(),
+    })
+}
+
+/// The rows of subset `number`, [D,M]: a column an image.
+fn drawn(rows: &Rows, subsets: Subsets, number: u64, side: u32) -> Mat<f64> {
+    let mut order: Vec<usize> = (0..rows.count()).collect();
+    let mut draws = Stream::new(subsets.seed, Purpose::Subset, number, 2 + side).draws();
+    draws.shuffle(&mut order);
+    Mat::from_fn(rows.width, subsets.size, |i, j| {
+        f64::from(rows.values[order[j] * rows.width + i])
+    })
+}
+
+fn mmd(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
+    let m = x.ncols() as f64;
+    let (xx, yy, xy) = (kernel(x, x), kernel(y, y), kernel(x, y));
+    let all = |k: &Mat<f64>| -> f64 { (0..k.ncols()).flat_map(|j| k.col(j).iter()).sum() };
+    let off_diagonal = |k: &Mat<f64>| all(k) - (0..k.ncols()).map(|i| k[(i, i)]).sum::<f64>();
+    (off_diagonal(&xx) + off_diagonal(&yy)) / (m * (m - 1.0)) - 2.0 * all(&xy) / (m * m)
+}
+
+/// (x·y/D + 1)³ of all pairs of columns.
+fn kernel(x: &Mat<f64>, y: &Mat<f64>) -> Mat<f64> {
+    let mut k = Mat::zeros(x.ncols(), y.ncols());
+    matmul(
+        k.as_mut(),
+        Accum::Replace,
+        x.transpose(),
+        y.as_ref(),
+        1.0 / x.nrows() as f64,
+        get_global_parallelism(),
+    );
+    for j in 0..k.ncols() {
+        k.col_mut(j)
+            .iter_mut()
+            .for_each(|k| *k = (*k + 1.0).powi(3));
+    }
+    k
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(seed: u64, count: usize, mean: f32) -> Rows {
+        let mut values = vec![0f32; count * 6];
+        Stream::new(seed, Purpose::Noise, 0, 0).fill_normal(&mut values);
+        values.iter_mut().for_each(|x| *x += mean);
+        Rows { width: 6, values }
+    }
+
+    #[test]
+    fn the_value_is_the_formulas() -> Result<()> {
+        let x = Rows {
+            width: 2,
+            values: vec![1.0, 0.0, 0.0, 2.0],
+        };
+        let y = Rows {
+            width: 2,
+            values: vec![1.0, 1.0, 3.0, 0.0],
+        };
+        // k(x₁,x₂) = 1, k(y₁,y₂) = 2.5³, k(x,y): 1.5³, 2.5³, 2³, 1.
+        let expected = (2.0 + 2.0 * 15.625) / 2.0 - 2.0 * (3.375 + 15.625 + 8.0 + 1.0) / 4.0;
+        let whole = Subsets {
+            count: 1,
+            size: 2,
+            seed: 0,
+        };
+        assert!((kid(&x, &y, whole)?.value - expected).abs() < 1e-12);
+        Ok(())
+    }
+
+    #[test]
+    fn equal_distributions_are_at_nought_and_others_are_not() -> Result<()> {
+        let subsets = Subsets {
+            count: 20,
+            size: 100,
+            seed: 0,
+        };
+        let (a, b, c) = (
+            normal(1, 2000, 0.0),
+            normal(2, 2000, 0.0),
+            normal(3, 2000, 1.0),
+        );
+        let same = kid(&a, &b, subsets)?;
+        assert!(
+            same.value.abs() < 4.0 * same.deviation / 20f64.sqrt(),
+            "{same:?}"
+        );
+        let other = kid(&a, &c, subsets)?;
+        assert!(other.value > 10.0 * same.deviation, "{other:?}");
+        let error = kid(
+            &a,
+            &b,
+            Subsets {
+                size: 5000,
+                ..subsets
+            },
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("5000 images"), "{error}");
+        Ok(())
+    }
+}

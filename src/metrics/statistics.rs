@@ -1,0 +1,260 @@
+//! Mean and covariance of features, as they come: rows [N,D] → μ [D], Σ [D,D] (unbiased: divided by N − 1), in f64.
+//!
+//! Kept are Σx and Σx·xᵀ. f64 has 29 bits more than the features, so that the difference of the two needs no second
+//! pass. Rows are taken in blocks that the number of a row alone fixes: a value has the same bits whatever the batch size.
+
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::{Accum, Mat, MatRef, get_global_parallelism};
+
+use super::features::Rows;
+use crate::error::{Result, hinted};
+
+/// Rows of a block.
+const BLOCK: usize = 256;
+
+/// Sums over rows of one width.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    count: usize,
+    sum: Vec<f64>,
+    /// Its lower half.
+    products: Mat<f64>,
+    /// Rows that do not fill a block yet.
+    waiting: Vec<f64>,
+}
+
+/// A normal distribution, as far as the Fréchet distance sees it.
+#[derive(Debug, Clone)]
+pub struct Gaussian {
+    pub mean: Vec<f64>,
+    /// Symmetric.
+    pub covariance: Mat<f64>,
+    /// Rows behind it, where that is known.
+    pub count: Option<usize>,
+}
+
+impl Moments {
+    pub fn new(width: usize) -> Self {
+        Self {
+            count: 0,
+            sum: vec![0.0; width],
+            products: Mat::zeros(width, width),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// D.
+    pub fn width(&self) -> usize {
+        self.sum.len()
+    }
+
+    /// N.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    pub fn add(&mut self, row: &[f32]) {
+        self.waiting.extend(row.iter().map(|&x| f64::from(x)));
+        self.count += 1;
+        if self.waiting.len() == BLOCK * self.width() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let width = self.width();
+        let count = self.waiting.len() / width;
+        for row in self.waiting.chunks_exact(width) {
+            for (sum, &x) in self.sum.iter_mut().zip(row) {
+                *sum += x;
+            }
+        }
+        let block = MatRef::from_row_major_slice(&self.waiting, count, width);
+        matmul(
+            self.products.as_mut(),
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            block.transpose(),
+            BlockStructure::Rectangular,
+            block,
+            BlockStructure::Rectangular,
+            1.0,
+            get_global_parallelism(),
+        );
+        self.waiting.clear();
+    }
+
+    /// The sums of these and all `others`, in their order.
+    fn total<'a>(others: impl IntoIterator<Item = &'a Moments>, width: usize) -> Self {
+        let mut total = Moments::new(width);
+        for other in others {
+            let mut other = other.clone();
+            other.flush();
+            total.count += other.count;
+            for (sum, x) in total.sum.iter_mut().zip(&other.sum) {
+                *sum += x;
+            }
+            total.products += &other.products;
+        }
+        total
+    }
+
+    /// μ and Σ.
+    ///
+    /// Errors: fewer than two rows; features that are not finite.
+    pub fn gaussian(&self) -> Result<Gaussian> {
+        Self::total([self], self.width()).finish()
+    }
+
+    fn finish(self) -> Result<Gaussian> {
+        let n = self.count as f64;
+        if self.count < 2 {
+            return Err(hinted(
+                format!(
+                    "{} image: there is no covariance of fewer than two",
+                    self.count
+                ),
+                "name more images",
+            ));
+        }
+        let mean: Vec<f64> = self.sum.iter().map(|sum| sum / n).collect();
+        let products = self.products;
+        let covariance = Mat::from_fn(mean.len(), mean.len(), |i, j| {
+            let (i, j) = (i.max(j), i.min(j));
+            (products[(i, j)] - n * mean[i] * mean[j]) / (n - 1.0)
+        });
+        let gaussian = Gaussian {
+            mean,
+            covariance,
+            count: Some(self.count),
+        };
+        gaussian.check("the features")?;
+        Ok(gaussian)
+    }
+}
+
+impl Gaussian {
+    /// D.
+    pub fn width(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Of all rows.
+    pub fn of(rows: &Rows) -> Result<Self> {
+        let mut moments = Moments::new(rows.width);
+        rows.iter().for_each(|row| moments.add(row));
+        moments.gaussian()
+    }
+
+    /// Refuses what is not finite; `what` names it.
+    pub fn check(&self, what: &str) -> Result<()> {
+        let values = self.mean.iter().copied();
+        let column = |j| self.covariance.col(j).iter().copied();
+        if values
+            .chain((0..self.width()).flat_map(column))
+            .all(f64::is_finite)
+        {
+            return Ok(());
+        }
+        Err(hinted(
+            format!("{what}: mean or covariance is not finite"),
+            "an image, the weights or the statistics file are damaged",
+        ))
+    }
+}
+
+/// Moments by groups, so that each group can be left out: row i belongs to group i mod G.
+#[derive(Debug, Clone)]
+pub struct GroupedMoments(Vec<Moments>);
+
+impl GroupedMoments {
+    pub fn new(groups: usize, width: usize) -> Self {
+        Self(vec![Moments::new(width); groups])
+    }
+
+    /// N.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(Moments::count).sum()
+    }
+
+    pub fn add(&mut self, rows: &Rows) {
+        for row in rows.iter() {
+            let group = self.count() % self.0.len();
+            self.0[group].add(row);
+        }
+    }
+
+    /// G.
+    pub fn groups(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn gaussian(&self) -> Result<Gaussian> {
+        Moments::total(&self.0, self.0[0].width()).finish()
+    }
+
+    /// Of all rows but those of one group.
+    pub fn without(&self, group: usize) -> Result<Gaussian> {
+        let others = self.0.iter().enumerate().filter(|(g, _)| *g != group);
+        Moments::total(others.map(|(_, moments)| moments), self.0[0].width()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Rows {
+        let values = [1.0f32, 2.0, 3.0, 5.0, 4.0, 1.0, 0.5, 9.0, 2.0, 2.0];
+        Rows {
+            width: 2,
+            values: values.to_vec(),
+        }
+    }
+
+    #[test]
+    fn mean_and_covariance_are_numpys() -> Result<()> {
+        // numpy.mean and numpy.cov(rowvar=False) of the rows above.
+        let gaussian = Gaussian::of(&rows())?;
+        assert_eq!(gaussian.mean, [2.1, 3.8]);
+        let expected = [[1.925, -2.6], [-2.6, 10.7]];
+        for i in 0..2 {
+            for j in 0..2 {
+                assert!((gaussian.covariance[(i, j)] - expected[i][j]).abs() < 1e-12);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn groups_make_up_the_whole_and_can_be_left_out() -> Result<()> {
+        let all = Gaussian::of(&rows())?;
+        let mut grouped = GroupedMoments::new(2, 2);
+        grouped.add(&rows());
+        let whole = grouped.gaussian()?;
+        assert!((&whole.covariance - &all.covariance).norm_l2() < 1e-12);
+        // Group 1 holds the second and the fourth row.
+        let values = vec![1.0, 2.0, 4.0, 1.0, 2.0, 2.0];
+        let left = Gaussian::of(&Rows { width: 2, values })?;
+        let without = grouped.without(1)?;
+        assert_eq!(without.count, Some(3));
+        assert!((&without.covariance - &left.covariance).norm_l2() < 1e-12);
+        Ok(())
+    }
+
+    #[test]
+    fn a_covariance_needs_two_finite_rows() {
+        let one = Rows {
+            width: 2,
+            values: vec![1.0, 2.0],
+        };
+        let error = Gaussian::of(&one).unwrap_err().to_string();
+        assert!(error.contains("fewer than two"), "{error}");
+        let damaged = Rows {
+            width: 1,
+            values: vec![1.0, f32::NAN, 2.0],
+        };
+        let error = Gaussian::of(&damaged).unwrap_err().to_string();
+        assert!(error.contains("not finite"), "{error}");
+    }
+}

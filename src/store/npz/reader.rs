@@ -1,0 +1,239 @@
+//! Reading `.npz`: arrays whole as f64, or u8 in pieces, so that 50,000 images need no memory.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use zip::ZipArchive;
+
+use super::header::{Element, Header};
+use crate::error::{Context, Result, hinted};
+
+/// An open archive.
+pub struct Npz {
+    path: PathBuf,
+    zip: ZipArchive<BufReader<File>>,
+}
+
+/// An array in memory, in C order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    pub shape: Vec<usize>,
+    pub values: Vec<f64>,
+}
+
+impl Npz {
+    /// Errors: there is no such file; it is no zip, or ends early.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| {
+            hinted(
+                format!("{}: no .npz, or not written whole ({e})", path.display()),
+                "copy or write it again",
+            )
+        })?;
+        let path = path.to_path_buf();
+        Ok(Self { path, zip })
+    }
+
+    /// The arrays' names.
+    pub fn names(&self) -> Vec<String> {
+        let names = self.zip.file_names().flatten();
+        names
+            .map(|name| name.strip_suffix(".npy").unwrap_or(&name).to_string())
+            .collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.zip.index_for_name(&format!("{name}.npy")).is_some()
+    }
+
+    /// The type and shape of the array `name`.
+    pub fn describe(&mut self, name: &str) -> Result<(Element, Vec<usize>)> {
+        let header = self.with(name, |_, header| Ok(header.clone()))?;
+        Ok((header.element, header.shape))
+    }
+
+    /// The array `name`, of any type, as f64.
+    pub fn floats(&mut self, name: &str) -> Result<Array> {
+        self.with(name, |from, header| {
+            let mut bytes = vec![0; header.count() * header.element.size()];
+            from.read_exact(&mut bytes).context("it ends early")?;
+            let values = values(&bytes, header.element);
+            Ok(Array {
+                values: match header.fortran_order {
+                    true => to_c_order(&values, &header.shape),
+                    false => values,
+                },
+                shape: header.shape.clone(),
+            })
+        })
+    }
+
+    /// The first `limit` bytes of the u8 array `name`, in pieces of `size`; the last piece may be smaller.
+    ///
+    /// Errors: another type, or the order of FORTRAN; what `take` returns.
+    pub fn bytes(
+        &mut self,
+        name: &str,
+        limit: usize,
+        size: usize,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.with(name, |from, header| {
+            check_bytes(header)?;
+            let mut left = header.count().min(limit);
+            let mut piece = vec![0; size];
+            while left > 0 {
+                let piece = &mut piece[..size.min(left)];
+                from.read_exact(piece).context("it ends early")?;
+                take(piece)?;
+                left -= piece.len();
+            }
+            Ok(())
+        })
+    }
+
+    fn with<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut dyn Read, &Header) -> Result<T>,
+    ) -> Result<T> {
+        let path = self.path.display();
+        let known = self.names().join(", ");
+        let mut entry = self.zip.by_name(&format!("{name}.npy")).map_err(|_| {
+            hinted(
+                format!("{path}: no array `{name}`"),
+                format!("it holds {known}"),
+            )
+        })?;
+        let header = Header::read(&mut entry);
+        header
+            .and_then(|header| read(&mut entry, &header))
+            .with_context(|| format!("{path}: array `{name}`"))
+    }
+}
+
+fn check_bytes(header: &Header) -> Result<()> {
+    if header.element != Element::U8 || header.fortran_order {
+        return Err(hinted(
+            format!(
+                "expected bytes (u8) in C order, found `{}`{}",
+                header.element.descriptor(),
+                if header.fortran_order {
+                    " in FORTRAN's order"
+                } else {
+                    ""
+                }
+            ),
+            "images are u8 [N,H,W,3] in 0..255",
+        ));
+    }
+    Ok(())
+}
+
+fn values(bytes: &[u8], element: Element) -> Vec<f64> {
+    // The chunks are as long as their arrays.
+    fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        let (chunks, _) = bytes.as_chunks::<N>();
+        chunks.iter().map(|chunk| f(*chunk)).collect()
+    }
+    match element {
+        Element::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
+        Element::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
+        Element::F16 => each(bytes, |b| f64::from(f16::from_le_bytes(b))),
+        Element::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
+        Element::F64 => each(bytes, f64::from_le_bytes),
+    }
+}
+
+/// From the first index running fastest to the last.
+fn to_c_order(values: &[f64], shape: &[usize]) -> Vec<f64> {
+    let mut strides = Vec::with_capacity(shape.len());
+    let mut stride = 1;
+    for &size in shape {
+        strides.push(stride);
+        stride *= size;
+    }
+    let mut index = vec![0usize; shape.len()];
+    let mut out = Vec::with_capacity(values.len());
+    for _ in 0..values.len() {
+        let place: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
+        out.push(values[place]);
+        for (i, &size) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < size {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::NpzWriter;
+    use super::*;
+
+    fn written(folder: &Path) -> Result<PathBuf> {
+        let path = folder.join("a.npz");
+        let mut npz = NpzWriter::new(File::create(&path)?);
+        npz.array("mu", Element::F64, &[2, 3])?;
+        for x in 0..6 {
+            npz.write(&f64::from(x).to_le_bytes())?;
+        }
+        npz.array("arr_0", Element::U8, &[5])?;
+        npz.write(&[1, 2, 3, 4, 5])?;
+        npz.finish()?;
+        Ok(path)
+    }
+
+    #[test]
+    fn arrays_are_read_whole_and_in_pieces() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut npz = Npz::open(&written(folder.path())?)?;
+        let mu = npz.floats("mu")?;
+        assert_eq!(mu.shape, [2, 3]);
+        assert_eq!(mu.values, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let mut pieces = Vec::new();
+        npz.bytes("arr_0", 4, 3, |piece| {
+            pieces.push(piece.to_vec());
+            Ok(())
+        })?;
+        assert_eq!(pieces, [vec![1, 2, 3], vec![4]]);
+        assert_eq!(npz.describe("arr_0")?, (Element::U8, vec![5]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_order_of_fortran_is_turned() {
+        // [[0,1,2],[3,4,5]] with the first index fastest.
+        let values = [0.0, 3.0, 1.0, 4.0, 2.0, 5.0];
+        assert_eq!(to_c_order(&values, &[2, 3]), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    fn what_is_damaged_or_missing_says_so() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = written(folder.path())?;
+        let mut npz = Npz::open(&path)?;
+        let missing = npz.floats("sigma").unwrap_err();
+        let (text, _) = crate::error::report(&missing);
+        assert!(
+            text.contains("no array `sigma`") && text.contains("holds mu, arr_0"),
+            "{text}"
+        );
+        let floats = npz.bytes("mu", 8, 8, |_| Ok(())).unwrap_err();
+        assert!(format!("{floats:#}").contains("found `<f8`"), "{floats:#}");
+
+        let bytes = std::fs::read(&path)?;
+        let cut = folder.path().join("cut.npz");
+        std::fs::write(&cut, &bytes[..bytes.len() / 2])?;
+        let error = Npz::open(&cut).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("not written whole")));
+        assert!(Npz::open(&folder.path().join("none.npz")).is_err());
+        Ok(())
+    }
+}
