@@ -1,0 +1,315 @@
+//! Fetching one file over HTTP into the cache folder: resumed where it was cut, checked, and in place whole or not at all.
+//!
+//! What has come so far lies beside its place as `NAME.part`, with the server's ETag in `NAME.part.etag`; the rest is
+//! asked for with `Range` and `If-Range`, so that a server whose file has changed, or that knows no ranges, sends it
+//! from the beginning.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use ureq::http::{Response, StatusCode, header};
+use ureq::{Agent, Body};
+
+use super::check;
+use crate::error::{Context, Error, Result, hinted};
+use crate::store::digest::hex;
+use crate::telemetry::Progress;
+
+/// How long a server may say nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a connection that brought something may be cut.
+const ATTEMPTS: usize = 5;
+
+const MIB: u64 = 1 << 20;
+
+/// The file at `address` as `path`; not fetched again if it is there.
+///
+/// Errors: what the server or the network said, with where to put the file by hand.
+pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
+    let digest = expected_digest(address);
+    if path.is_file() {
+        if let Some(digest) = digest {
+            check(&path, digest)?;
+        }
+        return Ok(path);
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let mut part = Part::open(&path)?;
+    let agent = agent();
+    let mut cut = None;
+    for _ in 0..ATTEMPTS {
+        let before = part.length;
+        match part.receive(&agent, address) {
+            Ok(()) => {
+                cut = None;
+                break;
+            }
+            // Only a connection that made progress is worth another.
+            Err(Failure::Cut(e)) if part.length > before => cut = Some(e),
+            Err(Failure::Cut(e)) => return Err(unreachable(address, &path, &e)),
+            Err(Failure::Other(e)) => return Err(e),
+        }
+    }
+    if let Some(e) = cut {
+        return Err(unreachable(address, &path, &e));
+    }
+    match digest {
+        Some(digest) => part.check(address, digest)?,
+        None => tracing::warn!("{address}: its name has no digest, so that it was not checked"),
+    }
+    part.put_in_place()
+}
+
+fn agent() -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        // Ranges count bytes of the file, not of its compressed form.
+        .accept_encoding("identity")
+        .timeout_connect(Some(PATIENCE))
+        .timeout_recv_response(Some(PATIENCE))
+        .timeout_per_read(Some(PATIENCE))
+        .build()
+        .into()
+}
+
+fn unreachable(address: &str, path: &Path, error: &str) -> Error {
+    hinted(
+        format!("cannot fetch {address}: {error}"),
+        format!(
+            "run the command again to go on from where it stopped, or fetch the file elsewhere and put it at {}",
+            path.display()
+        ),
+    )
+}
+
+/// The name under which the cache folder holds what `address` gives: with its digest, or with one of the address.
+pub(super) fn cache_name(address: &str) -> String {
+    let plain = address.split(['?', '#']).next().unwrap_or(address);
+    let name = plain.rsplit('/').next().filter(|name| !name.is_empty());
+    let name = name.unwrap_or("weights");
+    if expected_digest(name).is_some() {
+        return name.to_string();
+    }
+    let hash = hex(&Sha256::digest(address.as_bytes()));
+    format!("{}-{name}", &hash[..8])
+}
+
+/// The digest that a file's address promises: 64 hexadecimal digits as a folder, or eight behind the name's last dash.
+pub(super) fn expected_digest(address: &str) -> Option<&str> {
+    let is_hex = |text: &str, n: usize| {
+        text.len() == n
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let plain = address.split(['?', '#']).next().unwrap_or(address);
+    let mut parts = plain.rsplit(['/', '\\']);
+    let name = parts.next().unwrap_or_default();
+    if let Some(whole) = parts.find(|part| is_hex(part, 64)) {
+        return Some(whole);
+    }
+    let (_, end) = name.rsplit_once('-')?;
+    let digest = end.split('.').next()?;
+    is_hex(digest, 8).then_some(digest)
+}
+
+enum Failure {
+    /// The connection: worth another attempt.
+    Cut(String),
+    Other(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Other(error)
+    }
+}
+
+/// The file as far as it has come.
+struct Part {
+    target: PathBuf,
+    path: PathBuf,
+    etag: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Part {
+    fn open(target: &Path) -> Result<Self> {
+        let beside = |ending: &str| {
+            let mut name = target.as_os_str().to_os_string();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let path = beside(".part");
+        let failed = || format!("cannot write {}", path.display());
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(failed)?;
+        if file.try_lock().is_err() {
+            return Err(hinted(
+                format!("{} is being fetched by another process", target.display()),
+                "wait for it",
+            ));
+        }
+        let length = file.metadata().with_context(failed)?.len();
+        Ok(Self {
+            target: target.to_path_buf(),
+            etag: beside(".part.etag"),
+            path,
+            file,
+            length,
+        })
+    }
+
+    /// Asks for what is missing and appends it.
+    fn receive(&mut self, agent: &Agent, address: &str) -> std::result::Result<(), Failure> {
+        let mut request = agent.get(address);
+        let etag = fs::read_to_string(&self.etag).unwrap_or_default();
+        if self.length > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", self.length));
+            if !etag.is_empty() {
+                request = request.header(header::IF_RANGE, etag);
+            }
+        }
+        let response = request.call().map_err(|e| Failure::Cut(e.to_string()))?;
+        let begin = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                let begin = range_begin(&response).filter(|begin| *begin == self.length);
+                begin.ok_or_else(|| self.refused(address, "a range that was not asked for"))?
+            }
+            // Nothing is missing, or the file has become shorter: the digest decides, else it is fetched anew.
+            StatusCode::RANGE_NOT_SATISFIABLE if total(&response) == Some(self.length) => {
+                return Ok(());
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if self.length > 0 => {
+                self.cut_to(0)?;
+                return self.receive(agent, address);
+            }
+            status => return Err(self.refused(address, &status.to_string()).into()),
+        };
+        if begin != self.length {
+            self.cut_to(begin)?;
+        }
+        self.remember_etag(&response)?;
+        self.append(response.into_body(), address)
+    }
+
+    fn append(&mut self, mut body: Body, address: &str) -> std::result::Result<(), Failure> {
+        let left = body.content_length();
+        let all = left.map(|left| self.length + left);
+        let name = address.rsplit('/').next().unwrap_or(address);
+        let mib = |bytes: u64| bytes.div_ceil(MIB);
+        let mut progress = Progress::new(
+            &format!("fetch {name}, MiB"),
+            mib(all.unwrap_or(0)),
+            mib(self.length),
+        );
+        let failed = |e| hinted(format!("cannot write {}: {e}", self.path.display()), "");
+        self.file
+            .seek(SeekFrom::Start(self.length))
+            .map_err(failed)?;
+        let (mut reader, mut buffer) = (body.as_reader(), vec![0; 1 << 16]);
+        loop {
+            let n = reader
+                .read(&mut buffer)
+                .map_err(|e| Failure::Cut(e.to_string()))?;
+            if n == 0 {
+                break;
+            }
+            self.file.write_all(&buffer[..n]).map_err(failed)?;
+            self.length += n as u64;
+            progress.set(mib(self.length), "");
+        }
+        match all {
+            Some(all) if self.length < all => Err(Failure::Cut(format!(
+                "the connection ended after {} of {all} bytes",
+                self.length
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn cut_to(&mut self, length: u64) -> Result<()> {
+        let failed = || format!("cannot write {}", self.path.display());
+        self.file.set_len(length).with_context(failed)?;
+        self.length = length;
+        Ok(())
+    }
+
+    /// A weak ETag promises no equal bytes and is not kept.
+    fn remember_etag(&self, response: &Response<Body>) -> Result<()> {
+        let etag = response.headers().get(header::ETAG);
+        let etag = etag.and_then(|value| value.to_str().ok());
+        let etag = etag.filter(|value| !value.starts_with("W/")).unwrap_or("");
+        fs::write(&self.etag, etag).with_context(|| format!("cannot write {}", self.etag.display()))
+    }
+
+    fn refused(&self, address: &str, what: &str) -> Error {
+        hinted(
+            format!("cannot fetch {address}: the server answered {what}"),
+            format!(
+                "fetch the file elsewhere and put it at {}",
+                self.target.display()
+            ),
+        )
+    }
+
+    fn check(&self, address: &str, digest: &str) -> Result<()> {
+        let found = crate::store::digest::sha256(&self.path)?;
+        if found.starts_with(digest) {
+            return Ok(());
+        }
+        self.remove();
+        Err(hinted(
+            format!(
+                "{address}: the SHA-256 of what came begins with {}, the name says {digest}",
+                &found[..digest.len()]
+            ),
+            "what came was removed; if the digits in the name are no digest, fetch the file yourself and name it by its path",
+        ))
+    }
+
+    fn put_in_place(self) -> Result<PathBuf> {
+        let failed = || format!("cannot write {}", self.target.display());
+        self.file.sync_all().with_context(failed)?;
+        fs::rename(&self.path, &self.target).with_context(failed)?;
+        // Only there while a part is.
+        let _ = fs::remove_file(&self.etag);
+        Ok(self.target)
+    }
+
+    fn remove(&self) {
+        for path in [&self.path, &self.etag] {
+            // The error that is reported is the one that led here.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// a of `Content-Range: bytes a-b/total`.
+fn range_begin(response: &Response<Body>) -> Option<u64> {
+    let range = content_range(response)?;
+    range.split('-').next()?.trim().parse().ok()
+}
+
+/// total of `Content-Range: bytes …/total`.
+fn total(response: &Response<Body>) -> Option<u64> {
+    content_range(response)?.rsplit('/').next()?.parse().ok()
+}
+
+fn content_range(response: &Response<Body>) -> Option<&str> {
+    let value = response.headers().get(header::CONTENT_RANGE)?;
+    value.to_str().ok()?.strip_prefix("bytes ")
+}

@@ -1,0 +1,132 @@
+//! Where a network's weights are: a file or an address that was named, the cache folder, or, when asked, the address that
+//! its authors publish.
+//!
+//! The cache folder is `$XDG_CACHE_HOME/rdpm/weights`, else `~/.cache/rdpm/weights`. A file whose name carries the first
+//! eight hexadecimal digits of its SHA-256 (`vgg16-397923af.pth`), or whose address carries all 64, must have that digest.
+
+mod fetch;
+mod published;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Result, hinted, usage};
+use crate::store::digest;
+
+pub use published::Network;
+
+/// The weights file of `network`: `asked` (a path, `http(s)://…`, `hf://owner/repo/file`), else the cache folder's, else,
+/// with `download`, what its authors publish, put into the cache folder.
+///
+/// Errors: there is none, or it has another digest than its name says; the hint says what to fetch and where to put it.
+pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<PathBuf> {
+    match asked {
+        Some(asked) if !is_address(asked) => named(network, Path::new(asked)),
+        Some(asked) => match asked.strip_prefix("hf://") {
+            Some(place) => from_hub(asked, place),
+            None => fetch::fetch(asked, cache()?.join(fetch::cache_name(asked))),
+        },
+        None => cached(network, &cache()?, download),
+    }
+}
+
+/// A slash pair behind the first word: never the beginning of a path that exists.
+fn is_address(asked: &str) -> bool {
+    ["http://", "https://", "hf://"]
+        .iter()
+        .any(|scheme| asked.starts_with(scheme))
+}
+
+fn named(network: Network, path: &Path) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.to_path_buf());
+    }
+    Err(usage(
+        format!("{}: no such weights file", path.display()),
+        format!(
+            "{} takes a file, http(s)://…, or hf://owner/repo/file",
+            network.published().option
+        ),
+    ))
+}
+
+fn cached(network: Network, folder: &Path, download: bool) -> Result<PathBuf> {
+    let published = network.published();
+    let target = folder.join(published.name);
+    if target.is_file() || download {
+        return fetch::fetch(published.address, target);
+    }
+    let others = published.others.iter().map(|name| folder.join(name));
+    if let Some(path) = others.into_iter().find(|path| path.is_file()) {
+        return Ok(path);
+    }
+    Err(hinted(
+        format!("no weights of {} in {}", published.title, folder.display()),
+        format!(
+            "--download fetches them; or fetch {} yourself and put it there as {}, or name a file with {} FILE{}",
+            published.address, published.name, published.option, published.packaged
+        ),
+    ))
+}
+
+/// Errors: the file's SHA-256 does not begin with `expected`.
+fn check(path: &Path, expected: &str) -> Result<()> {
+    let found = digest::sha256(path)?;
+    if found.starts_with(expected) {
+        return Ok(());
+    }
+    Err(hinted(
+        format!(
+            "{}: its SHA-256 begins with {}, its name says {expected}",
+            path.display(),
+            &found[..expected.len()]
+        ),
+        "it is damaged or another file: remove it and fetch it again",
+    ))
+}
+
+/// `owner/repo/file` or `owner/repo@revision/file`, through hf-hub and its cache.
+fn from_hub(asked: &str, place: &str) -> Result<PathBuf> {
+    let parts: Vec<&str> = place.splitn(3, '/').collect();
+    let [owner, repo, file] = parts[..] else {
+        return Err(usage(
+            format!("{asked}: no file of a repository"),
+            "as in hf://owner/repo/file or hf://owner/repo@revision/file",
+        ));
+    };
+    if [owner, repo, file].contains(&"") {
+        return Err(usage(
+            format!("{asked}: an empty name"),
+            "as in hf://owner/repo/file or hf://owner/repo@revision/file",
+        ));
+    }
+    let (repo, revision) = repo.split_once('@').unwrap_or((repo, "main"));
+    let repo = hf_hub::Repo::with_revision(
+        format!("{owner}/{repo}"),
+        hf_hub::RepoType::Model,
+        revision.to_string(),
+    );
+    let fetched = hf_hub::api::sync::ApiBuilder::from_env()
+        .with_progress(true)
+        .build()
+        .and_then(|api| api.repo(repo).get(file));
+    fetched.map_err(|e| {
+        hinted(
+            format!("cannot fetch {asked}: {e}"),
+            "fetch the file elsewhere and name it by its path",
+        )
+    })
+}
+
+/// Where weights are kept.
+pub fn cache() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let root = match set("XDG_CACHE_HOME") {
+        Some(root) => PathBuf::from(root),
+        None => PathBuf::from(set("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
+    };
+    Ok(root.join("rdpm/weights"))
+}
+
+#[cfg(test)]
+mod tests;
