@@ -11,6 +11,7 @@ pub mod demo;
 pub mod device;
 pub mod doctor;
 pub mod encode;
+pub mod eval_fid;
 pub mod export;
 mod inputs;
 pub mod inspect;
@@ -63,6 +64,7 @@ subcommands! {
     Reconstruct => reconstruct,
     Encode => encode,
     Decode => decode,
+    EvalFid => eval_fid,
     Export => export,
     Inspect => inspect,
     Bench => bench,

@@ -3,7 +3,10 @@
 //! A [`FeatureNetwork`] turns images into rows of numbers; a metric is a function of two sets of rows. Which weights,
 //! which resize and how many images stand behind a number is part of the number: networks say it themselves.
 
+pub mod collect;
 pub mod distances;
+pub mod evaluate;
+pub mod feature_log;
 pub mod features;
 pub mod fid_infinity;
 pub mod frechet;
@@ -11,9 +14,14 @@ pub mod images;
 pub mod inception;
 pub mod inception_score;
 pub mod kid;
+pub mod known;
 pub mod precision_recall;
+pub mod report;
 pub mod resize;
+pub mod sampled;
+pub mod side;
 pub mod statistics;
+pub mod stats_file;
 pub mod weights;
 
 pub use distances::Arithmetic;

@@ -9,9 +9,9 @@ use crate::config::Config;
 use crate::data::Classes;
 use crate::error::{Context, Result, hinted};
 use crate::model::{Generator, Tokenizer};
-use crate::store::Scope;
 use crate::store::bundle::{Bundle, Tensors};
 use crate::store::model::{self, Weights};
+use crate::store::{Scope, digest};
 
 /// A tokenizer and, where there is one, its generator.
 pub struct Pretrained {
@@ -77,6 +77,20 @@ impl Pretrained {
     /// Height and width of the latents.
     pub fn side(&self) -> usize {
         self.config.grid()
+    }
+
+    /// A digest of all weights, the tokenizer's and the generator's.
+    pub fn hash(&self) -> Result<String> {
+        let mut tensors = self.bundle.tokenizer.clone();
+        for (name, tensor) in self.bundle.generator.iter().flatten() {
+            tensors.insert(format!("generator.{name}"), tensor.clone());
+        }
+        digest::of_tensors(&tensors)
+    }
+
+    /// A digest of the configuration.
+    pub fn config_hash(&self) -> Result<String> {
+        Ok(digest::of_bytes(self.config.to_json()?.as_bytes()))
     }
 
     /// What ties codes to this tokenizer.

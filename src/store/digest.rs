@@ -36,6 +36,11 @@ pub fn of_tensors(tensors: &BTreeMap<String, Tensor>) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
+/// Of bytes in memory, in hexadecimal.
+pub fn of_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

@@ -1,0 +1,273 @@
+//! `rdpm eval-fid`: how good samples are, by the figures that papers report.
+
+mod sides;
+mod sweep;
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+
+use super::Context;
+use super::sample::DrawingArgs;
+use crate::error::{Result, usage};
+use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
+use crate::metrics::report::{Evaluation, Report};
+use crate::metrics::side::Side;
+use crate::metrics::stats_file::{MadeBy, Statistics};
+use crate::metrics::weights::{self, Network};
+use crate::metrics::{Arithmetic, FeatureNetwork, Inception, Output, Preprocess};
+use crate::store::{atomic, digest, tensors};
+use sides::Opened;
+use sweep::Sweep;
+
+/// What is computed where --metrics is left out, as far as the two sides have what it needs.
+const DEFAULT: [Metric; 4] = [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr];
+
+/// Compute FID and its kin of samples against a reference
+///
+/// The figures are those of the ADM evaluator; with --preprocess pytorch-fid or clean, FID is that of pytorch-fid or
+/// clean-fid. Samples and reference are folders, tar shards, .npz of images, or statistics (.npz); samples may also be
+/// a run or a bundle, which is then sampled.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder, a shard, an .npz, or a run or bundle to sample from
+    #[arg(long, value_name = "PATH")]
+    samples: PathBuf,
+    /// A folder, a shard, an .npz of images or of statistics (ADM's, pytorch-fid's)
+    #[arg(long, value_name = "PATH", required_unless_present = "save_stats")]
+    reference: Option<PathBuf>,
+    /// What to compute, with commas [default: fid,sfid,is,pr, as far as weights and inputs allow]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METRICS")]
+    metrics: Vec<Metric>,
+    /// FID's features: 64, 192, 768 or 2048
+    #[arg(long, default_value_t = 2048, value_name = "D", value_parser = dims)]
+    dims: usize,
+    /// How images become the network's input
+    #[arg(long, value_enum, default_value_t)]
+    preprocess: Preprocess,
+    /// Take every image's square centre, resized as ADM does, from folders and shards
+    #[arg(long, value_name = "SIZE", value_parser = clap::value_parser!(u32).range(1..))]
+    crop: Option<u32>,
+    /// A 95 % interval for Fréchet distances, by the delete-a-group jackknife
+    #[arg(long)]
+    interval: bool,
+    /// Write the report here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Images computed at once; results do not depend on it
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
+    #[command(flatten)]
+    networks: NetworkArgs,
+    #[command(flatten)]
+    details: DetailArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    drawing: DrawingArgs,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Weights")]
+struct NetworkArgs {
+    /// Inception's weights: a file, an address, or hf://owner/repo/file [default: from the cache folder]
+    #[arg(long, value_name = "FILE|URL")]
+    weights: Option<String>,
+    /// DINOv2's weights (ViT-L/14), for fd-dinov2
+    #[arg(long, value_name = "FILE|URL")]
+    dinov2_weights: Option<String>,
+    /// CLIP's weights (ViT-B/32), for clip-fid
+    #[arg(long, value_name = "FILE|URL")]
+    clip_weights: Option<String>,
+    /// Fetch weights that are nowhere, from where their authors publish them
+    #[arg(long)]
+    download: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Details")]
+struct DetailArgs {
+    /// Write the samples' statistics: mu and sigma, and ADM's mu_s, sigma_s and images where there are any
+    #[arg(long, value_name = "FILE.npz")]
+    save_stats: Option<PathBuf>,
+    /// Write the samples' features, an array a kind
+    #[arg(long, value_name = "FILE.npz")]
+    save_features: Option<PathBuf>,
+    /// Distances of precision and recall in f16, as ADM's evaluator on a GPU
+    #[arg(long)]
+    adm_fp16_distances: bool,
+    /// Subsets of KID
+    #[arg(long, value_name = "N", default_value_t = KID_SUBSETS)]
+    kid_subsets: usize,
+    /// Images of a subset [default: 1000, or all there are]
+    #[arg(long, value_name = "N")]
+    kid_subset_size: Option<usize>,
+}
+
+/// Only where samples are drawn from a model.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingArgs {
+    /// Samples to draw, spread over the classes
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(2..))]
+    num: u32,
+    /// Classes to sample, as in `rdpm sample` [default: all]
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Decides the samples, and what metrics draw at random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Several settings in turn: cfg=0,1,2 or temperature=…, top-k=…, top-p=…
+    #[arg(long, value_name = "KEY=VALUES")]
+    sweep: Option<Sweep>,
+    /// Keep features here, and go on from them after an interruption [default: runs/eval-fid-…, by what is sampled]
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
+}
+
+fn dims(text: &str) -> std::result::Result<usize, String> {
+    let dims = text.parse().ok().filter(|&d| Output::of_dims(d).is_some());
+    dims.ok_or_else(|| "expected 64, 192, 768 or 2048".into())
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    // Cheap first: a mistyped path is found before anything is computed.
+    let crop = args.crop.map(|c| c as usize);
+    let device = context.device()?;
+    let reference = match &args.reference {
+        Some(path) => Some(sides::open(path, crop)?),
+        None => None,
+    };
+    let samples = sides::open_samples(args, crop, &device)?;
+    let (options, networks) = prepare(args, &samples, reference.as_ref(), &device)?;
+    let batch = args.batch_size as usize;
+    let reference = match reference {
+        Some(opened) => {
+            let needs_images = options.needs_reference_images();
+            let keep = |tap: &str| options.keeps_reference_rows(tap);
+            Some(opened.collect("reference", &networks, 1, &keep, needs_images, batch)?)
+        }
+        None => None,
+    };
+    if let Some(reference) = &reference {
+        reference.check_network(&*networks[0], args.preprocess)?;
+    }
+    let mut evaluations = Vec::new();
+    let mut evaluator = reference
+        .as_ref()
+        .map(|r| Evaluator::new(&options, &networks, r));
+    for setting in sides::settings(args, samples)? {
+        let keep =
+            |tap: &str| options.keeps_sample_rows(tap) || args.details.save_features.is_some();
+        let needs_images = options.needs_sample_images() || args.details.save_features.is_some();
+        let side = setting.collect(args, &options, &networks, &keep, needs_images)?;
+        side.check_network(&*networks[0], args.preprocess)?;
+        save(args, &side, &networks)?;
+        evaluations.push(match &mut evaluator {
+            Some(evaluator) => evaluator.evaluate(&side)?,
+            None => Evaluation {
+                samples: side.set.clone(),
+                ..Evaluation::default()
+            },
+        });
+    }
+    let report = Report {
+        reference: reference.map(|r| r.set),
+        seed: args.sampling.seed,
+        evaluations,
+    };
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report.json())?;
+        atomic::write_file(path, text.as_bytes())?;
+    }
+    super::print(&report.table())
+}
+
+/// What will be computed, and the networks for it.
+fn prepare(
+    args: &Args,
+    samples: &sides::Samples,
+    reference: Option<&Opened>,
+    device: &Device,
+) -> Result<(Options, Vec<Box<dyn FeatureNetwork>>)> {
+    let path = weights::locate(
+        Network::Inception,
+        args.networks.weights.as_deref(),
+        args.networks.download,
+    )?;
+    let tensors = tensors::read(&path)?;
+    let mut options = Options {
+        metrics: args.metrics.clone(),
+        // The parser let no other number through.
+        fid: Output::of_dims(args.dims).unwrap_or(Output::Pool2048),
+        interval: args.interval,
+        arithmetic: match args.details.adm_fp16_distances {
+            true => Arithmetic::Half,
+            false => Arithmetic::Exact,
+        },
+        kid_subsets: args.details.kid_subsets,
+        kid_subset_size: args.details.kid_subset_size,
+        seed: args.sampling.seed,
+    };
+    if options.metrics.is_empty() {
+        let has_images = samples.has_images() && reference.is_none_or(Opened::has_images);
+        let has_spatial = samples.has_spatial() && reference.is_none_or(Opened::has_spatial);
+        let possible = |metric: &Metric| match metric {
+            Metric::Is => samples.has_images() && tensors.contains_key("fc.weight"),
+            Metric::Pr => has_images,
+            Metric::Sfid => has_spatial,
+            _ => true,
+        };
+        options.metrics = DEFAULT.into_iter().filter(possible).collect();
+    }
+    let hash = digest::sha256(&path)?;
+    let outputs = options.outputs();
+    let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
+        .map_err(|e| e.context(path.display().to_string()))?;
+    let networks: Vec<Box<dyn FeatureNetwork>> = vec![Box::new(inception)];
+    Ok((options, networks))
+}
+
+/// The files that were asked for beside the report.
+fn save(args: &Args, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Result<()> {
+    if let Some(path) = &args.details.save_stats {
+        let dims = Output::of_dims(args.dims).unwrap_or(Output::Pool2048);
+        let made_by = MadeBy {
+            network: networks[0].name().to_string(),
+            weights: networks[0].weights_hash().to_string(),
+            preprocess: networks[0].preprocess().to_string(),
+            images: side.count(0).unwrap_or(0),
+            size: side.set.size,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        };
+        let statistics = Statistics {
+            fid: side.gaussian(0, dims.name())?,
+            spatial: side.gaussian(0, Output::Spatial.name()).ok(),
+            made_by: Some(made_by),
+        };
+        sides::save_statistics(path, &statistics, &args.samples, args.crop, side.set.size)?;
+    }
+    match &args.details.save_features {
+        Some(path) => sides::save_features(path, side, networks),
+        None => Ok(()),
+    }
+}
+
+/// Refuses options that only have a meaning where samples are drawn.
+fn only_for_models(args: &Args) -> Result<()> {
+    let given = [
+        ("--sweep", args.sampling.sweep.is_some()),
+        ("--class", args.sampling.class.is_some()),
+        ("--work", args.sampling.work.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(usage(
+            format!(
+                "{flag}: {} is no model to sample from",
+                args.samples.display()
+            ),
+            "name a run or a bundle with --samples",
+        )),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,131 @@
+//! `--sweep KEY=VALUES`: one setting of the drawing takes several values in turn.
+
+use std::str::FromStr;
+
+use crate::error::{Result, usage};
+use crate::sample::SampleOptions;
+
+/// One key and its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sweep {
+    pub key: Key,
+    pub values: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    Cfg,
+    Temperature,
+    TopK,
+    TopP,
+}
+
+impl Key {
+    pub fn name(self) -> &'static str {
+        match self {
+            Key::Cfg => "cfg",
+            Key::Temperature => "temperature",
+            Key::TopK => "top-k",
+            Key::TopP => "top-p",
+        }
+    }
+
+    fn allows(self, value: f64) -> bool {
+        value.is_finite()
+            && match self {
+                Key::Cfg => value >= 0.0,
+                Key::Temperature => value > 0.0,
+                Key::TopK => value >= 1.0 && value.fract() == 0.0,
+                Key::TopP => value > 0.0 && value <= 1.0,
+            }
+    }
+}
+
+impl FromStr for Sweep {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (key, values) = text
+            .split_once('=')
+            .ok_or("expected KEY=VALUES, as in cfg=0,1,2")?;
+        let keys = [Key::Cfg, Key::Temperature, Key::TopK, Key::TopP];
+        let key = keys
+            .into_iter()
+            .find(|k| k.name() == key)
+            .ok_or("the key is one of cfg, temperature, top-k, top-p")?;
+        let read = |value: &str| match value.trim().parse() {
+            Ok(number) if key.allows(number) => Ok(number),
+            _ => Err(format!("{}={value}: out of range", key.name())),
+        };
+        let values = values
+            .split(',')
+            .map(read)
+            .collect::<std::result::Result<_, _>>()?;
+        Ok(Self { key, values })
+    }
+}
+
+impl Sweep {
+    /// `options` with each value in turn.
+    ///
+    /// Errors: what has no meaning without Gumbel noise.
+    pub fn apply(&self, options: &SampleOptions) -> Result<Vec<SampleOptions>> {
+        if self.key != Key::Cfg && !options.gumbel {
+            return Err(usage(
+                format!(
+                    "--sweep {}: no meaning without Gumbel noise",
+                    self.key.name()
+                ),
+                "draw with --gumbel",
+            ));
+        }
+        let with = |value: &f64| {
+            let mut options = *options;
+            match self.key {
+                Key::Cfg => options.cfg = *value,
+                Key::Temperature => options.temperature = *value,
+                Key::TopK => options.top_k = Some(*value as usize),
+                Key::TopP => options.top_p = Some(*value),
+            }
+            options
+        };
+        Ok(self.values.iter().map(with).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SampleConfig;
+
+    #[test]
+    fn each_value_is_a_setting() -> Result<()> {
+        let sweep: Sweep = "cfg=0,1.5".parse().expect("a sweep");
+        let own = SampleOptions::from(&SampleConfig::default());
+        let settings = sweep.apply(&own)?;
+        assert_eq!((settings[0].cfg, settings[1].cfg), (0.0, 1.5));
+        assert_eq!(
+            SampleOptions {
+                cfg: own.cfg,
+                ..settings[1]
+            },
+            own
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_setting_is_refused() {
+        for text in [
+            "cfg",
+            "cfg=",
+            "cfg=-1",
+            "depth=3",
+            "top-k=1.5",
+            "top-p=2",
+            "temperature=0",
+        ] {
+            assert!(text.parse::<Sweep>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Features of a set of images, as they come: moments always, rows only where a metric needs each image.
+
+use image::RgbImage;
+
+use super::features::{FeatureNetwork, Rows, Tap};
+use super::images::PixelHash;
+use super::statistics::GroupedMoments;
+use crate::error::{Result, hinted};
+
+/// What is kept of a tap.
+pub struct TapFeatures {
+    pub name: &'static str,
+    pub width: usize,
+    pub moments: GroupedMoments,
+    /// All rows, where they were asked for.
+    pub rows: Option<Rows>,
+}
+
+/// Networks at work on one set of images.
+pub struct Collector<'a> {
+    networks: &'a [Box<dyn FeatureNetwork>],
+    /// A list a network.
+    taps: Vec<Vec<TapFeatures>>,
+    size: Option<(u32, u32)>,
+    pixels: PixelHash,
+    count: usize,
+}
+
+/// The features of a whole set.
+pub struct SetFeatures {
+    pub count: usize,
+    /// Width and height, where images were seen.
+    pub size: Option<(u32, u32)>,
+    /// Of all pixels in order.
+    pub pixels: String,
+    taps: Vec<Vec<TapFeatures>>,
+}
+
+impl<'a> Collector<'a> {
+    /// Moments in `groups`; rows of the taps that `keep` says.
+    pub fn new(
+        networks: &'a [Box<dyn FeatureNetwork>],
+        groups: usize,
+        keep: impl Fn(&Tap) -> bool,
+    ) -> Self {
+        let tap = |tap: &Tap| TapFeatures {
+            name: tap.name,
+            width: tap.width,
+            moments: GroupedMoments::new(groups, tap.width),
+            rows: keep(tap).then(|| Rows::empty(tap.width)),
+        };
+        let taps = |network: &Box<dyn FeatureNetwork>| network.taps().iter().map(tap).collect();
+        Self {
+            taps: networks.iter().map(taps).collect(),
+            networks,
+            size: None,
+            pixels: PixelHash::default(),
+            count: 0,
+        }
+    }
+
+    /// Images so far.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The widths of a row of every tap, network after network.
+    pub fn widths(&self) -> Vec<usize> {
+        self.taps.iter().flatten().map(|tap| tap.width).collect()
+    }
+
+    /// Computes and keeps the features of `images`, and gives them back, a matrix a tap.
+    pub fn images(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
+        for image in images {
+            self.size.get_or_insert(image.dimensions());
+            self.pixels.add(image);
+        }
+        let mut features = Vec::new();
+        for network in self.networks {
+            features.extend(network.features(images)?);
+        }
+        self.rows(&features)?;
+        Ok(features)
+    }
+
+    /// Keeps features that are known, a matrix a tap.
+    pub fn rows(&mut self, features: &[Rows]) -> Result<()> {
+        let count = features.first().map_or(0, Rows::count);
+        for (tap, rows) in self.taps.iter_mut().flatten().zip(features) {
+            if let Some(bad) = rows
+                .iter()
+                .position(|row| !row.iter().all(|x| x.is_finite()))
+            {
+                return Err(hinted(
+                    format!("image {}: its features are not finite", self.count + bad),
+                    "the weights are damaged, or are another network's",
+                ));
+            }
+            tap.moments.add(rows);
+            if let Some(all) = &mut tap.rows {
+                all.values.extend_from_slice(&rows.values);
+            }
+        }
+        self.count += count;
+        Ok(())
+    }
+
+    pub fn finish(self) -> SetFeatures {
+        SetFeatures {
+            count: self.count,
+            size: self.size,
+            pixels: self.pixels.finish(),
+            taps: self.taps,
+        }
+    }
+}
+
+impl SetFeatures {
+    /// The tap `name` of network number `network`.
+    pub fn tap(&self, network: usize, name: &str) -> Option<&TapFeatures> {
+        self.taps.get(network)?.iter().find(|tap| tap.name == name)
+    }
+}

@@ -1,0 +1,346 @@
+//! From two sides to figures: which features each metric needs, and what it is computed of.
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::distances::Arithmetic;
+use super::features::{FeatureNetwork, Rows};
+use super::fid_infinity::fid_infinity;
+use super::frechet::{GROUPS, Reference};
+use super::inception::Output;
+use super::inception_score::{self, Score};
+use super::kid::{Subsets, kid};
+use super::precision_recall::precision_recall;
+use super::report::{Evaluation, Figure};
+use super::side::Side;
+use crate::error::{Result, hinted};
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Fréchet Inception Distance
+    Fid,
+    /// FID of spatial features
+    Sfid,
+    /// Inception Score, in order and shuffled
+    Is,
+    /// Precision and recall
+    Pr,
+    /// Kernel Inception Distance
+    Kid,
+    /// FID extrapolated to infinitely many samples
+    FidInf,
+    /// Fréchet distance of DINOv2 features
+    FdDinov2,
+    /// Fréchet distance of CLIP features
+    ClipFid,
+}
+
+/// Images of the reference that precision and recall take at most: ADM's number.
+const PR_REFERENCE: usize = 10_000;
+
+/// torch-fidelity's subsets of KID.
+pub const KID_SUBSETS: usize = 100;
+pub const KID_SUBSET_SIZE: usize = 1000;
+
+/// How figures are computed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub metrics: Vec<Metric>,
+    /// FID's features.
+    pub fid: Output,
+    pub interval: bool,
+    pub arithmetic: Arithmetic,
+    pub kid_subsets: usize,
+    /// Else as many as torch-fidelity takes, or all there are.
+    pub kid_subset_size: Option<usize>,
+    pub seed: u64,
+}
+
+impl Options {
+    pub fn wants(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
+    }
+
+    /// What Inception has to give.
+    pub fn outputs(&self) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        if self.wants(Metric::Fid) || self.wants(Metric::FidInf) {
+            outputs.push(self.fid);
+        }
+        if self.wants(Metric::Sfid) {
+            outputs.push(Output::Spatial);
+        }
+        if (self.wants(Metric::Pr) || self.wants(Metric::Kid))
+            && !outputs.contains(&Output::Pool2048)
+        {
+            outputs.push(Output::Pool2048);
+        }
+        if self.wants(Metric::Is) {
+            outputs.push(Output::Logits);
+        }
+        outputs
+    }
+
+    /// Whether each sample's features of the tap `name` are needed.
+    pub fn keeps_sample_rows(&self, name: &str) -> bool {
+        name == Output::Logits.name()
+            || self.keeps_reference_rows(name)
+            || (self.wants(Metric::FidInf) && name == self.fid.name())
+    }
+
+    pub fn keeps_reference_rows(&self, name: &str) -> bool {
+        (self.wants(Metric::Pr) || self.wants(Metric::Kid)) && name == Output::Pool2048.name()
+    }
+
+    /// Groups of the samples' moments.
+    pub fn groups(&self) -> usize {
+        if self.interval { GROUPS } else { 1 }
+    }
+
+    /// Whether the reference's images are needed where its statistics are known.
+    pub fn needs_reference_images(&self) -> bool {
+        let images = [Metric::Pr, Metric::Kid, Metric::FdDinov2, Metric::ClipFid];
+        images.iter().any(|metric| self.wants(*metric))
+    }
+
+    /// Whether the samples' images are needed where their statistics are known.
+    pub fn needs_sample_images(&self) -> bool {
+        self.needs_reference_images()
+            || self.interval
+            || self.wants(Metric::Is)
+            || self.wants(Metric::FidInf)
+    }
+}
+
+/// One evaluation at work.
+pub struct Evaluator<'a> {
+    pub options: &'a Options,
+    pub networks: &'a [Box<dyn FeatureNetwork>],
+    pub reference: &'a Side,
+    /// Of Fréchet distances, by network and tap: eigenvectors are computed once for a whole sweep.
+    references: Vec<((usize, &'static str), Reference)>,
+}
+
+impl<'a> Evaluator<'a> {
+    pub fn new(
+        options: &'a Options,
+        networks: &'a [Box<dyn FeatureNetwork>],
+        reference: &'a Side,
+    ) -> Self {
+        Self {
+            options,
+            networks,
+            reference,
+            references: Vec::new(),
+        }
+    }
+
+    /// All figures of `samples`.
+    pub fn evaluate(&mut self, samples: &Side) -> Result<Evaluation> {
+        samples.check_size(self.reference)?;
+        let mut found = Evaluation {
+            samples: samples.set.clone(),
+            ..Evaluation::default()
+        };
+        let fid = self.options.fid.name();
+        for metric in &self.options.metrics {
+            match metric {
+                Metric::Fid => self.frechet(samples, "fid", 0, fid, &mut found)?,
+                Metric::Sfid => {
+                    self.frechet(samples, "sfid", 0, Output::Spatial.name(), &mut found)?;
+                }
+                Metric::FdDinov2 => self.whole(samples, "fd_dinov2", "dinov2", &mut found)?,
+                Metric::ClipFid => self.whole(samples, "clip_fid", "clip", &mut found)?,
+                Metric::FidInf => {
+                    let rows = samples.rows(0, fid)?;
+                    let seed = self.options.seed;
+                    let value = fid_infinity(self.reference(0, fid)?, rows, seed)?;
+                    let details = [("seed", json!(seed))];
+                    let figure = self.figure(value, samples, 0, rows.width, &details);
+                    found.metrics.push(("fid_infinity", figure));
+                }
+                Metric::Is => self.inception_scores(samples, &mut found)?,
+                Metric::Pr => self.precision_recall(samples, &mut found)?,
+                Metric::Kid => self.kid(samples, &mut found)?,
+            }
+        }
+        Ok(found)
+    }
+
+    /// The Fréchet distance in the only tap of the network whose name begins with `network`.
+    fn whole(
+        &mut self,
+        samples: &Side,
+        name: &'static str,
+        network: &str,
+        found: &mut Evaluation,
+    ) -> Result<()> {
+        let place = self
+            .networks
+            .iter()
+            .position(|n| n.name().starts_with(network));
+        let tap = place.and_then(|place| Some((place, self.networks[place].taps().first()?.name)));
+        match tap {
+            Some((place, tap)) => self.frechet(samples, name, place, tap, found),
+            None => Err(hinted(format!("{name}: its network was not loaded"), "")),
+        }
+    }
+
+    fn frechet(
+        &mut self,
+        samples: &Side,
+        name: &'static str,
+        network: usize,
+        tap: &'static str,
+        found: &mut Evaluation,
+    ) -> Result<()> {
+        let gaussian = samples.gaussian(network, tap)?;
+        let value = self.reference(network, tap)?.distance(&gaussian)?;
+        let interval = match self.options.interval {
+            true => {
+                let moments = samples.moments(network, tap)?;
+                Some(self.reference(network, tap)?.interval(moments)?)
+            }
+            false => None,
+        };
+        let mut figure = self.figure(value, samples, network, gaussian.width(), &[]);
+        figure.interval = interval;
+        for (count, whose) in [
+            (figure.samples, "samples"),
+            (figure.reference, "reference images"),
+        ] {
+            if let Some(count) = count
+                && count <= figure.dims
+            {
+                found.warnings.push(format!(
+                    "{name}: {count} {whose} in {} dimensions: the covariance is singular and the figure far too high; \
+                     compare it with figures of as many images only",
+                    figure.dims
+                ));
+            }
+        }
+        found.metrics.push((name, figure));
+        Ok(())
+    }
+
+    fn reference(&mut self, network: usize, tap: &'static str) -> Result<&Reference> {
+        let known = self
+            .references
+            .iter()
+            .position(|(key, _)| *key == (network, tap));
+        let place = match known {
+            Some(place) => place,
+            None => {
+                let reference = Reference::new(&self.reference.gaussian(network, tap)?)?;
+                self.references.push(((network, tap), reference));
+                self.references.len() - 1
+            }
+        };
+        Ok(&self.references[place].1)
+    }
+
+    fn inception_scores(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
+        let logits = samples.rows(0, Output::Logits.name())?;
+        let seed = self.options.seed;
+        let figure = |score: Score, details: &[(&str, Value)]| {
+            let mut figure = self.figure(score.value, samples, 0, logits.width, details);
+            figure.deviation = Some(score.deviation);
+            figure.samples = Some(logits.count());
+            figure.reference = None;
+            figure.details.insert("splits".into(), json!(score.splits));
+            figure
+        };
+        let ordered = inception_score::in_order(logits);
+        let shuffled = inception_score::shuffled(logits, seed);
+        found.metrics.push(("is", figure(ordered, &[])));
+        let details = [("seed", json!(seed))];
+        found
+            .metrics
+            .push(("is_shuffled", figure(shuffled, &details)));
+        Ok(())
+    }
+
+    fn precision_recall(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
+        let tap = Output::Pool2048.name();
+        let made = samples.rows(0, tap)?;
+        let real = spread(self.reference.rows(0, tap)?, PR_REFERENCE);
+        let both = precision_recall(&real, made, self.options.arithmetic)?;
+        for (name, value) in [("precision", both.precision), ("recall", both.recall)] {
+            let details = [("neighbour", json!(3)), ("fp16", json!(both.half))];
+            let mut figure = self.figure(value, samples, 0, made.width, &details);
+            figure.samples = Some(made.count());
+            figure.reference = Some(real.count());
+            found.metrics.push((name, figure));
+        }
+        if self.options.arithmetic == Arithmetic::Half && !both.half {
+            found.warnings.push(
+                "--adm-fp16-distances: they exceed f16, and were computed exactly, as ADM's evaluator does".into(),
+            );
+        }
+        Ok(())
+    }
+
+    fn kid(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
+        let tap = Output::Pool2048.name();
+        let (made, real) = (samples.rows(0, tap)?, self.reference.rows(0, tap)?);
+        let fewest = made.count().min(real.count());
+        let size = self.options.kid_subset_size;
+        let subsets = Subsets {
+            count: self.options.kid_subsets,
+            size: size.unwrap_or(KID_SUBSET_SIZE.min(fewest)),
+            seed: self.options.seed,
+        };
+        let kid = kid(made, real, subsets)?;
+        let details = [
+            ("subsets", json!(subsets.count)),
+            ("subset_size", json!(subsets.size)),
+            ("seed", json!(subsets.seed)),
+        ];
+        let mut figure = self.figure(kid.value, samples, 0, made.width, &details);
+        figure.deviation = Some(kid.deviation);
+        figure.samples = Some(made.count());
+        figure.reference = Some(real.count());
+        found.metrics.push(("kid", figure));
+        Ok(())
+    }
+
+    fn figure(
+        &self,
+        value: f64,
+        samples: &Side,
+        network: usize,
+        dims: usize,
+        details: &[(&str, Value)],
+    ) -> Figure {
+        let identity = &self.networks[network];
+        let details = details.iter().map(|(k, v)| (k.to_string(), v.clone()));
+        Figure {
+            value,
+            samples: samples.count(network),
+            reference: self.reference.count(network),
+            dims,
+            network: identity.name().to_string(),
+            weights: identity.weights_hash().to_string(),
+            preprocess: identity.preprocess().to_string(),
+            details: Map::from_iter(details),
+            ..Figure::default()
+        }
+    }
+}
+
+/// At most `limit` rows, evenly spread: a set sorted by class keeps all its classes.
+fn spread(rows: &Rows, limit: usize) -> std::borrow::Cow<'_, Rows> {
+    let count = rows.count();
+    if count <= limit {
+        return std::borrow::Cow::Borrowed(rows);
+    }
+    let mut chosen = Rows::empty(rows.width);
+    for i in 0..limit {
+        let row = i * count / limit;
+        chosen
+            .values
+            .extend_from_slice(&rows.values[row * rows.width..][..rows.width]);
+    }
+    std::borrow::Cow::Owned(chosen)
+}

@@ -1,0 +1,208 @@
+//! What an evaluation found: a table on the terminal, and `report.json` with all that a figure depends on.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// A figure and what it was computed of.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Figure {
+    pub value: f64,
+    /// 95 %, by the delete-a-group jackknife.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
+    /// Over splits or subsets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<f64>,
+    pub samples: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<usize>,
+    pub dims: usize,
+    pub network: String,
+    pub weights: String,
+    pub preprocess: String,
+    /// What else the figure depends on.
+    #[serde(flatten)]
+    pub details: Map<String, Value>,
+}
+
+/// A set of images or its statistics.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Set {
+    pub path: String,
+    pub kind: &'static str,
+    /// Of a file's bytes, of all pixels in order, or of what a model's samples depend on.
+    pub hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub images: Option<usize>,
+    /// Width and height.
+    pub size: Option<(u32, u32)>,
+    /// Of a model's samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Value>,
+}
+
+/// The figures of one set of samples, by name, in the order of the table.
+#[derive(Debug, Clone, Default)]
+pub struct Evaluation {
+    pub samples: Set,
+    pub metrics: Vec<(&'static str, Figure)>,
+    pub warnings: Vec<String>,
+}
+
+impl Evaluation {
+    pub fn figure(&self, name: &str) -> Option<&Figure> {
+        let found = self.metrics.iter().find(|(known, _)| *known == name);
+        found.map(|(_, figure)| figure)
+    }
+
+    fn json(&self) -> Map<String, Value> {
+        let metrics: Map<String, Value> = self
+            .metrics
+            .iter()
+            .map(|(name, figure)| (name.to_string(), json!(figure)))
+            .collect();
+        Map::from_iter([
+            ("samples".to_string(), json!(self.samples)),
+            ("metrics".to_string(), Value::Object(metrics)),
+            ("warnings".to_string(), json!(self.warnings)),
+        ])
+    }
+}
+
+/// One evaluation, or a sweep of them, against the same reference.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub reference: Option<Set>,
+    pub seed: u64,
+    pub evaluations: Vec<Evaluation>,
+}
+
+impl Report {
+    /// `samples`, `metrics` and `warnings` at the top; of a sweep, a list of these as `points`.
+    pub fn json(&self) -> Value {
+        let mut report = Map::from_iter([
+            ("format".to_string(), json!("rdpm-eval-fid/1")),
+            ("version".to_string(), json!(env!("CARGO_PKG_VERSION"))),
+            ("seed".to_string(), json!(self.seed)),
+            ("reference".to_string(), json!(self.reference)),
+        ]);
+        match &self.evaluations[..] {
+            [one] => report.extend(one.json()),
+            points => {
+                let points: Vec<_> = points.iter().map(|p| Value::Object(p.json())).collect();
+                report.insert("points".to_string(), Value::Array(points));
+            }
+        }
+        Value::Object(report)
+    }
+
+    /// The table for the terminal.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        if let Some(reference) = &self.reference {
+            text += &line("reference", reference);
+        }
+        for evaluation in &self.evaluations {
+            text += &line("samples", &evaluation.samples);
+            if let Some((_, figure)) = evaluation.metrics.first() {
+                text += &format!(
+                    "network    {} ({}), {}\n",
+                    figure.network,
+                    short(&figure.weights),
+                    figure.preprocess
+                );
+            }
+            text += &format!(
+                "\n{:<14}{:>12}  {:<24}{:>9}{:>11}\n",
+                "metric", "value", "", "samples", "reference"
+            );
+            for (name, figure) in &evaluation.metrics {
+                text += &row(name, figure);
+            }
+            for warning in &evaluation.warnings {
+                text += &format!("warning: {warning}\n");
+            }
+        }
+        text
+    }
+}
+
+fn row(name: &str, figure: &Figure) -> String {
+    let spread = match (figure.interval, figure.deviation) {
+        (Some([low, high]), _) => format!("[{low:.4}, {high:.4}] 95 %"),
+        (None, Some(deviation)) => format!("± {deviation:.4}"),
+        (None, None) => String::new(),
+    };
+    let count = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
+    let name = match name {
+        "is" | "is_shuffled" | "precision" | "recall" | "kid" => name.to_string(),
+        _ => format!("{name} {}", figure.dims),
+    };
+    format!(
+        "{name:<14}{:>12.6}  {spread:<24}{:>9}{:>11}\n",
+        figure.value,
+        count(figure.samples),
+        count(figure.reference)
+    )
+}
+
+fn line(what: &str, set: &Set) -> String {
+    let mut text = format!("{what:<11}{}, {}", set.path, set.kind);
+    // Writing to a string does not fail.
+    if let Some(images) = set.images {
+        let _ = write!(text, ", {images} images");
+    }
+    if let Some((w, h)) = set.size {
+        let _ = write!(text, " of {w}×{h}");
+    }
+    let name = set.name.as_deref().unwrap_or("unnamed");
+    let _ = writeln!(text, " ({name}, {})", short(&set.hash));
+    text
+}
+
+/// Enough of a digest to tell files apart.
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation(fid: f64) -> Evaluation {
+        let figure = Figure {
+            value: fid,
+            interval: Some([fid - 1.0, fid + 1.0]),
+            samples: Some(50),
+            dims: 2048,
+            ..Figure::default()
+        };
+        Evaluation {
+            metrics: vec![("fid", figure)],
+            warnings: vec!["few".into()],
+            ..Evaluation::default()
+        }
+    }
+
+    #[test]
+    fn one_evaluation_stands_at_the_top_and_a_sweep_in_points() {
+        let mut report = Report {
+            reference: None,
+            seed: 3,
+            evaluations: vec![evaluation(7.5)],
+        };
+        assert_eq!(report.json()["metrics"]["fid"]["value"], 7.5);
+        assert_eq!(report.json()["metrics"]["fid"]["interval"][1], 8.5);
+        let table = report.table();
+        assert!(
+            table.contains("fid 2048") && table.contains("7.500000"),
+            "{table}"
+        );
+        assert!(table.contains("warning: few"));
+        report.evaluations.push(evaluation(9.0));
+        assert_eq!(report.json()["points"][1]["metrics"]["fid"]["value"], 9.0);
+    }
+}
