@@ -344,3 +344,6 @@ fn spread(rows: &Rows, limit: usize) -> std::borrow::Cow<'_, Rows> {
     }
     std::borrow::Cow::Owned(chosen)
 }
+
+#[cfg(test)]
+mod tests;

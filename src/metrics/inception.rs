@@ -13,7 +13,7 @@ use image::RgbImage;
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::resize::Preprocess;
 use crate::error::{self, hinted};
-use crate::ops::{self, Padding};
+use crate::ops::{self, FrozenConv2d, Padding};
 use crate::store::{Init, Scope, digest, tensors};
 
 const BATCH_NORM_EPS: f64 = 1e-3;
@@ -62,16 +62,9 @@ impl Output {
     }
 }
 
-/// A convolution with its BatchNorm in it, then ReLU.
-struct Convolution {
-    weight: Tensor,
-    bias: Tensor,
-    stride: usize,
-    padding: Padding,
-}
-
 enum Layer {
-    Convolution(Convolution),
+    /// With its BatchNorm in it, then ReLU.
+    Convolution(FrozenConv2d),
     MaxPool {
         stride: usize,
         padding: usize,
@@ -146,12 +139,10 @@ impl Builder<'_> {
             Windows::Same => (1, Padding::new(kh / 2, kh / 2, kw / 2, kw / 2)),
             Windows::Valid { stride } => (stride, Padding::same(0)),
         };
-        Ok(Layer::Convolution(Convolution {
-            weight: weight.to_dtype(DType::F32)?.to_device(device)?,
-            bias: bias.to_dtype(DType::F32)?.to_device(device)?,
-            stride,
-            padding,
-        }))
+        let weight = weight.to_dtype(DType::F32)?.to_device(device)?;
+        let bias = bias.to_dtype(DType::F32)?.to_device(device)?;
+        let convolution = FrozenConv2d::new(&weight, &bias, stride, padding)?;
+        Ok(Layer::Convolution(convolution))
     }
 
     fn same(&self, name: &str, kernel: (usize, usize), io: (usize, usize)) -> Result<Layer> {
@@ -332,13 +323,7 @@ fn stages(scope: &Scope, divisor: usize, last: Output) -> Result<Vec<Stage>> {
 impl Layer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Layer::Convolution(c) => ops::relu(&ops::conv2d(
-                x,
-                &c.weight,
-                Some(&c.bias),
-                c.stride,
-                c.padding,
-            )?),
+            Layer::Convolution(convolution) => convolution.relu(x),
             Layer::MaxPool { stride, padding } => {
                 ops::max_pool2d(x, 3, *stride, Padding::same(*padding))
             }
@@ -535,3 +520,6 @@ impl FeatureNetwork for Inception {
         Ok(self.forward(&x)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

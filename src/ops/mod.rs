@@ -44,7 +44,7 @@ pub use activation::{Activation, leaky_relu, relu};
 pub use adaln::{gate_residual, rms_norm_modulate};
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
-pub use conv2d::{conv2d, conv2d_weight_grad};
+pub use conv2d::{FrozenConv2d, conv2d, conv2d_weight_grad};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use super::gather::Gather;
 use super::pack;
 use crate::ops::Padding;
-use crate::ops::product::{Matrix, Plain, outer, times};
-use crate::ops::slices;
+use crate::ops::product::{Matrix, Plain, outer, times, times_then};
 use crate::ops::window::Window;
+use crate::ops::{simd, slices};
 
 /// A convolution: (x, weight) or (x, weight, bias) to y.
 pub(super) struct Conv2d {
@@ -46,6 +46,28 @@ impl Conv2d {
             stride,
             origin: (-(padding.top as isize), -(padding.left as isize)),
             output,
+        }
+    }
+
+    /// max(0, conv(x) + bias) with weights packed by [`pack::by_output`].
+    pub fn forward_relu(&self, x: &[f32], packed: &[f32], bias: &[f32]) -> Vec<f32> {
+        let (i, o) = self.channels;
+        let weight = Matrix::dense(packed, (i * self.taps(), o));
+        let relu = |y: &mut [f32]| {
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for y in y.iter_mut() {
+                        // NaN stays NaN.
+                        *y = if *y < 0.0 { 0.0 } else { *y };
+                    }
+                },
+            )
+        };
+        if self.is_pointwise() {
+            times_then(&Plain::new(x, i), weight, Some(bias), relu)
+        } else {
+            times_then(&self.windows(x), weight, Some(bias), relu)
         }
     }
 

@@ -5,6 +5,7 @@
 //! positions; each only where the graph tracks the input.
 
 mod cpu;
+mod frozen;
 mod gather;
 pub(super) mod pack;
 mod reference;
@@ -17,6 +18,7 @@ use candle_core::{Result, Tensor, bail};
 use super::slices;
 use super::window::{Padding, Window};
 use cpu::Conv2d;
+pub use frozen::FrozenConv2d;
 
 /// Convolution of `x` [B,H,W,I] with `weight` [O,I,kh,kw] and `bias` [O]: [B,H',W',O].
 pub fn conv2d(

@@ -25,6 +25,21 @@ const CASES: [Case; 14] = [
     ((14, 14), 14, Padding::same(0), (28, 30)),
 ];
 
+#[test]
+fn frozen_weights_give_the_relu_of_the_same_convolution() -> Result<()> {
+    for (kernel, stride, padding, (h, w)) in CASES {
+        let x = normal(1, (3, h, w, 5));
+        let weight = normal(2, (6, 5, kernel.0, kernel.1));
+        let bias = normal(3, 6);
+        let frozen = super::FrozenConv2d::new(&weight, &bias, stride, padding)?;
+        let expected = crate::ops::relu(&conv2d(&x, &weight, Some(&bias), stride, padding)?)?;
+        let same = frozen.relu(&x)?.flatten_all()?.to_vec1::<f32>()?
+            == expected.flatten_all()?.to_vec1::<f32>()?;
+        assert!(same, "{kernel:?} {stride} {padding:?}");
+    }
+    Ok(())
+}
+
 fn oracle(
     x: &Tensor,
     weight: &Tensor,

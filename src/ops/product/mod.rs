@@ -17,7 +17,7 @@ use std::ops::Range;
 
 pub(super) use matrix::{Matrix, multiply};
 pub(super) use outer::outer;
-pub(super) use times::times;
+pub(super) use times::{times, times_then};
 
 /// Rows a call of `gemm`: enough to hide the packing of the matrix (a few percent), few enough that a block of
 /// [`DEPTH`] gathered terms (288 KiB) stays in a core's second cache; a multiple of the six rows of a tile.

@@ -15,6 +15,16 @@ const TASK: usize = 1 << 19;
 
 /// The rows times `weights` [K,O], plus `bias` [O] if there is one: [N,O].
 pub(in crate::ops) fn times(rows: &impl Rows, weights: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+    times_then(rows, weights, bias, |_| {})
+}
+
+/// [`times`], then `then` of every block of whole rows while it is in the cache.
+pub(in crate::ops) fn times_then(
+    rows: &impl Rows,
+    weights: Matrix,
+    bias: Option<&[f32]>,
+    then: impl Fn(&mut [f32]) + Sync,
+) -> Vec<f32> {
     let (depth, outputs) = weights.size();
     if outputs == 1 {
         // One output would go another way in `gemm`: a second one is computed and dropped.
@@ -22,7 +32,9 @@ pub(in crate::ops) fn times(rows: &impl Rows, weights: Matrix, bias: Option<&[f3
         let bias = bias.map(|b| [b[0], 0.0]);
         let bias = bias.as_ref().map(|b| b.as_slice());
         let y = times(rows, Matrix::dense(&pairs, (depth, 2)), bias);
-        return y.into_iter().step_by(2).collect();
+        let mut y: Vec<f32> = y.into_iter().step_by(2).collect();
+        then(&mut y);
+        return y;
     }
     let product = Product {
         rows,
@@ -30,13 +42,16 @@ pub(in crate::ops) fn times(rows: &impl Rows, weights: Matrix, bias: Option<&[f3
         bias,
     };
     if rows.count() <= BLOCK {
-        return product.few();
+        let mut y = product.few();
+        then(&mut y);
+        return y;
     }
     let mut y = vec![0f32; rows.count() * outputs];
     y.par_chunks_mut(BLOCK * outputs)
         .enumerate()
         .for_each_init(Vec::new, |buffer, (i, y)| {
-            product.block(buffer, i * BLOCK, y)
+            product.block(buffer, i * BLOCK, y);
+            then(y);
         });
     y
 }

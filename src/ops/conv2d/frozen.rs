@@ -1,0 +1,59 @@
+//! A convolution with frozen weights and a ReLU behind it, for networks that only look: y = max(0, conv(x) + bias).
+//!
+//! The weights are packed once instead of at every call, and the ReLU is taken while a block of the result is in the
+//! cache. x [B,H,W,I] → y [B,H',W',O] as [`conv2d`](super::conv2d); not differentiable.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::Conv2d;
+use super::{check_bias, pack, slices, window};
+use crate::ops::{Padding, activation, conv2d};
+
+pub struct FrozenConv2d {
+    /// [O,I,kh,kw]
+    weight: Tensor,
+    /// [O]
+    bias: Tensor,
+    stride: usize,
+    padding: Padding,
+    /// The weights as the CPU's side reads them; empty elsewhere.
+    packed: Vec<f32>,
+}
+
+impl FrozenConv2d {
+    /// Errors: a weight that is not [O,I,kh,kw], a bias that is not [O].
+    pub fn new(weight: &Tensor, bias: &Tensor, stride: usize, padding: Padding) -> Result<Self> {
+        let (o, i, kh, kw) = weight.dims4()?;
+        check_bias("conv2d", Some(bias), o)?;
+        let packed = match slices::are_f32_on_cpu(&[weight]) {
+            true => slices::read([weight], |[w]| pack::by_output(w, o, i, kh * kw))?,
+            false => Vec::new(),
+        };
+        Ok(Self {
+            weight: weight.detach(),
+            bias: bias.detach(),
+            stride,
+            padding,
+            packed,
+        })
+    }
+
+    /// max(0, conv(x) + bias).
+    pub fn relu(&self, x: &Tensor) -> Result<Tensor> {
+        if self.packed.is_empty() || !slices::are_f32_on_cpu(&[x, &self.bias]) {
+            let y = conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
+            return activation::relu(&y);
+        }
+        let (o, i, kh, kw) = self.weight.dims4()?;
+        let window = window("conv2d", x, Some(i), (kh, kw), self.stride, self.padding)?;
+        let op = Conv2d {
+            window,
+            channels: (i, o),
+        };
+        let y = slices::read([x, &self.bias], |[x, bias]| {
+            op.forward_relu(x, &self.packed, bias)
+        })?;
+        let (height, width) = window.output;
+        Tensor::from_vec(y, (x.dim(0)?, height, width, o), x.device())
+    }
+}
