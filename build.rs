@@ -1,25 +1,40 @@
-//! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that the program carries. Only with the feature `cuda`.
+//! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that the program carries, and readies the
+//! link without CUDA's libraries (build/trampolines.rs). Only with the feature `cuda`.
 //!
 //! `RDPM_CUDA_ARCHS` lists what for, separated by spaces or commas: `80` is machine code for compute capability 8.0,
 //! `80+PTX` the intermediate code that a driver compiles for later cards. A `kernel_sm90.cu` is compiled for `90a` alone.
+
+#[path = "build/trampolines.rs"]
+mod trampolines;
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const DEFAULT_ARCHS: &str = "80 90a 80+PTX";
+const TOOLKIT: &str = "set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh";
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    for source in ["build.rs", "build"] {
+        println!("cargo:rerun-if-changed={source}");
+    }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
     for name in ["RDPM_CUDA_ARCHS", "NVCC", "CUDA_HOME"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
+    let target = |part| env::var(format!("CARGO_CFG_TARGET_{part}")).unwrap_or_default();
+    let (system, processor) = (target("OS"), target("ARCH"));
+    if system != "linux" || !matches!(processor.as_str(), "x86_64" | "aarch64") {
+        fail(&format!(
+            "the feature cuda is for Linux on x86_64 and aarch64, not for {system} on {processor}"
+        ));
+    }
     let archs = env::var("RDPM_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
     let archs: Vec<&str> = archs.split([' ', ',']).filter(|a| !a.is_empty()).collect();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    trampolines::write(&nvcc(), &out).unwrap_or_else(|e| fail(&format!("{e}; {TOOLKIT}")));
     let compilations: Vec<_> = kernels()
         .into_iter()
         .map(|source| {
@@ -98,9 +113,7 @@ fn compile(source: &Path, to: &Path, flags: &[String]) {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => fail(&format!("nvcc failed on {} ({status})", source.display())),
-        Err(e) => fail(&format!(
-            "nvcc cannot be started ({e}); set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh"
-        )),
+        Err(e) => fail(&format!("nvcc cannot be started ({e}); {TOOLKIT}")),
     }
 }
 

@@ -4,8 +4,8 @@
 #   scripts/cuda-toolkit.sh [FOLDER]        default: ${XDG_CACHE_HOME:-~/.cache}/rdpm/cuda-13.0
 #   eval "$(scripts/cuda-toolkit.sh)"       prints the environment that `cargo build --features cuda` needs
 #
-# Needs python3 with pip and gcc; no GPU and no driver. The driver's libcuda is not among the packages: a stub
-# with its soname is linked instead, and the real one is found when the program runs.
+# Needs python3 with pip; no GPU and no driver. The driver's libcuda is not among the packages, nor needed: CUDA's
+# libraries are found when the program runs.
 set -euo pipefail
 
 root=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/rdpm/cuda-13.0}
@@ -27,15 +27,6 @@ if [ ! -e "$root/complete" ]; then
     bare=${name%%.so*}.so
     case $name in *.so.*) [ -e "$work/lib64/$bare" ] || ln -s "$name" "$work/lib64/$bare" ;; esac
   done
-
-  # One empty function for every name that cuda.h declares or renames (cuX to cuX_v2).
-  header=$work/include/cuda.h
-  {
-    grep -oE '\bcu[A-Z][A-Za-z0-9_]*[[:space:]]*\(' "$header" | tr -d ' (\t'
-    sed -nE 's/^[[:space:]]*#[[:space:]]*define[[:space:]]+cu[A-Z][A-Za-z0-9_]*[[:space:]]+(cu[A-Z][A-Za-z0-9_]*).*/\1/p' "$header"
-  } | sort -u | sed 's/.*/void &(void) {}/' >"$work/cuda_stub.c"
-  gcc -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o "$work/lib64/libcuda.so.1" "$work/cuda_stub.c"
-  ln -s libcuda.so.1 "$work/lib64/libcuda.so"
 
   touch "$work/complete"
   rm -rf "$root"

@@ -1,33 +1,28 @@
-//! `--device`: cpu, cuda or cuda:N, and what to do where it cannot be had.
+//! `--device`: auto, cpu, cuda or cuda:N, and what to do where it cannot be had.
 
 use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
 
+#[cfg(feature = "cuda")]
+use crate::error::Context as _;
 use crate::error::{Result, hinted};
 
 /// The value of --device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
+    /// The first GPU where this binary was built for CUDA and the driver shows one, else the CPU.
+    #[default]
+    Auto,
     Cpu,
     Cuda(usize),
-}
-
-/// A binary that was built for CUDA computes there unless it is told otherwise.
-impl Default for DeviceChoice {
-    fn default() -> Self {
-        if cfg!(feature = "cuda") {
-            DeviceChoice::Cuda(0)
-        } else {
-            DeviceChoice::Cpu
-        }
-    }
 }
 
 impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            DeviceChoice::Auto => f.write_str("auto"),
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(0) => f.write_str("cuda"),
             DeviceChoice::Cuda(n) => write!(f, "cuda:{n}"),
@@ -40,6 +35,7 @@ impl FromStr for DeviceChoice {
 
     fn from_str(s: &str) -> std::result::Result<Self, String> {
         match s {
+            "auto" => return Ok(DeviceChoice::Auto),
             "cpu" => return Ok(DeviceChoice::Cpu),
             "cuda" => return Ok(DeviceChoice::Cuda(0)),
             _ => {}
@@ -47,32 +43,68 @@ impl FromStr for DeviceChoice {
         s.strip_prefix("cuda:")
             .and_then(|n| n.parse().ok())
             .map(DeviceChoice::Cuda)
-            .ok_or_else(|| "expected cpu, cuda or cuda:N, as in cuda:1".into())
+            .ok_or_else(|| "expected auto, cpu, cuda or cuda:N, as in cuda:1".into())
     }
 }
 
 impl DeviceChoice {
-    /// Errors: this binary has no CUDA in it, or this machine has no such GPU or no driver.
+    /// Errors: this binary has no CUDA in it, or this machine has no such GPU, no driver or not all libraries.
     pub fn open(self) -> Result<Device> {
-        match self {
-            DeviceChoice::Cpu => Ok(Device::Cpu),
-            DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(hinted(
-                format!("--device {self}: this binary was built without CUDA"),
-                "build it with `cargo build --release --features cuda`; \
-                 scripts/cuda-toolkit.sh makes the toolkit where there is none",
-            )),
-            DeviceChoice::Cuda(n) => Device::new_cuda(n).map_err(|e| {
-                let cause = e.to_string();
-                let cause = cause.lines().next().unwrap_or("no reason given");
-                hinted(
-                    format!("--device {self}: GPU {n} cannot be opened ({cause})"),
-                    "`nvidia-smi -L` lists the GPUs this machine's driver sees: without it there is no \
-                     NVIDIA driver, without a line for this number no such GPU (CUDA_VISIBLE_DEVICES \
-                     may hide it); --device cpu computes without one",
-                )
-            }),
+        match self.resolve()? {
+            DeviceChoice::Cuda(n) => cuda(n),
+            _ => Ok(Device::Cpu),
         }
     }
+
+    /// Never `Auto`.
+    #[cfg(feature = "cuda")]
+    pub fn resolve(self) -> Result<Self> {
+        if self != DeviceChoice::Auto {
+            return Ok(self);
+        }
+        if crate::ops::cuda::driver::gpus()? > 0 {
+            return Ok(DeviceChoice::Cuda(0));
+        }
+        tracing::info!("no NVIDIA GPU here (`rdpm doctor` says more): computing on the CPU");
+        Ok(DeviceChoice::Cpu)
+    }
+
+    /// Never `Auto`.
+    #[cfg(not(feature = "cuda"))]
+    pub fn resolve(self) -> Result<Self> {
+        Ok(match self {
+            DeviceChoice::Auto => DeviceChoice::Cpu,
+            other => other,
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(number: usize) -> Result<Device> {
+    use crate::ops::cuda::driver;
+    let device = DeviceChoice::Cuda(number);
+    driver::ready().with_context(|| format!("--device {device}"))?;
+    Device::new_cuda(number).map_err(|e| {
+        let cause = e.to_string();
+        let cause = cause.lines().next().unwrap_or("no reason given");
+        hinted(
+            format!("--device {device}: GPU {number} cannot be opened ({cause})"),
+            "`nvidia-smi -L` lists the GPUs that the driver sees: without a line for this number there is no such \
+             GPU (CUDA_VISIBLE_DEVICES may hide it); --device cpu computes without one",
+        )
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(number: usize) -> Result<Device> {
+    Err(hinted(
+        format!(
+            "--device {}: this binary was built without CUDA",
+            DeviceChoice::Cuda(number)
+        ),
+        "build it with `cargo build --release --features cuda`; \
+         scripts/cuda-toolkit.sh makes the toolkit where there is none",
+    ))
 }
 
 #[cfg(test)]
@@ -82,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_device_is_read_and_written_alike() {
-        for text in ["cpu", "cuda", "cuda:3"] {
+        for text in ["auto", "cpu", "cuda", "cuda:3"] {
             assert_eq!(
                 text.parse::<DeviceChoice>().map(|d| d.to_string()),
                 Ok(text.into())

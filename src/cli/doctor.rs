@@ -1,7 +1,16 @@
 //! `rdpm doctor`: what this binary and this machine can compute on, and whether the kernels are right here.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use super::Context;
 use crate::error::{Result, usage};
+#[cfg(feature = "cuda")]
+use crate::error::{hinted, report};
+#[cfg(feature = "cuda")]
+use crate::model::gpu::check;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::Gpu;
 
 /// Say what this machine can compute on; check the GPU's kernels against the CPU
 #[derive(Debug, clap::Args)]
@@ -21,8 +30,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu(args: &Args, _: &Context) -> Result<()> {
+fn gpu(args: &Args, context: &Context) -> Result<()> {
     super::print("GPU: this binary was built without CUDA; build with --features cuda\n")?;
+    context.device()?;
     if args.check_ops {
         return Err(usage(
             "--check-ops: there are no kernels in this binary",
@@ -34,27 +44,85 @@ fn gpu(args: &Args, _: &Context) -> Result<()> {
 
 #[cfg(feature = "cuda")]
 fn gpu(args: &Args, context: &Context) -> Result<()> {
-    use crate::error::hinted;
-    use crate::model::gpu::check;
-    use crate::ops::cuda::Gpu;
-    use std::sync::Arc;
-
-    let device = context.device()?;
-    let candle_core::Device::Cuda(cuda) = &device else {
-        return Err(usage(
-            "--device cpu: there is no GPU to look at",
-            "leave it out",
-        ));
-    };
-    let gpu = Arc::new(Gpu::new(cuda)?);
-    super::print(&format!("GPU: {}\n", gpu.description()?))?;
-    if !args.check_ops {
-        return Ok(());
+    libraries()?;
+    let choice = context.choice().resolve()?;
+    super::print(&format!(
+        "--device {}: computes on {choice}\n",
+        context.choice()
+    ))?;
+    match choice.open()? {
+        candle_core::Device::Cuda(cuda) => {
+            let gpu = Arc::new(Gpu::new(&cuda)?);
+            super::print(&format!("GPU: {}\n", gpu.description()?))?;
+            if args.check_ops {
+                check_ops(&gpu)?;
+            }
+            Ok(())
+        }
+        _ if args.check_ops => Err(usage(
+            "--check-ops: there is no GPU to check",
+            "`rdpm doctor --device cuda` says what is missing for one",
+        )),
+        _ => Ok(()),
     }
+}
+
+/// The driver and CUDA's libraries: versions, where they are, and what to install.
+#[cfg(feature = "cuda")]
+fn libraries() -> Result<()> {
+    use crate::ops::cuda::{driver, folders, libraries};
+    let mut text = format!("CUDA {} in this binary", driver::BUILT_WITH);
+    match (driver::version(), driver::release()) {
+        (Some(version), release) => text.push_str(&format!(
+            "; driver {}for CUDA up to {version}, {} GPUs\n",
+            release.map(|r| format!("{r} ")).unwrap_or_default(),
+            driver::gpus()?
+        )),
+        (None, _) => text.push_str("; no driver\n"),
+    }
+    for found in libraries::found() {
+        let name = format!("lib{}", found.library.name);
+        let line = match &found.place {
+            Ok(opened) => {
+                let version = found.version().unwrap_or_default();
+                format!("{version:<10} {}", opened.path.display())
+            }
+            Err(_) if found.library.needed => "missing".into(),
+            Err(_) => "not here, and not needed".into(),
+        };
+        text.push_str(&format!("  {name:<12} {line}\n"));
+    }
+    let missing = libraries::found().iter().filter(|f| f.library.needed);
+    let missing: Vec<_> = missing
+        .filter_map(|found| Some((found.library.name, driver::missing(found)?)))
+        .collect();
+    if missing.iter().any(|(name, _)| *name != "cuda") {
+        let folders = folders::existing();
+        text.push_str("looked where the system's loader does (LD_LIBRARY_PATH), then in\n");
+        for folder in &folders {
+            text.push_str(&format!("  {}\n", folder.display()));
+        }
+        if folders.is_empty() {
+            text.push_str(
+                "  no folder: no Python in reach has NVIDIA's packages, and there is no toolkit\n",
+            );
+        }
+    }
+    // One remedy serves all of the toolkit's libraries.
+    let driver = missing.iter().find(|(name, _)| *name == "cuda");
+    let toolkit = missing.iter().find(|(name, _)| *name != "cuda");
+    for (_, error) in driver.into_iter().chain(toolkit) {
+        text.push_str(&format!("{}\n", report(error).0.replacen("error: ", "", 1)));
+    }
+    super::print(&text)
+}
+
+#[cfg(feature = "cuda")]
+fn check_ops(gpu: &Arc<Gpu>) -> Result<()> {
     // Odd and even map sizes, one and several key blocks of attention.
     let (mut rows, mut bad) = (0, Vec::new());
     for (side, batch) in [(4, 3), (7, 2), (8, 5), (16, 2), (17, 2)] {
-        let checked = check::generator(&gpu, side, batch)?;
+        let checked = check::generator(gpu, side, batch)?;
         let worst = checked
             .iter()
             .map(|row| row.error / row.allowed.max(f64::MIN_POSITIVE));
@@ -66,7 +134,7 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
         rows += checked.len();
         bad.extend(checked.into_iter().filter(|row| !row.good()));
     }
-    for row in check::quantizer(&gpu)? {
+    for row in check::quantizer(gpu)? {
         rows += 1;
         super::print(&format!(
             "{}: {:.1e} (at most {:.0e})\n",

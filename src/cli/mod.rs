@@ -98,7 +98,7 @@ pub struct GlobalArgs {
     /// CPU threads [default: $RAYON_NUM_THREADS, or all that this process may use]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Where to compute: cpu, cuda or cuda:N
+    /// Where to compute: cpu, cuda, cuda:N, or auto: a GPU where there is one
     #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
 }
@@ -118,6 +118,11 @@ impl Context {
     /// The device of --device; an error says what this machine or this binary lacks for it.
     pub fn device(&self) -> Result<Device> {
         self.device.open()
+    }
+
+    /// What --device asks for.
+    pub fn choice(&self) -> DeviceChoice {
+        self.device
     }
 }
 

@@ -2,9 +2,16 @@
 //!
 //! Kernels lie beside their operations (`src/ops/<op>/kernel.cu`), are compiled by the build script and carried by the program.
 //! Everything runs on candle's stream of the device, in order; addresses are plain device pointers.
+//!
+//! CUDA's libraries are opened when one of their functions is first called ([`libraries`], [`driver`]): the same
+//! program runs where they are missing.
 
 mod buffer;
+pub mod driver;
+pub mod folders;
+pub mod libraries;
 mod matmul;
+mod trampolines;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,123 @@
+//! Whether this machine can compute with CUDA: its driver, its GPUs, the libraries; and what to do where it cannot.
+
+use std::ffi::c_int;
+
+use candle_core::cuda_backend::cudarc::driver::{result, sys};
+
+use super::libraries::{self, Found};
+use super::{folders, trampolines};
+use crate::error::{Result, hinted};
+
+/// CUDA's version as its headers write it: 13000 is 13.0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(u32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+/// The toolkit that this program was built with, and the least that a driver must support.
+pub const BUILT_WITH: Version = Version(sys::CUDA_VERSION);
+
+/// The newest CUDA that the driver supports; none without a driver.
+pub fn version() -> Option<Version> {
+    trampolines::fill();
+    let mut version: c_int = 0;
+    // SAFETY: writes one number.
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    (status == sys::CUresult::CUDA_SUCCESS).then_some(Version(version as u32))
+}
+
+/// The driver's own version, `580.95.05`, where the kernel module shows it.
+pub fn release() -> Option<String> {
+    let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    Some(text.trim().to_string())
+}
+
+/// GPUs that the driver shows to this process; none without a driver.
+///
+/// Errors: a driver that does not start.
+pub fn gpus() -> Result<usize> {
+    if version().is_none() {
+        return Ok(0);
+    }
+    match result::init().and_then(|()| result::device::get_count()) {
+        Ok(count) => Ok(count as usize),
+        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(e) => Err(hinted(
+            format!("NVIDIA's driver does not start: {e}"),
+            "`nvidia-smi` says what is wrong with it; --device cpu computes without a GPU",
+        )),
+    }
+}
+
+/// Errors: no driver, one too old for this program, no GPU, or a library that is missing.
+pub fn ready() -> Result<()> {
+    let found = libraries::found();
+    if let Some(error) = found
+        .iter()
+        .filter(|f| f.library.name == "cuda")
+        .find_map(missing)
+    {
+        return Err(error);
+    }
+    match version() {
+        Some(version) if version < BUILT_WITH => {
+            return Err(hinted(
+                format!(
+                    "NVIDIA's driver supports CUDA {version} at most, and this program needs {BUILT_WITH}"
+                ),
+                "install a newer driver, or build rdpm with a toolkit as old as the driver",
+            ));
+        }
+        _ => {}
+    }
+    if gpus()? == 0 {
+        return Err(hinted(
+            "NVIDIA's driver shows no GPU",
+            "`nvidia-smi -L` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container must be started \
+             with them (`docker run --gpus all`); --device cpu computes without one",
+        ));
+    }
+    found
+        .iter()
+        .filter(|f| f.library.needed)
+        .find_map(missing)
+        .map_or(Ok(()), Err)
+}
+
+/// What is wrong and what to do, where a library was not found.
+pub fn missing(found: &Found) -> Option<crate::error::Error> {
+    let said = found.place.as_ref().err()?;
+    let name = found.library.name;
+    if name == "cuda" {
+        return Some(hinted(
+            format!("no NVIDIA driver: {said}"),
+            "install NVIDIA's driver, until `nvidia-smi` shows the GPU; a container must be started with it \
+             (`docker run --gpus all`); --device cpu computes without one",
+        ));
+    }
+    let places = match folders::existing().len() {
+        0 => "and there is no folder of NVIDIA's Python packages or of a toolkit".to_string(),
+        count => format!("nor in the {count} folders that `rdpm doctor` lists"),
+    };
+    Some(hinted(
+        format!("lib{name} was not found by the system's loader, {places} ({said})"),
+        install(),
+    ))
+}
+
+/// Where a user gets the toolkit's libraries.
+pub fn install() -> String {
+    let (major, of_12) = match BUILT_WITH.0 / 1000 {
+        12 => (12, "-cu12"),
+        major => (major, ""),
+    };
+    format!(
+        "`pip install nvidia-cublas{of_12} nvidia-curand{of_12} nvidia-cuda-runtime{of_12}` in an active virtual \
+         environment (a PyTorch for CUDA {major} has them already), or NVIDIA's CUDA toolkit {major}; if they lie \
+         elsewhere, name their folder in LD_LIBRARY_PATH; --device cpu computes without them"
+    )
+}

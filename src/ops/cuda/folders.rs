@@ -1,0 +1,107 @@
+//! Folders in which CUDA's libraries lie where the system's loader does not look: those of NVIDIA's Python packages,
+//! which PyTorch brings, in the Pythons within reach, then those of toolkits.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// The folders of Python's packages and of toolkits that exist here, in the order in which they are looked through.
+pub fn existing() -> Vec<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let mut pythons: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
+        .into_iter()
+        .filter_map(variable)
+        .collect();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for folder in std::env::split_paths(&path) {
+        let python = folder.join("python3");
+        // A virtual environment's python3 is a link out of it: both ends have packages.
+        for python in [python.canonicalize().ok(), Some(python)]
+            .into_iter()
+            .flatten()
+            .rev()
+        {
+            if python.is_file()
+                && let Some(prefix) = python.parent().and_then(Path::parent)
+            {
+                pythons.push(prefix.into());
+            }
+        }
+    }
+    pythons.extend(variable("HOME").map(|home| home.join(".local")));
+    pythons.extend(["/usr/local", "/usr"].map(PathBuf::from));
+    let mut folders: Vec<PathBuf> = pythons.iter().flat_map(|p| python_folders(p)).collect();
+
+    let mut toolkits: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"]
+        .into_iter()
+        .filter_map(variable)
+        .collect();
+    toolkits.push("/opt/cuda".into());
+    toolkits.extend(
+        matching(Path::new("/usr/local"), |name| name.starts_with("cuda"))
+            .into_iter()
+            .rev(),
+    );
+    for toolkit in toolkits {
+        for part in [
+            "lib64",
+            "lib",
+            "targets/x86_64-linux/lib",
+            "targets/sbsa-linux/lib",
+        ] {
+            folders.push(toolkit.join(part));
+        }
+    }
+    let mut seen = HashSet::new();
+    folders.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));
+    folders
+}
+
+/// `lib/python3.N/site-packages/nvidia/*/lib` under a Python's prefix; Debian says dist-packages, Fedora lib64.
+fn python_folders(prefix: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for lib in ["lib", "lib64"] {
+        let versions = matching(&prefix.join(lib), |name| name.starts_with("python3"));
+        for version in versions.into_iter().rev() {
+            for packages in ["site-packages", "dist-packages"] {
+                let nvidia = version.join(packages).join("nvidia");
+                let parts = matching(&nvidia, |_| true);
+                folders.extend(parts.into_iter().map(|part| part.join("lib")));
+            }
+        }
+    }
+    folders
+}
+
+/// Entries of a folder by name, sorted; none where there is no such folder.
+fn matching(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| wanted(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect();
+    entries.sort();
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_of_python_packages_are_found_in_every_layout() {
+        let prefix = tempfile::tempdir().expect("a folder");
+        let wanted = [
+            "lib/python3.12/site-packages/nvidia/cu13/lib",
+            "lib/python3.11/site-packages/nvidia/cublas/lib",
+            "lib/python3/dist-packages/nvidia/curand/lib",
+            "lib64/python3.12/site-packages/nvidia/cublas/lib",
+        ]
+        .map(|folder| prefix.path().join(folder));
+        for folder in &wanted {
+            std::fs::create_dir_all(folder).expect("made");
+        }
+        assert_eq!(python_folders(prefix.path()), wanted);
+    }
+}
