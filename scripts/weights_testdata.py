@@ -58,6 +58,10 @@ def main():
     save([torch.ones(1)], "list.pth")
     save(torch.nn.Linear(1, 1), "module.pth")
     save({"w": torch.ones(1, dtype=torch.complex64)}, "complex.pth")
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sequential(torch.nn.Linear(3, 2)))
+    for p in net.parameters(): p.data = torch.arange(float(p.numel())).view_as(p).half()
+    net.register_buffer("scale", torch.tensor(224))
+    torch.jit.script(net).save(f"{OUT}/script.pt")
 
 
 main()

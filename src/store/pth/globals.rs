@@ -21,10 +21,15 @@ pub(super) fn global(module: &str, name: &str) -> Outcome<Global> {
         ("torch", "IntStorage") => DType::I32,
         ("torch", "ShortStorage") => DType::I16,
         ("torch", "ByteStorage" | "BoolStorage") => DType::U8,
+        // Lists of numbers among a TorchScript module's attributes.
+        ("torch.jit._pickle", _) => return Ok(Global::Inert),
         ("torch", "Size" | "device") => return Ok(Global::Inert),
         _ => {
             let root = module.split('.').next().unwrap_or_default();
             // Objects of these stand beside the state dict of training checkpoints (taming-transformers').
+            if root == "__torch__" {
+                return Ok(Global::Module);
+            }
             let inert = ["pytorch_lightning", "lightning", "omegaconf", "numpy"];
             if inert.contains(&root) {
                 return Ok(Global::Inert);

@@ -166,8 +166,10 @@ impl<'a> Machine<'a> {
                     let class = self.pop()?;
                     self.rebuild(class, class)?;
                 }
-                // BUILD's state belongs to no tensor.
-                b'b' => drop(self.pop()?),
+                b'b' => {
+                    let state = self.pop()?;
+                    self.build(state)?;
+                }
                 b'q' => {
                     let n = self.bytes.length1()?;
                     self.memorize(n as u32)?;
@@ -286,6 +288,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// A TorchScript module's attributes; the state of anything else belongs to no tensor.
+    fn build(&mut self, state: Id) -> Outcome<()> {
+        let top = self.top()?;
+        if let (Object::Module(_), Object::Dict(items)) = (self.object(top), self.object(state)) {
+            self.objects[top as usize] = Object::Module(items.clone());
+        }
+        Ok(())
+    }
+
     fn memorize(&mut self, key: u32) -> Outcome<()> {
         let top = self.top()?;
         self.memo.insert(key, top);
@@ -309,6 +320,7 @@ impl<'a> Machine<'a> {
         };
         match (global, self.object(arguments)) {
             (Global::Inert, _) => self.push(Object::Inert),
+            (Global::Module, _) => self.push(Object::Module(Vec::new())),
             (Global::Tensor, Object::Tuple(items)) => {
                 let items = items.clone();
                 self.tensor(&items)

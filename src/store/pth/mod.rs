@@ -2,7 +2,7 @@
 //!
 //! Since 1.6 a zip archive (`*/data.pkl`, `*/data/<key>`); before it, and with `_use_new_zipfile_serialization =
 //! False`, five pickles in a row (magic number, protocol, system, object, storage keys), then for every key its
-//! number of elements (i64) and bytes.
+//! number of elements (i64) and bytes. A TorchScript archive is such a zip too: its code is not looked at.
 
 mod bytes;
 mod globals;

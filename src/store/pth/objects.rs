@@ -67,6 +67,8 @@ pub(super) enum Global {
     Parameter,
     OrderedDict,
     Storage(DType),
+    /// A class of TorchScript.
+    Module,
     /// A name that stands for nothing here.
     Inert,
 }
@@ -82,6 +84,8 @@ pub(super) enum Object {
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
+    /// A TorchScript module's attributes.
+    Module(Vec<(Id, Id)>),
     Global(Global),
     Storage(StorageRef),
     Tensor(TensorRef),
@@ -145,8 +149,11 @@ impl Pickle {
         }
     }
 
-    /// The named tensors of the state dict, wherever it lies.
+    /// The named tensors of the state dict, wherever it lies; of a TorchScript module those of its parts, by path.
     pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
+        if let Object::Module(_) = self.get(self.root) {
+            return Ok(self.module_tensors());
+        }
         let Some(found) = self.find(self.root, 0, &mut HashSet::new()) else {
             return refuse(
                 "it holds no named tensors",
@@ -163,6 +170,31 @@ impl Pickle {
             }
         }
         Ok(named)
+    }
+
+    /// The tensors of the root module and its parts, `part.part.name`. Each part is looked at once.
+    fn module_tensors(&self) -> Vec<(String, TensorRef)> {
+        let (mut named, mut seen) = (Vec::new(), HashSet::new());
+        let mut waiting = vec![(String::new(), self.root)];
+        while let Some((prefix, id)) = waiting.pop() {
+            let Object::Module(items) = self.get(id) else {
+                continue;
+            };
+            if !seen.insert(id) {
+                continue;
+            }
+            for (key, value) in items {
+                let Some(name) = self.text(*key).map(|name| format!("{prefix}{name}")) else {
+                    continue;
+                };
+                match self.get(*value) {
+                    Object::Tensor(tensor) => named.push((name, tensor.clone())),
+                    Object::Module(_) => waiting.push((format!("{name}."), *value)),
+                    _ => {}
+                }
+            }
+        }
+        named
     }
 
     /// The dict of tensors at `id` or below. Each dict is looked at once.

@@ -198,3 +198,16 @@ fn other_files_are_named_as_what_they_are_not() -> Result<()> {
     assert!(read(Path::new("/")).is_err());
     Ok(())
 }
+
+#[test]
+fn a_torchscript_archive_gives_its_modules_tensors_by_path() -> Result<()> {
+    let found = read(&data("script.pt"))?;
+    let names: Vec<&str> = found.keys().map(String::as_str).collect();
+    let expected = ["0.bias", "0.weight", "1.0.bias", "1.0.weight", "scale"];
+    assert_eq!(names, expected);
+    assert_eq!(found["0.weight"].dims(), [3, 2]);
+    assert_eq!(found["0.weight"].dtype(), DType::F16);
+    assert_eq!(values(&found["0.weight"])?, [0., 1., 2., 3., 4., 5.]);
+    assert_eq!(values(&found["1.0.bias"])?, [0., 1.]);
+    Ok(())
+}
