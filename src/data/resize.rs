@@ -2,7 +2,9 @@
 //!
 //! An output pixel x is a weighted mean of the input around (x + ½)·s, s = in / out; the filter's support is
 //! stretched by max(s, 1). For u8 the weights are fixed-point numbers of 22 bits and every pass rounds to u8: equal to
-//! Pillow bit for bit. For f32 sums are in f64 and nothing is clamped, as in Pillow's mode `F`.
+//! Pillow bit for bit, up to its version 12; 13 begins with the cheaper pass, which rounds otherwise where a tall image
+//! is made smaller, and published figures come from earlier ones. For f32 sums are in f64 and nothing is clamped, as
+//! in Pillow's mode `F`.
 
 use image::RgbImage;
 

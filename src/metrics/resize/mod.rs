@@ -6,7 +6,6 @@
 //! | `pytorch-fid` | PyTorch's bilinear, half-pixel centres, no antialias | 2·(x / 255) − 1 |
 //! | `clean` | PIL's bicubic with antialias, a float channel at a time, clipped to 0..255 | (x − 128) / 128 |
 
-pub mod bicubic;
 mod bilinear;
 
 use candle_core::{Device, Tensor};
@@ -14,6 +13,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::data::resize::{Filter, resize_f32};
 use crate::error::Result;
 use bilinear::Centres;
 
@@ -68,8 +68,8 @@ impl Preprocess {
             Preprocess::Clean => {
                 let (w, h) = image.dimensions();
                 let pixels: Vec<f32> = image.as_raw().iter().map(|&b| f32::from(b)).collect();
-                let size = (h as usize, w as usize);
-                let resized = bicubic::floats(&pixels, size, (SIDE, SIDE));
+                let size = (w as usize, h as usize);
+                let resized = resize_f32(&pixels, size, (SIDE, SIDE), 3, Filter::Bicubic);
                 for (out, x) in out.iter_mut().zip(resized) {
                     *out = (x.clamp(0.0, 255.0) - 128.0) / 128.0;
                 }
