@@ -3,7 +3,9 @@
 //! A [`FeatureNetwork`] turns images into rows of numbers; a metric is a function of two sets of rows. Which weights,
 //! which resize and how many images stand behind a number is part of the number: networks say it themselves.
 
+pub mod clip;
 pub mod collect;
+pub mod dinov2;
 pub mod distances;
 pub mod evaluate;
 pub mod feature_log;
@@ -15,6 +17,7 @@ pub mod inception;
 pub mod inception_score;
 pub mod kid;
 pub mod known;
+mod normalized;
 pub mod precision_recall;
 pub mod report;
 pub mod resize;

@@ -3,9 +3,11 @@
 //! Bar: relative error ‖Δ‖/‖ref‖ ≤ 1e-5 in f32, codes equal (the files hold no near ties).
 
 mod discriminator;
+mod features;
 mod fixture;
 mod generator;
 mod perceptual;
+mod pictures;
 mod quantizer;
 mod sampler;
 mod tokenizer;

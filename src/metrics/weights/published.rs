@@ -63,7 +63,7 @@ impl Network {
             },
             Network::DinoV2 => Published {
                 title: "DINOv2's ViT-L/14",
-                option: "--dinov2",
+                option: "--dinov2-weights",
                 address: "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
                 name: "dinov2_vitl14_pretrain.pth",
                 others: &["dinov2_vitl14_pretrain.safetensors"],
@@ -71,7 +71,7 @@ impl Network {
             },
             Network::Clip => Published {
                 title: "CLIP's ViT-B/32",
-                option: "--clip",
+                option: "--clip-weights",
                 address: "https://openaipublic.azureedge.net/clip/models/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
                 name: "ViT-B-32.pt",
                 others: &["ViT-B-32.safetensors"],
