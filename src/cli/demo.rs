@@ -183,7 +183,7 @@ fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64
         let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
         let images = to_rgb(&decode(tokenizer, &sums.get(tokenizer.quantizer.steps())?)?)?;
         for (original, image) in originals.into_iter().zip(images) {
-            psnr += super::reconstruct::psnr(&original, &image) / (NAMES.len() * PAIRS) as f64;
+            psnr += crate::metrics::psnr(&original, &image) / (NAMES.len() * PAIRS) as f64;
             sheet.extend([original, image]);
         }
     }

@@ -12,6 +12,7 @@ pub mod device;
 pub mod doctor;
 pub mod encode;
 pub mod eval_fid;
+pub mod eval_vae;
 pub mod export;
 mod inputs;
 pub mod inspect;
@@ -66,6 +67,7 @@ subcommands! {
     Decode => decode,
     EvalFid => eval_fid,
     Export => export,
+    EvalVae => eval_vae,
     Inspect => inspect,
     Bench => bench,
     Doctor => doctor,

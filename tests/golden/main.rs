@@ -10,5 +10,6 @@ mod perceptual;
 mod pictures;
 mod quantizer;
 mod sampler;
+mod similarity;
 mod tokenizer;
 mod trajectory;

@@ -1,0 +1,183 @@
+//! How well a tokenizer reconstructs: each image beside its reconstruction (PSNR, SSIM, LPIPS), and the set of the
+//! originals beside the set of the reconstructions (rFID, rsFID).
+//!
+//! All of it is of bytes, as they would be written: pictures of equal size, batch after batch.
+
+use candle_core::Device;
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::frechet::Reference;
+use super::statistics::Moments;
+use super::{FeatureNetwork, Inception, Rows, psnr, ssim};
+use crate::error::Result;
+use crate::model::Lpips;
+use crate::sample::from_rgb;
+
+/// A figure's mean over images.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Mean {
+    pub count: usize,
+    sum: f64,
+    squares: f64,
+}
+
+impl Mean {
+    pub fn add(&mut self, value: f64) {
+        self.count += 1;
+        self.sum += value;
+        self.squares += value * value;
+    }
+
+    pub fn value(self) -> f64 {
+        self.sum / self.count as f64
+    }
+
+    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image.
+    pub fn interval(self) -> Option<[f64; 2]> {
+        let (n, mean) = (self.count as f64, self.value());
+        let variance = (self.squares - n * mean * mean).max(0.0) / (n - 1.0);
+        let half = 1.96 * (variance / n).sqrt();
+        half.is_finite().then_some([mean - half, mean + half])
+    }
+}
+
+/// The networks and figures that are asked for.
+pub struct Judge {
+    /// Giving the features of FID, and those of sFID if it is asked for.
+    pub inception: Option<Inception>,
+    pub lpips: Option<Lpips>,
+    pub psnr: bool,
+    pub ssim: bool,
+    pub device: Device,
+}
+
+/// What was found of one set of reconstructions.
+#[derive(Debug, Clone, Default)]
+pub struct Quality {
+    pub psnr: Mean,
+    pub ssim: Mean,
+    pub lpips: Mean,
+    /// The moments of each of Inception's outputs.
+    pub features: Vec<Moments>,
+}
+
+impl Judge {
+    /// Adds a batch of `images` beside their `originals` to `quality`.
+    pub fn compare(
+        &self,
+        originals: &[RgbImage],
+        images: &[RgbImage],
+        quality: &mut Quality,
+    ) -> Result<()> {
+        let pairs = || originals.par_iter().zip(images);
+        if self.psnr {
+            let found: Vec<f64> = pairs().map(|(a, b)| psnr(a, b)).collect();
+            found.into_iter().for_each(|db| quality.psnr.add(db));
+        }
+        if self.ssim {
+            let found: Vec<f64> = pairs().map(|(a, b)| ssim(a, b)).collect::<Result<_>>()?;
+            found.into_iter().for_each(|s| quality.ssim.add(s));
+        }
+        if let Some(lpips) = &self.lpips {
+            let one = |image: &RgbImage| from_rgb(std::slice::from_ref(image), &self.device);
+            for (a, b) in originals.iter().zip(images) {
+                let distance = lpips.distance(&one(a)?, &one(b)?)?;
+                quality.lpips.add(f64::from(distance.to_scalar::<f32>()?));
+            }
+        }
+        self.add_features(images, quality)
+    }
+
+    /// As [`Judge::compare`] for a step before the last: PSNR and the features alone.
+    pub fn compare_step(
+        &self,
+        originals: &[RgbImage],
+        images: &[RgbImage],
+        quality: &mut Quality,
+    ) -> Result<()> {
+        let pairs = originals.par_iter().zip(images);
+        let found: Vec<f64> = pairs.map(|(a, b)| psnr(a, b)).collect();
+        found.into_iter().for_each(|db| quality.psnr.add(db));
+        self.add_features(images, quality)
+    }
+
+    /// Adds Inception's features of `images`, if they are asked for.
+    pub fn add_features(&self, images: &[RgbImage], quality: &mut Quality) -> Result<()> {
+        let Some(inception) = &self.inception else {
+            return Ok(());
+        };
+        let outputs = inception.features(images)?;
+        if quality.features.is_empty() {
+            let empty = |rows: &Rows| Moments::new(rows.width);
+            quality.features = outputs.iter().map(empty).collect();
+        }
+        for (moments, rows) in quality.features.iter_mut().zip(&outputs) {
+            rows.iter().for_each(|row| moments.add(row));
+        }
+        Ok(())
+    }
+}
+
+/// The originals' features, to which those of every set of reconstructions are compared.
+pub struct Originals(Vec<Reference>);
+
+impl Originals {
+    pub fn new(originals: &Quality) -> Result<Self> {
+        let features = originals.features.iter();
+        features
+            .map(|moments| Reference::new(&moments.gaussian()?))
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
+    /// The Fréchet distance of each of Inception's outputs.
+    pub fn distances(&self, images: &Quality) -> Result<Vec<f64>> {
+        let both = self.0.iter().zip(&images.features);
+        both.map(|(reference, moments)| reference.distance(&moments.gaussian()?))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_has_an_interval_of_its_standard_error() {
+        let mut mean = Mean::default();
+        [1.0, 2.0, 3.0, 6.0].into_iter().for_each(|x| mean.add(x));
+        // s² = 14/3, s/√4 = 1.0801
+        let [low, high] = mean.interval().unwrap();
+        assert_eq!((mean.value(), mean.count), (3.0, 4));
+        assert!(
+            (high - 3.0 - 1.96 * 1.080_123_449_7).abs() < 1e-9 && (low + high - 6.0).abs() < 1e-12
+        );
+        let mut one = Mean::default();
+        one.add(2.0);
+        assert_eq!(one.interval(), None);
+    }
+
+    #[test]
+    fn noise_costs_every_figure_and_equal_images_cost_none() -> Result<()> {
+        let judge = Judge {
+            inception: None,
+            lpips: None,
+            psnr: true,
+            ssim: true,
+            device: Device::Cpu,
+        };
+        let image = RgbImage::from_fn(16, 12, |x, y| image::Rgb([(x * 9) as u8, (y * 9) as u8, 7]));
+        let mut worse = image.clone();
+        worse.pixels_mut().step_by(3).for_each(|p| p[1] ^= 31);
+        let mut quality = [Quality::default(), Quality::default()];
+        let originals = [image.clone(), image.clone()];
+        judge.compare(&originals, &originals, &mut quality[0])?;
+        judge.compare(&originals, &[image, worse], &mut quality[1])?;
+        let [equal, noisy] = &quality;
+        assert_eq!((equal.psnr.value(), equal.ssim.count), (100.0, 2));
+        assert!((equal.ssim.value() - 1.0).abs() < 1e-12);
+        assert!(noisy.psnr.value() < 70.0 && noisy.ssim.value() < 0.99);
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! Structural similarity (Wang et al. 2004) of two pictures in bytes, as scikit-image computes it with the paper's settings.
+//!
+//! (2μ_aμ_b + c₁)(2σ_ab + c₂) / ((μ_a² + μ_b² + c₁)(σ_a² + σ_b² + c₂)) with means and (co)variances under a Gaussian window
+//! of 11×11 (σ 1.5), c₁ = (0.01·255)², c₂ = (0.03·255)²; averaged over the positions whose window lies in the picture
+//! and over the channels. Variances are the window's own, not a sample's.
+
+use image::RgbImage;
+
+use crate::error::{Result, hinted};
+
+/// Pixels of the window to each side of its middle.
+const RADIUS: usize = 5;
+const WINDOW: usize = 2 * RADIUS + 1;
+const SIGMA: f64 = 1.5;
+
+/// In −1..1; 1 for equal pictures.
+///
+/// Errors: the sizes differ, or the pictures are smaller than the window.
+pub fn ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
+    let (w, h) = a.dimensions();
+    if b.dimensions() != (w, h) || w.min(h) < WINDOW as u32 {
+        return Err(hinted(
+            format!(
+                "SSIM of {w}×{h} and {}×{} pixels: expected equal sizes of at least {WINDOW}×{WINDOW}",
+                b.width(),
+                b.height()
+            ),
+            "leave SSIM out for such small pictures",
+        ));
+    }
+    let (w, h) = (w as usize, h as usize);
+    let window = gaussian();
+    let channels = (0..3).map(|c| channel(a, b, c, (w, h), &window));
+    Ok(channels.sum::<f64>() / 3.0)
+}
+
+fn gaussian() -> [f64; WINDOW] {
+    let weight = |i: usize| {
+        let x = i as f64 - RADIUS as f64;
+        (-0.5 * x * x / (SIGMA * SIGMA)).exp()
+    };
+    let weights: [f64; WINDOW] = std::array::from_fn(weight);
+    let sum: f64 = weights.iter().sum();
+    weights.map(|w| w / sum)
+}
+
+/// The mean over the positions of channel `c`.
+fn channel(
+    a: &RgbImage,
+    b: &RgbImage,
+    c: usize,
+    size: (usize, usize),
+    window: &[f64; WINDOW],
+) -> f64 {
+    let plane = |image: &RgbImage| -> Vec<f64> {
+        let values = image.as_raw().iter().skip(c).step_by(3);
+        values.map(|&value| f64::from(value)).collect()
+    };
+    let (a, b) = (plane(a), plane(b));
+    let product =
+        |x: &[f64], y: &[f64]| -> Vec<f64> { x.iter().zip(y).map(|(x, y)| x * y).collect() };
+    let mean = |plane: &[f64]| filtered(plane, size, window);
+    let (mean_a, mean_b) = (mean(&a), mean(&b));
+    let (squares_a, squares_b) = (mean(&product(&a, &a)), mean(&product(&b, &b)));
+    let products = mean(&product(&a, &b));
+    let (c1, c2) = ((0.01f64 * 255.0).powi(2), (0.03f64 * 255.0).powi(2));
+    let mut sum = 0.0;
+    for i in 0..mean_a.len() {
+        let (ma, mb) = (mean_a[i], mean_b[i]);
+        let (va, vb) = (squares_a[i] - ma * ma, squares_b[i] - mb * mb);
+        let covariance = products[i] - ma * mb;
+        sum += (2.0 * ma * mb + c1) * (2.0 * covariance + c2)
+            / ((ma * ma + mb * mb + c1) * (va + vb + c2));
+    }
+    sum / mean_a.len() as f64
+}
+
+/// Weighted means under the window wherever it fits: [h,w] → [h−10,w−10].
+fn filtered(plane: &[f64], (w, h): (usize, usize), window: &[f64; WINDOW]) -> Vec<f64> {
+    let (narrow, low) = (w - 2 * RADIUS, h - 2 * RADIUS);
+    let mut across = vec![0f64; h * narrow];
+    for (out, row) in across.chunks_exact_mut(narrow).zip(plane.chunks_exact(w)) {
+        for (k, weight) in window.iter().enumerate() {
+            for (out, value) in out.iter_mut().zip(&row[k..]) {
+                *out += weight * value;
+            }
+        }
+    }
+    let mut down = vec![0f64; low * narrow];
+    for (y, out) in down.chunks_exact_mut(narrow).enumerate() {
+        let rows = across[y * narrow..].chunks_exact(narrow);
+        for (weight, row) in window.iter().zip(rows) {
+            for (out, value) in out.iter_mut().zip(row) {
+                *out += weight * value;
+            }
+        }
+    }
+    down
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_pictures_have_one_and_small_or_unequal_ones_an_error() -> Result<()> {
+        let ramp = |w, h| RgbImage::from_fn(w, h, |x, y| image::Rgb([x as u8, y as u8, 9]));
+        assert!((ssim(&ramp(11, 30), &ramp(11, 30))? - 1.0).abs() < 1e-12);
+        let error = ssim(&ramp(11, 30), &ramp(11, 31)).unwrap_err().to_string();
+        assert!(error.contains("11×30 and 11×31"), "{error}");
+        assert!(ssim(&ramp(10, 30), &ramp(10, 30)).is_err());
+        Ok(())
+    }
+}
