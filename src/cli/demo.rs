@@ -21,7 +21,7 @@ use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, sav
 use crate::store::atomic;
 use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
-use crate::telemetry::curves::{Curve, Panel, draw};
+use crate::telemetry::curves::{Along, Curve, Panel, draw};
 use crate::telemetry::{MetricsLog, Progress};
 use crate::train::start::Request;
 use crate::train::{start_generator, start_vae};
@@ -88,7 +88,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let run = start_generator::train(&generator, &options)?;
     let curves = place.at("curves.png");
-    save_png(&draw(&panels(&vae, &run)?)?, &curves)?;
+    save_png(&draw(&panels(&vae, &run)?, Along::Steps)?, &curves)?;
     // Last, since it makes the demo a finished one; the pictures are made from it.
     let unfinished = place.at(".demo.safetensors");
     model::load(&run, Weights::Ema)?.write(&unfinished, false)?;

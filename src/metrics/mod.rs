@@ -28,6 +28,7 @@ pub mod side;
 pub mod ssim;
 pub mod statistics;
 pub mod stats_file;
+pub mod sweep;
 pub mod weights;
 
 pub use distances::Arithmetic;

@@ -1,4 +1,4 @@
-//! Curves of a run: panels side by side, step along x, a line a figure, drawn to a picture.
+//! Curves: panels side by side, the steps of a run or a setting along x, a line a figure, drawn to a picture.
 //!
 //! The labels' font comes with the binary, so that a machine without fonts draws the same picture.
 
@@ -19,7 +19,7 @@ const FONT: &str = "sans-serif";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     pub name: String,
-    /// (step, value), by step; values that are not finite and positive cannot be drawn and are left out.
+    /// (x, value), by x; values that are not finite and positive cannot be drawn and are left out.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -32,8 +32,17 @@ pub struct Panel {
     pub curves: Vec<Curve>,
 }
 
+/// What lies along x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along<'a> {
+    /// The steps of a run, from 0; values from 0 too.
+    Steps,
+    /// Values of a setting that was varied: few points, each marked; both axes as wide as the points need.
+    Setting(&'a str),
+}
+
 /// The panels from left to right.
-pub fn draw(panels: &[Panel]) -> Result<RgbImage> {
+pub fn draw(panels: &[Panel], along: Along) -> Result<RgbImage> {
     register();
     let (w, h) = (PANEL.0 * panels.len().max(1) as u32, PANEL.1);
     let mut pixels = vec![255u8; (w * h * 3) as usize];
@@ -44,7 +53,7 @@ pub fn draw(panels: &[Panel]) -> Result<RgbImage> {
             .iter()
             .zip(panels)
         {
-            draw_panel(area, panel)
+            draw_panel(area, panel, along)
                 .map_err(|e| anyhow::anyhow!("cannot draw `{}`: {e}", panel.title))?;
         }
         root.present().context("cannot draw the curves")?;
@@ -54,12 +63,16 @@ pub fn draw(panels: &[Panel]) -> Result<RgbImage> {
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
-fn draw_panel(area: &Area, panel: &Panel) -> std::result::Result<(), String> {
+fn draw_panel(area: &Area, panel: &Panel, along: Along) -> std::result::Result<(), String> {
     let drawn: Vec<Vec<(f64, f64)>> = panel.curves.iter().map(drawable).collect();
     let all = || drawn.iter().flatten();
-    let last = all().map(|p| p.0).fold(1.0, f64::max);
-    let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
-    let high = all().map(|p| p.1).fold(0.0, f64::max);
+    let least = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(f64::INFINITY, f64::min);
+    let most = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(0.0, f64::max);
+    let (low, high) = (least(|p| p.1), most(|p| p.1));
+    let (x, y) = match along {
+        Along::Steps => (0.0..most(|p| p.0).max(1.0), 0.0..high.max(1e-3) * 1.05),
+        Along::Setting(_) => (around(least(|p| p.0), most(|p| p.0)), around(low, high)),
+    };
     let mut builder = ChartBuilder::on(area);
     builder
         .caption(&panel.title, (FONT, 22))
@@ -67,18 +80,31 @@ fn draw_panel(area: &Area, panel: &Panel) -> std::result::Result<(), String> {
         .x_label_area_size(36)
         .y_label_area_size(48);
     if panel.log && high > 0.0 {
-        let chart = builder.build_cartesian_2d(0.0..last, (low / 1.2..high * 1.2).log_scale());
-        draw_curves(chart.map_err(text)?, panel, drawn)
+        let chart = builder.build_cartesian_2d(x, (low / 1.2..high * 1.2).log_scale());
+        draw_curves(chart.map_err(text)?, panel, drawn, along)
     } else {
-        let chart = builder.build_cartesian_2d(0.0..last, 0.0..high.max(1e-3) * 1.05);
-        draw_curves(chart.map_err(text)?, panel, drawn)
+        let chart = builder.build_cartesian_2d(x, y);
+        draw_curves(chart.map_err(text)?, panel, drawn, along)
     }
+}
+
+/// A little more than what lies between two values.
+fn around(low: f64, high: f64) -> std::ops::Range<f64> {
+    if low > high {
+        return 0.0..1.0; // no points
+    }
+    let more = match high - low {
+        0.0 => 0.1 * high.abs().max(0.1),
+        span => 0.1 * span,
+    };
+    low - more..high + more
 }
 
 fn draw_curves<'a, Y>(
     mut chart: ChartContext<'a, BitMapBackend<'a>, Cartesian2d<RangedCoordf64, Y>>,
     panel: &Panel,
     drawn: Vec<Vec<(f64, f64)>>,
+    along: Along,
 ) -> std::result::Result<(), String>
 where
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -88,14 +114,24 @@ where
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.12))
-        .x_desc("step")
+        .x_desc(match along {
+            Along::Steps => "step",
+            Along::Setting(name) => name,
+        })
         .label_style((FONT, 14))
-        .x_label_formatter(&|x| format!("{x:.0}"))
+        .x_label_formatter(&|x| match along {
+            Along::Steps => format!("{x:.0}"),
+            Along::Setting(_) => y_label(*x, false),
+        })
         .y_label_formatter(&|y| y_label(*y, log))
         .draw()
         .map_err(text)?;
     for (i, (curve, points)) in panel.curves.iter().zip(drawn).enumerate() {
         let style = Palette99::pick(i).stroke_width(2);
+        if let Along::Setting(_) = along {
+            let mark = |&point: &(f64, f64)| Circle::new(point, 4, style.filled());
+            chart.draw_series(points.iter().map(mark)).map_err(text)?;
+        }
         chart
             .draw_series(LineSeries::new(points, style))
             .map_err(text)?
@@ -170,7 +206,7 @@ mod tests {
                 })],
             },
         ];
-        let picture = draw(&panels)?;
+        let picture = draw(&panels, Along::Steps)?;
         assert_eq!(picture.dimensions(), (1280, 420));
         for (i, panel) in [0, 0, 1].into_iter().zip([0usize, 1, 0]) {
             let colour = Palette99::pick(panel).to_rgba().rgb();
@@ -190,6 +226,34 @@ mod tests {
         if let Ok(path) = std::env::var("RDPM_TEST_PICTURE") {
             picture.save(path)?;
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_setting_needs_no_zero_and_one_point_is_enough() -> Result<()> {
+        let panel = |points: &[(f64, f64)]| Panel {
+            title: "FID".to_string(),
+            log: false,
+            curves: vec![Curve {
+                name: "FID".to_string(),
+                points: points.to_vec(),
+            }],
+        };
+        let panels = [
+            panel(&[(1.0, 8.1), (1.5, 7.9), (4.0, 8.4)]),
+            panel(&[(2.0, 3.0)]),
+            panel(&[]),
+        ];
+        let picture = draw(&panels, Along::Setting("guidance λ"))?;
+        let colour = Palette99::pick(0).to_rgba().rgb();
+        let rows: Vec<u32> = picture
+            .enumerate_pixels()
+            .filter(|(x, _, p)| *x < 560 && p.0 == [colour.0, colour.1, colour.2])
+            .map(|(_, y, _)| y)
+            .collect();
+        let (top, bottom) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
+        // From 0 the three values would differ by a tenth of the height.
+        assert!(bottom - top > 150, "{top} to {bottom}");
         Ok(())
     }
 }

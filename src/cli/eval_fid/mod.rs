@@ -10,12 +10,15 @@ use candle_core::Device;
 use super::Context;
 use super::sample::DrawingArgs;
 use crate::error::{Result, usage};
+use crate::metrics::clip::Clip;
+use crate::metrics::dinov2::DinoV2;
 use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
 use crate::metrics::report::{Evaluation, Report};
 use crate::metrics::side::Side;
 use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::metrics::weights::{self, Network};
 use crate::metrics::{Arithmetic, FeatureNetwork, Inception, Output, Preprocess};
+use crate::sample::save_png;
 use crate::store::{atomic, digest, tensors};
 use sides::Opened;
 use sweep::Sweep;
@@ -54,6 +57,9 @@ pub struct Args {
     /// Write the report here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a sweep: FID and IS against the setting that was varied
+    #[arg(long, value_name = "FILE.png", requires = "sweep")]
+    plot: Option<PathBuf>,
     /// Images computed at once; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
@@ -180,6 +186,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let text = serde_json::to_string_pretty(&report.json())?;
         atomic::write_file(path, text.as_bytes())?;
     }
+    if let (Some(path), Some(sweep)) = (&args.plot, &args.sampling.sweep) {
+        save_png(&sweep.plot(&report.evaluations)?, path)?;
+    }
     super::print(&report.table())
 }
 
@@ -224,7 +233,18 @@ fn prepare(
     let outputs = options.outputs();
     let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
         .map_err(|e| e.context(path.display().to_string()))?;
-    let networks: Vec<Box<dyn FeatureNetwork>> = vec![Box::new(inception)];
+    let mut networks: Vec<Box<dyn FeatureNetwork>> = vec![Box::new(inception)];
+    let locate = |network, asked: &Option<String>| {
+        weights::locate(network, asked.as_deref(), args.networks.download)
+    };
+    if options.wants(Metric::FdDinov2) {
+        let path = locate(Network::DinoV2, &args.networks.dinov2_weights)?;
+        networks.push(Box::new(DinoV2::open(&path, device)?));
+    }
+    if options.wants(Metric::ClipFid) {
+        let path = locate(Network::Clip, &args.networks.clip_weights)?;
+        networks.push(Box::new(Clip::open(&path, device)?));
+    }
     Ok((options, networks))
 }
 

@@ -2,7 +2,11 @@
 
 use std::str::FromStr;
 
+use image::RgbImage;
+
 use crate::error::{Result, usage};
+use crate::metrics::report::Evaluation;
+use crate::metrics::sweep::{Series, plot};
 use crate::sample::SampleOptions;
 
 /// One key and its values.
@@ -91,12 +95,37 @@ impl Sweep {
         };
         Ok(self.values.iter().map(with).collect())
     }
+
+    /// FID and IS of each value's evaluation; where neither was computed, whatever was.
+    pub fn plot(&self, evaluations: &[Evaluation]) -> Result<RgbImage> {
+        let names = || evaluations.iter().take(1).flat_map(|e| &e.metrics);
+        let wanted = |name: &str| matches!(name, "fid" | "is");
+        let any = names().any(|(name, _)| wanted(name));
+        let series: Vec<Series> = names()
+            .filter(|(name, _)| wanted(name) || !any)
+            .map(|(name, _)| Series {
+                figure: match *name {
+                    "fid" => "FID".into(),
+                    "is" => "Inception Score".into(),
+                    other => other.into(),
+                },
+                points: self
+                    .values
+                    .iter()
+                    .zip(evaluations)
+                    .filter_map(|(&value, e)| Some((value, e.figure(name)?.value)))
+                    .collect(),
+            })
+            .collect();
+        plot(self.key.name(), &series)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::SampleConfig;
+    use crate::metrics::report::Figure;
 
     #[test]
     fn each_value_is_a_setting() -> Result<()> {
@@ -111,6 +140,25 @@ mod tests {
             },
             own
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_has_a_panel_for_fid_and_one_for_the_inception_score() -> Result<()> {
+        let sweep: Sweep = "cfg=0,2".parse().expect("a sweep");
+        let evaluation = |fid: f64| {
+            let figure = |value| Figure {
+                value,
+                ..Figure::default()
+            };
+            let metrics = ["fid", "sfid", "is"].map(|name| (name, figure(fid)));
+            Evaluation {
+                metrics: metrics.to_vec(),
+                ..Evaluation::default()
+            }
+        };
+        let picture = sweep.plot(&[evaluation(9.0), evaluation(7.0)])?;
+        assert_eq!(picture.dimensions(), (1280, 420));
         Ok(())
     }
 
