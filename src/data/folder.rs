@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::decode::is_image_name;
-use super::source::{ClassName, Found, Part, Place};
+use super::part::{ClassName, Found, Part, Place};
 use crate::error::{Context, Result, hinted};
 
 /// Finds the images of the folder `root`, sorted by name within every folder.

@@ -11,6 +11,7 @@ mod folder;
 pub mod latent_cache;
 pub mod loader;
 mod numbering;
+mod part;
 pub mod resize;
 pub mod shapes;
 mod shards;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Classes;
-use super::source::{ClassName, Part};
+use super::part::{ClassName, Part};
 use crate::error::{Error, Result, hinted, nearest};
 
 /// The classes of all parts: those `given`, else by sorted names, or up to the largest number.

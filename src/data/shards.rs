@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::read::MultiGzDecoder;
 
 use super::decode::is_image_name;
-use super::source::{ClassName, Found, Part, Place};
+use super::part::{ClassName, Found, Part, Place};
 use anyhow::anyhow;
 
 use crate::error::{Context, Result, hinted};

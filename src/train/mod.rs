@@ -10,6 +10,7 @@ pub mod generator_gpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod grads;
+pub mod init;
 pub mod interrupt;
 pub mod latents;
 pub mod lr;

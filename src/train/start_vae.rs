@@ -1,9 +1,8 @@
 //! From a request to a trained tokenizer: data, weights to start from, stage, loop.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use super::plan::Plan;
 use super::start::{
@@ -14,7 +13,6 @@ use crate::config::{Config, Perceptual};
 use crate::data::{Augment, Loader, LoaderOptions};
 use crate::error::{Result, usage};
 use crate::model::perceptual::{Lpips, WIDTHS};
-use crate::store::Params;
 use crate::store::tensors;
 
 const STAGE: &str = "train-vae";
@@ -99,48 +97,4 @@ fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
     )?;
     let [vgg, heads] = [vgg, heads].map(|path| tensors::read(Path::new(&path)));
     Ok(Some(Lpips::new(&WIDTHS, &vgg?, &heads?, device)?))
-}
-
-/// Sets every parameter that `tensors` has by name and in its shape; says what starts fresh.
-pub fn set_what_fits(
-    params: &Params,
-    tensors: &BTreeMap<String, Tensor>,
-    from: &Path,
-) -> Result<()> {
-    let mut fresh = Vec::new();
-    for (name, var) in params.iter() {
-        match tensors.get(name) {
-            Some(tensor) if tensor.shape() == var.shape() => {
-                var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
-            }
-            Some(tensor) => {
-                fresh.push(format!(
-                    "{name} ({:?}, the file has {:?})",
-                    var.dims(),
-                    tensor.dims()
-                ));
-            }
-            None => fresh.push(format!("{name} (not in the file)")),
-        }
-    }
-    let set = params.len() - fresh.len();
-    if set == 0 {
-        return Err(usage(
-            format!(
-                "{} has none of the tokenizer's {} parameters",
-                from.display(),
-                params.len()
-            ),
-            "names must be taming-transformers' (encoder.…, decoder.…, quant_conv.…)",
-        ));
-    }
-    tracing::info!(
-        "{}: {set} of {} parameters set",
-        from.display(),
-        params.len()
-    );
-    for name in fresh {
-        tracing::info!("  fresh: {name}");
-    }
-    Ok(())
 }
