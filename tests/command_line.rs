@@ -87,3 +87,40 @@ fn a_trace_is_whole_when_the_command_is_done() {
     let events = events.as_array().expect("a list of events");
     assert!(events.iter().any(|e| e["name"] == "inspect"), "{text}");
 }
+
+#[test]
+fn a_trace_on_a_full_disk_ends_early_and_the_command_does_not() {
+    let output = run(&["inspect", ZIP, "--trace", "/dev/full"]);
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("the trace /dev/full ends early") && !told.contains("panicked"),
+        "{told}"
+    );
+}
+
+#[test]
+fn weights_that_do_not_fit_are_named_without_a_backtrace() {
+    let options = "train-vae --config smoke --data tests/data/images --set loss.perceptual=lpips --out no/run";
+    let mut arguments: Vec<&str> = options.split(' ').collect();
+    arguments.extend(["-q", "--vgg", ZIP, "--lpips", ZIP]);
+    let output = rdpm(&arguments).env("RUST_BACKTRACE", "1").output();
+    let output = output.expect("the binary starts");
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains(ZIP) && told.contains("features.0.weight"),
+        "{told}"
+    );
+    assert_eq!(told.lines().count(), 2, "{told}");
+}
+
+#[test]
+fn a_number_below_its_range_is_a_value_and_no_option() {
+    let output = run(&["sample", "--model", ZIP, "--cfg", "-1"]);
+    assert!(
+        !stderr(&output).contains("unexpected"),
+        "{}",
+        stderr(&output)
+    );
+}

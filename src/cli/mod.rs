@@ -130,7 +130,7 @@ impl Context {
 
 /// Runs the subcommand on a thread with a deep stack, with threads, log and trace as asked for.
 pub fn run(cli: Cli) -> Result<()> {
-    let threads = set_threads(cli.global.threads)?;
+    let threads = set_environment(cli.global.threads)?;
     let _telemetry = telemetry::init(&telemetry::Options {
         verbose: cli.global.verbose,
         quiet: cli.global.quiet,
@@ -150,7 +150,9 @@ pub fn run(cli: Cli) -> Result<()> {
 }
 
 /// Sizes rayon's pool and gemm's splits; candle's own pool, whose threads spin at barriers, gets one thread.
-fn set_threads(asked: Option<u16>) -> Result<usize> {
+///
+/// RUST_BACKTRACE stays for panics: candle would put a backtrace into the text of every error.
+fn set_environment(asked: Option<u16>) -> Result<usize> {
     let from_environment = std::env::var("RAYON_NUM_THREADS")
         .ok()
         .and_then(|n| n.parse::<usize>().ok())
@@ -159,10 +161,11 @@ fn set_threads(asked: Option<u16>) -> Result<usize> {
         .map(usize::from)
         .or(from_environment)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let of_candle = std::env::var("CANDLE_NUM_THREADS").unwrap_or_else(|_| "1".into());
+    let or = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     for (name, value) in [
         ("RAYON_NUM_THREADS", threads.to_string()),
-        ("CANDLE_NUM_THREADS", of_candle),
+        ("CANDLE_NUM_THREADS", or("CANDLE_NUM_THREADS", "1")),
+        ("RUST_LIB_BACKTRACE", or("RUST_LIB_BACKTRACE", "0")),
     ] {
         // SAFETY: the first thing main does: no other thread runs yet that could read the environment.
         unsafe { std::env::set_var(name, value) };

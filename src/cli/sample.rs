@@ -56,16 +56,21 @@ pub struct Args {
 #[command(next_help_heading = "Drawing")]
 pub struct DrawingArgs {
     /// Guidance: the paper's λ. 0 is off; DiT's and LlamaGen's scale is 1 + λ
-    #[arg(long, value_name = "λ")]
+    #[arg(long, value_name = "λ", allow_negative_numbers = true)]
     cfg: Option<f64>,
     /// λ at every step: the same, or from 0 at the first to λ at the last
     #[arg(long, value_enum)]
     cfg_schedule: Option<CfgSchedule>,
     /// Divides the logits: below 1 is bolder, above 1 more varied
-    #[arg(long, value_name = "X", conflicts_with = "tau")]
+    #[arg(
+        long,
+        value_name = "X",
+        conflicts_with = "tau",
+        allow_negative_numbers = true
+    )]
     temperature: Option<f64>,
     /// The paper's τ = 1 / temperature
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", allow_negative_numbers = true)]
     tau: Option<f64>,
     /// Draw codes (Gumbel noise) …
     #[arg(long, overrides_with = "no_gumbel")]
@@ -77,7 +82,7 @@ pub struct DrawingArgs {
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw among the most likely codes that together reach probability P only
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
 }
 

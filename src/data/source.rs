@@ -212,7 +212,7 @@ fn expand(patterns: &[String]) -> Result<BTreeSet<PathBuf>> {
         if !pattern.contains(['*', '?', '[']) {
             return Err(usage(
                 format!("there is no {pattern}"),
-                "--data takes folders, tar shards and globs",
+                "images are read from folders, tar shards and globs of them",
             ));
         }
         let before = paths.len();
@@ -255,7 +255,7 @@ fn scan(path: PathBuf, skip_bad: bool, unpacked: &AtomicU64) -> Result<Part> {
                 "{}: neither a folder nor a tar shard nor an image",
                 path.display()
             ),
-            "--data takes folders, .tar, .tar.gz, .tgz, .jpg, .png and .webp",
+            "images are read from folders, .tar, .tar.gz, .tgz, .jpg, .png and .webp",
         ))
     }
 }

@@ -196,7 +196,8 @@ fn read_codes(path: &Path, reader: &Reader, codebook_size: usize) -> Result<Tens
             format!("code {code} in a codebook of {codebook_size}"),
         ));
     }
-    let [n, t, h, w] = raw.shape[..] else {
+    let shape = <[usize; 4]>::try_from(raw.shape.as_slice());
+    let Some([n, t, h, w]) = shape.ok().filter(|sizes| !sizes.contains(&0)) else {
         return Err(damaged(
             path,
             format!("its codes have shape {:?}", raw.shape),
@@ -333,6 +334,15 @@ mod tests {
                     ..codes(4096)?
                 },
                 "its latents do not fit",
+            ),
+            (
+                Codes {
+                    codes: Tensor::zeros((1, 3, 0, 5), DType::U32, &Device::Cpu)?,
+                    latents: None,
+                    noise: None,
+                    ..codes(4096)?
+                },
+                "its codes have shape [3, 1, 0, 5]",
             ),
         ] {
             codes.write(&path)?;

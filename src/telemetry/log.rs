@@ -64,7 +64,11 @@ pub fn init(options: &Options) -> Result<Guard> {
                 )
             })?;
             let (layer, guard) = ChromeLayerBuilder::new()
-                .writer(BufWriter::new(file))
+                .writer(TraceFile {
+                    file: BufWriter::new(file),
+                    path: path.clone(),
+                    failed: false,
+                })
                 .include_args(true)
                 .build();
             let ours = Targets::new().with_target("rdpm", LevelFilter::TRACE);
@@ -77,6 +81,40 @@ pub fn init(options: &Options) -> Result<Guard> {
         .with(trace)
         .try_init();
     Ok(Guard { _trace: guard })
+}
+
+/// The trace; a full disk ends it, and not the run.
+struct TraceFile {
+    file: BufWriter<File>,
+    path: PathBuf,
+    failed: bool,
+}
+
+impl TraceFile {
+    fn or_end(&mut self, result: io::Result<()>) {
+        if let Err(e) = result {
+            self.failed = true;
+            tracing::warn!("the trace {} ends early: {e}", self.path.display());
+        }
+    }
+}
+
+impl Write for TraceFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.failed {
+            let result = self.file.write_all(bytes);
+            self.or_end(result);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.failed {
+            let result = self.file.flush();
+            self.or_end(result);
+        }
+        Ok(())
+    }
 }
 
 /// stderr beside progress bars.

@@ -11,7 +11,7 @@ use super::start::{
 use super::vae::{Parts, VaeStage};
 use crate::config::{Config, Perceptual};
 use crate::data::{Augment, Loader, LoaderOptions};
-use crate::error::{Result, usage};
+use crate::error::{Result, hinted, usage};
 use crate::model::perceptual::{Lpips, WIDTHS};
 use crate::store::tensors;
 
@@ -79,7 +79,7 @@ fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
             usage(
                 format!("the perceptual loss needs {what}"),
                 format!(
-                    "scripts/weights.sh fetches it (README: Weights), {option} FILE takes it; \
+                    "scripts/weights.sh fetches it (README, \"The perceptual loss\"), {option} FILE takes it; \
                      --set loss.perceptual=none trains without"
                 ),
             )
@@ -95,6 +95,14 @@ fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
         "the LPIPS heads (lpips_vgg_lin.safetensors, or LPIPS's vgg.pth)",
         "--lpips",
     )?;
-    let [vgg, heads] = [vgg, heads].map(|path| tensors::read(Path::new(&path)));
-    Ok(Some(Lpips::new(&WIDTHS, &vgg?, &heads?, device)?))
+    let read = |path: &String| tensors::read(Path::new(path));
+    Lpips::new(&WIDTHS, &read(&vgg)?, &read(&heads)?, device)
+        .map(Some)
+        .map_err(|e| {
+            hinted(
+                format!("cannot use {vgg} with {heads}: {e}"),
+                "--vgg takes torchvision's VGG16 (features.N.weight), --lpips LPIPS's heads (linN.model.1.weight); \
+                 scripts/weights.sh makes both",
+            )
+        })
 }

@@ -2,7 +2,8 @@
 //!
 //! ADM's evaluation reads `arr_0`, u8 [N,H,W,3], and labels in `arr_1`, i64 [N].
 
-use std::io::{Seek, Write};
+use std::io::{self, Seek, Write};
+use std::mem::ManuallyDrop;
 
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -12,7 +13,8 @@ use crate::error::Result;
 
 /// Arrays one after the other; each must get exactly the bytes of its shape.
 pub struct NpzWriter<W: Write + Seek> {
-    zip: ZipWriter<W>,
+    /// Not dropped: that would end an archive whose writing failed, and print that this fails too.
+    zip: ManuallyDrop<ZipWriter<W>>,
     name: String,
     /// Bytes the open array still lacks.
     lacking: u64,
@@ -21,7 +23,7 @@ pub struct NpzWriter<W: Write + Seek> {
 impl<W: Write + Seek> NpzWriter<W> {
     pub fn new(to: W) -> Self {
         Self {
-            zip: ZipWriter::new(to),
+            zip: ManuallyDrop::new(ZipWriter::new(to)),
             name: String::new(),
             lacking: 0,
         }
@@ -35,7 +37,9 @@ impl<W: Write + Seek> NpzWriter<W> {
         let options = SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored)
             .large_file(bytes > u64::from(u32::MAX) / 2);
-        self.zip.start_file(format!("{name}.npy"), options)?;
+        self.zip
+            .start_file(format!("{name}.npy"), options)
+            .map_err(io::Error::from)?;
         self.zip.write_all(&Header::bytes(element, shape))?;
         (self.name, self.lacking) = (name.to_string(), bytes);
         Ok(())
@@ -56,7 +60,8 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// Ends the archive and gives the writer back.
     pub fn finish(self) -> Result<W> {
         self.close()?;
-        Ok(self.zip.finish()?)
+        let zip = ManuallyDrop::into_inner(self.zip);
+        Ok(zip.finish().map_err(io::Error::from)?)
     }
 
     fn close(&self) -> Result<()> {
@@ -113,5 +118,42 @@ mod tests {
         assert!(error.to_string().contains("1 bytes short"), "{error}");
         assert!(npz.finish().is_err());
         Ok(())
+    }
+
+    /// Takes `0` bytes, then is full.
+    struct Small(usize);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self
+                .0
+                .checked_sub(bytes.len())
+                .ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Small {
+        fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart_wherever_it_comes() {
+        for room in [0, 40, 200, 400] {
+            let write = || -> Result<()> {
+                let mut npz = NpzWriter::new(Small(room));
+                npz.array("arr_0", Element::U8, &[200])?;
+                npz.write(&[7; 200])?;
+                npz.finish().map(drop)
+            };
+            let error = write().unwrap_err();
+            let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            assert_eq!(kind, Some(io::ErrorKind::StorageFull), "{room}: {error:?}");
+        }
     }
 }
