@@ -79,11 +79,7 @@ impl Inputs {
             work(batch)?;
             progress.set(count as u64, "");
         }
-        let skipped = loader.skipped();
-        if skipped > 0 {
-            tracing::warn!("{skipped} images could not be read and were left out");
-        }
-        Ok((count, skipped))
+        Ok((count, loader.skipped()))
     }
 }
 

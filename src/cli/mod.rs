@@ -88,7 +88,7 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Say more on stderr; twice for every detail
+    /// Say more on stderr: every figure, file and checkpoint; twice for every image read
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Say only what is wrong

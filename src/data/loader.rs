@@ -88,11 +88,13 @@ fn permutation(seed: u64, epoch: u64, len: usize) -> Arc<[u32]> {
     order.into()
 }
 
-/// An iterator over batches; dropping it ends its threads.
+/// An iterator over batches; dropping it ends its threads and says how many images were left out.
 pub struct Loader {
     batches: Option<Receiver<Result<Batch>>>,
     threads: Vec<JoinHandle<()>>,
     skipped: Arc<Mutex<BTreeSet<usize>>>,
+    /// Images of the source.
+    total: usize,
 }
 
 /// What decides an example, shared by the workers.
@@ -178,7 +180,7 @@ impl Loader {
         if source.is_empty() {
             return Err(hinted("the data set holds no images", ""));
         }
-        let skipped = Arc::new(Mutex::new(BTreeSet::new()));
+        let (skipped, total) = (Arc::new(Mutex::new(BTreeSet::new())), source.len());
         let plan = Arc::new(Plan {
             source,
             kind,
@@ -209,6 +211,7 @@ impl Loader {
             batches,
             threads,
             skipped,
+            total,
         })
     }
 }
@@ -229,6 +232,10 @@ impl Drop for Loader {
         for thread in self.threads.drain(..) {
             // A panic of a worker has been reported as an error already.
             let _ = thread.join();
+        }
+        let (skipped, total) = (self.skipped(), self.total);
+        if skipped > 0 {
+            tracing::warn!("{skipped} of {total} images could not be read and were left out");
         }
     }
 }

@@ -89,6 +89,9 @@ impl Images {
             .map(|path| scan(path, skip_bad, &unpacked))
             .collect();
         let mut parts = scanned.into_iter().collect::<Result<Vec<Part>>>()?;
+        for part in &parts {
+            tracing::debug!("{}: {} images", part.path.display(), part.found.len());
+        }
         let classes = numbering(&parts, given)?;
         let indices: HashMap<&str, u32> = classes
             .iter()
@@ -164,8 +167,9 @@ impl Source for Images {
     fn read(&self, index: usize) -> Result<Example> {
         let item = &self.items[index];
         let part = &self.parts[item.part as usize];
-        let bytes = self.bytes(item)?;
-        let image = decode(&bytes, &part.path_of(&item.name, item.place))?;
+        let path = part.path_of(&item.name, item.place);
+        tracing::trace!("reading {path}");
+        let image = decode(&self.bytes(item)?, &path)?;
         Ok(Example {
             image,
             label: item.label,

@@ -100,7 +100,8 @@ pub fn open_or_make(
     let [first, second] = passes;
     let blocks = first?.chain(second?).map(|batch| {
         let batch = batch?;
-        let v = tokenizer.encode(&batch.images.to_device(device)?)?;
+        let v =
+            info_span!("encode").in_scope(|| tokenizer.encode(&batch.images.to_device(device)?))?;
         done += batch.labels.len() as u64;
         progress.set(done, "");
         Ok((v.to_device(&Device::Cpu)?, batch.labels))

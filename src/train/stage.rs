@@ -130,7 +130,8 @@ impl Job<'_> {
             let step = self.state.step;
             let begin = Instant::now();
             let lr = learning_rate(self.config, step, self.steps);
-            let figures = stage.step(self.config, step, self.steps)?;
+            let figures =
+                info_span!("step", step).in_scope(|| stage.step(self.config, step, self.steps))?;
             match figures.first_bad() {
                 None => {
                     self.state.bad_steps = 0;
@@ -145,6 +146,7 @@ impl Job<'_> {
             progress.set(step, "");
             if let Some(line) = self.line(stage, lr, &mut clock)? {
                 progress.log(step, &sentence(&line));
+                tracing::debug!("step {step}: {}", json!(line));
                 self.run.metrics.append(step, line)?;
             }
             if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
@@ -220,12 +222,13 @@ impl Job<'_> {
         // What the checkpoint's step has logged must be there when it is resumed.
         self.run.metrics.sync()?;
         let folder = self.run.checkpoints();
-        checkpoint::save(
+        let saved = checkpoint::save(
             &folder,
             &self.state,
             &contents,
             self.config.keep_checkpoints,
         )?;
+        tracing::debug!("saved {}", saved.display());
         Ok(())
     }
 

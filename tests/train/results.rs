@@ -218,3 +218,32 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
     let output = lab.output(&lab.start(VAE, "fourth", &["--init", "tiny.toml"]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
+
+#[test]
+fn skipped_images_are_named_and_counted_at_the_end() {
+    let lab = Lab::new();
+    for name in ["high/3.png", "wide/5.png"] {
+        fs::write(lab.path("data").join(name), "not an image").expect("damaged");
+    }
+    let output = lab.output(&lab.start(VAE, "run", &["--steps", "5"]));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(".png: not an image"),
+        "{}",
+        stderr(&output)
+    );
+    let options = ["--steps", "5", "--skip-bad-images", "-v"];
+    let output = lab.output(&lab.start(VAE, "whole", &options));
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("data/wide/5.png"), "{told}");
+    // What -v adds.
+    assert!(
+        told.contains("saved whole/checkpoints/step-00000005") && told.contains("\"psnr\":"),
+        "{told}"
+    );
+    assert!(
+        told.contains("2 of 18 images could not be read and were left out"),
+        "{told}"
+    );
+}
