@@ -7,7 +7,7 @@ use super::distances::Arithmetic;
 use super::features::{FeatureNetwork, Rows};
 use super::fid_infinity::fid_infinity;
 use super::frechet::{GROUPS, Reference};
-use super::inception::Output;
+use super::inception::{self, Output};
 use super::inception_score::{self, Score};
 use super::kid::{Subsets, kid};
 use super::precision_recall::precision_recall;
@@ -146,18 +146,22 @@ impl<'a> Evaluator<'a> {
         let fid = self.options.fid.name();
         for metric in &self.options.metrics {
             match metric {
-                Metric::Fid => self.frechet(samples, "fid", 0, fid, &mut found)?,
+                Metric::Fid => self.frechet(samples, "fid", self.inception()?, fid, &mut found)?,
                 Metric::Sfid => {
-                    self.frechet(samples, "sfid", 0, Output::Spatial.name(), &mut found)?;
+                    let tap = Output::Spatial.name();
+                    self.frechet(samples, "sfid", self.inception()?, tap, &mut found)?;
                 }
-                Metric::FdDinov2 => self.whole(samples, "fd_dinov2", "dinov2", &mut found)?,
-                Metric::ClipFid => self.whole(samples, "clip_fid", "clip", &mut found)?,
+                Metric::FdDinov2 => {
+                    self.whole(samples, "fd_dinov2", "dinov2-vit-l-14", &mut found)?
+                }
+                Metric::ClipFid => self.whole(samples, "clip_fid", "clip-vit-b-32", &mut found)?,
                 Metric::FidInf => {
-                    let rows = samples.rows(0, fid)?;
+                    let inception = self.inception()?;
+                    let rows = samples.rows(inception, fid)?;
                     let seed = self.options.seed;
-                    let value = fid_infinity(self.reference(0, fid)?, rows, seed)?;
+                    let value = fid_infinity(self.reference(inception, fid)?, rows, seed)?;
                     let details = [("seed", json!(seed))];
-                    let figure = self.figure(value, samples, 0, rows.width, &details);
+                    let figure = self.figure(value, samples, inception, rows.width, &details);
                     found.metrics.push(("fid_infinity", figure));
                 }
                 Metric::Is => self.inception_scores(samples, &mut found)?,
@@ -168,7 +172,16 @@ impl<'a> Evaluator<'a> {
         Ok(found)
     }
 
-    /// The Fréchet distance in the only tap of the network whose name begins with `network`.
+    fn inception(&self) -> Result<usize> {
+        self.place(inception::NAME)
+    }
+
+    fn place(&self, network: &str) -> Result<usize> {
+        let found = self.networks.iter().position(|n| n.name() == network);
+        found.ok_or_else(|| hinted(format!("the network {network} was not loaded"), ""))
+    }
+
+    /// The Fréchet distance in the only tap of `network`.
     fn whole(
         &mut self,
         samples: &Side,
@@ -176,14 +189,10 @@ impl<'a> Evaluator<'a> {
         network: &str,
         found: &mut Evaluation,
     ) -> Result<()> {
-        let place = self
-            .networks
-            .iter()
-            .position(|n| n.name().starts_with(network));
-        let tap = place.and_then(|place| Some((place, self.networks[place].taps().first()?.name)));
-        match tap {
-            Some((place, tap)) => self.frechet(samples, name, place, tap, found),
-            None => Err(hinted(format!("{name}: its network was not loaded"), "")),
+        let place = self.place(network)?;
+        match self.networks[place].taps().first().map(|tap| tap.name) {
+            Some(tap) => self.frechet(samples, name, place, tap, found),
+            None => Err(hinted(format!("{network} gives no features"), "")),
         }
     }
 
@@ -241,10 +250,11 @@ impl<'a> Evaluator<'a> {
     }
 
     fn inception_scores(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
-        let logits = samples.rows(0, Output::Logits.name())?;
+        let inception = self.inception()?;
+        let logits = samples.rows(inception, Output::Logits.name())?;
         let seed = self.options.seed;
         let figure = |score: Score, details: &[(&str, Value)]| {
-            let mut figure = self.figure(score.value, samples, 0, logits.width, details);
+            let mut figure = self.figure(score.value, samples, inception, logits.width, details);
             figure.deviation = Some(score.deviation);
             figure.samples = Some(logits.count());
             figure.reference = None;
@@ -263,12 +273,13 @@ impl<'a> Evaluator<'a> {
 
     fn precision_recall(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
         let tap = Output::Pool2048.name();
-        let made = samples.rows(0, tap)?;
-        let real = spread(self.reference.rows(0, tap)?, PR_REFERENCE);
+        let inception = self.inception()?;
+        let made = samples.rows(inception, tap)?;
+        let real = spread(self.reference.rows(inception, tap)?, PR_REFERENCE);
         let both = precision_recall(&real, made, self.options.arithmetic)?;
         for (name, value) in [("precision", both.precision), ("recall", both.recall)] {
             let details = [("neighbour", json!(3)), ("fp16", json!(both.half))];
-            let mut figure = self.figure(value, samples, 0, made.width, &details);
+            let mut figure = self.figure(value, samples, inception, made.width, &details);
             figure.samples = Some(made.count());
             figure.reference = Some(real.count());
             found.metrics.push((name, figure));
@@ -283,7 +294,11 @@ impl<'a> Evaluator<'a> {
 
     fn kid(&self, samples: &Side, found: &mut Evaluation) -> Result<()> {
         let tap = Output::Pool2048.name();
-        let (made, real) = (samples.rows(0, tap)?, self.reference.rows(0, tap)?);
+        let inception = self.inception()?;
+        let (made, real) = (
+            samples.rows(inception, tap)?,
+            self.reference.rows(inception, tap)?,
+        );
         let fewest = made.count().min(real.count());
         let size = self.options.kid_subset_size;
         let subsets = Subsets {
@@ -297,7 +312,7 @@ impl<'a> Evaluator<'a> {
             ("subset_size", json!(subsets.size)),
             ("seed", json!(subsets.seed)),
         ];
-        let mut figure = self.figure(kid.value, samples, 0, made.width, &details);
+        let mut figure = self.figure(kid.value, samples, inception, made.width, &details);
         figure.deviation = Some(kid.deviation);
         figure.samples = Some(made.count());
         figure.reference = Some(real.count());

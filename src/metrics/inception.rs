@@ -16,6 +16,9 @@ use crate::error::{self, hinted};
 use crate::ops::{self, FrozenConv2d, Padding};
 use crate::store::{Init, Scope, digest, tensors};
 
+/// As reports name it.
+pub const NAME: &str = "inception-2015-12-05";
+
 const BATCH_NORM_EPS: f64 = 1e-3;
 
 /// Channels of `Mixed_6d`'s first branch that are the spatial features of sFID.
@@ -500,7 +503,7 @@ fn rows(x: &Tensor) -> Result<Rows> {
 
 impl FeatureNetwork for Inception {
     fn name(&self) -> &'static str {
-        "inception-2015-12-05"
+        NAME
     }
 
     fn weights_hash(&self) -> &str {

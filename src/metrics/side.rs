@@ -14,32 +14,29 @@ use crate::error::{Result, hinted};
 
 pub struct Side {
     pub set: Set,
+    /// Inception's, always.
     pub statistics: Option<Statistics>,
+    /// Inception's place among the networks, where it is one of them.
+    pub inception: Option<usize>,
     pub features: Option<SetFeatures>,
 }
 
 impl Side {
-    /// The distribution of the tap `name` of network number `network`; Inception is number 0.
+    /// The distribution of the tap `tap` of network number `network`.
     pub fn gaussian(&self, network: usize, tap: &str) -> Result<Gaussian> {
-        let known = match (&self.statistics, network) {
-            (Some(known), 0) if tap == Output::Spatial.name() => Some(
-                known
-                    .spatial
-                    .clone()
-                    .ok_or_else(|| self.lacks("sFID's `mu_s` and `sigma_s`"))?,
-            ),
-            (Some(known), 0) => Some(known.fid.clone()),
-            _ => None,
-        };
-        match known {
-            Some(gaussian) => Ok(gaussian),
+        match self.statistics_of(network) {
+            Some(known) if tap == Output::Spatial.name() => {
+                let spatial = known.spatial.clone();
+                spatial.ok_or_else(|| self.lacks("statistics of spatial features (`mu_s`)"))
+            }
+            Some(known) => Ok(known.fid.clone()),
             None => self.tap(network, tap)?.moments.gaussian(),
         }
     }
 
-    /// Whether [`Side::gaussian`] comes from a statistics file.
-    pub fn is_statistics(&self, network: usize) -> bool {
-        network == 0 && self.statistics.is_some()
+    fn statistics_of(&self, network: usize) -> Option<&Statistics> {
+        let statistics = self.statistics.as_ref();
+        statistics.filter(|_| self.inception == Some(network))
     }
 
     pub fn moments(&self, network: usize, tap: &str) -> Result<&GroupedMoments> {
@@ -55,9 +52,9 @@ impl Side {
 
     /// Images behind [`Side::gaussian`], where they are known.
     pub fn count(&self, network: usize) -> Option<usize> {
-        match (&self.statistics, &self.features) {
-            (Some(known), _) if network == 0 => known.made_by.as_ref().map(|m| m.images),
-            (_, features) => features.as_ref().map(|f| f.count),
+        match (self.statistics_of(network), &self.features) {
+            (Some(known), _) => known.made_by.as_ref().map(|m| m.images),
+            (None, features) => features.as_ref().map(|f| f.count),
         }
     }
 
@@ -77,10 +74,11 @@ impl Side {
     /// Refuses statistics that another network, other weights or another resize made.
     pub fn check_network(
         &self,
-        network: &dyn FeatureNetwork,
+        networks: &[Box<dyn FeatureNetwork>],
         preprocess: Preprocess,
     ) -> Result<()> {
-        let Some(statistics) = &self.statistics else {
+        let network = self.inception.and_then(|place| networks.get(place));
+        let (Some(statistics), Some(network)) = (&self.statistics, network) else {
             return Ok(());
         };
         let mismatch = |what: &str, found: &str, expected: &str| {

@@ -156,7 +156,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         None => None,
     };
     if let Some(reference) = &reference {
-        reference.check_network(&*networks[0], args.preprocess)?;
+        reference.check_network(&networks, args.preprocess)?;
     }
     let mut evaluations = Vec::new();
     let mut evaluator = reference
@@ -167,7 +167,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             |tap: &str| options.keeps_sample_rows(tap) || args.details.save_features.is_some();
         let needs_images = options.needs_sample_images() || args.details.save_features.is_some();
         let side = setting.collect(args, &options, &networks, &keep, needs_images)?;
-        side.check_network(&*networks[0], args.preprocess)?;
+        side.check_network(&networks, args.preprocess)?;
         save(args, &side, &networks)?;
         evaluations.push(match &mut evaluator {
             Some(evaluator) => evaluator.evaluate(&side)?,
@@ -199,16 +199,12 @@ fn prepare(
     reference: Option<&Opened>,
     device: &Device,
 ) -> Result<(Options, Vec<Box<dyn FeatureNetwork>>)> {
-    let path = weights::locate(
-        Network::Inception,
-        args.networks.weights.as_deref(),
-        args.networks.download,
-    )?;
-    let tensors = tensors::read(&path)?;
+    let find = |network, asked: &Option<String>| {
+        weights::locate(network, asked.as_deref(), args.networks.download)
+    };
     let mut options = Options {
         metrics: args.metrics.clone(),
-        // The parser let no other number through.
-        fid: Output::of_dims(args.dims).unwrap_or(Output::Pool2048),
+        fid: fid_output(args),
         interval: args.interval,
         arithmetic: match args.details.adm_fp16_distances {
             true => Arithmetic::Half,
@@ -218,51 +214,62 @@ fn prepare(
         kid_subset_size: args.details.kid_subset_size,
         seed: args.sampling.seed,
     };
-    if options.metrics.is_empty() {
-        let has_images = samples.has_images() && reference.is_none_or(Opened::has_images);
-        let has_spatial = samples.has_spatial() && reference.is_none_or(Opened::has_spatial);
-        let possible = |metric: &Metric| match metric {
-            Metric::Is => samples.has_images() && tensors.contains_key("fc.weight"),
-            Metric::Pr => has_images,
-            Metric::Sfid => has_spatial,
-            _ => true,
-        };
-        options.metrics = DEFAULT.into_iter().filter(possible).collect();
+    let mut networks: Vec<Box<dyn FeatureNetwork>> = Vec::new();
+    if options.metrics.is_empty() || !options.outputs().is_empty() {
+        let path = find(Network::Inception, &args.networks.weights)?;
+        let tensors = tensors::read(&path)?;
+        if options.metrics.is_empty() {
+            let has_images = samples.has_images() && reference.is_none_or(Opened::has_images);
+            let has_spatial = samples.has_spatial() && reference.is_none_or(Opened::has_spatial);
+            let possible = |metric: &Metric| match metric {
+                Metric::Is => samples.has_images() && tensors.contains_key("fc.weight"),
+                Metric::Pr => has_images,
+                Metric::Sfid => has_spatial,
+                _ => true,
+            };
+            options.metrics = DEFAULT.into_iter().filter(possible).collect();
+        }
+        let (outputs, hash) = (options.outputs(), digest::sha256(&path)?);
+        let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
+            .map_err(|e| e.context(path.display().to_string()))?;
+        networks.push(Box::new(inception));
     }
-    let hash = digest::sha256(&path)?;
-    let outputs = options.outputs();
-    let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
-        .map_err(|e| e.context(path.display().to_string()))?;
-    let mut networks: Vec<Box<dyn FeatureNetwork>> = vec![Box::new(inception)];
-    let locate = |network, asked: &Option<String>| {
-        weights::locate(network, asked.as_deref(), args.networks.download)
-    };
     if options.wants(Metric::FdDinov2) {
-        let path = locate(Network::DinoV2, &args.networks.dinov2_weights)?;
+        let path = find(Network::DinoV2, &args.networks.dinov2_weights)?;
         networks.push(Box::new(DinoV2::open(&path, device)?));
     }
     if options.wants(Metric::ClipFid) {
-        let path = locate(Network::Clip, &args.networks.clip_weights)?;
+        let path = find(Network::Clip, &args.networks.clip_weights)?;
         networks.push(Box::new(Clip::open(&path, device)?));
     }
     Ok((options, networks))
 }
 
+fn fid_output(args: &Args) -> Output {
+    // The parser let no other number through.
+    Output::of_dims(args.dims).unwrap_or(Output::Pool2048)
+}
+
 /// The files that were asked for beside the report.
 fn save(args: &Args, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Result<()> {
     if let Some(path) = &args.details.save_stats {
-        let dims = Output::of_dims(args.dims).unwrap_or(Output::Pool2048);
+        let Some(place) = side.inception else {
+            return Err(usage(
+                "--save-stats writes Inception's statistics, and no metric asks for them",
+                "add fid to --metrics",
+            ));
+        };
         let made_by = MadeBy {
-            network: networks[0].name().to_string(),
-            weights: networks[0].weights_hash().to_string(),
-            preprocess: networks[0].preprocess().to_string(),
-            images: side.count(0).unwrap_or(0),
+            network: networks[place].name().to_string(),
+            weights: networks[place].weights_hash().to_string(),
+            preprocess: networks[place].preprocess().to_string(),
+            images: side.count(place).unwrap_or(0),
             size: side.set.size,
             version: env!("CARGO_PKG_VERSION").to_string(),
         };
         let statistics = Statistics {
-            fid: side.gaussian(0, dims.name())?,
-            spatial: side.gaussian(0, Output::Spatial.name()).ok(),
+            fid: side.gaussian(place, fid_output(args).name())?,
+            spatial: side.gaussian(place, Output::Spatial.name()).ok(),
             made_by: Some(made_by),
         };
         sides::save_statistics(path, &statistics, &args.samples, args.crop, side.set.size)?;

@@ -9,6 +9,7 @@ use crate::error::{Context, Result, usage};
 use crate::metrics::collect::Collector;
 use crate::metrics::evaluate::Options;
 use crate::metrics::images::Images;
+use crate::metrics::inception;
 use crate::metrics::known;
 use crate::metrics::report::Set;
 use crate::metrics::sampled::Sampling;
@@ -166,6 +167,7 @@ impl Opened {
         Ok(Side {
             set,
             statistics: self.statistics,
+            inception: place_of_inception(networks),
             features,
         })
     }
@@ -240,9 +242,14 @@ impl Setting {
                 sampling: Some(identity),
             },
             statistics: None,
+            inception: place_of_inception(networks),
             features: Some(features),
         })
     }
+}
+
+pub fn place_of_inception(networks: &[Box<dyn FeatureNetwork>]) -> Option<usize> {
+    networks.iter().position(|n| n.name() == inception::NAME)
 }
 
 /// Writes `statistics`, with the images of `samples` for ADM's evaluator where they lie on disk.

@@ -25,7 +25,7 @@ fn pixels() -> Vec<Box<dyn FeatureNetwork>> {
 
 impl FeatureNetwork for Pixels {
     fn name(&self) -> &'static str {
-        "pixels"
+        inception::NAME
     }
 
     fn weights_hash(&self) -> &str {
@@ -106,6 +106,7 @@ fn side(images: &[RgbImage], batch: usize) -> Result<Side> {
             ..Set::default()
         },
         statistics: None,
+        inception: Some(0),
         features: Some(features),
     })
 }
@@ -193,7 +194,7 @@ fn what_cannot_be_compared_is_an_error() -> Result<()> {
 
     let networks = pixels();
     let made_by = MadeBy {
-        network: "pixels".into(),
+        network: inception::NAME.into(),
         weights: "none".into(),
         preprocess: "clean".into(),
         images: 50,
@@ -207,10 +208,11 @@ fn what_cannot_be_compared_is_an_error() -> Result<()> {
             spatial: None,
             made_by: Some(made_by),
         }),
+        inception: Some(0),
         features: None,
     };
     let error = statistics
-        .check_network(&*networks[0], Preprocess::Adm)
+        .check_network(&networks, Preprocess::Adm)
         .unwrap_err();
     assert!(error.to_string().contains("--preprocess clean"), "{error}");
     // Neither images nor spatial statistics.
