@@ -93,11 +93,16 @@ fn inception(weights: &Path) -> Result<()> {
         network.features(&images)?;
         let runs = (0..5).map(|_| {
             let begin = Instant::now();
-            network.features(&images).map(|_| begin.elapsed().as_secs_f64())
+            network
+                .features(&images)
+                .map(|_| begin.elapsed().as_secs_f64())
         });
         let best = runs.collect::<Result<Vec<_>>>()?;
         let best = best.into_iter().min_by(f64::total_cmp).context("no run")?;
-        println!("inception, batch {batch}: {:.2} images a second", f64::from(batch) / best);
+        println!(
+            "inception, batch {batch}: {:.2} images a second",
+            f64::from(batch) / best
+        );
     }
     Ok(())
 }

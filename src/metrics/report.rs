@@ -158,6 +158,23 @@ fn line(what: &str, set: &Set) -> String {
     if let Some((w, h)) = set.size {
         let _ = write!(text, " of {w}×{h}");
     }
+    if let Some(Value::Object(sampling)) = &set.sampling {
+        let shown = [
+            "seed",
+            "cfg",
+            "cfg_schedule",
+            "temperature",
+            "top_k",
+            "top_p",
+        ];
+        for key in shown {
+            match sampling.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::String(value)) => text += &format!(", {key} {value}"),
+                Some(value) => text += &format!(", {key} {value}"),
+            }
+        }
+    }
     let name = set.name.as_deref().unwrap_or("unnamed");
     let _ = writeln!(text, " ({name}, {})", short(&set.hash));
     text

@@ -145,6 +145,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         None => None,
     };
     let samples = sides::open_samples(args, crop, &device)?;
+    if let Some(reference) = &reference {
+        reference.check_width(args.dims)?;
+    }
+    if let sides::Samples::Opened(samples) = &samples {
+        samples.check_width(args.dims)?;
+    }
     let (options, networks) = prepare(args, &samples, reference.as_ref(), &device)?;
     let batch = args.batch_size as usize;
     let reference = match reference {

@@ -125,6 +125,21 @@ impl Opened {
         self.statistics.as_ref().is_none_or(|s| s.spatial.is_some())
     }
 
+    /// Refuses statistics of features of other widths than `dims`, before anything is computed.
+    pub fn check_width(&self, dims: usize) -> Result<()> {
+        match &self.statistics {
+            Some(statistics) if statistics.fid.width() != dims => Err(usage(
+                format!(
+                    "{}: statistics of {} dimensions, --dims is {dims}",
+                    self.path.display(),
+                    statistics.fid.width()
+                ),
+                "give --dims of the statistics",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The side with its features, if its images are needed or are all it has.
     pub fn collect(
         self,
