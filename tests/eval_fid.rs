@@ -1,0 +1,260 @@
+//! `rdpm eval-fid` as a shell sees it, with Inception's first stage (64 features) drawn at random.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use candle_core::{Device, Tensor};
+use image::{Rgb, RgbImage};
+use rdpm::rng::{Purpose, Stream};
+use rdpm::store::npz::{Element, NpzWriter};
+use rdpm::store::safetensors;
+use serde_json::Value;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    /// Folders `a` and `b` of 24 images, and the weights.
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().expect("a folder"));
+        for (seed, name) in [(1, "a"), (2, "b")] {
+            let mut draws = Stream::new(seed, Purpose::Drawing, 0, 0).draws();
+            std::fs::create_dir(place.path(name)).expect("a folder");
+            for i in 0..24 {
+                let (x0, y0) = (draws.below(12), draws.below(12));
+                let colour = Rgb([0; 3].map(|_: u8| draws.below(256) as u8));
+                let image = RgbImage::from_fn(16, 16, |x, y| {
+                    if x > x0 && y > y0 {
+                        colour
+                    } else {
+                        Rgb([90; 3])
+                    }
+                });
+                image
+                    .save(place.path(name).join(format!("{i:03}.png")))
+                    .expect("written");
+            }
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, o, i) in [
+            ("Conv2d_1a_3x3", 32, 3),
+            ("Conv2d_2a_3x3", 32, 32),
+            ("Conv2d_2b_3x3", 64, 32),
+        ] {
+            let mut values = vec![0f32; o * i * 9];
+            Stream::new(5, Purpose::Init, o as u64 + i as u64, 0).fill_normal(&mut values);
+            values
+                .iter_mut()
+                .for_each(|x| *x *= (2.0 / (9 * i) as f32).sqrt());
+            let conv = Tensor::from_vec(values, (o, i, 3, 3), &Device::Cpu).expect("a tensor");
+            tensors.insert(format!("{name}.conv.weight"), conv);
+            for (part, value) in [
+                ("weight", 1f32),
+                ("bias", 0.1),
+                ("running_mean", 0.0),
+                ("running_var", 1.0),
+            ] {
+                let vector = Tensor::full(value, o, &Device::Cpu).expect("a tensor");
+                tensors.insert(format!("{name}.bn.{part}"), vector);
+            }
+        }
+        safetensors::write(&place.path("w.safetensors"), &tensors, &BTreeMap::new())
+            .expect("written");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn eval(&self, line: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_rdpm"))
+            .args([
+                "eval-fid",
+                "-q",
+                "--dims",
+                "64",
+                "--weights",
+                "w.safetensors",
+            ])
+            .args(line.split_whitespace())
+            .current_dir(self.0.path())
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .env_remove("RUST_LOG")
+            .output()
+            .expect("the binary starts")
+    }
+
+    fn report(&self, line: &str) -> Value {
+        let output = self.eval(&format!("--metrics fid --json report.json {line}"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {stderr}");
+        let text = std::fs::read_to_string(self.path("report.json")).expect("a report");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    fn fails(&self, line: &str, code: i32, parts: &[&str]) {
+        let output = self.eval(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{line}: no `{part}` in {stderr}");
+        }
+    }
+
+    fn array(&self, name: &str, arrays: &[(&str, &[usize], &[f64])]) {
+        let file = std::fs::File::create(self.path(name)).expect("a file");
+        let mut npz = NpzWriter::new(file);
+        for (array, shape, values) in arrays {
+            npz.array(array, Element::F64, shape).expect("written");
+            for x in *values {
+                npz.write(&x.to_le_bytes()).expect("written");
+            }
+        }
+        npz.finish().expect("written");
+    }
+}
+
+fn fid(report: &Value) -> f64 {
+    report["metrics"]["fid"]["value"]
+        .as_f64()
+        .expect("a figure")
+}
+
+#[test]
+fn a_report_names_what_its_figures_are_of() {
+    let place = Place::new();
+    let report = place.report("--samples a --reference b --interval");
+    let figure = &report["metrics"]["fid"];
+    assert!(fid(&report) > 0.0 && figure["interval"][0].as_f64() < Some(fid(&report)));
+    assert_eq!(
+        (figure["samples"].as_u64(), figure["dims"].as_u64()),
+        (Some(24), Some(64))
+    );
+    assert_eq!(figure["preprocess"], "adm");
+    assert_eq!(figure["weights"].as_str().map(str::len), Some(64));
+    assert_eq!(report["samples"]["size"], serde_json::json!([16, 16]));
+
+    // A set gets its name from the table.
+    let hash = report["reference"]["hash"]
+        .as_str()
+        .expect("a digest")
+        .to_string();
+    let folder = place.path("config/rdpm");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(
+        folder.join("references.toml"),
+        format!("\"{hash}\" = \"my set\"\n"),
+    )
+    .expect("written");
+    let named = place.report("--samples a --reference b --batch-size 7");
+    assert_eq!(named["reference"]["name"], "my set");
+    assert_eq!(fid(&named).to_bits(), fid(&report).to_bits());
+}
+
+#[test]
+fn statistics_stand_for_their_images() {
+    let place = Place::new();
+    let direct = fid(&place.report("--samples a --reference b"));
+    place.report("--samples b --save-stats b.npz");
+    let by_statistics = place.report("--samples a --reference b.npz");
+    assert!((fid(&by_statistics) / direct - 1.0).abs() < 1e-9);
+    assert_eq!(by_statistics["metrics"]["fid"]["reference"], 24);
+    let same = fid(&place.report("--samples b --reference b.npz"));
+    assert!(same.abs() < 1e-6 * direct, "{same}");
+    place.fails(
+        "--samples a --reference b.npz --metrics fid --preprocess clean",
+        1,
+        &["made with --preprocess adm", "hint: "],
+    );
+    place.fails(
+        "--samples a --reference b.npz --metrics pr",
+        1,
+        &["no images", "--metrics"],
+    );
+}
+
+#[test]
+fn what_is_no_set_of_images_is_refused_by_name() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("empty")).expect("a folder");
+    std::fs::create_dir(place.path("one")).expect("a folder");
+    std::fs::copy(place.path("a/000.png"), place.path("one/0.png")).expect("copied");
+    place.fails(
+        "--samples empty --reference b --metrics fid",
+        1,
+        &["no images in this folder"],
+    );
+    place.fails(
+        "--samples one --reference b --metrics fid",
+        1,
+        &["fewer than two"],
+    );
+    place.fails(
+        "--samples nowhere --reference b --metrics fid",
+        2,
+        &["there is no nowhere"],
+    );
+
+    place.array("floats.npz", &[("arr_0", &[1, 2, 2, 3], &[0.0; 12])]);
+    place.fails(
+        "--samples floats.npz --reference b --metrics fid",
+        1,
+        &["expected images u8"],
+    );
+    let identity: Vec<f64> = (0..64 * 64).map(|i| f64::from(i % 65 == 0)).collect();
+    let (mut nan, mean) = (identity.clone(), vec![0.0; 64]);
+    nan[70] = f64::NAN;
+    place.array(
+        "nan.npz",
+        &[("mu", &[64], &mean), ("sigma", &[64, 64], &nan)],
+    );
+    place.fails(
+        "--samples a --reference nan.npz --metrics fid",
+        1,
+        &["not finite"],
+    );
+    let narrow: Vec<f64> = (0..32 * 32).map(|i| f64::from(i % 33 == 0)).collect();
+    place.array(
+        "narrow.npz",
+        &[("mu", &[32], &mean[..32]), ("sigma", &[32, 32], &narrow)],
+    );
+    let parts = ["statistics of 32 dimensions, --dims is 64"];
+    place.fails(
+        "--samples a --reference narrow.npz --metrics fid",
+        2,
+        &parts,
+    );
+    let whole = std::fs::read(place.path("nan.npz")).expect("read");
+    std::fs::write(place.path("cut.npz"), &whole[..whole.len() / 2]).expect("written");
+    place.fails(
+        "--samples a --reference cut.npz --metrics fid",
+        1,
+        &["not written whole"],
+    );
+}
+
+#[test]
+fn options_that_cannot_be_are_usage_errors() {
+    let place = Place::new();
+    place.fails("--samples a", 2, &["--reference"]);
+    place.fails(
+        "--samples a --reference b --sweep cfg=1",
+        2,
+        &["no model to sample from"],
+    );
+    place.fails(
+        "--samples a --reference b --sweep cfg=x",
+        2,
+        &["out of range"],
+    );
+    // The weights end after the first stage.
+    place.fails(
+        "--samples a --reference b --metrics pr",
+        1,
+        &["Conv2d_3b_1x1", "hint: "],
+    );
+    std::fs::remove_file(place.path("w.safetensors")).expect("removed");
+    let parts = ["w.safetensors: no such weights file", "--weights"];
+    place.fails("--samples a --reference b --metrics fid", 2, &parts);
+}
