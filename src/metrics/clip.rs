@@ -19,6 +19,9 @@ use crate::data::resize::{Filter, resize};
 use crate::error::{Result, hinted};
 use crate::store::{digest, tensors};
 
+/// As reports name it.
+pub const NAME: &str = "clip-vit-b-32";
+
 const PIXELS: Normalized = Normalized {
     mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
     deviation: [0.268_629_54, 0.261_302_58, 0.275_777_11],
@@ -132,7 +135,7 @@ impl Clip {
 
 impl FeatureNetwork for Clip {
     fn name(&self) -> &'static str {
-        "clip-vit-b-32"
+        NAME
     }
 
     fn weights_hash(&self) -> &str {

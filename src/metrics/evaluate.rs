@@ -13,6 +13,7 @@ use super::kid::{Subsets, kid};
 use super::precision_recall::precision_recall;
 use super::report::{Evaluation, Figure};
 use super::side::Side;
+use super::{clip, dinov2};
 use crate::error::{Result, hinted};
 
 /// What can be asked for.
@@ -151,10 +152,8 @@ impl<'a> Evaluator<'a> {
                     let tap = Output::Spatial.name();
                     self.frechet(samples, "sfid", self.inception()?, tap, &mut found)?;
                 }
-                Metric::FdDinov2 => {
-                    self.whole(samples, "fd_dinov2", "dinov2-vit-l-14", &mut found)?
-                }
-                Metric::ClipFid => self.whole(samples, "clip_fid", "clip-vit-b-32", &mut found)?,
+                Metric::FdDinov2 => self.whole(samples, "fd_dinov2", dinov2::NAME, &mut found)?,
+                Metric::ClipFid => self.whole(samples, "clip_fid", clip::NAME, &mut found)?,
                 Metric::FidInf => {
                     let inception = self.inception()?;
                     let rows = samples.rows(inception, fid)?;

@@ -19,6 +19,9 @@ use crate::error::{Result, hinted};
 use crate::ops::{self, Padding};
 use crate::store::{Init, Scope, digest, tensors};
 
+/// As reports name it.
+pub const NAME: &str = "dinov2-vit-l-14";
+
 const EPS: f64 = 1e-6;
 
 /// ImageNet's mean and deviation.
@@ -178,7 +181,7 @@ impl DinoV2 {
 
 impl FeatureNetwork for DinoV2 {
     fn name(&self) -> &'static str {
-        "dinov2-vit-l-14"
+        NAME
     }
 
     fn weights_hash(&self) -> &str {
