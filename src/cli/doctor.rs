@@ -8,7 +8,7 @@ use crate::error::{Result, usage};
 #[cfg(feature = "cuda")]
 use crate::error::{hinted, report};
 #[cfg(feature = "cuda")]
-use crate::model::gpu::check;
+use crate::model::gpu::{check, check_quantizer};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::Gpu;
 
@@ -134,7 +134,11 @@ fn check_ops(gpu: &Arc<Gpu>) -> Result<()> {
         rows += checked.len();
         bad.extend(checked.into_iter().filter(|row| !row.good()));
     }
-    for row in check::quantizer(gpu)? {
+    let quantizer = check::quantizer(gpu)?;
+    for row in quantizer
+        .into_iter()
+        .chain(check_quantizer::quantizer_of_tensors(gpu)?)
+    {
         rows += 1;
         super::print(&format!(
             "{}: {:.1e} (at most {:.0e})\n",

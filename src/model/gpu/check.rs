@@ -219,7 +219,7 @@ fn randomize(params: &Params) -> Result<()> {
 }
 
 /// ‖found − reference‖ / ‖reference‖
-fn relative(found: &[f32], reference: &[f32]) -> f64 {
+pub(super) fn relative(found: &[f32], reference: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let difference: f64 = found
         .iter()

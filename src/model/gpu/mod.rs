@@ -6,6 +6,7 @@
 mod activations;
 mod backward;
 pub mod check;
+pub mod check_quantizer;
 mod flat;
 mod forward;
 pub mod kernels;

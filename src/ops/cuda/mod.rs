@@ -11,11 +11,13 @@ pub mod driver;
 pub mod folders;
 pub mod libraries;
 mod matmul;
+mod tensor;
 mod trampolines;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
@@ -25,6 +27,7 @@ use candle_core::{CudaDevice, Result, bail};
 
 pub use buffer::Buffer;
 pub use matmul::{Epilogue, Matmul, Product};
+pub use tensor::{address, fresh};
 
 /// Shared memory a block gets without asking for more.
 const DEFAULT_SHARED: u32 = 48 * 1024;
@@ -81,6 +84,20 @@ impl Gpu {
             modules: Mutex::default(),
             functions: Mutex::default(),
         })
+    }
+
+    /// The one of a device that operations on tensors share, made at its first use and never dropped.
+    pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
+        static SHARED: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
+        let mut shared = SHARED
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        if let Some((_, gpu)) = shared.iter().find(|(id, _)| *id == device.id()) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Arc::new(Self::new(device)?);
+        shared.push((device.id(), gpu.clone()));
+        Ok(gpu)
     }
 
     pub fn device(&self) -> &CudaDevice {

@@ -44,6 +44,14 @@ pub struct ExamplesAt {
     pub codes: u64,
 }
 
+/// Where the results of [`Tables::all`] go: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t f32 [T,B,N,d].
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedAt {
+    pub codes: u64,
+    pub sums: u64,
+    pub noisy: u64,
+}
+
 /// The kernel's argument, as in `kernel.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,6 +163,29 @@ impl Tables {
                 until_noise: to.noise,
                 until_sum: to.sum,
                 until_codes: to.codes,
+                ..Arguments::default()
+            },
+        )
+    }
+
+    /// All steps of the latents f32 [B,h·w,d] at an address.
+    pub fn all(
+        &self,
+        gpu: &Gpu,
+        latents: u64,
+        [b, h, w]: [usize; 3],
+        noise: NoiseAt,
+        to: QuantizedAt,
+    ) -> Result<()> {
+        self.launch(
+            gpu,
+            [b, h, w],
+            noise,
+            Arguments {
+                latents,
+                codes: to.codes,
+                sums: to.sums,
+                noisy: to.noisy,
                 ..Arguments::default()
             },
         )

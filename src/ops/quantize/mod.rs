@@ -11,6 +11,8 @@ mod cpu;
 pub mod cuda;
 mod loss;
 mod nearest;
+#[cfg(feature = "cuda")]
+mod on_gpu;
 mod reference;
 #[cfg(test)]
 mod tests;
@@ -151,10 +153,17 @@ pub fn recurrent_quantize(
 ) -> Result<Quantized> {
     check(v, codebook, noise, schedule)?;
     let (v, codebook) = (v.detach(), codebook.detach());
-    if v.device().is_cpu() {
-        cpu::recurrent_quantize(&v, &codebook, noise, schedule)
-    } else {
-        reference::recurrent_quantize(&v, &codebook, noise, schedule)
+    match v.device() {
+        Device::Cpu => cpu::recurrent_quantize(&v, &codebook, noise, schedule),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => on_gpu::recurrent_quantize(device, &v, &codebook, noise, schedule),
+        _ => reference::recurrent_quantize(
+            &v,
+            &codebook,
+            noise,
+            schedule,
+            reference::nearest_by_products,
+        ),
     }
 }
 
@@ -174,10 +183,18 @@ pub fn quantize_until(
         bail!("quantize: t must be one of 1..{steps} for each of {b} images, found {t:?}");
     }
     let (v, codebook) = (v.detach(), codebook.detach());
-    if v.device().is_cpu() {
-        cpu::quantize_until(&v, &codebook, noise, schedule, t)
-    } else {
-        reference::quantize_until(&v, &codebook, noise, schedule, t)
+    match v.device() {
+        Device::Cpu => cpu::quantize_until(&v, &codebook, noise, schedule, t),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => on_gpu::quantize_until(device, &v, &codebook, noise, schedule, t),
+        _ => reference::quantize_until(
+            &v,
+            &codebook,
+            noise,
+            schedule,
+            t,
+            reference::nearest_by_products,
+        ),
     }
 }
 

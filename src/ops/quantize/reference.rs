@@ -1,6 +1,8 @@
-//! The slow oracle: Algorithm 1 line by line out of candle operations, and the differentiable lookup.
+//! Algorithm 1 line by line out of candle operations, the slow oracle, and the differentiable lookup.
 
-use candle_core::{DType, Result, Tensor};
+#[cfg(test)]
+use candle_core::DType;
+use candle_core::{Result, Tensor};
 
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
 use crate::ops::{Padding, conv2d};
@@ -23,7 +25,26 @@ pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
     e.reshape([dims, &[d]].concat())
 }
 
+/// Rows whose scores are in memory at once.
+const ROWS: usize = 16 * 1024;
+
+/// argmax_k v·e_k − ½|e_k|², which is argmin_k ‖v − e_k‖² up to the rounding of f32: v [..,d] → u32 [..]
+pub fn nearest_by_products(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+    let front = &v.dims()[..v.rank() - 1];
+    let rows = v.flatten_to(v.rank() - 2)?.contiguous()?;
+    let half_squares = (embedding.sqr()?.sum(1)? * 0.5)?;
+    let by_column = embedding.t()?.contiguous()?;
+    let mut codes = Vec::new();
+    for start in (0..rows.dim(0)?).step_by(ROWS) {
+        let part = rows.narrow(0, start, ROWS.min(rows.dim(0)? - start))?;
+        let scores = part.matmul(&by_column)?.broadcast_sub(&half_squares)?;
+        codes.push(scores.argmax(1)?);
+    }
+    Tensor::cat(&codes, 0)?.reshape(front)
+}
+
 /// argmin_k ‖v − e_k‖² in f64: v [..,d] → u32 [..]
+#[cfg(test)]
 pub fn nearest(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
     let (k, d) = embedding.dims2()?;
     let front = &v.dims()[..v.rank() - 1];
@@ -36,11 +57,13 @@ pub fn nearest(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
         .reshape(front)
 }
 
+/// Algorithm 1 with `nearest` (v [B,h,w,d], e [K,d]) → codes [B,h,w]; in f64 it is the oracle.
 pub fn recurrent_quantize(
     v: &Tensor,
     codebook: &Codebook,
     noise: &Noise,
     schedule: &Schedule,
+    nearest: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Quantized> {
     let (b, h, w, d) = v.dims4()?;
     let mut residual = v.clone();
@@ -71,9 +94,10 @@ pub fn quantize_until(
     noise: &Noise,
     schedule: &Schedule,
     t: &[u32],
+    nearest: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Examples> {
     let (b, h, w, d) = v.dims4()?;
-    let all = recurrent_quantize(v, codebook, noise, schedule)?;
+    let all = recurrent_quantize(v, codebook, noise, schedule, nearest)?;
     let each = |f: &dyn Fn(usize, usize) -> Result<Tensor>| -> Result<Tensor> {
         let rows: Vec<Tensor> = (0..b).map(|i| f(t[i] as usize, i)).collect::<Result<_>>()?;
         Tensor::stack(&rows, 0)

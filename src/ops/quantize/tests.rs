@@ -121,13 +121,20 @@ fn every_step_is_the_oracles_at_odd_sizes() -> Result<()> {
             let v = random(5, &[b, h, w, d])?;
             let noise = random(6, &[steps, b, h, w, d])?;
             let found = recurrent_quantize(&v, &book, &Noise::Given(&noise), &schedule)?;
-            let expected =
-                reference::recurrent_quantize(&v, &book, &Noise::Given(&noise), &schedule)?;
-            assert_eq!(
-                found.codes.flatten_all()?.to_vec1::<u32>()?,
-                expected.codes.flatten_all()?.to_vec1::<u32>()?,
-                "{k} codes, bias {with_bias}"
-            );
+            let slow = |nearest: fn(&Tensor, &Tensor) -> Result<Tensor>| {
+                reference::recurrent_quantize(&v, &book, &Noise::Given(&noise), &schedule, nearest)
+            };
+            let expected = slow(reference::nearest)?;
+            for (found, by) in [
+                (&found.codes, "the fast side"),
+                (&slow(reference::nearest_by_products)?.codes, "products"),
+            ] {
+                assert_eq!(
+                    found.flatten_all()?.to_vec1::<u32>()?,
+                    expected.codes.flatten_all()?.to_vec1::<u32>()?,
+                    "{k} codes, bias {with_bias}, by {by}"
+                );
+            }
             assert_eq!(found.sums.dims(), [steps + 1, b, h, w, d]);
             assert_eq!(bits(&found.sums), bits(&expected.sums));
             assert_eq!(bits(&found.noisy), bits(&expected.noisy));

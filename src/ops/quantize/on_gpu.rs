@@ -1,0 +1,107 @@
+//! Algorithm 1 on tensors that lie on a GPU: one launch where the kernel serves the sizes ([`Tables::fit`]),
+//! else step by step out of candle operations.
+
+use candle_core::{CudaDevice, Result, Tensor};
+
+use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use super::reference::{self, nearest_by_products};
+use super::{Codebook, Examples, Noise, Quantized, Schedule};
+use crate::ops::cuda::{Buffer, Gpu, address, fresh};
+
+pub fn recurrent_quantize(
+    device: &CudaDevice,
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+) -> Result<Quantized> {
+    let (b, h, w, d) = v.dims4()?;
+    if !Tables::fit(d, h * w) {
+        return reference::recurrent_quantize(v, codebook, noise, schedule, nearest_by_products);
+    }
+    let (gpu, v, steps) = (Gpu::of(device)?, v.contiguous()?, schedule.steps());
+    let source = Source::new(&gpu, noise)?;
+    let (codes, codes_at) = fresh::<u32>(device, (steps, b, h, w))?;
+    let (sums, sums_at) = fresh::<f32>(device, (steps + 1, b, h, w, d))?;
+    let (noisy, noisy_at) = fresh::<f32>(device, (steps, b, h, w, d))?;
+    let to = QuantizedAt {
+        codes: codes_at,
+        sums: sums_at,
+        noisy: noisy_at,
+    };
+    Tables::new(&gpu, codebook, schedule)?.all(
+        &gpu,
+        address::<f32>(&v)?,
+        [b, h, w],
+        source.at,
+        to,
+    )?;
+    Ok(Quantized { codes, sums, noisy })
+}
+
+pub fn quantize_until(
+    device: &CudaDevice,
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+    t: &[u32],
+) -> Result<Examples> {
+    let (b, h, w, d) = v.dims4()?;
+    if !Tables::fit(d, h * w) {
+        return reference::quantize_until(v, codebook, noise, schedule, t, nearest_by_products);
+    }
+    let (gpu, v) = (Gpu::of(device)?, v.contiguous()?);
+    let source = Source::new(&gpu, noise)?;
+    let t = Buffer::from_host(&gpu, t)?;
+    let (noise, noise_at) = fresh::<f32>(device, (b, h, w, d))?;
+    let (sum, sum_at) = fresh::<f32>(device, (b, h, w, d))?;
+    let (codes, codes_at) = fresh::<u32>(device, (b, h, w))?;
+    let to = ExamplesAt {
+        noise: noise_at,
+        sum: sum_at,
+        codes: codes_at,
+    };
+    Tables::new(&gpu, codebook, schedule)?.until(
+        &gpu,
+        address::<f32>(&v)?,
+        [b, h, w],
+        source.at,
+        t.address(),
+        to,
+    )?;
+    Ok(Examples { noise, sum, codes })
+}
+
+/// ε_t's address, and what must live until the launch.
+struct Source {
+    at: NoiseAt,
+    _given: Option<Tensor>,
+    _indices: Option<Buffer<u64>>,
+}
+
+impl Source {
+    fn new(gpu: &Gpu, noise: &Noise) -> Result<Self> {
+        Ok(match *noise {
+            Noise::Given(noise) => {
+                let noise = noise.contiguous()?;
+                Self {
+                    at: NoiseAt::Given(address::<f32>(&noise)?),
+                    _given: Some(noise),
+                    _indices: None,
+                }
+            }
+            Noise::Drawn { seed, indices } => {
+                let indices = Buffer::from_host(gpu, indices)?;
+                Self {
+                    at: NoiseAt::Drawn {
+                        seed,
+                        indices: indices.address(),
+                    },
+                    _given: None,
+                    _indices: Some(indices),
+                }
+            }
+        })
+    }
+}
