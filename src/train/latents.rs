@@ -61,6 +61,9 @@ pub struct Cached {
     pub batch_size: usize,
     /// The next example's running number.
     pub index: u64,
+    /// Keeps the card from waiting for the next batch.
+    #[cfg(feature = "cuda")]
+    pub upload: crate::ops::cuda::Upload,
 }
 
 impl Cached {
@@ -68,14 +71,28 @@ impl Cached {
         let [h, w, d] = self.shape;
         let indices: Vec<u64> = (self.index..).take(self.batch_size).collect();
         self.index += self.batch_size as u64;
-        let (mut values, mut labels) = (vec![0f32; self.batch_size * h * w * d], Vec::new());
-        for (&n, out) in indices.iter().zip(values.chunks_mut(h * w * d)) {
-            let place = self.order.place(n);
-            self.cache
-                .read(place, self.augment.flips(self.seed, n), out);
-            labels.push(self.cache.label(place));
-        }
-        let v = Tensor::from_vec(values, (self.batch_size, h, w, d), device)?;
+        let places: Vec<usize> = indices.iter().map(|&n| self.order.place(n)).collect();
+        let labels = places.iter().map(|&p| self.cache.label(p)).collect();
+        let fill = |values: &mut [f32]| {
+            for ((&n, &place), out) in indices
+                .iter()
+                .zip(&places)
+                .zip(values.chunks_mut(h * w * d))
+            {
+                let flipped = self.augment.flips(self.seed, n);
+                self.cache.read(place, flipped, out);
+            }
+        };
+        let shape = (self.batch_size, h, w, d);
+        let v = match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => self.upload.tensor(cuda, shape, fill)?,
+            _ => {
+                let mut values = vec![0f32; self.batch_size * h * w * d];
+                fill(&mut values);
+                Tensor::from_vec(values, shape, device)?
+            }
+        };
         Ok(LatentBatch { v, labels, indices })
     }
 }

@@ -73,6 +73,8 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 seed,
                 batch_size: loading.batch_size,
                 index,
+                #[cfg(feature = "cuda")]
+                upload: Default::default(),
             })
         }
     };

@@ -13,6 +13,7 @@ pub mod libraries;
 mod matmul;
 mod tensor;
 mod trampolines;
+mod upload;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,7 @@ use candle_core::{CudaDevice, Result, bail};
 pub use buffer::Buffer;
 pub use matmul::{Epilogue, Matmul, Product};
 pub use tensor::{address, fresh};
+pub use upload::Upload;
 
 /// Shared memory a block gets without asking for more.
 const DEFAULT_SHARED: u32 = 48 * 1024;
