@@ -72,13 +72,21 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
 fn libraries() -> Result<()> {
     use crate::ops::cuda::{driver, folders, libraries};
     let mut text = format!("CUDA {} in this binary", driver::BUILT_WITH);
-    match (driver::version(), driver::release()) {
-        (Some(version), release) => text.push_str(&format!(
-            "; driver {}for CUDA up to {version}, {} GPUs\n",
-            release.map(|r| format!("{r} ")).unwrap_or_default(),
-            driver::gpus()?
-        )),
-        (None, _) => text.push_str("; no driver\n"),
+    match driver::version() {
+        None => text.push_str("; no driver\n"),
+        Some(version) => {
+            let release = driver::release().map_or(String::new(), |r| format!(" {r}"));
+            text.push_str(&format!("; driver{release} for CUDA up to {version}\n"));
+            match driver::gpus() {
+                Ok(0) => text.push_str("  no GPU that it shows\n"),
+                Ok(count) => {
+                    for (i, name) in driver::names(count).iter().enumerate() {
+                        text.push_str(&format!("  cuda:{i:<7} {name}\n"));
+                    }
+                }
+                Err(e) => text.push_str(&format!("{}\n", report(&e).0)),
+            }
+        }
     }
     for found in libraries::found() {
         let name = format!("lib{}", found.library.name);

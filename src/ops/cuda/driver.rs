@@ -53,6 +53,14 @@ pub fn gpus() -> Result<usize> {
     }
 }
 
+/// The names of the first `count` GPUs.
+pub fn names(count: usize) -> Vec<String> {
+    let name = |i| result::device::get(i).and_then(result::device::get_name);
+    (0..count as c_int)
+        .map(|i| name(i).unwrap_or_else(|e| format!("without a name ({e})")))
+        .collect()
+}
+
 /// Errors: no driver, one too old for this program, no GPU, or a library that is missing.
 pub fn ready() -> Result<()> {
     let found = libraries::found();
