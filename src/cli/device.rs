@@ -110,7 +110,6 @@ fn cuda(number: usize) -> Result<Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::report;
 
     #[test]
     fn a_device_is_read_and_written_alike() {
@@ -128,7 +127,7 @@ mod tests {
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn cuda_without_the_feature_says_how_to_build_it() {
-        let (text, code) = report(&DeviceChoice::Cuda(1).open().unwrap_err());
+        let (text, code) = crate::error::report(&DeviceChoice::Cuda(1).open().unwrap_err());
         assert!(
             text.contains("cuda:1: this binary was built without CUDA"),
             "{text}"

@@ -4,8 +4,8 @@ use std::ffi::c_int;
 
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
+use super::folders;
 use super::libraries::{self, Found};
-use super::{folders, trampolines};
 use crate::error::{Result, hinted};
 
 /// CUDA's version as its headers write it: 13000 is 13.0.
@@ -23,7 +23,6 @@ pub const BUILT_WITH: Version = Version(sys::CUDA_VERSION);
 
 /// The newest CUDA that the driver supports; none without a driver.
 pub fn version() -> Option<Version> {
-    trampolines::fill();
     let mut version: c_int = 0;
     // SAFETY: writes one number.
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };

@@ -37,13 +37,8 @@ static FOR_THE_LINKER: &[AtomicPtr<c_void>; FUNCTIONS.len()] =
     // SAFETY: the assembly above makes one slot a function, and their type is atomic.
     unsafe { &SLOTS };
 
-/// What the assembly calls; a library's function may be called by any thread, and by several at once.
+/// Points every slot at its function, once. The assembly calls it, on any thread, and on several at once.
 extern "C" fn first_call() {
-    fill();
-}
-
-/// Points every slot at its function, once.
-pub fn fill() {
     static FILLED: Once = Once::new();
     FILLED.call_once(|| {
         let found = libraries::found();
