@@ -100,9 +100,10 @@ mod tests {
 
     #[test]
     fn certain_images_of_k_classes_score_k() {
-        let logits = certain(700, 7);
-        assert!((in_order(&logits).value - 7.0).abs() < 1e-9);
-        assert!((shuffled(&logits, 0).value - 7.0).abs() < 0.2);
+        let logits = certain(7000, 7);
+        assert!((in_order(&logits).value - 7.0).abs() < 1e-4);
+        // A split of 700 shuffled images has not quite 100 of each class.
+        assert!((shuffled(&logits, 0).value - 7.0).abs() < 0.1);
         let unsure = Rows {
             width: 20,
             values: vec![0.0; 20 * 30],
