@@ -138,6 +138,10 @@ where
             .label(&curve.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
+    if matches!(along, Along::Setting(_)) && panel.curves.len() == 1 {
+        // The title says it, and the last point lies where the legend would.
+        return Ok(());
+    }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
