@@ -4,6 +4,9 @@
 //! weights are read, and ReLU. It differs from torchvision's network in its average pools, which do not count the
 //! padding, in the maximum pool of the last block, and in its 1008 outputs.
 
+mod blocks;
+mod layers;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,13 +16,12 @@ use image::RgbImage;
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::resize::Preprocess;
 use crate::error::{self, hinted};
-use crate::ops::{self, FrozenConv2d, Padding};
-use crate::store::{Init, Scope, digest, tensors};
+use crate::ops;
+use crate::store::{Scope, digest, tensors};
+use blocks::{Stage, stages};
 
 /// As reports name it.
 pub const NAME: &str = "inception-2015-12-05";
-
-const BATCH_NORM_EPS: f64 = 1e-3;
 
 /// Channels of `Mixed_6d`'s first branch that are the spatial features of sFID.
 const SPATIAL_CHANNELS: usize = 7;
@@ -65,28 +67,6 @@ impl Output {
     }
 }
 
-enum Layer {
-    /// With its BatchNorm in it, then ReLU.
-    Convolution(FrozenConv2d),
-    MaxPool {
-        stride: usize,
-        padding: usize,
-    },
-    /// 3×3, stride 1, as wide as its input.
-    AveragePool,
-    /// Several layers of the same input, side by side in the channels.
-    Fork(Vec<Layer>),
-}
-
-/// Branches of the same input, side by side in the channels.
-struct Block(Vec<Vec<Layer>>);
-
-/// Blocks up to a place whose values are wanted.
-struct Stage {
-    blocks: Vec<Block>,
-    output: Output,
-}
-
 pub struct Inception {
     stages: Vec<Stage>,
     /// [1008,2048], where logits are wanted.
@@ -97,265 +77,6 @@ pub struct Inception {
     taps: Vec<Tap>,
     hash: String,
     device: Device,
-}
-
-/// How a convolution's windows lie: on every position, padded by zeros, or only where they lie inside the map.
-#[derive(Clone, Copy)]
-enum Windows {
-    Same,
-    Valid { stride: usize },
-}
-
-/// Takes a block's layers from its scope; `width` is that of the input of what is made next.
-struct Builder<'a> {
-    scope: &'a Scope,
-    /// Every width is divided by it: 1, but for tests.
-    divisor: usize,
-}
-
-impl Builder<'_> {
-    /// `name`: (kh, kw), from `input` to `output` channels.
-    fn convolution(
-        &self,
-        name: &str,
-        kernel: (usize, usize),
-        (input, output): (usize, usize),
-        windows: Windows,
-    ) -> Result<Layer> {
-        let (input, output) = (self.narrow(input), output / self.divisor);
-        let scope = self.scope.push(name);
-        let get = |scope: &Scope, name: &str, shape: &[usize]| {
-            let tensor = scope.get(name, shape, Init::Zeros)?;
-            tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)
-        };
-        let (kh, kw) = kernel;
-        let weight = get(&scope.push("conv"), "weight", &[output, input, kh, kw])?;
-        let norm = scope.push("bn");
-        let of_norm = |name: &str| get(&norm, name, &[output]);
-        // y = γ·(conv − mean)/√(var + eps) + β
-        let deviation = (of_norm("running_var")? + BATCH_NORM_EPS)?.sqrt()?;
-        let scale = (of_norm("weight")? / deviation)?;
-        let bias = (of_norm("bias")? - (of_norm("running_mean")? * &scale)?)?;
-        let weight = weight.broadcast_mul(&scale.reshape((output, 1, 1, 1))?)?;
-        let device = self.scope.device();
-        let (stride, padding) = match windows {
-            Windows::Same => (1, Padding::new(kh / 2, kh / 2, kw / 2, kw / 2)),
-            Windows::Valid { stride } => (stride, Padding::same(0)),
-        };
-        let weight = weight.to_dtype(DType::F32)?.to_device(device)?;
-        let bias = bias.to_dtype(DType::F32)?.to_device(device)?;
-        let convolution = FrozenConv2d::new(&weight, &bias, stride, padding)?;
-        Ok(Layer::Convolution(convolution))
-    }
-
-    fn same(&self, name: &str, kernel: (usize, usize), io: (usize, usize)) -> Result<Layer> {
-        self.convolution(name, kernel, io, Windows::Same)
-    }
-
-    fn halving(&self, name: &str, io: (usize, usize)) -> Result<Layer> {
-        self.convolution(name, (3, 3), io, Windows::Valid { stride: 2 })
-    }
-
-    /// Channels of an input; the picture's own three stay.
-    fn narrow(&self, width: usize) -> usize {
-        if width == 3 { 3 } else { width / self.divisor }
-    }
-}
-
-const HALVING_POOL: Layer = Layer::MaxPool {
-    stride: 2,
-    padding: 0,
-};
-
-/// 35×35: 64 + 64 + 96 + `pool` channels.
-fn block_a(b: &Builder, c: usize, pool: usize) -> Result<Block> {
-    Ok(Block(vec![
-        vec![b.same("branch1x1", (1, 1), (c, 64))?],
-        vec![
-            b.same("branch5x5_1", (1, 1), (c, 48))?,
-            b.same("branch5x5_2", (5, 5), (48, 64))?,
-        ],
-        vec![
-            b.same("branch3x3dbl_1", (1, 1), (c, 64))?,
-            b.same("branch3x3dbl_2", (3, 3), (64, 96))?,
-            b.same("branch3x3dbl_3", (3, 3), (96, 96))?,
-        ],
-        vec![
-            Layer::AveragePool,
-            b.same("branch_pool", (1, 1), (c, pool))?,
-        ],
-    ]))
-}
-
-/// 35×35 → 17×17: 384 + 96 + 288 channels.
-fn block_b(b: &Builder, c: usize) -> Result<Block> {
-    Ok(Block(vec![
-        vec![b.halving("branch3x3", (c, 384))?],
-        vec![
-            b.same("branch3x3dbl_1", (1, 1), (c, 64))?,
-            b.same("branch3x3dbl_2", (3, 3), (64, 96))?,
-            b.halving("branch3x3dbl_3", (96, 96))?,
-        ],
-        vec![HALVING_POOL],
-    ]))
-}
-
-/// 17×17: four times 192 channels, through `m`.
-fn block_c(b: &Builder, c: usize, m: usize) -> Result<Block> {
-    Ok(Block(vec![
-        vec![b.same("branch1x1", (1, 1), (c, 192))?],
-        vec![
-            b.same("branch7x7_1", (1, 1), (c, m))?,
-            b.same("branch7x7_2", (1, 7), (m, m))?,
-            b.same("branch7x7_3", (7, 1), (m, 192))?,
-        ],
-        vec![
-            b.same("branch7x7dbl_1", (1, 1), (c, m))?,
-            b.same("branch7x7dbl_2", (7, 1), (m, m))?,
-            b.same("branch7x7dbl_3", (1, 7), (m, m))?,
-            b.same("branch7x7dbl_4", (7, 1), (m, m))?,
-            b.same("branch7x7dbl_5", (1, 7), (m, 192))?,
-        ],
-        vec![Layer::AveragePool, b.same("branch_pool", (1, 1), (c, 192))?],
-    ]))
-}
-
-/// 17×17 → 8×8: 320 + 192 + 768 channels.
-fn block_d(b: &Builder, c: usize) -> Result<Block> {
-    Ok(Block(vec![
-        vec![
-            b.same("branch3x3_1", (1, 1), (c, 192))?,
-            b.halving("branch3x3_2", (192, 320))?,
-        ],
-        vec![
-            b.same("branch7x7x3_1", (1, 1), (c, 192))?,
-            b.same("branch7x7x3_2", (1, 7), (192, 192))?,
-            b.same("branch7x7x3_3", (7, 1), (192, 192))?,
-            b.halving("branch7x7x3_4", (192, 192))?,
-        ],
-        vec![HALVING_POOL],
-    ]))
-}
-
-/// 8×8: 320 + 768 + 768 + 192 channels.
-fn block_e(b: &Builder, c: usize, pool: Layer) -> Result<Block> {
-    let fork = |across: &str, along: &str| -> Result<Layer> {
-        Ok(Layer::Fork(vec![
-            b.same(across, (1, 3), (384, 384))?,
-            b.same(along, (3, 1), (384, 384))?,
-        ]))
-    };
-    Ok(Block(vec![
-        vec![b.same("branch1x1", (1, 1), (c, 320))?],
-        vec![
-            b.same("branch3x3_1", (1, 1), (c, 384))?,
-            fork("branch3x3_2a", "branch3x3_2b")?,
-        ],
-        vec![
-            b.same("branch3x3dbl_1", (1, 1), (c, 448))?,
-            b.same("branch3x3dbl_2", (3, 3), (448, 384))?,
-            fork("branch3x3dbl_3a", "branch3x3dbl_3b")?,
-        ],
-        vec![pool, b.same("branch_pool", (1, 1), (c, 192))?],
-    ]))
-}
-
-/// All stages up to the output `last`.
-fn stages(scope: &Scope, divisor: usize, last: Output) -> Result<Vec<Stage>> {
-    let top = Builder { scope, divisor };
-    let within = |name: &str, make: &dyn Fn(&Builder) -> Result<Block>| {
-        let scope = &scope.push(name);
-        make(&Builder { scope, divisor })
-    };
-    let valid =
-        |name: &str, io, stride| top.convolution(name, (3, 3), io, Windows::Valid { stride });
-    let chain = |layers| Block(vec![layers]);
-    let mut stages = vec![Stage {
-        blocks: vec![chain(vec![
-            valid("Conv2d_1a_3x3", (3, 32), 2)?,
-            valid("Conv2d_2a_3x3", (32, 32), 1)?,
-            top.same("Conv2d_2b_3x3", (3, 3), (32, 64))?,
-            HALVING_POOL,
-        ])],
-        output: Output::Pool64,
-    }];
-    if last >= Output::Pool192 {
-        stages.push(Stage {
-            blocks: vec![chain(vec![
-                top.same("Conv2d_3b_1x1", (1, 1), (64, 80))?,
-                valid("Conv2d_4a_3x3", (80, 192), 1)?,
-                HALVING_POOL,
-            ])],
-            output: Output::Pool192,
-        });
-    }
-    if last >= Output::Spatial {
-        stages.push(Stage {
-            blocks: vec![
-                within("Mixed_5b", &|b| block_a(b, 192, 32))?,
-                within("Mixed_5c", &|b| block_a(b, 256, 64))?,
-                within("Mixed_5d", &|b| block_a(b, 288, 64))?,
-                within("Mixed_6a", &|b| block_b(b, 288))?,
-                within("Mixed_6b", &|b| block_c(b, 768, 128))?,
-                within("Mixed_6c", &|b| block_c(b, 768, 160))?,
-                within("Mixed_6d", &|b| block_c(b, 768, 160))?,
-            ],
-            output: Output::Spatial,
-        });
-    }
-    if last >= Output::Pool768 {
-        stages.push(Stage {
-            blocks: vec![within("Mixed_6e", &|b| block_c(b, 768, 192))?],
-            output: Output::Pool768,
-        });
-    }
-    if last >= Output::Pool2048 {
-        let max = |stride, padding| Layer::MaxPool { stride, padding };
-        stages.push(Stage {
-            blocks: vec![
-                within("Mixed_7a", &|b| block_d(b, 768))?,
-                within("Mixed_7b", &|b| block_e(b, 1280, Layer::AveragePool))?,
-                within("Mixed_7c", &|b| block_e(b, 2048, max(1, 1)))?,
-            ],
-            output: Output::Pool2048,
-        });
-    }
-    Ok(stages)
-}
-
-impl Layer {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Layer::Convolution(convolution) => convolution.relu(x),
-            Layer::MaxPool { stride, padding } => {
-                ops::max_pool2d(x, 3, *stride, Padding::same(*padding))
-            }
-            Layer::AveragePool => ops::avg_pool2d(x, 3, 1, Padding::same(1)),
-            Layer::Fork(layers) => beside(layers.iter().map(|layer| layer.forward(x)).collect()),
-        }
-    }
-}
-
-impl Block {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let branch = |layers: &Vec<Layer>| {
-            let mut x = x.clone();
-            for layer in layers {
-                x = layer.forward(&x)?;
-            }
-            Ok(x)
-        };
-        beside(self.0.iter().map(branch).collect())
-    }
-}
-
-/// Maps of the same size as one.
-fn beside(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
-    let mut maps = maps?;
-    match maps.len() {
-        1 => Ok(maps.remove(0)),
-        _ => Tensor::cat(&maps, 3),
-    }
 }
 
 impl Inception {

@@ -1,7 +1,9 @@
 //! A network of a sixteenth of the widths with weights drawn at random; scripts/compare_fid.py checks the real one.
 
+use super::layers::{BATCH_NORM_EPS, Builder, Windows};
 use super::*;
 use crate::error::report;
+use crate::ops::Padding;
 use crate::rng::{Purpose, Stream};
 
 const DIVISOR: usize = 16;

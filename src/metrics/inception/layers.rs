@@ -1,0 +1,111 @@
+//! The network's layers: convolutions with their BatchNorm folded in, pools, forks; maps [B,H,W,C] in and out.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::ops::{self, FrozenConv2d, Padding};
+use crate::store::{Init, Scope};
+
+pub(super) const BATCH_NORM_EPS: f64 = 1e-3;
+
+pub(super) enum Layer {
+    /// With its BatchNorm in it, then ReLU.
+    Convolution(FrozenConv2d),
+    MaxPool {
+        stride: usize,
+        padding: usize,
+    },
+    /// 3×3, stride 1, as wide as its input.
+    AveragePool,
+    /// Several layers of the same input, side by side in the channels.
+    Fork(Vec<Layer>),
+}
+
+/// How a convolution's windows lie: on every position, padded by zeros, or only where they lie inside the map.
+#[derive(Clone, Copy)]
+pub(super) enum Windows {
+    Same,
+    Valid { stride: usize },
+}
+
+/// Takes layers from the scope of their block.
+pub(super) struct Builder<'a> {
+    pub scope: &'a Scope,
+    /// Every width is divided by it: 1, but for tests.
+    pub divisor: usize,
+}
+
+impl Builder<'_> {
+    /// `name`: (kh, kw), from `input` to `output` channels.
+    pub fn convolution(
+        &self,
+        name: &str,
+        kernel: (usize, usize),
+        (input, output): (usize, usize),
+        windows: Windows,
+    ) -> Result<Layer> {
+        let (input, output) = (self.narrow(input), output / self.divisor);
+        let scope = self.scope.push(name);
+        let get = |scope: &Scope, name: &str, shape: &[usize]| {
+            let tensor = scope.get(name, shape, Init::Zeros)?;
+            tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)
+        };
+        let (kh, kw) = kernel;
+        let weight = get(&scope.push("conv"), "weight", &[output, input, kh, kw])?;
+        let norm = scope.push("bn");
+        let of_norm = |name: &str| get(&norm, name, &[output]);
+        // y = γ·(conv − mean)/√(var + eps) + β
+        let deviation = (of_norm("running_var")? + BATCH_NORM_EPS)?.sqrt()?;
+        let scale = (of_norm("weight")? / deviation)?;
+        let bias = (of_norm("bias")? - (of_norm("running_mean")? * &scale)?)?;
+        let weight = weight.broadcast_mul(&scale.reshape((output, 1, 1, 1))?)?;
+        let device = self.scope.device();
+        let (stride, padding) = match windows {
+            Windows::Same => (1, Padding::new(kh / 2, kh / 2, kw / 2, kw / 2)),
+            Windows::Valid { stride } => (stride, Padding::same(0)),
+        };
+        let weight = weight.to_dtype(DType::F32)?.to_device(device)?;
+        let bias = bias.to_dtype(DType::F32)?.to_device(device)?;
+        let convolution = FrozenConv2d::new(&weight, &bias, stride, padding)?;
+        Ok(Layer::Convolution(convolution))
+    }
+
+    pub fn same(&self, name: &str, kernel: (usize, usize), io: (usize, usize)) -> Result<Layer> {
+        self.convolution(name, kernel, io, Windows::Same)
+    }
+
+    pub fn halving(&self, name: &str, io: (usize, usize)) -> Result<Layer> {
+        self.convolution(name, (3, 3), io, Windows::Valid { stride: 2 })
+    }
+
+    /// Channels of an input; the picture's own three stay.
+    fn narrow(&self, width: usize) -> usize {
+        if width == 3 { 3 } else { width / self.divisor }
+    }
+}
+
+pub(super) const HALVING_POOL: Layer = Layer::MaxPool {
+    stride: 2,
+    padding: 0,
+};
+
+impl Layer {
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Layer::Convolution(convolution) => convolution.relu(x),
+            Layer::MaxPool { stride, padding } => {
+                ops::max_pool2d(x, 3, *stride, Padding::same(*padding))
+            }
+            Layer::AveragePool => ops::avg_pool2d(x, 3, 1, Padding::same(1)),
+            Layer::Fork(layers) => beside(layers.iter().map(|layer| layer.forward(x)).collect()),
+        }
+    }
+}
+
+/// Maps of the same size as one.
+pub(super) fn beside(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
+    let mut maps = maps?;
+    match maps.len() {
+        1 => Ok(maps.remove(0)),
+        _ => Tensor::cat(&maps, 3),
+    }
+}
