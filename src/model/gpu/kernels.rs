@@ -285,9 +285,9 @@ pub fn cross_entropy(
     scale: f32,
 ) -> Result<()> {
     let kernel = match s.codes {
-        ..=2048 => "cross_entropy_1",
-        ..=4096 => "cross_entropy_2",
-        ..=8192 => "cross_entropy_4",
+        0..=2048 => "cross_entropy_1",
+        2049..=4096 => "cross_entropy_2",
+        4097..=8192 => "cross_entropy_4",
         _ => "cross_entropy_8",
     };
     launch!(gpu, "cross_entropy", kernel, (s.rows() as u32, 1, 1), THREADS, 0;
