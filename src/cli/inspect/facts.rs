@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::{Context, Result, hinted};
 use crate::store::bundle::{self, Bundle};
 use crate::store::codes::{self, Codes};
+use crate::store::npz::Npz;
 use crate::store::run::{self, CheckpointInfo, RunFolder};
 use crate::store::safetensors::{Header, Reader};
 use crate::store::{digest, tensors};
@@ -91,6 +92,9 @@ fn checkpoint(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
 }
 
 fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    if path.extension().is_some_and(|e| e == "npz") {
+        return npz(path, facts);
+    }
     let bytes = fs::metadata(path)?.len();
     let reader = match Reader::open(path) {
         Ok(reader) => reader,
@@ -179,6 +183,23 @@ fn pth(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     let hash = digest::sha256(path).context("the file was just read")?;
     facts.insert("sha256".into(), json!(hash));
     weights(&header, 1, each_tensor, facts);
+    Ok(())
+}
+
+/// Images with their labels, or statistics of such.
+fn npz(path: &Path, facts: &mut Facts) -> Result<()> {
+    let mut archive = Npz::open(path)?;
+    let mut arrays = Map::new();
+    for name in archive.names() {
+        let (element, shape) = archive.describe(&name)?;
+        let entry = json!({ "dtype": format!("{element:?}"), "shape": shape });
+        arrays.insert(name, entry);
+    }
+    facts.insert("kind".into(), json!("arrays"));
+    facts.insert("format".into(), json!("npz"));
+    facts.insert("bytes".into(), json!(fs::metadata(path)?.len()));
+    facts.insert("sha256".into(), json!(digest::sha256(path)?));
+    facts.insert("tensors".into(), Value::Object(arrays));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// Say what a file or a run is: configuration, parameters by part, hashes, metrics
 ///
-/// Knows run folders, checkpoints, bundles, codes, latent caches, and any .safetensors or .pth.
+/// Knows run folders, checkpoints, bundles, codes, latent caches, .npz, and any .safetensors or .pth.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A file, a run folder or a checkpoint's folder

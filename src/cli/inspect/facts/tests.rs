@@ -2,6 +2,7 @@ use super::super::text::render;
 use super::*;
 use crate::error::report;
 use crate::store::bundle::Tensors;
+use crate::store::npz::{Element, NpzWriter};
 use crate::store::run::{CHECKPOINT_FORMAT, Run};
 use crate::store::safetensors;
 use candle_core::{DType, Device, Tensor};
@@ -143,5 +144,25 @@ fn what_is_nothing_of_ours_is_refused() -> Result<()> {
     assert!(text(&path).contains("is empty"));
     fs::write(&path, [0xff; 64])?;
     assert!(text(&path).contains("safetensors"));
+    Ok(())
+}
+
+#[test]
+fn an_npz_tells_its_arrays() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = root.path().join("a.npz");
+    let mut npz = NpzWriter::new(fs::File::create(&path)?);
+    npz.array("arr_0", Element::U8, &[2, 1, 1, 3])?;
+    npz.write(&[7; 6])?;
+    npz.finish()?;
+    let text = render(&of(&path, false)?)?;
+    assert!(text.contains("arrays (npz)"), "{text}");
+    assert!(
+        text.contains("arr_0") && text.contains("U8    [2,1,1,3]"),
+        "{text}"
+    );
+    fs::write(&path, "PK")?;
+    let (text, _) = report(&of(&path, false).unwrap_err());
+    assert!(text.contains("a.npz"), "{text}");
     Ok(())
 }
