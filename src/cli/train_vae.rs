@@ -12,7 +12,7 @@ use crate::train::start_vae;
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// Start from weights by name, as of taming-transformers' VQGAN (.ckpt, .pth, .safetensors); what does not fit is
+    /// Start from weights by name, as of taming-transformers' VQGAN (.ckpt, .pth, .safetensors) or a bundle's; what does not fit is
     /// listed and starts fresh
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use crate::error::{Result, usage};
 use crate::store::Params;
 
-/// Sets every parameter that `tensors` has by name and in its shape; says what starts fresh.
+/// Sets every parameter that `tensors` has by name (in a bundle, behind `tokenizer.`) and in its shape; says what starts fresh.
 pub fn set_what_fits(
     params: &Params,
     tensors: &BTreeMap<String, Tensor>,
@@ -16,7 +16,8 @@ pub fn set_what_fits(
 ) -> Result<()> {
     let mut fresh = Vec::new();
     for (name, var) in params.iter() {
-        match tensors.get(name) {
+        let bundled = || tensors.get(&format!("tokenizer.{name}"));
+        match tensors.get(name).or_else(bundled) {
             Some(tensor) if tensor.shape() == var.shape() => {
                 var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
             }

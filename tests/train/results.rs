@@ -215,6 +215,12 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
             .expect("values")
     };
     assert_eq!(values(&from[name]), values(&to[name]));
+    // A bundle's names begin with the part that they belong to.
+    lab.run(&["export", "--vae", "first", "--out", "bundle.safetensors"]);
+    let bundle = ["--init", "bundle.safetensors"];
+    let output = lab.output(&lab.start(VAE, "third", &[&sets[..], &bundle].concat()));
+    let told = stderr(&output);
+    assert_eq!(told.matches("fresh:").count(), 1, "{told}");
     let output = lab.output(&lab.start(VAE, "fourth", &["--init", "tiny.toml"]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
