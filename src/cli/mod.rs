@@ -40,6 +40,7 @@ const STACK_BYTES: usize = 256 << 20;
 macro_rules! subcommands {
     ($($name:ident => $module:ident,)*) => {
         #[derive(Debug, Subcommand)]
+        #[allow(clippy::large_enum_variant, reason = "a process has one")]
         pub enum Command {
             $($name($module::Args),)*
         }
