@@ -3,7 +3,6 @@
 //! ADM's evaluation reads `arr_0`, u8 [N,H,W,3], and labels in `arr_1`, i64 [N].
 
 use std::io::{self, Seek, Write};
-use std::mem::ManuallyDrop;
 
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -13,8 +12,7 @@ use crate::error::Result;
 
 /// Arrays one after the other; each must get exactly the bytes of its shape.
 pub struct NpzWriter<W: Write + Seek> {
-    /// Not dropped: that would end an archive whose writing failed, and print that this fails too.
-    zip: ManuallyDrop<ZipWriter<W>>,
+    zip: ZipWriter<UntilFailure<W>>,
     name: String,
     /// Bytes the open array still lacks.
     lacking: u64,
@@ -23,7 +21,11 @@ pub struct NpzWriter<W: Write + Seek> {
 impl<W: Write + Seek> NpzWriter<W> {
     pub fn new(to: W) -> Self {
         Self {
-            zip: ManuallyDrop::new(ZipWriter::new(to)),
+            zip: ZipWriter::new(UntilFailure {
+                to,
+                at: 0,
+                failed: false,
+            }),
             name: String::new(),
             lacking: 0,
         }
@@ -60,8 +62,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// Ends the archive and gives the writer back.
     pub fn finish(self) -> Result<W> {
         self.close()?;
-        let zip = ManuallyDrop::into_inner(self.zip);
-        Ok(zip.finish().map_err(io::Error::from)?)
+        Ok(self.zip.finish().map_err(io::Error::from)?.to)
     }
 
     fn close(&self) -> Result<()> {
@@ -72,6 +73,44 @@ impl<W: Write + Seek> NpzWriter<W> {
             self.lacking
         );
         Ok(())
+    }
+}
+
+/// Takes everything once something has failed: the zip's drop ends the archive, and would print that this fails too.
+struct UntilFailure<W> {
+    to: W,
+    at: u64,
+    failed: bool,
+}
+
+impl<W: Write> Write for UntilFailure<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = match self.failed {
+            true => bytes.len(),
+            false => self.to.write(bytes).inspect_err(|_| self.failed = true)?,
+        };
+        self.at += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.failed {
+            true => Ok(()),
+            false => self.to.flush().inspect_err(|_| self.failed = true),
+        }
+    }
+}
+
+impl<W: Seek> Seek for UntilFailure<W> {
+    fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
+        self.at = match (self.failed, position) {
+            (true, io::SeekFrom::Start(at)) => at,
+            (true, io::SeekFrom::Current(by) | io::SeekFrom::End(by)) => {
+                self.at.saturating_add_signed(by)
+            }
+            (false, _) => self.to.seek(position).inspect_err(|_| self.failed = true)?,
+        };
+        Ok(self.at)
     }
 }
 
