@@ -109,16 +109,17 @@ impl Report {
             text += &line("samples", &evaluation.samples);
             if let Some((_, figure)) = evaluation.metrics.first() {
                 text += &format!(
-                    "network    {} ({}), {}\n",
+                    "network    {} ({}), {}\n\n{:<14}{:>12}  {:<24}{:>9}{:>11}\n",
                     figure.network,
                     short(&figure.weights),
-                    figure.preprocess
+                    figure.preprocess,
+                    "metric",
+                    "value",
+                    "",
+                    "samples",
+                    "reference"
                 );
             }
-            text += &format!(
-                "\n{:<14}{:>12}  {:<24}{:>9}{:>11}\n",
-                "metric", "value", "", "samples", "reference"
-            );
             for (name, figure) in &evaluation.metrics {
                 text += &row(name, figure);
             }
