@@ -161,7 +161,7 @@ fn statistics_stand_for_their_images() {
     assert!((fid(&by_statistics) / direct - 1.0).abs() < 1e-9);
     assert_eq!(by_statistics["metrics"]["fid"]["reference"], 24);
     let same = fid(&place.report("--samples b --reference b.npz"));
-    assert!(same.abs() < 1e-6 * direct, "{same}");
+    assert!(same.abs() < 1e-4 * direct, "{same}");
     place.fails(
         "--samples a --reference b.npz --metrics fid --preprocess clean",
         1,
