@@ -99,9 +99,19 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(hinted("no image could be read", ""));
     }
     let originals = Originals::new(&originals)?;
+    let of_step = |quality, outputs: usize| {
+        let distances = (0..outputs).map(|output| originals.distance(output, quality));
+        distances.collect::<Result<Vec<_>>>()
+    };
+    // Before the last step rFID alone, which is Inception's first output: eigenvalues take seconds.
+    let before = usize::from(args.asks(Figure::Rfid));
     let distances = qualities
         .iter()
-        .map(|quality| originals.distances(quality))
+        .zip(first..)
+        .map(|(quality, t)| {
+            let all = originals.outputs();
+            of_step(quality, if t == steps { all } else { before })
+        })
         .collect::<Result<Vec<_>>>()?;
     let found = Found {
         model: &model.path,

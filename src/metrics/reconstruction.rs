@@ -131,11 +131,14 @@ impl Originals {
             .map(Self)
     }
 
-    /// The Fréchet distance of each of Inception's outputs.
-    pub fn distances(&self, images: &Quality) -> Result<Vec<f64>> {
-        let both = self.0.iter().zip(&images.features);
-        both.map(|(reference, moments)| reference.distance(&moments.gaussian()?))
-            .collect()
+    /// How many of Inception's outputs are compared.
+    pub fn outputs(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The Fréchet distance of Inception's output number `output`.
+    pub fn distance(&self, output: usize, images: &Quality) -> Result<f64> {
+        self.0[output].distance(&images.features[output].gaussian()?)
     }
 }
 
