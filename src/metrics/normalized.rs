@@ -28,8 +28,8 @@ impl Normalized {
             .for_each(|(out, image)| {
                 let square = square(image);
                 for (out, pixel) in out.chunks_exact_mut(3).zip(square.pixels()) {
-                    for c in 0..3 {
-                        out[c] = (f32::from(pixel[c]) / 255.0 - self.mean[c]) / self.deviation[c];
+                    for (c, (out, &byte)) in out.iter_mut().zip(&pixel.0).enumerate() {
+                        *out = (f32::from(byte) / 255.0 - self.mean[c]) / self.deviation[c];
                     }
                 }
             });

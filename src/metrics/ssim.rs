@@ -64,11 +64,12 @@ fn channel(
     let (squares_a, squares_b) = (mean(&product(&a, &a)), mean(&product(&b, &b)));
     let products = mean(&product(&a, &b));
     let (c1, c2) = ((0.01f64 * 255.0).powi(2), (0.03f64 * 255.0).powi(2));
+    let means = mean_a.iter().zip(&mean_b);
+    let squares = squares_a.iter().zip(&squares_b);
     let mut sum = 0.0;
-    for i in 0..mean_a.len() {
-        let (ma, mb) = (mean_a[i], mean_b[i]);
-        let (va, vb) = (squares_a[i] - ma * ma, squares_b[i] - mb * mb);
-        let covariance = products[i] - ma * mb;
+    for (((ma, mb), (sa, sb)), product) in means.zip(squares).zip(&products) {
+        let (va, vb) = (sa - ma * ma, sb - mb * mb);
+        let covariance = product - ma * mb;
         sum += (2.0 * ma * mb + c1) * (2.0 * covariance + c2)
             / ((ma * ma + mb * mb + c1) * (va + vb + c2));
     }
