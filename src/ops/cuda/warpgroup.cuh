@@ -54,3 +54,43 @@ __device__ __forceinline__ void warpgroup_mma16(float (&d)[2][4], uint64_t a, ui
         : RDPM_D8(d, 0)
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
+
+// d[64×128] (+)= a·b in f16, a from registers, b from shared memory along k: register 2·j + r holds columns 8j + 2t, +1 of row g + 8r.
+__device__ __forceinline__ void warpgroup_mma128_f16(uint32_t (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+#define RDPM_U4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f16.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, "
+        "%36, p, 1, 1, 0;}"
+        : RDPM_U4(0), RDPM_U4(4), RDPM_U4(8), RDPM_U4(12), RDPM_U4(16), RDPM_U4(20), RDPM_U4(24), RDPM_U4(28)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+#undef RDPM_U4
+}
+
+// Operand stored in core matrices of 8 rows × 16 bytes, one after the other along the rows; the next eight k lie `step` bytes on.
+__device__ __forceinline__ uint64_t core_descriptor(uint32_t address, uint32_t step) {
+    return (static_cast<uint64_t>(128 >> 4) << 32) | (static_cast<uint64_t>(step >> 4) << 16) | ((address & 0x3FFFF) >> 4);
+}
+
+// Barriers in shared memory that count arrivals and the bytes of bulk copies.
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("{.reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0];}" ::"r"(barrier) : "memory");
+}
+// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{.reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again;}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+// `bytes` (a multiple of 16) from global to shared memory, one thread's doing; the barrier's phase ends when they are there.
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+                 "r"(barrier)
+                 : "memory");
+}

@@ -1,26 +1,33 @@
-//! The GPU side: one kernel runs all steps of an image (`kernel.cu`); this file prepares what it reads and launches it.
+//! The GPU side: one kernel runs all steps of an image (`kernel_sm90.cu` on Hopper, `kernel.cu` elsewhere and for d = 64); this file prepares
+//! what they read and launches them.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Codebook, Schedule};
 use crate::ops::cuda::{Buffer, Gpu};
 
-/// Codes the kernel reads at a time: the tables are padded to a multiple.
+/// Codes `kernel.cu` reads at a time: the tables are padded to a multiple. Stages of tiles in shared memory.
 const TILE: usize = 256;
-/// Stages of tiles in shared memory.
 const STAGES: usize = 3;
+/// The same of `kernel_sm90.cu`, and its warps.
+const HOPPER_TILE: usize = 128;
+const HOPPER_STAGES: usize = 4;
+const HOPPER_WARPS: usize = 16;
 /// Positions a block holds.
 const POSITIONS: usize = 256;
 
-/// A frozen codebook in the forms the kernel reads: bf16 and f32 rows, −½|e|², and what a code adds to itself and its neighbours.
+/// A frozen codebook in the forms the kernels read: half-precision tiles, f32 rows, −½|e|², and what a code adds to itself and its neighbours.
 pub struct Tables {
-    codes_bf16: Buffer<bf16>,
+    /// Serves `kernel_sm90.cu`.
+    hopper: bool,
+    /// bf16 rows, or f16 tiles: the bits.
+    tiles: Buffer<u16>,
     codes_f32: Buffer<f32>,
     minus_half_norms: Buffer<f32>,
     taps: Buffer<f32>,
     bias: Option<Buffer<f32>>,
-    largest_norm: Buffer<f32>,
+    bounds: Buffer<f32>,
     alpha: Buffer<f32>,
     beta: Buffer<f32>,
     k: usize,
@@ -44,8 +51,8 @@ pub struct ExamplesAt {
     pub codes: u64,
 }
 
-/// Where the results of [`Tables::all`] go: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t f32 [T,B,N,d].
-#[derive(Debug, Clone, Copy)]
+/// Where the results of [`Tables::all`] go, 0 for nowhere: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t f32 [T,B,N,d].
+#[derive(Debug, Clone, Copy, Default)]
 pub struct QuantizedAt {
     pub codes: u64,
     pub sums: u64,
@@ -59,12 +66,12 @@ struct Arguments {
     latents: u64,
     noise: u64,
     indices: u64,
-    codes_bf16: u64,
+    tiles: u64,
     codes_f32: u64,
     minus_half_norms: u64,
     taps: u64,
     bias: u64,
-    largest_norm: u64,
+    bounds: u64,
     alpha: u64,
     beta: u64,
     codes: u64,
@@ -104,12 +111,19 @@ impl Tables {
                 .sum::<f64>()
         };
         let squares: Vec<f64> = rows.iter().map(square).collect();
-        let padded = k.next_multiple_of(TILE);
-        let mut halves: Vec<bf16> = rows.iter().flatten().map(|&x| bf16::from_f32(x)).collect();
-        halves.resize(padded * d, bf16::ZERO);
         let mut norms: Vec<f32> = squares.iter().map(|s| (-0.5 * s) as f32).collect();
-        norms.resize(padded, f32::NEG_INFINITY);
-        let largest = squares.iter().fold(0f64, |a, &b| a.max(b)).sqrt() as f32;
+        norms.resize(k.next_multiple_of(TILE), f32::NEG_INFINITY);
+        let largest = squares.iter().fold(0f64, |a, &b| a.max(b)).sqrt();
+        let hopper = gpu.is_hopper() && d <= 32;
+        let (tiles, bounds) = if hopper {
+            let scaled = Scaled::new(largest, d);
+            (scaled.tiles(&rows, &squares), scaled.bounds(d))
+        } else {
+            let bits = |x: &f32| bf16::from_f32(*x).to_bits();
+            let mut tiles: Vec<u16> = rows.iter().flatten().map(bits).collect();
+            tiles.resize(k.next_multiple_of(TILE) * d, 0);
+            (tiles, [largest as f32, 0.0, 0.0, 0.0])
+        };
         let (taps, taps_count) = match &codebook.bias {
             None => (embedding.clone(), 1),
             Some((weight, _)) => {
@@ -128,12 +142,13 @@ impl Tables {
             None => None,
         };
         Ok(Self {
-            codes_bf16: Buffer::from_host(gpu, &halves)?,
+            hopper,
+            tiles: Buffer::from_host(gpu, &tiles)?,
             codes_f32: Buffer::from_host(gpu, &rows.concat())?,
             minus_half_norms: Buffer::from_host(gpu, &norms)?,
             taps: Buffer::from_host(gpu, &taps.flatten_all()?.to_vec1::<f32>()?)?,
             bias,
-            largest_norm: Buffer::from_host(gpu, &[largest])?,
+            bounds: Buffer::from_host(gpu, &bounds)?,
             alpha: Buffer::from_host(gpu, &schedule.alpha)?,
             beta: Buffer::from_host(gpu, &schedule.beta)?,
             k,
@@ -141,6 +156,12 @@ impl Tables {
             steps: schedule.steps(),
             taps_count,
         })
+    }
+
+    /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0: none), and the count, 9 or 1.
+    pub fn lookup(&self) -> (u64, u64, usize) {
+        let bias = self.bias.as_ref().map_or(0, Buffer::address);
+        (self.taps.address(), bias, self.taps_count)
     }
 
     /// One training example an image: the latents f32 [B,h·w,d] at an address, stopped at each image's `t` u32 [B].
@@ -173,22 +194,18 @@ impl Tables {
         &self,
         gpu: &Gpu,
         latents: u64,
-        [b, h, w]: [usize; 3],
+        map: [usize; 3],
         noise: NoiseAt,
         to: QuantizedAt,
     ) -> Result<()> {
-        self.launch(
-            gpu,
-            [b, h, w],
-            noise,
-            Arguments {
-                latents,
-                codes: to.codes,
-                sums: to.sums,
-                noisy: to.noisy,
-                ..Arguments::default()
-            },
-        )
+        let arguments = Arguments {
+            latents,
+            codes: to.codes,
+            sums: to.sums,
+            noisy: to.noisy,
+            ..Arguments::default()
+        };
+        self.launch(gpu, map, noise, arguments)
     }
 
     fn launch(
@@ -209,12 +226,12 @@ impl Tables {
             noise,
             indices,
             seed: [seed as u32, (seed >> 32) as u32],
-            codes_bf16: self.codes_bf16.address(),
+            tiles: self.tiles.address(),
             codes_f32: self.codes_f32.address(),
             minus_half_norms: self.minus_half_norms.address(),
             taps: self.taps.address(),
             bias: self.bias.as_ref().map_or(0, Buffer::address),
-            largest_norm: self.largest_norm.address(),
+            bounds: self.bounds.address(),
             alpha: self.alpha.address(),
             beta: self.beta.address(),
             batch: b as i32,
@@ -226,12 +243,124 @@ impl Tables {
             ..arguments
         };
         let (d, images) = (self.d, (POSITIONS / (h * w)).max(1));
-        let tiles = STAGES * TILE * (2 * d + 4);
-        let shared = (tiles + POSITIONS * (2 * d + 4 * (d + 4) + 8)) as u32;
-        let kernel = gpu.kernel("quantize", &format!("quantize_{d}"), shared)?;
+        let (op, threads, shared) = if self.hopper {
+            let tiles = HOPPER_STAGES * (HOPPER_TILE * (d + 16) * 2 + 16);
+            let rows = POSITIONS * (3 * (d + 4) * 4 + 2 * 4);
+            (
+                "quantize_sm90",
+                32 * HOPPER_WARPS,
+                tiles + rows + HOPPER_WARPS * 32 * 4,
+            )
+        } else {
+            let tiles = STAGES * TILE * (2 * d + 4);
+            (
+                "quantize",
+                POSITIONS,
+                tiles + POSITIONS * (2 * d + 4 * (d + 4) + 8),
+            )
+        };
+        let kernel = gpu.kernel(op, &format!("quantize_{d}"), shared as u32)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&arguments);
         // SAFETY: `Arguments` is the kernel's, and the caller's addresses reach over [B,h·w,d].
-        unsafe { launch.run((b.div_ceil(images) as u32, 1, 1), POSITIONS as u32, shared) }
+        unsafe {
+            launch.run(
+                (b.div_ceil(images) as u32, 1, 1),
+                threads as u32,
+                shared as u32,
+            )
+        }
+    }
+}
+
+/// The codebook times a power of two, so that scores in half precision neither overflow nor vanish.
+struct Scaled {
+    scale: f64,
+    /// max |e|, as it is and scaled; max ½|e|² scaled.
+    largest: f64,
+    length: f64,
+    half_square: f64,
+    products: f64,
+}
+
+impl Scaled {
+    /// Scaled lengths are at most 16, scaled half squares at most 1000.
+    fn new(largest: f64, d: usize) -> Self {
+        let square = largest * largest;
+        let exponent = (16.0 / largest)
+            .log2()
+            .min((2000.0 / square).log2())
+            .floor();
+        let scale = exponent.clamp(-1000.0, 1000.0).exp2(); // no codes but zeros: any scale serves
+        Self {
+            scale,
+            largest,
+            length: largest * scale,
+            half_square: 0.5 * square * scale,
+            products: (d / 16 + 1) as f64,
+        }
+    }
+
+    /// [K/128][(d+16)/8][128][8] f16: ê, then −½|e|² in two parts, the rest zeros; −65504 beyond K.
+    fn tiles(&self, rows: &[Vec<f32>], squares: &[f64]) -> Vec<u16> {
+        let d = rows.first().map_or(0, Vec::len);
+        let chunks = (d + 16) / 8;
+        let mut tiles = vec![0u16; rows.len().div_ceil(HOPPER_TILE) * chunks * HOPPER_TILE * 8];
+        let mut set = |code: usize, column: usize, value: f16| {
+            let (tile, within) = (code / HOPPER_TILE, code % HOPPER_TILE);
+            let at = ((tile * chunks + column / 8) * HOPPER_TILE + within) * 8 + column % 8;
+            tiles[at] = value.to_bits();
+        };
+        for (code, (row, square)) in rows.iter().zip(squares).enumerate() {
+            for (column, &x) in row.iter().enumerate() {
+                set(code, column, f16::from_f64(f64::from(x) * self.scale));
+            }
+            let offset = -0.5 * square * self.scale;
+            let high = f16::from_f64(offset);
+            set(code, d, high);
+            set(code, d + 1, f16::from_f64(offset - high.to_f64()));
+        }
+        for code in rows.len()..rows.len().next_multiple_of(HOPPER_TILE) {
+            set(code, d, f16::MIN);
+        }
+        tiles
+    }
+
+    /// max |e|; a and b of how far two scores' errors can add up to, a·|v| + b; the largest |v| that does not overflow.
+    ///
+    /// A factor is rounded by 2⁻¹¹ of itself, or 2⁻²⁵ where it is tiny; every product of 16 columns leaves a sum that was cut to eleven bits:
+    /// by at most 2⁻¹⁰ of |v||e| + ½|e|².
+    fn bounds(&self, d: usize) -> [f32; 4] {
+        let (cut, tiny) = (1.0 / 1024.0, (d as f64).sqrt() * (-25f64).exp2());
+        let factors = 1.001 * cut + self.products * 1.01 * cut;
+        let offset = self.half_square * ((-22f64).exp2() + self.products * cut) + (-25f64).exp2();
+        [
+            self.largest as f32,
+            (2.02 * (self.length * factors + tiny)) as f32,
+            (2.02 * (self.length * tiny + offset)) as f32,
+            (0.99 * (60_000.0 - self.half_square) / self.length.max(f64::MIN_POSITIVE)) as f32,
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scaled_scores_stay_in_half_precisions_range() {
+        for largest in [1e-6, 0.3, 5.0, 70.0, 1e5] {
+            let scaled = Scaled::new(largest, 32);
+            assert!(
+                scaled.length <= 16.0 && scaled.half_square <= 1000.0,
+                "{largest}"
+            );
+            assert!(
+                scaled.length > 8.0 || scaled.half_square > 500.0,
+                "{largest}"
+            );
+            let [_, a, b, limit] = scaled.bounds(32);
+            assert!(a > 0.0 && b > 0.0 && f64::from(limit) * scaled.length < 60_000.0);
+        }
     }
 }

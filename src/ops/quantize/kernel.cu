@@ -9,50 +9,11 @@
 // middle (9 = 1 without the convolution). Work a position and step: 4·K·D FLOP, K·D·2 bytes from L2 shared by 256 positions.
 #include "../cuda/philox.cuh"
 #include "../cuda/tensor_core.cuh"
+#include "arguments.cuh"
 
 namespace {
 
 constexpr int TILE = 256, STAGES = 3;
-
-struct Arguments {
-    const float* latents;           // [B, N, D]
-    const float* noise;             // [T, B, N, D], or null: drawn from `seed` and `indices`
-    const uint64_t* indices;        // [B]
-    const bf16* codes_bf16;         // [K, D], K rounded up to a multiple of TILE; what is beyond K is 0
-    const float* codes_f32;         // [K, D]
-    const float* minus_half_norms;  // [K] rounded up likewise: −½|e|², −infinite beyond K
-    const float* taps;              // [K, taps_count, D]
-    const float* bias;              // [D], or null
-    const float* largest_norm;      // max |e|
-    const float* alpha;             // [T]
-    const float* beta;              // [T]
-    uint32_t* codes;                // [T, B, N], or null
-    float* sums;                    // [T + 1, B, N, D], or null
-    float* noisy;                   // [T, B, N, D], or null
-    const uint32_t* until;          // [B], or null: the step 1..T at which each image stops; its noise, sum before, and codes go to:
-    float* until_noise;             // [B, N, D]
-    float* until_sum;               // [B, N, D]
-    uint32_t* until_codes;          // [B, N]
-    uint2 seed;
-    int batch, height, width, k, steps, taps_count;
-};
-
-template <int D>
-__device__ __forceinline__ void read_row(float (&to)[D], const float* from) {
-#pragma unroll
-    for (int i = 0; i < D / 4; ++i) {
-        const float4 v = reinterpret_cast<const float4*>(from)[i];
-        to[4 * i] = v.x;
-        to[4 * i + 1] = v.y;
-        to[4 * i + 2] = v.z;
-        to[4 * i + 3] = v.w;
-    }
-}
-template <int D>
-__device__ __forceinline__ void write_row(float* to, const float (&from)[D]) {
-#pragma unroll
-    for (int i = 0; i < D / 4; ++i) reinterpret_cast<float4*>(to)[i] = make_float4(from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]);
-}
 
 // Rows of 2·D bytes of bf16: chunk c of row r, placed so that eight rows of one chunk meet eight different bank groups, alike in every eight rows.
 template <int D>
@@ -151,7 +112,7 @@ __device__ void quantize(const Arguments& a) {
             if (turn < 2 * tiles_count) {
                 for (int i = threadIdx.x; i < TILE * D / 8; i += 256)
                     copy_async16(shared_address(tiles + stage * TILE * D * 2) + small_row<D>(i / (D / 8), i % (D / 8)),
-                                 a.codes_bf16 + static_cast<size_t>(tile) * TILE * D + i * 8, true);
+                                 static_cast<const bf16*>(a.tiles) + static_cast<size_t>(tile) * TILE * D + i * 8, true);
                 if (threadIdx.x < TILE / 4)
                     copy_async16(shared_address(tile_norms + stage * TILE + threadIdx.x * 4), a.minus_half_norms + tile * TILE + threadIdx.x * 4,
                                  true);
@@ -207,8 +168,8 @@ __device__ void quantize(const Arguments& a) {
                 float top = largest[m][r];
                 top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-                // Both scores err by at most |v||e|·2⁻⁸; a little more covers the f32 sums.
-                largest[m][r] = top - lengths[warp * 32 + m * 16 + r * 8 + g] * *a.largest_norm * (1.02f / 128.f);
+                // Each score errs by at most |v||e|·2⁻⁷, two factors rounded by 2⁻⁸; a little more covers the f32 sums.
+                largest[m][r] = top - lengths[warp * 32 + m * 16 + r * 8 + g] * a.bounds[0] * (1.02f / 64.f);
             }
         for (int tile = 0; tile < tiles_count; ++tile) {
             const int stage = tile_of(tiles_count + tile);
