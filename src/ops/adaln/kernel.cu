@@ -5,16 +5,17 @@
 //              dshift = Σ_n dy,  dscale = Σ_n dy·x̂,  dgate = Σ_n dx·h
 //
 // Rows are [B·N, C] bf16, C a multiple of 8 and at most 2048; modulations are f32 rows, one an image, with a stride of their own. A block
-// walks over `rows_per_block` rows of one image, four at a time; a thread owns eight columns, so that the modulations and the sums over
-// rows stay in registers. Those sums go to partials that adaln_sum adds in order. Bytes a row: forward 8C (x, h in; x', y out),
+// walks over `rows_per_block` rows of one image, four at a time (backward two), the next ones on their way meanwhile; a thread owns eight
+// columns, so that the modulations and the sums over rows stay in registers. Those sums go to partials that adaln_sum adds in order. Bytes a row: forward 8C (x, h in; x', y out),
 // backward 12C (dx', dy, x', h in; dx, dh out).
 #include "../cuda/vector.cuh"
 
 namespace {
 
-constexpr int ROWS = 4;
+constexpr int FORWARD_ROWS = 4, BACKWARD_ROWS = 2;  // at a time
 
 // Sums over a block of one value a row; `shared` holds two buffers of [warps][ROWS], taken in turn, so that one barrier serves.
+template <int ROWS>
 __device__ __forceinline__ void block_sums(float (&value)[ROWS], float* shared, int turn) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
     float* buffer = shared + (turn & 1) * warps * ROWS;
@@ -61,18 +62,27 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         s = load8(shift + modulation);
         k = load8(scale + modulation);
     }
-    int turn = 0;
-    for (int token = from; token < to; token += ROWS, ++turn) {
-        const size_t row = static_cast<size_t>(image) * n + token, at = row * c + column;
-        Eight v[ROWS] = {};
-        float squares[ROWS] = {};
-        uint4 branch[ROWS] = {};
+    constexpr int ROWS = FORWARD_ROWS;
+    uint4 next_x[ROWS] = {}, next_h[ROWS] = {};
+    auto fetch = [&](int token) {
+        const size_t at = (static_cast<size_t>(image) * n + token) * c + column;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
             if (own && token + r < to) {
-                v[r] = load8(x + at + r * c);
-                if (h) branch[r] = raw8(h + at + r * c);
+                next_x[r] = raw8(x + at + r * c);
+                if (h) next_h[r] = raw8(h + at + r * c);
             }
+    };
+    fetch(from);
+    int turn = 0;
+    for (int token = from; token < to; token += ROWS, ++turn) {
+        const size_t row = static_cast<size_t>(image) * n + token, at = row * c + column;
+        Eight v[ROWS];
+        float squares[ROWS] = {};
+        uint4 branch[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) v[r] = widen(next_x[r]), branch[r] = next_h[r];
+        fetch(token + ROWS);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             if (h && own && token + r < to) {
@@ -116,20 +126,33 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         if (h) g = load8(gate + modulation);
         k = load8(scale + modulation);
     }
+    constexpr int ROWS = BACKWARD_ROWS;
+    uint4 next_dy[ROWS] = {}, next_x[ROWS] = {}, next_up[ROWS] = {}, next_h[ROWS] = {};
+    float next_inverse[ROWS] = {};
+    auto fetch = [&](int token) {
+        const size_t row = static_cast<size_t>(image) * n + token, at = row * c + column;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            const bool there = own && token + r < to;
+            const uint4 zero = make_uint4(0, 0, 0, 0);
+            next_dy[r] = there ? raw8(dy + at + r * c) : zero;  // beyond the end: adds nothing to the sums
+            if (!there) continue;
+            next_x[r] = raw8(x + at + r * c);
+            if (dsum) next_up[r] = raw8(dsum + at + r * c);
+            if (h) next_h[r] = raw8(h + at + r * c);
+            next_inverse[r] = rstd[row + r];
+        }
+    };
+    fetch(from);
     int turn = 0;
     for (int token = from; token < to; token += ROWS, ++turn) {
         const size_t row = static_cast<size_t>(image) * n + token, at = row * c + column;
-        uint4 raw_dy[ROWS] = {}, raw_x[ROWS] = {}, raw_up[ROWS] = {}, raw_h[ROWS] = {};
-        float inverse[ROWS] = {}, dot[ROWS] = {};
+        uint4 raw_dy[ROWS], raw_x[ROWS], raw_up[ROWS], raw_h[ROWS];
+        float inverse[ROWS], dot[ROWS] = {};
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
-            if (own && token + r < to) {
-                raw_dy[r] = raw8(dy + at + r * c);
-                raw_x[r] = raw8(x + at + r * c);
-                if (dsum) raw_up[r] = raw8(dsum + at + r * c);
-                if (h) raw_h[r] = raw8(h + at + r * c);
-                inverse[r] = rstd[row + r];
-            }
+            raw_dy[r] = next_dy[r], raw_x[r] = next_x[r], raw_up[r] = next_up[r], raw_h[r] = next_h[r], inverse[r] = next_inverse[r];
+        fetch(token + ROWS);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const Eight d = widen(raw_dy[r]), v = widen(raw_x[r]);

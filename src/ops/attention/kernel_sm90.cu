@@ -52,10 +52,11 @@ __device__ __forceinline__ int item_row(int i) { return (i >> 5) * 8 + ((i >> 2)
 
 // Rows first .. first + ROW_COUNT of the block's 256, to a tile.
 template <int THREADS, int ROW_COUNT, int PADDED>
-__device__ __forceinline__ void fetch(uint32_t tile, const bf16* from, const Slots<PADDED>& slots, int first, int width) {
+__device__ __forceinline__ void fetch(uint32_t tile, const bf16* from, const Slots<PADDED>& slots, int first, int width,
+                                      int thread = threadIdx.x) {
 #pragma unroll
     for (int i = 0; i < ROW_COUNT * 4 / THREADS; ++i) {
-        const int row = item_row(threadIdx.x) + i * (THREADS / 4), chunk = threadIdx.x & 3;
+        const int row = item_row(thread) + i * (THREADS / 4), chunk = thread & 3;
         const bool valid = slots.valid(first + row);
         const bf16* p = valid ? from + slots.offset(first + row, width) + chunk * 8 : from;
         const uint32_t to = tile + swizzled(row, chunk);
@@ -65,11 +66,12 @@ __device__ __forceinline__ void fetch(uint32_t tile, const bf16* from, const Slo
 }
 
 template <int THREADS, int ROW_COUNT, int PADDED>
-__device__ __forceinline__ void rotate(unsigned char* tile, const float* cosine, const float* sine, const Slots<PADDED>& slots, int first) {
+__device__ __forceinline__ void rotate(unsigned char* tile, const float* cosine, const float* sine, const Slots<PADDED>& slots, int first,
+                                       int thread = threadIdx.x) {
 #pragma unroll
     for (int i = 0; i < ROW_COUNT * 4 / THREADS; ++i) {
-        const int row = item_row(threadIdx.x) + i * (THREADS / 4);
-        if (slots.valid(first + row)) rotate_item(tile, row, threadIdx.x & 3, cosine, sine, slots.token(first + row));
+        const int row = item_row(thread) + i * (THREADS / 4);
+        if (slots.valid(first + row)) rotate_item(tile, row, thread & 3, cosine, sine, slots.token(first + row));
     }
 }
 
@@ -224,52 +226,62 @@ constexpr uint32_t QUERY_MAP = 64 * 128, KV_AT = 0, DS_AT = 4 * MAP, TILES_AT = 
                    DELTA_AT = LSE_AT + 2 * 64 * 4;  // in all DELTA_AT + 512 bytes
 }  // namespace
 
-// 256 threads, one block a multiprocessor. A warpgroup holds 128 keys with their dK and dV in registers and walks over four tiles of 64
-// queries; dQ of a tile comes from dS of both groups. Rows beyond N are zeros, their probabilities 0.
-extern "C" __global__ void __launch_bounds__(256, 1)
+// 512 threads, one block a multiprocessor. A warpgroup holds 64 keys with their dK and dV in registers and walks over four tiles of 64
+// queries, 32 at a time; dQ of a tile comes from dS of all groups, 16 columns a group, and leaves through the tile of O, which is done with
+// by then. The first half of the threads fetches Q and K, the second dO, O and V. Rows beyond N are zeros, their probabilities 0.
+extern "C" __global__ void __launch_bounds__(512, 1)
     attention_backward(const bf16* __restrict__ qkv, const float* __restrict__ cosine, const float* __restrict__ sine, const bf16* __restrict__ out,
                        const bf16* __restrict__ dout, const float* __restrict__ lse, bf16* __restrict__ dqkv, int n, int heads, int units,
                        float scale) {
     extern __shared__ __align__(1024) unsigned char smem[];
     const uint32_t base = shared_address(smem);
     const int group = threadIdx.x >> 7, warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, c = heads * D;
+    const int item = threadIdx.x & 255, item_at = item_row(item), chunk = item & 3;
+    const bool first_half = threadIdx.x < 256;
     const float scale_log2 = scale * 1.4426950408889634f;
     using Head = Slots<ROWS>;
     const int stride = gridDim.x;
 
-    // Tile `tile` (64 queries) of the heads from `first`, and the same quarter of K and V of the heads that follow at `next`.
-    auto load_tile = [&](int first, int tile, int stage) {
-        if (first >= units) return;
-        const Head slots(first, n, heads, units);
-        const uint32_t at = base + TILES_AT + stage * TILE_BYTES;
-        fetch<256, 64>(at, qkv, slots, tile * 64, 3 * c);
-        fetch<256, 64>(at + QUERY_MAP, dout, slots, tile * 64, c);
-        fetch<256, 64>(at + 2 * QUERY_MAP, out, slots, tile * 64, c);
-    };
-    auto load_keys = [&](int first, int quarter, int buffer) {
-        if (first >= units) return;
-        const Head slots(first, n, heads, units);
-        fetch<256, 64>(base + KV_AT + buffer * 2 * MAP + quarter * QUERY_MAP, qkv + c, slots, quarter * 64, 3 * c);
-        fetch<256, 64>(base + KV_AT + buffer * 2 * MAP + MAP + quarter * QUERY_MAP, qkv + 2 * c, slots, quarter * 64, 3 * c);
+    // Tile `tile` (64 queries) of the head `first`, and the same quarter of K and V of the head `next`.
+    auto load = [&](int first, int tile, int stage, int next, int quarter, int buffer) {
+        const uint32_t at = base + TILES_AT + stage * TILE_BYTES, keys = base + KV_AT + buffer * 2 * MAP + quarter * QUERY_MAP;
+        if (first < units) {
+            const Head slots(first, n, heads, units);
+            if (first_half) {
+                fetch<256, 64>(at, qkv, slots, tile * 64, 3 * c, item);
+            } else {
+                fetch<256, 64>(at + QUERY_MAP, dout, slots, tile * 64, c, item);
+                fetch<256, 64>(at + 2 * QUERY_MAP, out, slots, tile * 64, c, item);
+            }
+        }
+        if (next < units) {
+            const Head slots(next, n, heads, units);
+            if (first_half)
+                fetch<256, 64>(keys, qkv + c, slots, quarter * 64, 3 * c, item);
+            else
+                fetch<256, 64>(keys + MAP, qkv + 2 * c, slots, quarter * 64, 3 * c, item);
+        }
     };
     auto prepare_keys = [&](int first, int quarter, int buffer) {
-        if (first >= units || !cosine) return;
+        if (first >= units || !cosine || !first_half) return;
         const Head slots(first, n, heads, units);
-        rotate<256, 64>(smem + KV_AT + buffer * 2 * MAP + quarter * QUERY_MAP, cosine, sine, slots, quarter * 64);
+        rotate<256, 64>(smem + KV_AT + buffer * 2 * MAP + quarter * QUERY_MAP, cosine, sine, slots, quarter * 64, item);
     };
     // A tile's rotation, and delta = dO·O and lse of its rows, from what this thread fetched: one row's quarter.
     auto prepare_tile = [&](int first, int tile, int stage) {
         if (first >= units) return;
         const Head slots(first, n, heads, units);
-        const int row = item_row(threadIdx.x), chunk = threadIdx.x & 3;
-        const bool valid = slots.valid(tile * 64 + row);
+        const bool valid = slots.valid(tile * 64 + item_at);
         unsigned char* at = smem + TILES_AT + stage * TILE_BYTES;
-        if (cosine && valid) rotate_item(at, row, chunk, cosine, sine, slots.token(tile * 64 + row));
+        if (first_half) {
+            if (cosine && valid) rotate_item(at, item_at, chunk, cosine, sine, slots.token(tile * 64 + item_at));
+            return;
+        }
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const uint4 a = *reinterpret_cast<const uint4*>(at + QUERY_MAP + swizzled(row, chunk + 4 * i)),
-                        b = *reinterpret_cast<const uint4*>(at + 2 * QUERY_MAP + swizzled(row, chunk + 4 * i));
+            const uint4 a = *reinterpret_cast<const uint4*>(at + QUERY_MAP + swizzled(item_at, chunk + 4 * i)),
+                        b = *reinterpret_cast<const uint4*>(at + 2 * QUERY_MAP + swizzled(item_at, chunk + 4 * i));
             const uint32_t pa[4] = {a.x, a.y, a.z, a.w}, pb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -280,14 +292,38 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
         if (chunk == 0) {  // a row that is not there gets lse = +inf: its probabilities are 0
-            reinterpret_cast<float*>(smem + DELTA_AT)[stage * 64 + row] = sum;
-            reinterpret_cast<float*>(smem + LSE_AT)[stage * 64 + row] = valid ? lse[static_cast<size_t>(first) * n + tile * 64 + row] : INFINITY;
+            reinterpret_cast<float*>(smem + DELTA_AT)[stage * 64 + item_at] = sum;
+            reinterpret_cast<float*>(smem + LSE_AT)[stage * 64 + item_at] =
+                valid ? lse[static_cast<size_t>(first) * n + tile * 64 + item_at] : INFINITY;
         }
+    };
+    // dQ of a tile from the tile of O to global memory, rotated back: each thread what it will fetch there next.
+    auto write_queries = [&](int first, int tile, int stage) {
+        const Head slots(first, n, heads, units);
+        const int row = tile * 64 + item_at;
+        if (first_half || !slots.valid(row)) return;
+        unsigned char* at = smem + TILES_AT + stage * TILE_BYTES + 2 * QUERY_MAP;
+        uint4 low = *reinterpret_cast<const uint4*>(at + swizzled(item_at, chunk)), high = *reinterpret_cast<const uint4*>(at + swizzled(item_at, chunk + 4));
+        if (cosine) {
+            uint32_t pl[4] = {low.x, low.y, low.z, low.w}, ph[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float2 a = unpack_bf16(pl[i]), b = unpack_bf16(ph[i]);
+                rotate_back(a, b, cosine, sine, slots.token(row), chunk * 8 + 2 * i);
+                pl[i] = pack_bf16(a.x, a.y);
+                ph[i] = pack_bf16(b.x, b.y);
+            }
+            low = make_uint4(pl[0], pl[1], pl[2], pl[3]);
+            high = make_uint4(ph[0], ph[1], ph[2], ph[3]);
+        }
+        bf16* to = dqkv + slots.offset(row, 3 * c) + chunk * 8;
+        *reinterpret_cast<uint4*>(to) = low;
+        *reinterpret_cast<uint4*>(to + 32) = high;
     };
 
     const int start = blockIdx.x;
-    for (int quarter = 0; quarter < 4; ++quarter) load_keys(start, quarter, 0);
-    load_tile(start, 0, 0);
+    load(start, 0, 0, start, 0, 0);
+    for (int quarter = 1; quarter < 4; ++quarter) load(units, 0, 0, start, quarter, 0);
     copy_async_commit();
     copy_async_wait<0>();
     for (int quarter = 0; quarter < 4; ++quarter) prepare_keys(start, quarter, 0);
@@ -298,122 +334,97 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     int buffer = 0;
     for (int first = start; first < units; first += stride, buffer ^= 1) {
         const Head slots(first, n, heads, units);
-        float dk[2][8][4] = {}, dv[2][8][4] = {};
+        float dk[8][4] = {}, dv[8][4] = {};
         const uint32_t keys = base + KV_AT + buffer * 2 * MAP, values = keys + MAP;
+        const int key = group * 64, row = key + warp * 16 + g;
+        const bool valid[2] = {row < n, row + 8 < n};
 #pragma unroll 1
         for (int tile = 0; tile < 4; ++tile) {
             const int stage = tile & 1, after = tile == 3 ? first + stride : first;
             const uint32_t queries = base + TILES_AT + stage * TILE_BYTES, douts = queries + QUERY_MAP;
             const float* tile_lse = reinterpret_cast<const float*>(smem + LSE_AT) + stage * 64;
             const float* tile_delta = reinterpret_cast<const float*>(smem + DELTA_AT) + stage * 64;
-            load_tile(after, (tile + 1) & 3, stage ^ 1);
-            load_keys(first + stride, tile, buffer ^ 1);
+            if (tile > 0)
+                write_queries(first, tile - 1, stage ^ 1);
+            else if (first != start)
+                write_queries(first - stride, 3, stage ^ 1);
+            load(after, (tile + 1) & 3, stage ^ 1, first + stride, tile, buffer ^ 1);
             copy_async_commit();
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {  // 64 keys of this group at a time, scores transposed
-                const int key = group * 128 + m * 64;
-                float s[8][4], dp[8][4];
+#pragma unroll 1
+            for (int half = 0; half < 2; ++half) {  // 64 keys of this group × 32 queries, scores transposed
+                float s[4][4], dp[4][4];
                 warpgroup_arrive();
 #pragma unroll
                 for (int kk = 0; kk < 4; ++kk)
-                    warpgroup_mma64<0, 0>(s, tile_descriptor(keys + key * 128 + kk * 32), tile_descriptor(queries + kk * 32), kk);
-                warpgroup_commit();
+                    warpgroup_mma32<0, 0>(s, tile_descriptor(keys + key * 128 + kk * 32), tile_descriptor(queries + half * 4096 + kk * 32), kk);
 #pragma unroll
                 for (int kk = 0; kk < 4; ++kk)
-                    warpgroup_mma64<0, 0>(dp, tile_descriptor(values + key * 128 + kk * 32), tile_descriptor(douts + kk * 32), kk);
+                    warpgroup_mma32<0, 0>(dp, tile_descriptor(values + key * 128 + kk * 32), tile_descriptor(douts + half * 4096 + kk * 32), kk);
                 warpgroup_commit();
-                warpgroup_wait<1>();
-                uint32_t p[4][4], ds[4][4];
-                const int row = key + warp * 16 + g;
-                const bool valid[2] = {row < n, row + 8 < n};
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    const float2 l = *reinterpret_cast<const float2*>(tile_lse + j * 8 + 2 * t);
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        s[j][2 * r] = valid[r] ? exp2_fast(fmaf(s[j][2 * r], scale_log2, -l.x)) : 0.f;
-                        s[j][2 * r + 1] = valid[r] ? exp2_fast(fmaf(s[j][2 * r + 1], scale_log2, -l.y)) : 0.f;
-                    }
-                }
-#pragma unroll
-                for (int kk = 0; kk < 4; ++kk) pack_operand(p[kk], s[2 * kk], s[2 * kk + 1]);
                 warpgroup_wait<0>();
-                warpgroup_arrive();
+                uint32_t p[2][4], ds[2][4];
 #pragma unroll
-                for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<1>(dv[m], p[kk], tile_descriptor(douts + kk * 2048));
-                warpgroup_commit();
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    const float2 delta = *reinterpret_cast<const float2*>(tile_delta + j * 8 + 2 * t);
+                for (int j = 0; j < 4; ++j) {
+                    const float2 l = *reinterpret_cast<const float2*>(tile_lse + half * 32 + j * 8 + 2 * t);
+                    const float2 delta = *reinterpret_cast<const float2*>(tile_delta + half * 32 + j * 8 + 2 * t);
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
-                        const uint32_t pair = pack_bf16(s[j][2 * r] * (dp[j][2 * r] - delta.x), s[j][2 * r + 1] * (dp[j][2 * r + 1] - delta.y));
+                        const float low = valid[r] ? exp2_fast(fmaf(s[j][2 * r], scale_log2, -l.x)) : 0.f;
+                        const float high = valid[r] ? exp2_fast(fmaf(s[j][2 * r + 1], scale_log2, -l.y)) : 0.f;
+                        p[j >> 1][(j & 1) * 2 + r] = pack_bf16(low, high);
+                        const uint32_t pair = pack_bf16(low * (dp[j][2 * r] - delta.x), high * (dp[j][2 * r + 1] - delta.y));
                         ds[j >> 1][(j & 1) * 2 + r] = pair;
-                        *reinterpret_cast<uint32_t*>(smem + DS_AT + swizzled(row + r * 8, j) + t * 4) = pair;
+                        *reinterpret_cast<uint32_t*>(smem + DS_AT + swizzled(row + r * 8, half * 4 + j) + t * 4) = pair;
                     }
                 }
                 warpgroup_arrive();
 #pragma unroll
-                for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<1>(dk[m], ds[kk], tile_descriptor(queries + kk * 2048));
+                for (int kk = 0; kk < 2; ++kk) warpgroup_mma64<1>(dv, p[kk], tile_descriptor(douts + (half * 2 + kk) * 2048));
+#pragma unroll
+                for (int kk = 0; kk < 2; ++kk) warpgroup_mma64<1>(dk, ds[kk], tile_descriptor(queries + (half * 2 + kk) * 2048));
                 warpgroup_commit();
                 warpgroup_wait<0>();
             }
             fence_shared_for_tensor_cores();
             __syncthreads();
 
-            // dQ = dS·K: a group computes the 16 columns from 16·group and their partners 32 further; meanwhile the next tile is prepared
-            float low[2][4], high[2][4];
+            // dQ = dS·K: 16 columns a group; meanwhile the next tile is prepared
+            float dq[2][4];
             warpgroup_arrive();
 #pragma unroll
-            for (int kk = 0; kk < ROWS / 16; ++kk) {
-                const uint32_t at = kk * 2048;
-                const uint64_t a = tile_descriptor(base + DS_AT + at);
-                warpgroup_mma16<1, 1>(low, a, tile_descriptor(keys + at + group * 32), kk);
-                warpgroup_mma16<1, 1>(high, a, tile_descriptor(keys + at + group * 32 + 64), kk);
-            }
+            for (int kk = 0; kk < ROWS / 16; ++kk)
+                warpgroup_mma16<1, 1>(dq, tile_descriptor(base + DS_AT + kk * 2048), tile_descriptor(keys + kk * 2048 + group * 32), kk);
             warpgroup_commit();
             copy_async_wait<0>();
             prepare_tile(after, (tile + 1) & 3, stage ^ 1);
             prepare_keys(first + stride, tile, buffer ^ 1);
             warpgroup_wait<0>();
+            unsigned char* at = smem + TILES_AT + stage * TILE_BYTES + 2 * QUERY_MAP;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const int row = tile * 64 + warp * 16 + r * 8 + g;
-                if (!slots.valid(row)) continue;
-                bf16* to = dqkv + slots.offset(row, 3 * c);
+            for (int r = 0; r < 2; ++r)
 #pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int column = group * 16 + j * 8 + 2 * t;
-                    float2 a = {low[j][2 * r] * scale, low[j][2 * r + 1] * scale}, b = {high[j][2 * r] * scale, high[j][2 * r + 1] * scale};
-                    if (cosine) rotate_back(a, b, cosine, sine, slots.token(row), column);
-                    *reinterpret_cast<uint32_t*>(to + column) = pack_bf16(a.x, a.y);
-                    *reinterpret_cast<uint32_t*>(to + column + 32) = pack_bf16(b.x, b.y);
-                }
-            }
+                for (int j = 0; j < 2; ++j)
+                    *reinterpret_cast<uint32_t*>(at + swizzled(warp * 16 + r * 8 + g, group * 2 + j) + t * 4) =
+                        pack_bf16(dq[j][2 * r] * scale, dq[j][2 * r + 1] * scale);
             fence_shared_for_tensor_cores();
             __syncthreads();
         }
+        unsigned char* own = smem + DS_AT + key * 128;
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-            const int key = group * 128 + m * 64;
-            unsigned char* own = smem + DS_AT + key * 128;
+        for (int r = 0; r < 2; ++r) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const int row = key + warp * 16 + r * 8 + g;
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    float2 a = {dk[m][j][2 * r] * scale, dk[m][j][2 * r + 1] * scale},
-                           b = {dk[m][j + 4][2 * r] * scale, dk[m][j + 4][2 * r + 1] * scale};
-                    if (cosine && slots.valid(row)) rotate_back(a, b, cosine, sine, slots.token(row), j * 8 + 2 * t);
-                    dk[m][j][2 * r] = a.x;
-                    dk[m][j][2 * r + 1] = a.y;
-                    dk[m][j + 4][2 * r] = b.x;
-                    dk[m][j + 4][2 * r + 1] = b.y;
-                }
+            for (int j = 0; j < 4; ++j) {
+                float2 a = {dk[j][2 * r] * scale, dk[j][2 * r + 1] * scale}, b = {dk[j + 4][2 * r] * scale, dk[j + 4][2 * r + 1] * scale};
+                if (cosine && slots.valid(row + r * 8)) rotate_back(a, b, cosine, sine, slots.token(row + r * 8), j * 8 + 2 * t);
+                dk[j][2 * r] = a.x;
+                dk[j][2 * r + 1] = a.y;
+                dk[j + 4][2 * r] = b.x;
+                dk[j + 4][2 * r + 1] = b.y;
             }
-            write_rows(dk[m], own, dqkv + c, slots, key, 3 * c, group);
-            write_rows(dv[m], own, dqkv + 2 * c, slots, key, 3 * c, group);
         }
+        write_rows(dk, own, dqkv + c, slots, key, 3 * c, group);
+        write_rows(dv, own, dqkv + 2 * c, slots, key, 3 * c, group);
+        if (first + stride >= units) write_queries(first, 3, 1);
         group_barrier(group);
     }
 }

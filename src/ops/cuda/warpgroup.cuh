@@ -45,6 +45,16 @@ __device__ __forceinline__ void warpgroup_mma64(float (&d)[8][4], const uint32_t
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(TRANSPOSE_B));
 }
 
+// d[64×32] (+)= a·b, both from shared memory.
+template <int TRANSPOSE_A, int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma32(float (&d)[4][4], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %18, 0;"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, %19, %20;}"
+        : RDPM_D8(d, 0), RDPM_D8(d, 2)
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
+}
+
 // d[64×16] (+)= a·b, both from shared memory.
 template <int TRANSPOSE_A, int TRANSPOSE_B>
 __device__ __forceinline__ void warpgroup_mma16(float (&d)[2][4], uint64_t a, uint64_t b, int accumulate) {
