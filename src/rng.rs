@@ -135,6 +135,27 @@ impl WithSimd for Fill<'_> {
     }
 }
 
+/// row += −ln(−ln u), Gumbel noise of uniforms in (0,1): equal bits on every machine, and on the GPU.
+pub fn add_gumbel(row: &mut [f32], uniform: &[f32]) {
+    Arch::new().dispatch(AddGumbel { row, uniform });
+}
+
+struct AddGumbel<'a> {
+    row: &'a mut [f32],
+    uniform: &'a [f32],
+}
+
+impl WithSimd for AddGumbel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (x, &u) in self.row.iter_mut().zip(self.uniform) {
+            *x -= transform::ln(-transform::ln(u));
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Uniform,

@@ -146,6 +146,7 @@ fn check_ops(gpu: &Arc<Gpu>) -> Result<()> {
     for row in quantizer
         .into_iter()
         .chain(check_quantizer::quantizer_of_tensors(gpu)?)
+        .chain(crate::sample::check::sampling(gpu)?)
     {
         rows += 1;
         super::print(&format!(

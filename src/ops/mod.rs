@@ -31,6 +31,8 @@ pub mod optimizer;
 pub mod pool;
 mod product;
 pub mod quantize;
+#[cfg(feature = "cuda")]
+pub mod sample;
 pub mod silu;
 mod simd;
 mod slices;

@@ -55,7 +55,7 @@ pub fn box_muller(u: u32, v: u32) -> (f32, f32) {
 
 /// ln x of a normal positive x: x = 2ᵉ·(1+f) with 1+f in [√½, √2), ln x = e·ln 2 + f − f²/2 + f³·L(f).
 #[inline(always)]
-fn ln(x: f32) -> f32 {
+pub fn ln(x: f32) -> f32 {
     const SQRT_HALF: u32 = 0x3f35_04f3;
     const L: [f32; 8] = [
         0.333_333_3,

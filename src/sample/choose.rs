@@ -6,6 +6,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+use crate::rng::add_gumbel;
+
 /// What is done to a row of logits before its largest is taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
@@ -120,12 +122,6 @@ fn keep_nucleus(row: &mut [f32], p: f32) {
         .count();
     for &i in &order[kept.max(1)..] {
         row[i] = f32::NEG_INFINITY;
-    }
-}
-
-fn add_gumbel(row: &mut [f32], u: &[f32]) {
-    for (x, &u) in row.iter_mut().zip(u) {
-        *x -= (-u.ln()).ln();
     }
 }
 

@@ -1,6 +1,10 @@
 //! Algorithm 2 and what its images are written to.
 
+#[cfg(feature = "cuda")]
+pub mod check;
 pub mod choose;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod grid;
 pub mod image;
 pub mod output;

@@ -57,14 +57,14 @@ impl Pretrained {
 
     /// Errors: the model is a tokenizer only.
     pub fn sampler(&self) -> Result<Sampler<'_>> {
-        self.bundle.generator()?;
+        let parameters = self.bundle.generator()?;
         let (generator, classes) = self.generator.as_ref().context("no generator")?;
-        Ok(Sampler::new(
-            generator,
-            &self.tokenizer,
-            &self.config,
-            *classes,
-        ))
+        let sampler = Sampler::new(generator, &self.tokenizer, &self.config, *classes);
+        #[cfg(feature = "cuda")]
+        let sampler = sampler.on_gpu(&self.config, parameters)?;
+        #[cfg(not(feature = "cuda"))]
+        let _ = parameters;
+        Ok(sampler)
     }
 
     /// Errors: the model is a tokenizer only.

@@ -45,8 +45,13 @@ impl From<&SampleConfig> for SampleOptions {
 }
 
 impl SampleOptions {
+    /// Whether step t of `steps` runs the unconditional half.
+    pub fn guided(&self, t: usize, steps: usize) -> bool {
+        self.choice(t, steps).lambda != 0.0
+    }
+
     /// What is done to the logits of step t of `steps`; λ_t is λ, or λ(t−1)/(T−1), or λ where T = 1 [ours: the line's ends].
-    fn choice(&self, t: usize, steps: usize) -> Choice {
+    pub(super) fn choice(&self, t: usize, steps: usize) -> Choice {
         let lambda = match self.cfg_schedule {
             CfgSchedule::Linear if steps > 1 => self.cfg * (t - 1) as f64 / (steps - 1) as f64,
             _ => self.cfg,
@@ -99,6 +104,8 @@ pub struct Sampler<'a> {
     side: usize,
     /// Also the label of the empty condition.
     classes: usize,
+    #[cfg(feature = "cuda")]
+    gpu: Option<super::gpu::GpuSampler>,
 }
 
 impl<'a> Sampler<'a> {
@@ -113,7 +120,30 @@ impl<'a> Sampler<'a> {
             tokenizer,
             side: config.grid(),
             classes,
+            #[cfg(feature = "cuda")]
+            gpu: None,
         }
+    }
+
+    /// The same by the GPU's kernels in bf16, where the tokenizer lies on one and they serve the model's sizes; `parameters` are the
+    /// generator's.
+    #[cfg(feature = "cuda")]
+    pub fn on_gpu(
+        mut self,
+        config: &Config,
+        parameters: &std::collections::BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        use super::gpu::GpuSampler;
+        use crate::ops::cuda::Gpu;
+        let quantizer = &self.tokenizer.quantizer;
+        if let Device::Cuda(device) = quantizer.codebook.embedding.device() {
+            let gpu = std::sync::Arc::new(Gpu::new(device)?);
+            match GpuSampler::new(gpu, config, self.classes, parameters, quantizer) {
+                Ok(sampler) => self.gpu = Some(sampler),
+                Err(e) => tracing::warn!("sampling by plain tensor operations in f32: {e}"),
+            }
+        }
+        Ok(self)
     }
 
     /// z'_1 .. z'_T, each [B,h,w,d].
@@ -127,6 +157,10 @@ impl<'a> Sampler<'a> {
     ) -> Result<Vec<Tensor>> {
         if let Some(label) = labels.iter().find(|&&l| l as usize >= self.classes) {
             anyhow::bail!("label {label} is no class: there are {}", self.classes);
+        }
+        #[cfg(feature = "cuda")]
+        if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
+            return Ok(gpu.latents(labels, *seed, indices, options)?);
         }
         let codebook = &self.tokenizer.quantizer.codebook;
         let (k, d) = codebook.embedding.dims2()?;

@@ -140,12 +140,13 @@ impl Trained for GpuGeneratorStage {
 
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
         let [_, average, _, _] = self.trainer.contents()?;
-        let average = Generator::new(
+        let generator = Generator::new(
             &self.config,
             self.classes,
             &Scope::load(&average, &self.device),
         )?;
-        let sampler = Sampler::new(&average, &self.tokenizer, &self.config, self.classes);
+        let sampler = Sampler::new(&generator, &self.tokenizer, &self.config, self.classes)
+            .on_gpu(&self.config, &average)?;
         picture(
             &sampler,
             &self.config,

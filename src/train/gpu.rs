@@ -58,7 +58,7 @@ impl GpuTrainer {
         control[1] = train.clip as f32;
         control[2] = train.ema_decay as f32;
         Ok(Self {
-            activations: Activations::new(gpu, s, true)?,
+            activations: Activations::new(gpu, s)?,
             scratch: Scratch::new(gpu, s)?,
             gradients: zeros()?,
             first: zeros()?,
@@ -89,8 +89,8 @@ impl GpuTrainer {
         micro_batches: usize,
     ) -> Result<()> {
         let (gpu, s) = (self.network.gpu.clone(), self.network.sizes);
-        self.activations.t.write(examples.t)?;
-        self.activations.labels.write(examples.labels)?;
+        self.activations.conditions.t.write(examples.t)?;
+        self.activations.conditions.labels.write(examples.labels)?;
         self.indices.write(examples.indices)?;
         let a = &self.activations;
         let to = ExamplesAt {
@@ -104,7 +104,7 @@ impl GpuTrainer {
         };
         let map = [s.batch, self.side, self.side];
         self.tables
-            .until(&gpu, latents, map, noise, a.t.address(), to)?;
+            .until(&gpu, latents, map, noise, a.conditions.t.address(), to)?;
         self.network.forward(a)?;
         let weight = 1.0 / micro_batches as f32;
         self.network

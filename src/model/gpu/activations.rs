@@ -110,17 +110,10 @@ impl Scratch {
     }
 }
 
-/// Inputs and activations of a batch.
-pub struct Activations {
-    /// ε_t and z'_{t−1} f32 [B,N,d]; codes u32 [B,N]; labels and t u32 [B].
-    pub noise: Buffer<f32>,
-    pub sum: Buffer<f32>,
-    pub codes: Buffer<u32>,
+/// What the condition of an image becomes: labels and t u32 [B] to all modulations.
+pub struct Conditions {
     pub labels: Buffer<u32>,
     pub t: Buffer<u32>,
-    /// [2d], [mix] a token.
-    pub joined: Buffer<bf16>,
-    pub mixed: Buffer<bf16>,
     /// Time features [256], the MLP's middle before and after SiLU, its end, the sum with the label, its SiLU [C] an image.
     pub features: Buffer<bf16>,
     pub middle: Buffer<f32>,
@@ -130,6 +123,69 @@ pub struct Activations {
     pub condition: Buffer<bf16>,
     /// [(6L+2)C] an image.
     pub modulations: Buffer<f32>,
+}
+
+impl Conditions {
+    /// For `s.batch` images.
+    pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
+        let (b, c) = (s.batch, s.width);
+        let bf = |count: usize| Buffer::<bf16>::zeros(gpu, count);
+        let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
+        let u = |count: usize| Buffer::<u32>::zeros(gpu, count);
+        Ok(Self {
+            labels: u(b)?,
+            t: u(b)?,
+            features: bf(b * 256)?,
+            middle: f(b * c)?,
+            middle_silu: bf(b * c)?,
+            time: f(b * c)?,
+            pre: f(b * c)?,
+            condition: bf(b * c)?,
+            modulations: f(b * s.modulations())?,
+        })
+    }
+}
+
+/// Inputs and activations of a batch.
+pub struct Activations {
+    /// ε_t and z'_{t−1} f32 [B,N,d]; codes u32 [B,N].
+    pub noise: Buffer<f32>,
+    pub sum: Buffer<f32>,
+    pub codes: Buffer<u32>,
+    pub conditions: Conditions,
+    pub trunk: Trunk,
+    /// Loss and hit a token; loss and hits an image; f32 [T,3].
+    pub loss: Buffer<f32>,
+    pub hits: Buffer<u32>,
+    pub image_sums: Buffer<f32>,
+    pub tally: Buffer<f32>,
+}
+
+impl Activations {
+    /// A buffer set for each block, as the gradient needs.
+    pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
+        let (rows, b) = (s.rows(), s.batch);
+        let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
+        let u = |count: usize| Buffer::<u32>::zeros(gpu, count);
+        Ok(Self {
+            noise: f(rows * s.latent)?,
+            sum: f(rows * s.latent)?,
+            codes: u(rows)?,
+            conditions: Conditions::new(gpu, s)?,
+            trunk: Trunk::new(gpu, s, s.depth)?,
+            loss: f(rows)?,
+            hits: u(rows)?,
+            image_sums: f(b * 2)?,
+            tally: f(s.steps * 3)?,
+        })
+    }
+}
+
+/// From the joined inputs to the logits.
+pub struct Trunk {
+    /// [ε_t | z'_{t−1}] [2d], [mix] a token.
+    pub joined: Buffer<bf16>,
+    pub mixed: Buffer<bf16>,
     /// A block each; one for all where nothing is kept.
     pub blocks: Vec<Kept>,
     /// SiLU(gate)·up [F].
@@ -138,49 +194,26 @@ pub struct Activations {
     pub x: Buffer<bf16>,
     pub y: Buffer<bf16>,
     pub rstd: Buffer<f32>,
-    /// [K], which become their gradient; loss and hit a token; loss and hits an image; f32 [T,3].
+    /// [K], which become their gradient.
     pub logits: Buffer<bf16>,
-    pub loss: Buffer<f32>,
-    pub hits: Buffer<u32>,
-    pub image_sums: Buffer<f32>,
-    pub tally: Buffer<f32>,
 }
 
-impl Activations {
-    /// `keep`: a buffer set for each block, as the gradient needs.
-    pub fn new(gpu: &Gpu, s: &Sizes, keep: bool) -> Result<Self> {
-        let (rows, b, c) = (s.rows(), s.batch, s.width);
-        let bf = |count: usize| Buffer::<bf16>::zeros(gpu, count);
-        let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
-        let u = |count: usize| Buffer::<u32>::zeros(gpu, count);
-        let kept = if keep { s.depth } else { 1 };
+impl Trunk {
+    /// `kept` buffer sets, which the blocks take in turn.
+    pub fn new(gpu: &Gpu, s: &Sizes, kept: usize) -> Result<Self> {
+        let (rows, c) = (s.rows(), s.width);
+        let bf = |columns: usize| Buffer::<bf16>::zeros(gpu, rows * columns);
         Ok(Self {
-            noise: f(rows * s.latent)?,
-            sum: f(rows * s.latent)?,
-            codes: u(rows)?,
-            labels: u(b)?,
-            t: u(b)?,
-            joined: bf(rows * 2 * s.latent)?,
-            mixed: bf(rows * s.mix)?,
-            features: bf(b * 256)?,
-            middle: f(b * c)?,
-            middle_silu: bf(b * c)?,
-            time: f(b * c)?,
-            pre: f(b * c)?,
-            condition: bf(b * c)?,
-            modulations: f(b * s.modulations())?,
+            joined: bf(2 * s.latent)?,
+            mixed: bf(s.mix)?,
             blocks: (0..kept)
                 .map(|_| Kept::new(gpu, s))
                 .collect::<Result<_>>()?,
-            hidden: bf(rows * s.hidden)?,
-            x: bf(rows * c)?,
-            y: bf(rows * c)?,
-            rstd: f(rows)?,
-            logits: bf(rows * s.codes)?,
-            loss: f(rows)?,
-            hits: u(rows)?,
-            image_sums: f(b * 2)?,
-            tally: f(s.steps * 3)?,
+            hidden: bf(s.hidden)?,
+            x: bf(c)?,
+            y: bf(c)?,
+            rstd: Buffer::zeros(gpu, rows)?,
+            logits: bf(s.codes)?,
         })
     }
 }

@@ -33,7 +33,7 @@ impl Network {
         kernels::cross_entropy(
             gpu,
             s,
-            a.logits.address(),
+            a.trunk.logits.address(),
             a.codes.address(),
             a.loss.address(),
             a.hits.address(),
@@ -44,7 +44,7 @@ impl Network {
             s,
             a.loss.address(),
             a.hits.address(),
-            a.t.address(),
+            a.conditions.t.address(),
             a.image_sums.address(),
             a.tally.address(),
         )?;
@@ -55,15 +55,15 @@ impl Network {
             s.rows(),
             c,
             s.codes,
-            a.logits.address(),
-            a.y.address(),
+            a.trunk.logits.address(),
+            a.trunk.y.address(),
             scratch.dy.address(),
         )?;
-        let last = &a.blocks[s.depth - 1];
+        let last = &a.trunk.blocks[s.depth - 1];
         let [shift, scale] = self.last_modulations();
         pass.adaln(
             0,
-            [a.x.address(), a.rstd.address()],
+            [a.trunk.x.address(), a.trunk.rstd.address()],
             [shift, scale],
             Some((
                 last.h2.address(),
@@ -153,9 +153,9 @@ impl Pass<'_> {
                 dy: scratch.dy.address(),
                 x,
                 rstd,
-                scale: a.modulations.at(scale),
+                scale: a.conditions.modulations.at(scale),
                 branch: branch.map_or(0, |(at, _)| at),
-                gate: branch.map_or(0, |(_, gate)| a.modulations.at(gate)),
+                gate: branch.map_or(0, |(_, gate)| a.conditions.modulations.at(gate)),
                 dx,
                 dbranch: scratch.dbranch.address(),
                 partials: scratch.partials.address(),
@@ -170,7 +170,7 @@ impl Pass<'_> {
     fn block(&self, i: usize) -> Result<()> {
         let (network, a, scratch) = (self.network, self.a, self.scratch);
         let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
-        let kept = &a.blocks[i];
+        let kept = &a.trunk.blocks[i];
         let name = |part: &str| format!("blocks.{i}.{part}");
         let at = |which| network.modulation(i, which);
         let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
@@ -185,7 +185,7 @@ impl Pass<'_> {
             scratch.dhidden.address(),
             0,
         )?;
-        let (dgate_up, hidden) = (scratch.dgate_up.address(), a.hidden.address());
+        let (dgate_up, hidden) = (scratch.dgate_up.address(), a.trunk.hidden.address());
         kernels::swiglu_backward(
             gpu,
             s,
@@ -264,7 +264,7 @@ impl Pass<'_> {
             [at(Modulation::Shift1), at(Modulation::Scale1)],
             before.map(|j| {
                 (
-                    a.blocks[j].h2.address(),
+                    a.trunk.blocks[j].h2.address(),
                     network.modulation(j, Modulation::Gate2),
                 )
             }),
@@ -296,7 +296,7 @@ impl Pass<'_> {
             s.mix,
             s.width,
             dx,
-            a.mixed.address(),
+            a.trunk.mixed.address(),
             scratch.dmixed.address(),
         )?;
         self.linear(
@@ -306,7 +306,7 @@ impl Pass<'_> {
             2 * s.latent,
             s.mix,
             scratch.dmixed.address(),
-            a.joined.address(),
+            a.trunk.joined.address(),
             0,
         )
     }
@@ -323,7 +323,7 @@ impl Pass<'_> {
             c,
             s.modulations(),
             dmodulations,
-            a.condition.address(),
+            a.conditions.condition.address(),
             0,
         )?;
         let to_f32 = |input, output| Product {
@@ -341,9 +341,16 @@ impl Pass<'_> {
         )?;
 
         let dpre = scratch.dpre.address();
-        kernels::silu_gradient(gpu, s, dcondition, a.pre.address(), dpre)?;
+        kernels::silu_gradient(gpu, s, dcondition, a.conditions.pre.address(), dpre)?;
         let embedding = self.gradient("y_embedder.weight")?;
-        kernels::embedding_gradient(gpu, s, dpre, a.labels.address(), embedding, self.accumulate)?;
+        kernels::embedding_gradient(
+            gpu,
+            s,
+            dpre,
+            a.conditions.labels.address(),
+            embedding,
+            self.accumulate,
+        )?;
         self.linear(
             "t_embedder.2",
             true,
@@ -351,12 +358,12 @@ impl Pass<'_> {
             c,
             c,
             dpre,
-            a.middle_silu.address(),
+            a.conditions.middle_silu.address(),
             0,
         )?;
         let weights = network.half("t_embedder.2.weight")?;
         network.product(&to_f32(c, c), dpre, weights, dcondition, 0)?;
-        kernels::silu_gradient(gpu, s, dcondition, a.middle.address(), dpre)?;
+        kernels::silu_gradient(gpu, s, dcondition, a.conditions.middle.address(), dpre)?;
         self.linear(
             "t_embedder.0",
             true,
@@ -364,7 +371,7 @@ impl Pass<'_> {
             256,
             c,
             dpre,
-            a.features.address(),
+            a.conditions.features.address(),
             0,
         )
     }

@@ -35,7 +35,7 @@ const ALLOWED: f64 = 2e-2;
 const CLASSES: usize = 7;
 
 /// Two blocks of two heads, side² tokens.
-fn small(side: usize, positions: bool) -> Config {
+pub fn small(side: usize, positions: bool) -> Config {
     let mut config = Config::default();
     config.data.image_size = 4 * side;
     config.tokenizer.ch_mult = vec![1, 1, 1];
@@ -79,16 +79,16 @@ pub fn generator(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> 
 
     let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
     network.load(&params.tensors())?;
-    let mut a = Activations::new(gpu, &network.sizes, true)?;
+    let mut a = Activations::new(gpu, &network.sizes)?;
     let scratch = Scratch::new(gpu, &network.sizes)?;
     let gradients = Buffer::<f32>::zeros(gpu, network.flat.len)?;
     a.noise.write(&noise.flatten_all()?.to_vec1::<f32>()?)?;
     a.sum.write(&sum.flatten_all()?.to_vec1::<f32>()?)?;
-    a.labels.write(&labels)?;
-    a.t.write(&t)?;
+    a.conditions.labels.write(&labels)?;
+    a.conditions.t.write(&t)?;
     a.codes.write(&codes)?;
     network.forward(&a)?;
-    let found: Vec<f32> = a.logits.read()?.iter().map(|x| x.to_f32()).collect();
+    let found: Vec<f32> = a.trunk.logits.read()?.iter().map(|x| x.to_f32()).collect();
     let row = |name: &str, found: &[f32], reference: &Tensor| -> Result<Row> {
         Ok(Row {
             name: format!("generator {side}×{side}: {name}"),
@@ -178,21 +178,18 @@ pub fn quantizer(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         };
         tables.until(gpu, latents.address(), [b, h, w], streams, t.address(), to)?;
         let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-        let differ = |a: &[u32], b: &[u32]| {
-            a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / a.len() as f64
-        };
         let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         let name =
             |what| format!("quantizer, {b} maps {h}×{w} of {d}, {k} codes, {steps} steps: {what}");
         rows.push(Row {
             name: name("noise, share of differing bits"),
-            error: differ(&bits(drawn.read()?), &bits(all(&expected.noise)?)),
+            error: share_that_differs(&bits(drawn.read()?), &bits(all(&expected.noise)?)),
             allowed: 0.0,
         });
         // A code may differ at a tie, and what follows it then differs too.
         rows.push(Row {
             name: name("codes, share that differ"),
-            error: differ(
+            error: share_that_differs(
                 &codes.read()?,
                 &expected.codes.flatten_all()?.to_vec1::<u32>()?,
             ),
@@ -207,8 +204,13 @@ pub fn quantizer(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The share of places where two lists differ.
+pub fn share_that_differs(a: &[u32], b: &[u32]) -> f64 {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / a.len() as f64
+}
+
 /// Every parameter a little away from where it starts, so that nothing is multiplied by zero.
-fn randomize(params: &Params) -> Result<()> {
+pub fn randomize(params: &Params) -> Result<()> {
     for (i, (_, var)) in params.iter().enumerate() {
         let step =
             normal(9, Purpose::Init, &[i as u64], 0, var.dims(), &Device::Cpu)?.squeeze(0)?;

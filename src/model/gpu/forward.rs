@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use half::bf16;
 
-use super::activations::{Activations, Kept};
+use super::activations::{Activations, Conditions, Kept, Trunk};
 use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
@@ -105,7 +105,7 @@ impl Network {
         Ok(self.parameters.at(self.flat.place(name)?))
     }
 
-    pub(super) fn rotation(&self) -> Rotation {
+    pub fn rotation(&self) -> Rotation {
         Rotation {
             cos: self.rotation.0.address(),
             sin: self.rotation.1.address(),
@@ -140,9 +140,7 @@ impl Network {
         &self,
         name: &str,
         bias: bool,
-        rows: usize,
-        input: usize,
-        output: usize,
+        [rows, input, output]: [usize; 3],
         x: u64,
         y: u64,
     ) -> Result<()> {
@@ -156,11 +154,17 @@ impl Network {
     }
 
     /// rows·weightᵀ + bias to f32 rows.
-    fn linear_f32(&self, name: &str, input: usize, output: usize, x: u64, y: u64) -> Result<()> {
+    fn linear_f32(
+        &self,
+        name: &str,
+        [rows, input, output]: [usize; 3],
+        x: u64,
+        y: u64,
+    ) -> Result<()> {
         let product = Product {
             f32_out: true,
             epilogue: Epilogue::Bias,
-            ..Product::forward(self.sizes.batch, input, output)
+            ..Product::forward(rows, input, output)
         };
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         self.product(&product, x, self.half(&weight)?, y, self.full(&bias)?)
@@ -169,20 +173,24 @@ impl Network {
     /// Logits of a batch whose noise, sum, labels and t are in place.
     pub fn forward(&self, a: &Activations) -> Result<()> {
         let (s, gpu) = (&self.sizes, &*self.gpu);
-        self.condition(a)?;
+        self.condition(s, &a.conditions)?;
         kernels::join_inputs(
             gpu,
             s,
             a.noise.address(),
             a.sum.address(),
-            a.joined.address(),
+            a.trunk.joined.address(),
         )?;
+        self.trunk(s, &a.trunk, a.conditions.modulations.address())
+    }
+
+    /// Logits of `s.batch` images from their joined inputs and modulations, an address of f32 [B,(6L+2)C].
+    pub fn trunk(&self, s: &Sizes, a: &Trunk, modulations: u64) -> Result<()> {
+        let gpu = &*self.gpu;
         self.linear(
             "mix",
             true,
-            s.rows(),
-            2 * s.latent,
-            s.mix,
+            [s.rows(), 2 * s.latent, s.mix],
             a.joined.address(),
             a.mixed.address(),
         )?;
@@ -190,16 +198,14 @@ impl Network {
         self.linear(
             "x_embedder",
             true,
-            s.rows(),
-            s.mix,
-            s.width,
+            [s.rows(), s.mix, s.width],
             a.mixed.address(),
             first,
         )?;
         if self.positions {
             kernels::add_position(gpu, s, first, self.half("pos_embed")?)?;
         }
-        let modulation = |block, which| a.modulations.at(self.modulation(block, which));
+        let at = |place: usize| modulations + (place * size_of::<f32>()) as u64;
         let mut before = Residual {
             x: first,
             branch: 0,
@@ -207,19 +213,18 @@ impl Network {
         };
         for i in 0..s.depth {
             let kept = &a.blocks[i % a.blocks.len()];
-            self.block(i, a, kept, before)?;
+            self.block(i, s, a, kept, before, &at)?;
             before = Residual {
                 x: kept.x_mid.address(),
                 branch: kept.h2.address(),
-                gate: modulation(i, Modulation::Gate2),
+                gate: at(self.modulation(i, Modulation::Gate2)),
             };
         }
-        let last = self.last_modulations().map(|at| a.modulations.at(at));
         kernels::adaln_forward(
             gpu,
             s,
             before,
-            last,
+            self.last_modulations().map(at),
             a.x.address(),
             a.y.address(),
             a.rstd.address(),
@@ -227,61 +232,61 @@ impl Network {
         self.linear(
             "head",
             true,
-            s.rows(),
-            s.width,
-            s.codes,
+            [s.rows(), s.width, s.codes],
             a.y.address(),
             a.logits.address(),
         )
     }
 
-    /// Labels and t → condition and all modulations.
-    fn condition(&self, a: &Activations) -> Result<()> {
-        let (s, gpu) = (&self.sizes, &*self.gpu);
-        kernels::time_features(gpu, s, a.t.address(), a.features.address())?;
+    /// Labels and t of `s.batch` images → condition and all modulations.
+    pub fn condition(&self, s: &Sizes, c: &Conditions) -> Result<()> {
+        let gpu = &*self.gpu;
+        kernels::time_features(gpu, s, c.t.address(), c.features.address())?;
         self.linear_f32(
             "t_embedder.0",
-            256,
-            s.width,
-            a.features.address(),
-            a.middle.address(),
+            [s.batch, 256, s.width],
+            c.features.address(),
+            c.middle.address(),
         )?;
-        kernels::silu(gpu, s, a.middle.address(), a.middle_silu.address())?;
+        kernels::silu(gpu, s, c.middle.address(), c.middle_silu.address())?;
         self.linear_f32(
             "t_embedder.2",
-            s.width,
-            s.width,
-            a.middle_silu.address(),
-            a.time.address(),
+            [s.batch, s.width, s.width],
+            c.middle_silu.address(),
+            c.time.address(),
         )?;
         let embedding = self.full("y_embedder.weight")?;
         kernels::condition(
             gpu,
             s,
-            a.time.address(),
+            c.time.address(),
             embedding,
-            a.labels.address(),
-            a.pre.address(),
-            a.condition.address(),
+            c.labels.address(),
+            c.pre.address(),
+            c.condition.address(),
         )?;
         // The weights of all blocks lie side by side: one product for all modulations.
-        let first = if s.depth > 0 {
-            "blocks.0.adaLN_modulation"
-        } else {
-            "adaLN_modulation"
-        };
         self.linear_f32(
-            first,
-            s.width,
-            s.modulations(),
-            a.condition.address(),
-            a.modulations.address(),
+            "blocks.0.adaLN_modulation",
+            [s.batch, s.width, s.modulations()],
+            c.condition.address(),
+            c.modulations.address(),
         )
     }
 
-    fn block(&self, i: usize, a: &Activations, kept: &Kept, before: Residual) -> Result<()> {
-        let (s, gpu, c) = (&self.sizes, &*self.gpu, self.sizes.width);
-        let at = |which| a.modulations.at(self.modulation(i, which));
+    /// `modulation`: address of an element of the first image's modulations.
+    #[allow(clippy::too_many_arguments)] // a block's place, sizes, buffers and inputs
+    fn block(
+        &self,
+        i: usize,
+        s: &Sizes,
+        a: &Trunk,
+        kept: &Kept,
+        before: Residual,
+        modulation: &dyn Fn(usize) -> u64,
+    ) -> Result<()> {
+        let (gpu, c) = (&*self.gpu, s.width);
+        let at = |which| modulation(self.modulation(i, which));
         let name = |part: &str| format!("blocks.{i}.{part}");
 
         let norm = [at(Modulation::Shift1), at(Modulation::Scale1)];
@@ -297,9 +302,7 @@ impl Network {
         self.linear(
             &name("attn.qkv"),
             false,
-            s.rows(),
-            c,
-            3 * c,
+            [s.rows(), c, 3 * c],
             kept.y1.address(),
             kept.qkv.address(),
         )?;
@@ -314,9 +317,7 @@ impl Network {
         self.linear(
             &name("attn.proj"),
             false,
-            s.rows(),
-            c,
-            c,
+            [s.rows(), c, c],
             kept.attention.address(),
             kept.h1.address(),
         )?;
@@ -339,9 +340,7 @@ impl Network {
         self.linear(
             &name("mlp.w12"),
             false,
-            s.rows(),
-            c,
-            2 * s.hidden,
+            [s.rows(), c, 2 * s.hidden],
             kept.y2.address(),
             kept.gate_up.address(),
         )?;
@@ -349,9 +348,7 @@ impl Network {
         self.linear(
             &name("mlp.w3"),
             false,
-            s.rows(),
-            s.hidden,
-            c,
+            [s.rows(), s.hidden, c],
             a.hidden.address(),
             kept.h2.address(),
         )

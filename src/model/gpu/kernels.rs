@@ -117,14 +117,10 @@ impl Sizes {
         self.tokens.div_ceil(ADALN_ROWS)
     }
 
-    fn adaln_launch(&self) -> ((u32, u32, u32), u32, u32) {
+    /// Threads and shared bytes of a block.
+    fn adaln_block(&self) -> (u32, u32) {
         let threads = (self.width as u32 / 8).next_multiple_of(32);
-        let shared = 2 * threads / 32 * 4 * 4; // two buffers of [warps][4 rows] f32
-        (
-            ((self.batch * self.adaln_blocks()) as u32, 1, 1),
-            threads,
-            shared,
-        )
+        (threads, 2 * threads / 32 * 4 * 4) // two buffers of [warps][4 rows] f32
     }
 }
 
@@ -138,10 +134,14 @@ pub fn adaln_forward(
     y: u64,
     rstd: u64,
 ) -> Result<()> {
-    let (grid, threads, shared) = s.adaln_launch();
+    // A row's result does not depend on how many a block takes: few, where that fills the card.
+    let wanted = s.rows() / (2 * gpu.multiprocessors() as usize);
+    let each = (wanted / 4 * 4).clamp(4, ADALN_ROWS);
+    let grid = ((s.batch * s.tokens.div_ceil(each)) as u32, 1, 1);
+    let (threads, shared) = s.adaln_block();
     launch!(gpu, "adaln", "adaln_forward", grid, threads, shared;
         from.x, from.branch, from.gate, shift, scale, sum, y, rstd,
-        s.tokens as i32, s.width as i32, s.modulations() as i32, EPS, ADALN_ROWS as i32)
+        s.tokens as i32, s.width as i32, s.modulations() as i32, EPS, each as i32)
 }
 
 /// What goes into [`adaln_backward`] and comes out of it.
@@ -169,7 +169,8 @@ pub struct AdalnGradient {
 }
 
 pub fn adaln_backward(gpu: &Gpu, s: &Sizes, g: &AdalnGradient) -> Result<()> {
-    let (grid, threads, shared) = s.adaln_launch();
+    let grid = ((s.batch * s.adaln_blocks()) as u32, 1, 1);
+    let (threads, shared) = s.adaln_block();
     let (n, c, stride) = (s.tokens as i32, s.width as i32, s.modulations() as i32);
     launch!(gpu, "adaln", "adaln_backward", grid, threads, shared;
         g.dsum, g.dy, g.x, g.rstd, g.branch, g.gate, g.scale, g.dx, g.dbranch, g.partials,
@@ -202,7 +203,7 @@ pub fn attention_forward(
     if gpu.is_hopper() && s.tokens <= 256 {
         let (kernel, heads_a_block) = match s.tokens {
             ..=64 => ("attention_forward_64", 4),
-            ..=128 => ("attention_forward_128", 2),
+            65..=128 => ("attention_forward_128", 2),
             _ => ("attention_forward_256", 1),
         };
         let grid = (units as u32)
@@ -242,12 +243,12 @@ pub fn attention_backward(
     if gpu.is_hopper() && (129..=256).contains(&s.tokens) {
         let grid = (units as u32).min(gpu.multiprocessors());
         let shared = 5 * 256 * 128 + 6 * 64 * 128 + 1024;
-        return launch!(gpu, "attention_sm90", "attention_backward", (grid, 1, 1), 256, shared;
+        return launch!(gpu, "attention_sm90", "attention_backward", (grid, 1, 1), 512, shared;
             g.qkv, rope.cos, rope.sin, g.out, g.dout, g.lse, g.dqkv, n, heads, units, SCALE);
     }
     let (kernel, warps) = match s.tokens {
         ..=64 => ("attention_backward_2", 2),
-        ..=128 => ("attention_backward_4", 4),
+        65..=128 => ("attention_backward_4", 4),
         _ => ("attention_backward_8", 8),
     };
     let grid = (blocks(s.tokens, 32 * warps), s.heads as u32, s.batch as u32);

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits,
+    CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, result,
 };
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, Result, Shape, Storage, Tensor};
 
 use super::Gpu;
 
@@ -67,6 +68,17 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
             .map_err(candle_core::Error::wrap)
     }
 
+    /// Takes another buffer's elements, of the same number, on the card.
+    pub fn copy_from(&self, from: &Self) -> Result<()> {
+        assert_eq!(self.len(), from.len());
+        let bytes = self.len() * size_of::<T>();
+        // SAFETY: both reach that far, and the work stays in the stream's order.
+        unsafe {
+            result::memcpy_dtod_async(self.pointer, from.pointer, bytes, self.stream.cu_stream())
+        }
+        .map_err(candle_core::Error::wrap)
+    }
+
     /// All elements; waits for the stream.
     pub fn read(&self) -> Result<Vec<T>>
     where
@@ -82,5 +94,25 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
 
     pub fn slice(&self) -> &CudaSlice<T> {
         &self.slice
+    }
+}
+
+impl Buffer<f32> {
+    /// A copy of the elements from `from` on, as a tensor on this device.
+    pub fn tensor(&self, gpu: &Gpu, from: usize, shape: impl Into<Shape>) -> Result<Tensor> {
+        let (shape, device) = (shape.into(), gpu.device());
+        let count = shape.elem_count();
+        // SAFETY: the copy below writes every element.
+        let mut out = unsafe { device.alloc::<f32>(count)? };
+        self.stream
+            .memcpy_dtod(&self.slice.slice(from..from + count), &mut out)
+            .map_err(candle_core::Error::wrap)?;
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(out, device.clone()));
+        Ok(Tensor::from_storage(
+            storage,
+            shape,
+            BackpropOp::none(),
+            false,
+        ))
     }
 }

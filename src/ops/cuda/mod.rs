@@ -41,7 +41,7 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 9] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 10] = fat_binaries![
     "adaln",
     "attention",
     "attention_sm90",
@@ -50,6 +50,7 @@ static FAT_BINARIES: [(&str, &[u8]); 9] = fat_binaries![
     "optimizer",
     "quantize",
     "quantize_sm90",
+    "sample",
     "swiglu",
 ];
 

@@ -1,0 +1,261 @@
+//! Sampling on a GPU by the hand-written kernels in bf16: Algorithm 2 as one captured graph over preallocated buffers.
+//!
+//! All T steps of a batch are one launch from the host. Conditions and modulations of every t are computed once, before the first step;
+//! a step with λ_t = 0 leaves out the unconditional half; noise and uniforms are the CPU's bit for bit, drawn where they are used.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
+use candle_core::{Result, Tensor, bail};
+
+use super::choose::Choice;
+use super::sampler::SampleOptions;
+use crate::config::Config;
+use crate::model::Quantizer;
+use crate::model::gpu::{Conditions, Network, Sizes, Trunk};
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::quantize::cuda::Tables;
+use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
+
+/// A generator's weights on the card, and the graph of the batch size and options that were asked for last.
+pub struct GpuSampler {
+    network: Network,
+    tables: Tables,
+    /// h = w
+    side: usize,
+    plan: Mutex<Option<Plan>>,
+}
+
+/// The buffers of a batch and the work over them.
+struct Plan {
+    batch: usize,
+    options: SampleOptions,
+    /// Images a pass of the transformer: the batch, twice with guidance.
+    rows: usize,
+    /// [T, rows]
+    conditions: Conditions,
+    trunk: Trunk,
+    seed: Buffer<u32>,
+    indices: Buffer<u64>,
+    codes: Buffer<u32>,
+    /// z'_1 .. z'_T f32 [T,B,N,d]
+    sums: Buffer<f32>,
+    damaged: Buffer<u32>,
+    graph: Option<Graph>,
+}
+
+struct Graph(CudaGraph);
+
+// SAFETY: a plan, and so its graph, is used behind a lock, by one thread at a time.
+unsafe impl Send for Graph {}
+
+impl GpuSampler {
+    /// Errors: sizes that the kernels do not serve, by name; a parameter is missing.
+    pub fn new(
+        gpu: Arc<Gpu>,
+        config: &Config,
+        classes: usize,
+        parameters: &BTreeMap<String, Tensor>,
+        quantizer: &Quantizer,
+    ) -> Result<Self> {
+        let tables = Tables::new(&gpu, &quantizer.codebook, &quantizer.schedule)?;
+        let mut network = Network::new(gpu, config, classes, 1)?;
+        network.load(parameters)?;
+        Ok(Self {
+            tables,
+            side: network.sizes.tokens.isqrt(),
+            network,
+            plan: Mutex::default(),
+        })
+    }
+
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.network.gpu
+    }
+
+    /// z'_1 .. z'_T, each [B,h,w,d], of labels [B] and the samples' numbers [B].
+    ///
+    /// Errors: logits that are not finite.
+    pub fn latents(
+        &self,
+        labels: &[u32],
+        seed: u64,
+        indices: &[u64],
+        options: &SampleOptions,
+    ) -> Result<Vec<Tensor>> {
+        let (mut plan, s) = (self.lock(), &self.network.sizes);
+        let plan = self.ready(&mut plan, labels.len(), options)?;
+        self.give(plan, labels, seed, indices)?;
+        plan.launch()?;
+        let damaged = plan.damaged.read()?[0] as usize;
+        if damaged < labels.len() * s.tokens {
+            bail!(
+                "image {}, position {}: no code has a finite logit (are the weights damaged?)",
+                damaged / s.tokens,
+                damaged % s.tokens
+            );
+        }
+        let shape = (labels.len(), self.side, self.side, s.latent);
+        let map = plan.batch * s.tokens * s.latent;
+        (0..s.steps)
+            .map(|t| plan.sums.tensor(self.gpu(), t * map, shape))
+            .collect()
+    }
+
+    /// Launches the last batch's work again, as it is: for timing.
+    pub fn repeat(&self) -> Result<()> {
+        match &*self.lock() {
+            Some(plan) => plan.launch(),
+            None => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Plan>> {
+        self.plan
+            .lock()
+            .expect("no thread panics while it holds this lock")
+    }
+
+    /// The plan for these options and at least `batch` images: the last one where it serves.
+    fn ready<'a>(
+        &self,
+        plan: &'a mut Option<Plan>,
+        batch: usize,
+        options: &SampleOptions,
+    ) -> Result<&'a mut Plan> {
+        let serves = |p: &Plan| p.batch >= batch && p.options == *options;
+        if !plan.as_ref().is_some_and(serves) {
+            *plan = None; // its memory first
+            *plan = Some(self.plan(batch, options)?);
+        }
+        match plan {
+            Some(plan) => Ok(plan),
+            None => bail!("a plan was just made"),
+        }
+    }
+
+    fn plan(&self, batch: usize, options: &SampleOptions) -> Result<Plan> {
+        let (gpu, s) = (self.gpu(), &self.network.sizes);
+        let guided = (1..=s.steps).any(|t| options.guided(t, s.steps));
+        let rows = if guided { 2 * batch } else { batch };
+        let sized = |batch| Sizes { batch, ..*s };
+        let positions = batch * s.tokens;
+        let mut plan = Plan {
+            batch,
+            options: *options,
+            rows,
+            conditions: Conditions::new(gpu, &sized(s.steps * rows))?,
+            trunk: Trunk::new(gpu, &sized(rows), 1)?,
+            seed: Buffer::zeros(gpu, 2)?,
+            indices: Buffer::zeros(gpu, batch)?,
+            codes: Buffer::zeros(gpu, positions)?,
+            sums: Buffer::zeros(gpu, s.steps * positions * s.latent)?,
+            damaged: Buffer::zeros(gpu, 1)?,
+            graph: None,
+        };
+        let t: Vec<u32> = (1..=s.steps as u32)
+            .flat_map(|t| std::iter::repeat_n(t, rows))
+            .collect();
+        plan.conditions.t.write(&t)?;
+        // Once as it is: kernels are loaded and algorithms chosen outside the capture.
+        self.launch_all(&plan)?;
+        gpu.synchronize()?;
+        let stream = gpu.stream();
+        stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(candle_core::Error::wrap)?;
+        let launched = self.launch_all(&plan);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        launched?;
+        plan.graph = graph.map_err(candle_core::Error::wrap)?.map(Graph);
+        Ok(plan)
+    }
+
+    /// What a run reads; images beyond the labels repeat the first.
+    fn give(&self, plan: &mut Plan, labels: &[u32], seed: u64, indices: &[u64]) -> Result<()> {
+        let s = &self.network.sizes;
+        let mut given = labels.to_vec();
+        given.resize(plan.batch, labels[0]);
+        given.resize(plan.rows, s.classes as u32); // the unconditional half
+        plan.conditions.labels.write(&given.repeat(s.steps))?;
+        plan.seed.write(&[seed as u32, (seed >> 32) as u32])?;
+        plan.indices.write(indices)?;
+        plan.damaged.write(&[u32::MAX])
+    }
+
+    fn launch_all(&self, plan: &Plan) -> Result<()> {
+        let (gpu, s) = (self.gpu(), &self.network.sizes);
+        let sized = |batch| Sizes { batch, ..*s };
+        self.network
+            .condition(&sized(s.steps * plan.rows), &plan.conditions)?;
+        let map = [plan.batch, self.side, self.side, s.latent];
+        let streams = Streams {
+            seed: plan.seed.address(),
+            indices: plan.indices.address(),
+        };
+        // z'_t, none for t = 0
+        let sum = |t: usize| match t {
+            0 => 0,
+            t => plan.sums.at((t - 1) * map.iter().product::<usize>()),
+        };
+        let codes = plan.codes.address();
+        for t in 1..=s.steps {
+            let Choice {
+                lambda,
+                tau,
+                top_k,
+                top_p,
+            } = plan.options.choice(t, s.steps);
+            let copies = if lambda == 0.0 { 1 } else { 2 };
+            let at = Advance {
+                codes: if t == 1 { 0 } else { codes },
+                before: sum(t.saturating_sub(2)),
+                after: sum(t - 1),
+                rows: plan.trunk.joined.address(),
+                copies,
+                t,
+            };
+            advance(gpu, map, self.tables.lookup(), streams, &at)?;
+            let modulations = (t - 1) * plan.rows * s.modulations();
+            self.network.trunk(
+                &sized(copies * plan.batch),
+                &plan.trunk,
+                plan.conditions.modulations.at(modulations),
+            )?;
+            let cuts = Cuts {
+                lambda,
+                tau,
+                top_k,
+                top_p,
+                gumbel: plan.options.gumbel,
+                t,
+            };
+            let sizes = [plan.batch, s.tokens, s.codes];
+            let (logits, damaged) = (plan.trunk.logits.address(), plan.damaged.address());
+            choose(gpu, sizes, logits, streams, codes, damaged, &cuts)?;
+        }
+        let at = Advance {
+            codes,
+            before: sum(s.steps - 1),
+            after: sum(s.steps),
+            rows: 0,
+            copies: 0,
+            t: s.steps + 1,
+        };
+        advance(gpu, map, self.tables.lookup(), streams, &at)
+    }
+}
+
+impl Plan {
+    fn launch(&self) -> Result<()> {
+        match &self.graph {
+            Some(graph) => graph.0.launch().map_err(candle_core::Error::wrap),
+            None => bail!("sampling: the driver captured no work"),
+        }
+    }
+}
