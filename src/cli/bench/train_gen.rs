@@ -1,18 +1,17 @@
-//! `rdpm bench`: how fast the generator trains on this machine, with the work's FLOP.
+//! `rdpm bench train-gen`: the generator's training step.
 
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::Context;
+use super::{CLASSES, config, flop, generator, spread};
+use crate::cli::{Context, print};
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::generator::{Generator, swiglu_width};
 use crate::rng::{Purpose, normal};
-use crate::store::{Params, Scope};
 
-/// Time the generator's training step with random weights and latents
+/// Time the generator's training step (also without a name)
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Blocks of the generator; its width is 64 times that
@@ -33,7 +32,6 @@ pub struct Args {
 }
 
 const WARM_UP: u32 = 5;
-const CLASSES: usize = 1000;
 
 /// Milliseconds a step, its loss a token at the end, and where it ran.
 struct Timing {
@@ -43,69 +41,30 @@ struct Timing {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let config = config(args);
+    let config = config(args.depth, args.side);
     let device = context.device()?;
     let timing = match &device {
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => on_gpu(args, &config, cuda)?,
         _ => on_cpu(args, &config, context)?,
     };
-    let mut sorted = timing.milliseconds.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median = sorted[sorted.len() / 2];
+    let [median, least, most] = spread(&timing.milliseconds);
     let images = f64::from(args.batch_size) / median * 1e3;
-    let teraflops = 3.0 * flop(&config, args) * f64::from(args.batch_size) / median / 1e9;
-    let (tokens, least, most) = (
-        u32::from(args.side).pow(2),
-        sorted[0],
-        sorted[sorted.len() - 1],
-    );
+    let teraflops = 3.0 * flop(&config) * f64::from(args.batch_size) / median / 1e9;
+    let tokens = u32::from(args.side).pow(2);
     if args.json {
         let line = json!({
             "work": "train-gen step", "depth": args.depth, "batch_size": args.batch_size, "tokens": tokens,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
             "teraflop_per_second": teraflops, "loss": timing.loss, "device": timing.device,
         });
-        return super::print(&format!("{line}\n"));
+        return print(&format!("{line}\n"));
     }
-    super::print(&format!(
+    print(&format!(
         "train-gen step, depth {}, {} images of {tokens} tokens, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
          {images:.0} images/s, {teraflops:.1} TFLOP/s\n",
         args.depth, args.batch_size, timing.device
     ))
-}
-
-fn config(args: &Args) -> Config {
-    let mut config = Config::default();
-    let halvings = config.tokenizer.ch_mult.len() as u32 - 1;
-    config.data.image_size = usize::from(args.side) << halvings;
-    config.generator.depth = args.depth.into();
-    config
-}
-
-/// FLOP of a forward pass an image, a multiply-add counted as two; a training step takes three times that.
-fn flop(config: &Config, args: &Args) -> f64 {
-    let c = config.generator.width() as f64;
-    let (n, f) = (
-        f64::from(args.side).powi(2),
-        swiglu_width(c as usize) as f64,
-    );
-    let block = 2.0 * n * (4.0 * c * c + 3.0 * c * f) + 4.0 * n * n * c + 12.0 * c * c;
-    config.generator.depth as f64 * block + 2.0 * n * c * config.quantizer.codebook_size as f64
-}
-
-/// A generator whose zeros are small random numbers: a product with zeros can be faster than with anything else.
-fn generator(config: &Config) -> Result<(Generator, Params)> {
-    let scope = Scope::init(1, &Device::Cpu);
-    let generator = Generator::new(config, CLASSES, &scope)?;
-    let params = scope.finish();
-    for (i, (_, var)) in params.iter().enumerate() {
-        if var.as_tensor().abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
-            let values = normal(2, Purpose::Init, &[i as u64], 0, var.dims(), &Device::Cpu)?;
-            var.set(&(values.squeeze(0)? * 0.02)?)?;
-        }
-    }
-    Ok((generator, params))
 }
 
 /// t, labels and running numbers of a step, without chance.

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The README's GPU table on this machine: rdpm and PyTorch in one go on one card. Needs an rdpm built with --features cuda
+# (RDPM, default target/release/rdpm) and a Python with PyTorch for CUDA (PYTHON, default python3).
+#   scripts/bench_gpu.sh [quant] [sample] [gen] [DEPTH…]      default: all
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+rdpm=${RDPM:-$here/../target/release/rdpm}
+python=${PYTHON:-python3}
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+
+words=() depths=()
+for word in "$@"; do
+  case $word in
+    quant | sample | gen) words+=("$word") ;;
+    [0-9]*) depths+=("$word") ;;
+    *) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  esac
+done
+[ ${#words[@]} -gt 0 ] || words=(quant sample gen)
+
+for word in "${words[@]}"; do
+  case $word in
+    quant) "$rdpm" bench ops --batch-size 128 --only quantize --json ;;
+    sample) for batch in 64 1; do "$rdpm" bench sample --batch-size $batch --json; done ;;
+    gen)
+      for size in "12 256 16" "12 512 8" "16 256 16" "20 256 16"; do
+        set -- $size
+        [ ${#depths[@]} -eq 0 ] || [[ " ${depths[*]} " == *" $1 "* ]] || continue
+        "$rdpm" bench train-gen --depth "$1" --batch-size "$2" --side "$3" --json
+      done
+      ;;
+  esac
+done | sed 's/^/rdpm /' | tee "$lines" >&2
+"$python" "$here/bench_torch.py" "${words[@]}" "${depths[@]}" | grep '^{' | sed 's/^/torch /' | tee -a "$lines" >&2
+
+"$python" - "$lines" <<'END'
+import json, sys
+found, card = {}, ""
+for line in open(sys.argv[1]):
+    side, text = line.split(" ", 1)
+    x = json.loads(text)
+    card = x.get("device", card)
+    work = x.get("work", "")
+    if side == "rdpm" and work.startswith("quantize,"):
+        x.update(work="quantize", batch_size=128, tokens=256)
+    key = tuple(x.get(k) for k in ("work", "depth", "batch_size", "tokens"))
+    if "ms" in x and None not in (key[0], key[2]):
+        found.setdefault(key, {})[side] = x["ms"]
+print(f"\n{card}\n\n| work | rdpm | PyTorch | ratio |\n|---|---|---|---|")
+for (work, depth, batch, tokens), ms in found.items():
+    if "rdpm" not in ms:
+        continue
+    name = f"{work}{f', depth {depth}' if depth else ''}, {batch} images of {tokens} tokens"
+    other = f"{ms['torch']:.2f} ms" if "torch" in ms else "out of memory"
+    ratio = f"{ms['torch'] / ms['rdpm']:.2f}" if "torch" in ms else ""
+    print(f"| {name} | {ms['rdpm']:.2f} ms | {other} | {ratio} |")
+END

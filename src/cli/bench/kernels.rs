@@ -1,0 +1,442 @@
+//! The GPU's kernels one by one, over the buffers of a one-block generator after a real forward and backward pass.
+
+use std::sync::Arc;
+
+use candle_core::{CudaDevice, Device};
+use serde_json::json;
+
+use super::clock::{Ceilings, random_bf16, times};
+use super::ops::Args;
+use super::{CLASSES, config, generator, spread};
+use crate::cli::print;
+use crate::error::Result;
+use crate::model::Quantizer;
+use crate::model::gpu::kernels::{
+    self, AdalnGradient, Adam, AttentionGradient, CONTROL, Residual, Trained,
+};
+use crate::model::gpu::{Activations, Network, Scratch};
+use crate::ops::cuda::{Buffer, Gpu, Product};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
+use crate::rng::{Purpose, Stream};
+use crate::store::Scope;
+
+/// A kernel's work and how to launch it.
+struct Case<'a> {
+    name: String,
+    flop: f64,
+    bytes: f64,
+    launch: Box<dyn Fn() -> candle_core::Result<()> + 'a>,
+}
+
+pub fn run(args: &Args, cuda: &CudaDevice) -> Result<()> {
+    let gpu = Arc::new(Gpu::new(cuda)?);
+    let ceilings = Ceilings::measure(&gpu)?;
+    let (teraflops, terabytes) = (ceilings.flop / 1e12, ceilings.bytes / 1e12);
+    let device = gpu.description()?;
+    if args.json {
+        let line = json!({"work": "ceilings", "teraflop_per_second": teraflops, "terabyte_per_second": terabytes, "device": device});
+        print(&format!("{line}\n"))?;
+    } else {
+        print(&format!(
+            "{device}; ceilings: bf16 product {teraflops:.0} TFLOP/s, copy {terabytes:.2} TB/s\n\
+             {:<34} {:>9} {:>9} {:>8} {:>9} {:>6}\n",
+            "kernel", "ms", "TFLOP/s", "TB/s", "floor ms", "share"
+        ))?;
+    }
+    let bench = Bench::new(args, gpu)?;
+    for case in bench
+        .cases()?
+        .into_iter()
+        .filter(|c| c.name.contains(&args.only))
+    {
+        let [ms, least, most] = spread(&times(&bench.gpu, args.repeats as usize, &case.launch)?);
+        let floor = ceilings.floor(case.flop, case.bytes);
+        print(&if args.json {
+            let line = json!({
+                "work": case.name, "ms": ms, "ms_least": least, "ms_most": most, "flop": case.flop, "bytes": case.bytes,
+                "ms_floor": floor, "share_of_ceiling": floor / ms,
+            });
+            format!("{line}\n")
+        } else {
+            format!(
+                "{:<34} {ms:>9.4} {:>9.1} {:>8.2} {floor:>9.4} {:>5.0}%\n",
+                case.name,
+                case.flop / ms / 1e9,
+                case.bytes / ms / 1e9,
+                100.0 * floor / ms
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Everything the kernels work on.
+struct Bench {
+    gpu: Arc<Gpu>,
+    network: Network,
+    a: Activations,
+    scratch: Scratch,
+    tables: Tables,
+    side: usize,
+    gradients: Buffer<f32>,
+    moments: [Buffer<f32>; 3],
+    control: Buffer<f32>,
+    partials: Buffer<f32>,
+    indices: Buffer<u64>,
+    seed: Buffer<u32>,
+    latents: Buffer<f32>,
+    codes: Buffer<u32>,
+    sums: Buffer<f32>,
+    wide: Buffer<half::bf16>,
+}
+
+impl Bench {
+    fn new(args: &Args, gpu: Arc<Gpu>) -> Result<Self> {
+        let mut config = config(args.depth, args.side);
+        // One block as wide as the asked-for depth's.
+        config.generator.width = Some(64 * usize::from(args.depth));
+        config.generator.heads = Some(args.depth.into());
+        config.generator.depth = 1;
+        let batch = args.batch_size as usize;
+        let (_, params) = generator(&config)?;
+        let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
+        network.load(&params.tensors())?;
+        let d = config.tokenizer.embed_dim;
+        let scope = Scope::init(2, &Device::Cpu);
+        let quantizer = Quantizer::new(&config.quantizer, &config.schedule, d, &scope)?;
+        let tables = Tables::new(&gpu, &quantizer.codebook, &quantizer.schedule)?;
+        let s = network.sizes;
+        let mut a = Activations::new(&gpu, &s)?;
+        let mut values = vec![0f32; s.rows() * d];
+        Stream::new(3, Purpose::Noise, 0, 1).fill_normal(&mut values);
+        a.noise.write(&values)?;
+        a.sum.write(&values)?;
+        let latents = Buffer::from_host(&gpu, &values)?;
+        let count = |i: usize, n: usize| (i.wrapping_mul(2_654_435_761) % n) as u32;
+        let map = |len: usize, n: usize| (0..len).map(|i| count(i, n)).collect::<Vec<u32>>();
+        a.codes.write(&map(s.rows(), s.codes))?;
+        a.conditions.labels.write(&map(batch, CLASSES))?;
+        let t: Vec<u32> = (0..batch).map(|i| 1 + (i % s.steps) as u32).collect();
+        a.conditions.t.write(&t)?;
+        let scratch = Scratch::new(&gpu, &s)?;
+        let zeros = || Buffer::<f32>::zeros(&gpu, network.flat.len);
+        let gradients = zeros()?;
+        network.forward(&a)?;
+        network.backward(&a, &scratch, &gradients, 1.0, false)?;
+        let mut control = vec![0f32; CONTROL];
+        (control[0], control[1], control[2]) = (1e-4, 1.0, 0.9999);
+        Ok(Self {
+            moments: [zeros()?, zeros()?, zeros()?],
+            control: Buffer::from_host(&gpu, &control)?,
+            partials: Buffer::zeros(&gpu, 1024)?,
+            indices: Buffer::from_host(&gpu, &(0..batch as u64).collect::<Vec<_>>())?,
+            seed: Buffer::from_host(&gpu, &[7, 0])?,
+            codes: Buffer::zeros(&gpu, s.steps * s.rows())?,
+            sums: Buffer::zeros(&gpu, s.rows() * d)?,
+            wide: random_bf16(
+                &gpu,
+                s.rows() * (2 * s.hidden).max(3 * s.width).max(s.codes),
+            )?,
+            side: args.side.into(),
+            gpu,
+            network,
+            a,
+            scratch,
+            tables,
+            gradients,
+            latents,
+        })
+    }
+
+    fn cases(&self) -> Result<Vec<Case<'_>>> {
+        let mut cases = self.quantizer_and_sampling();
+        cases.extend(self.elementwise());
+        cases.extend(self.attention());
+        cases.extend(self.products());
+        Ok(cases)
+    }
+
+    fn quantizer_and_sampling(&self) -> Vec<Case<'_>> {
+        let (gpu, s, a) = (&*self.gpu, &self.network.sizes, &self.a);
+        let map = [s.batch, self.side, self.side];
+        let (rows, d, k) = (s.rows() as f64, s.latent as f64, s.codes as f64);
+        let noise = NoiseAt::Drawn {
+            seed: 7,
+            indices: self.indices.address(),
+        };
+        let streams = Streams {
+            seed: self.seed.address(),
+            indices: self.indices.address(),
+        };
+        let search = 2.0 * rows * k * d;
+        let to = ExamplesAt {
+            noise: a.noise.address(),
+            sum: self.sums.address(),
+            codes: self.codes.address(),
+        };
+        let latents = self.latents.address();
+        let cuts = move |lambda, top_k, top_p| Cuts {
+            lambda,
+            tau: 1.0,
+            top_k,
+            top_p,
+            gumbel: true,
+            t: 5,
+        };
+        // Half the rows stand for the unconditional ones.
+        let half = [s.batch / 2, s.tokens, s.codes];
+        let choose = move |cuts: Cuts| {
+            let (logits, codes) = (self.wide.address(), self.codes.address());
+            choose(
+                gpu,
+                half,
+                logits,
+                streams,
+                codes,
+                self.partials.address(),
+                &cuts,
+            )
+        };
+        let at = Advance {
+            codes: self.codes.address(),
+            before: self.latents.address(),
+            after: self.sums.address(),
+            rows: a.trunk.joined.address(),
+            copies: 1,
+            t: 5,
+        };
+        let chosen = half[0] as f64 * s.tokens as f64 * k * 4.0;
+        vec![
+            case(
+                format!("quantize, {} steps", s.steps),
+                s.steps as f64 * search,
+                rows * (d * 4.0 + s.steps as f64 * 4.0),
+                move || {
+                    let to = QuantizedAt {
+                        codes: self.codes.address(),
+                        ..QuantizedAt::default()
+                    };
+                    self.tables.all(gpu, latents, map, noise, to)
+                },
+            ),
+            case(
+                "quantize until t",
+                (s.steps + 1) as f64 / 2.0 * search,
+                rows * d * 12.0,
+                move || {
+                    self.tables
+                        .until(gpu, latents, map, noise, a.conditions.t.address(), to)
+                },
+            ),
+            case("sample: choose, guided", 0.0, chosen, move || {
+                choose(cuts(2.0, None, None))
+            }),
+            case("sample: choose, top-k and top-p", 0.0, chosen, move || {
+                choose(cuts(2.0, Some(600), Some(0.95)))
+            }),
+            case("sample: advance", 0.0, rows * d * 12.0, move || {
+                advance(
+                    gpu,
+                    [s.batch, self.side, self.side, s.latent],
+                    self.tables.lookup(),
+                    streams,
+                    &at,
+                )
+            }),
+        ]
+    }
+
+    fn elementwise(&self) -> Vec<Case<'_>> {
+        let (gpu, s, a) = (&*self.gpu, &self.network.sizes, &self.a);
+        let kept = &a.trunk.blocks[0];
+        let (rows, c, f) = (s.rows() as f64, s.width as f64, s.hidden as f64);
+        let at = |i: usize| a.conditions.modulations.at(i * s.width);
+        let (scratch, n) = (&self.scratch, &self.network);
+        let from = Residual {
+            x: kept.x.address(),
+            branch: kept.h1.address(),
+            gate: at(2),
+        };
+        let gradient = AdalnGradient {
+            dsum: scratch.dx[0].address(),
+            dy: scratch.dy.address(),
+            x: kept.x_mid.address(),
+            rstd: kept.rstd2.address(),
+            scale: at(4),
+            branch: kept.h1.address(),
+            gate: at(2),
+            dx: scratch.dx[1].address(),
+            dbranch: scratch.dbranch.address(),
+            partials: scratch.partials.address(),
+            dshift: scratch.dmodulations.at(3 * s.width),
+            dscale: scratch.dmodulations.at(4 * s.width),
+            dgate: scratch.dmodulations.at(2 * s.width),
+        };
+        let trained = Trained {
+            gradients: self.gradients.address(),
+            parameters: n.parameters.address(),
+            first: self.moments[0].address(),
+            second: self.moments[1].address(),
+            average: self.moments[2].address(),
+            half: n.half.address(),
+        };
+        let adam = Adam {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.03,
+        };
+        let (x, h) = (kept.gate_up.address(), a.trunk.hidden.address());
+        vec![
+            case("adaln forward", 0.0, rows * c * 8.0, move || {
+                kernels::adaln_forward(
+                    gpu,
+                    s,
+                    from,
+                    [at(3), at(4)],
+                    kept.x_mid.address(),
+                    kept.y2.address(),
+                    kept.rstd2.address(),
+                )
+            }),
+            case("adaln backward", 0.0, rows * c * 12.0, move || {
+                kernels::adaln_backward(gpu, s, &gradient)
+            }),
+            case("swiglu forward", 0.0, rows * f * 6.0, move || {
+                kernels::swiglu_forward(gpu, s, x, h)
+            }),
+            case("swiglu backward", 0.0, rows * f * 12.0, move || {
+                kernels::swiglu_backward(
+                    gpu,
+                    s,
+                    x,
+                    scratch.dhidden.address(),
+                    scratch.dgate_up.address(),
+                    h,
+                )
+            }),
+            case(
+                "cross-entropy with gradient",
+                0.0,
+                rows * s.codes as f64 * 4.0,
+                move || {
+                    kernels::cross_entropy(
+                        gpu,
+                        s,
+                        a.trunk.logits.address(),
+                        a.codes.address(),
+                        a.loss.address(),
+                        a.hits.address(),
+                        1e-3,
+                    )
+                },
+            ),
+            case(
+                format!("optimizer, {:.1} M", n.flat.len as f64 / 1e6),
+                0.0,
+                n.flat.len as f64 * 42.0,
+                move || {
+                    kernels::adamw(
+                        gpu,
+                        &trained,
+                        &adam,
+                        [n.flat.decayed, n.flat.len],
+                        self.partials.address(),
+                        self.control.address(),
+                    )
+                },
+            ),
+        ]
+    }
+
+    fn attention(&self) -> Vec<Case<'_>> {
+        let (gpu, s) = (&*self.gpu, &self.network.sizes);
+        let kept = &self.a.trunk.blocks[0];
+        let (rows, c) = (s.rows() as f64, s.width as f64);
+        let flop = 4.0 * rows * s.tokens as f64 * c;
+        let rope = self.network.rotation();
+        let gradient = AttentionGradient {
+            qkv: kept.qkv.address(),
+            out: kept.attention.address(),
+            dout: self.scratch.dattention.address(),
+            lse: kept.lse.address(),
+            dqkv: self.scratch.dqkv.address(),
+            parts: self.scratch.attention_parts.address(),
+        };
+        vec![
+            case("attention forward", flop, rows * c * 8.0, move || {
+                kernels::attention_forward(
+                    gpu,
+                    s,
+                    rope,
+                    kept.qkv.address(),
+                    kept.attention.address(),
+                    kept.lse.address(),
+                )
+            }),
+            case(
+                "attention backward",
+                2.5 * flop,
+                rows * c * 16.0,
+                move || kernels::attention_backward(gpu, s, rope, &gradient),
+            ),
+        ]
+    }
+
+    /// The products of a block and the head, forward, for their input's and for their weight's gradient.
+    fn products(&self) -> Vec<Case<'_>> {
+        let s = &self.network.sizes;
+        let (rows, c) = (s.rows(), s.width);
+        let mut cases = Vec::new();
+        for (name, input, output) in [
+            ("qkv", c, 3 * c),
+            ("proj", c, c),
+            ("w12", c, 2 * s.hidden),
+            ("w3", s.hidden, c),
+            ("head", c, s.codes),
+        ] {
+            let kinds = [
+                ("forward", Product::forward(rows, input, output)),
+                ("dX", Product::input_gradient(rows, input, output)),
+                ("dW", Product::weight_gradient(rows, input, output)),
+            ];
+            for (kind, product) in kinds {
+                let (m, n, k) = (product.m as f64, product.n as f64, product.k as f64);
+                let out = if product.f32_out { 4.0 } else { 2.0 };
+                let bytes = 2.0 * (m * k + k * n) + out * m * n;
+                cases.push(case(
+                    format!("product {name} {kind}"),
+                    product.flop(),
+                    bytes,
+                    move || {
+                        let (a, to) = (self.wide.address(), self.a.trunk.logits.address());
+                        let to = if product.f32_out {
+                            self.gradients.address()
+                        } else {
+                            to
+                        };
+                        let b = self.wide.address();
+                        // SAFETY: `wide` and the logits hold rows of the widest product; the gradients hold every weight.
+                        unsafe { self.gpu.matmul().run(&product, a, b, to, 0) }
+                    },
+                ));
+            }
+        }
+        cases
+    }
+}
+
+fn case<'a>(
+    name: impl Into<String>,
+    flop: f64,
+    bytes: f64,
+    launch: impl Fn() -> candle_core::Result<()> + 'a,
+) -> Case<'a> {
+    Case {
+        name: name.into(),
+        flop,
+        bytes,
+        launch: Box::new(launch),
+    }
+}
