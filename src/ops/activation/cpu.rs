@@ -28,8 +28,7 @@ impl CustomOp1 for LeakyRelu {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slices::of(x, layout)?;
         let slope = self.slope;
-        let mut y = vec![0f32; x.len()];
-        blocks::fill(&mut y, ROW, |row, y| {
+        let y = blocks::filled(x.len(), ROW, |row, y| {
             let x = &x[row * ROW..][..y.len()];
             simd::vectorized(
                 #[inline(always)]
@@ -42,16 +41,14 @@ impl CustomOp1 for LeakyRelu {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let slope = self.slope;
         let dx = slices::read([x, grad], |[x, grad]| {
-            let mut dx = vec![0f32; x.len()];
-            blocks::fill(&mut dx, ROW, |row, dx| {
+            blocks::filled(x.len(), ROW, |row, dx| {
                 let range = row * ROW..row * ROW + dx.len();
                 let (x, grad) = (&x[range.clone()], &grad[range]);
                 simd::vectorized(
                     #[inline(always)]
                     || select(dx, x, grad, slope),
                 )
-            });
-            dx
+            })
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }

@@ -1,7 +1,6 @@
 //! The CPU's side: a line of windows at a time forward, a map at a time backward (windows may overlap).
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
 
 use crate::ops::window::Window;
@@ -130,8 +129,7 @@ impl CustomOp1 for Pool {
         let (b, h, w, c) = layout.shape().dims4()?;
         let (lines, columns) = self.window.output;
         let x = slices::of(x, layout)?;
-        let mut y = vec![0f32; b * lines * columns * c];
-        blocks::fill(&mut y, columns * c, |first, block| {
+        let y = blocks::filled(b * lines * columns * c, columns * c, |first, block| {
             simd::vectorized(
                 #[inline(always)]
                 || {
@@ -152,17 +150,15 @@ impl CustomOp1 for Pool {
         let (_, h, w, c) = x.dims4()?;
         let (lines, columns) = self.window.output;
         let dx = slices::read([x, grad], |[x, grad]| {
-            let mut dx = vec![0f32; x.len()];
-            dx.par_chunks_mut(h * w * c)
-                .zip(x.par_chunks(h * w * c))
-                .zip(grad.par_chunks(lines * columns * c))
-                .for_each(|((dx, x), grad)| {
-                    simd::vectorized(
-                        #[inline(always)]
-                        || self.map_grad(x, grad, dx, c),
-                    )
-                });
-            dx
+            let (map, pooled) = (h * w * c, lines * columns * c);
+            let of_map = |b: usize, dx: &mut [f32]| {
+                let (x, grad) = (&x[b * map..][..map], &grad[b * pooled..][..pooled]);
+                simd::vectorized(
+                    #[inline(always)]
+                    || self.map_grad(x, grad, dx, c),
+                )
+            };
+            blocks::images(x.len(), map, of_map).0
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }

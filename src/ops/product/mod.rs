@@ -13,6 +13,7 @@ mod times;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 pub(super) use matrix::{Matrix, multiply};
@@ -77,6 +78,17 @@ impl Rows for Plain<'_> {
             (self.depth, 1),
         )
     }
+}
+
+/// Lends `f` this thread's buffer for gathered rows: a new one would be taken from the system and zeroed at every call.
+fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+    thread_local! {
+        static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.take();
+    let result = f(&mut buffer);
+    BUFFER.set(buffer);
+    result
 }
 
 /// 0..total in equal ranges of at most `longest`.

@@ -5,7 +5,8 @@
 use rayon::prelude::*;
 
 use super::matrix::multiply;
-use super::{BLOCK, DEPTH, Matrix, Rows, ranges};
+use super::{BLOCK, DEPTH, Matrix, Rows, ranges, with_buffer};
+use crate::ops::blocks;
 
 /// Tasks to spread over the threads: enough for an even load on a desktop's cores.
 const TASKS: usize = 32;
@@ -34,39 +35,40 @@ pub(in crate::ops) fn outer(
     let length = count.div_ceil(chunks).next_multiple_of(BLOCK);
     let chunks = count.div_ceil(length);
 
-    let mut products = vec![0f32; chunks * outputs * depth];
-    let mut sums = vec![0f32; chunks * outputs];
-    products
-        .par_chunks_mut(outputs * depth)
-        .zip(sums.par_chunks_mut(outputs))
-        .enumerate()
-        .flat_map(|(chunk, (products, sums))| {
-            let groups = products.par_chunks_mut(GROUP * depth);
-            let groups = groups.zip(sums.par_chunks_mut(GROUP)).enumerate();
-            groups.map(move |(group, parts)| (chunk * length, group * GROUP, parts))
-        })
-        .for_each_init(Vec::new, |buffer, (first, from, (product, sums))| {
-            let last = count.min(first + length);
-            for start in (first..last).step_by(BLOCK) {
-                let block = start..last.min(start + BLOCK);
-                let grad = &grad[block.start * outputs + from..];
-                for row in grad.chunks(outputs).take(block.len()) {
-                    for (sum, &g) in sums.iter_mut().zip(row) {
-                        *sum += g;
-                    }
-                }
-                let size = (sums.len(), block.len());
-                let grad = Matrix::strided(grad, size, (1, outputs));
-                for terms in ranges(depth, DEPTH) {
-                    let out = &mut product[terms.start..];
-                    let x = rows.block(block.clone(), terms, buffer);
-                    multiply(out, depth, grad, x, start > first);
+    let of_group = |buffer: &mut Vec<f32>, first: usize, from: usize, product: &mut [f32]| {
+        let last = count.min(first + length);
+        let mut sums = vec![0f32; product.len() / depth];
+        for start in (first..last).step_by(BLOCK) {
+            let block = start..last.min(start + BLOCK);
+            let grad = &grad[block.start * outputs + from..];
+            for row in grad.chunks(outputs).take(block.len()) {
+                for (sum, &g) in sums.iter_mut().zip(row) {
+                    *sum += g;
                 }
             }
-        });
+            let size = (sums.len(), block.len());
+            let grad = Matrix::strided(grad, size, (1, outputs));
+            for terms in ranges(depth, DEPTH) {
+                let out = &mut product[terms.start..];
+                let x = rows.block(block.clone(), terms, buffer);
+                multiply(out, depth, grad, x, start > first);
+            }
+        }
+        sums
+    };
+    let size = outputs * depth;
+    let (products, sums) = blocks::images(chunks * size, size, |chunk, products| {
+        let groups = products.par_chunks_mut(GROUP * depth).enumerate();
+        let sums: Vec<_> = groups
+            .map(|(group, product)| {
+                with_buffer(|buffer| of_group(buffer, chunk * length, group * GROUP, product))
+            })
+            .collect();
+        sums.concat()
+    });
     (
-        sum_in_order(products, outputs * depth),
-        sum_in_order(sums, outputs),
+        sum_in_order(products, size),
+        sum_in_order(sums.concat(), outputs),
     )
 }
 

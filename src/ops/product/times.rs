@@ -5,7 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::matrix::multiply;
-use super::{BLOCK, DEPTH, Matrix, Rows, ranges};
+use super::{BLOCK, DEPTH, Matrix, Rows, ranges, with_buffer};
+use crate::ops::blocks;
 
 /// Outputs a task at least, where few rows are spread over the threads by their outputs.
 const GROUP: usize = 64;
@@ -46,13 +47,10 @@ pub(in crate::ops) fn times_then(
         then(&mut y);
         return y;
     }
-    let mut y = vec![0f32; rows.count() * outputs];
-    y.par_chunks_mut(BLOCK * outputs)
-        .enumerate()
-        .for_each_init(Vec::new, |buffer, (i, y)| {
-            product.block(buffer, i * BLOCK, y);
-            then(y);
-        });
+    let (y, _) = blocks::images(rows.count() * outputs, BLOCK * outputs, |i, y| {
+        with_buffer(|buffer| product.block(buffer, i * BLOCK, y));
+        then(y);
+    });
     y
 }
 

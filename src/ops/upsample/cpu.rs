@@ -15,8 +15,7 @@ impl CustomOp1 for Upsample {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (b, h, w, c) = layout.shape().dims4()?;
         let x = slices::of(x, layout)?;
-        let mut y = vec![0f32; 4 * x.len()];
-        blocks::fill(&mut y, 4 * w * c, |first, block| {
+        let y = blocks::filled(4 * x.len(), 4 * w * c, |first, block| {
             let lines = x[first * w * c..].chunks_exact(w * c);
             for (pair, line) in block.chunks_exact_mut(4 * w * c).zip(lines) {
                 let (upper, lower) = pair.split_at_mut(2 * w * c);
@@ -33,8 +32,7 @@ impl CustomOp1 for Upsample {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (_, _, w, c) = x.dims4()?;
         let dx = slices::read([grad], |[grad]| {
-            let mut dx = vec![0f32; grad.len() / 4];
-            blocks::fill(&mut dx, w * c, |first, block| {
+            blocks::filled(grad.len() / 4, w * c, |first, block| {
                 let pairs = grad[first * 4 * w * c..].chunks_exact(4 * w * c);
                 simd::vectorized(
                     #[inline(always)]
@@ -53,8 +51,7 @@ impl CustomOp1 for Upsample {
                         }
                     },
                 )
-            });
-            dx
+            })
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
