@@ -1,9 +1,9 @@
 //! Latents of a whole data set in one memory-mapped file: what train-gen reads instead of running the encoder.
 //!
-//! The file is a safetensors file: `latents` BF16 [2,N,h,w,d] (before noise; the second half is of the mirrored
-//! images, see [`Augment::flips`](super::Augment::flips)), `labels` U32 [N]. Its metadata tie it to what it was made from:
-//! `format`, `tokenizer` (SHA-256 of its file), `data` (fingerprint of the source), `image_size`, and `sha256` of
-//! all bytes after the header, which is checked on opening.
+//! The file is a safetensors file: `latents` BF16 [F,N,h,w,d] (before noise; with flips F is 2, and the second half is of
+//! the mirrored images, see [`Augment::flips`](super::Augment::flips)), `labels` U32 [N]. Its metadata tie it to what it
+//! was made from: `format`, `tokenizer` (SHA-256 of its file), `data` (fingerprint of the source), `image_size`, `flip`,
+//! and `sha256` of all bytes after the header, which is checked on opening.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,8 +33,17 @@ pub struct CacheMeta {
     /// [`Source::fingerprint`](super::Source::fingerprint) of the images.
     pub data: String,
     pub image_size: usize,
+    /// Whether it holds the mirrored images too.
+    pub flip: bool,
     /// [h,w,d]
     pub shape: [usize; 3],
+}
+
+impl CacheMeta {
+    /// F: how often an image is in it.
+    fn copies(&self) -> usize {
+        1 + usize::from(self.flip)
+    }
 }
 
 /// An open cache.
@@ -48,7 +57,7 @@ pub struct LatentCache {
 
 impl LatentCache {
     /// Writes a cache and opens it. `blocks` yields latents [n,h,w,d] (f32 or bf16) with their labels [n]: first all
-    /// images in the source's order, then all mirrored images in the same order.
+    /// images in the source's order, then, with flips, all mirrored images in the same order.
     ///
     /// The file appears when it is whole. Errors: those of `blocks`, a block of another shape, a full disk.
     pub fn create(
@@ -75,8 +84,8 @@ impl LatentCache {
                     }
                 }
             }
-            let count = labels.len() / 2;
-            if labels[..count] != labels[count..] {
+            let count = labels.len() / meta.copies();
+            if meta.flip && labels[..count] != labels[count..] {
                 failure = Some(hinted(
                     "the mirrored images are not those of the first half",
                     "",
@@ -117,7 +126,7 @@ impl LatentCache {
         let latents = tensors.tensor("latents").map_err(|e| damaged(&e))?;
         let labels = tensors.tensor("labels").map_err(|e| damaged(&e))?;
         let (h_w_d, count) = (expected.shape, labels.shape().first().copied().unwrap_or(0));
-        let shape = [2, count, h_w_d[0], h_w_d[1], h_w_d[2]];
+        let shape = [expected.copies(), count, h_w_d[0], h_w_d[1], h_w_d[2]];
         if latents.dtype() != Dtype::BF16
             || labels.dtype() != Dtype::U32
             || latents.shape() != shape
@@ -158,7 +167,7 @@ impl LatentCache {
         self.labels[image]
     }
 
-    /// Copies the latent [h,w,d] of `image` (or of its mirror image) to `out`.
+    /// Copies the latent [h,w,d] of `image` (or, in a cache with flips, of its mirror image) to `out`.
     pub fn read(&self, image: usize, mirrored: bool, out: &mut [f32]) {
         assert_eq!(out.len(), self.size, "values of a latent");
         assert!(image < self.len(), "image {image} of {}", self.len());
@@ -186,16 +195,18 @@ fn to_bytes(latents: &Tensor, labels: &[u32], meta: &CacheMeta) -> Result<Vec<u8
 /// The first [`HEADER`] bytes: safetensors' length and JSON, padded with blanks.
 fn header(meta: &CacheMeta, count: usize, sha256: &str) -> io::Result<Vec<u8>> {
     let [h, w, d] = meta.shape;
-    let (latents, labels) = (2 * count * h * w * d * 2, count * 4);
+    let copies = meta.copies();
+    let (latents, labels) = (copies * count * h * w * d * 2, count * 4);
     let json = serde_json::json!({
         "__metadata__": {
             "format": FORMAT,
             "tokenizer": meta.tokenizer,
             "data": meta.data,
             "image_size": meta.image_size.to_string(),
+            "flip": meta.flip.to_string(),
             "sha256": sha256,
         },
-        "latents": {"dtype": "BF16", "shape": [2, count, h, w, d], "data_offsets": [0, latents]},
+        "latents": {"dtype": "BF16", "shape": [copies, count, h, w, d], "data_offsets": [0, latents]},
         "labels": {"dtype": "U32", "shape": [count], "data_offsets": [latents, latents + labels]},
     });
     let mut bytes = ((HEADER - 8) as u64).to_le_bytes().to_vec();
@@ -212,11 +223,13 @@ fn header(meta: &CacheMeta, count: usize, sha256: &str) -> io::Result<Vec<u8>> {
 
 fn compare(path: &Path, metadata: &HashMap<String, String>, expected: &CacheMeta) -> Result<()> {
     let size = expected.image_size.to_string();
+    let flip = expected.flip.to_string();
     let pairs = [
         ("format", FORMAT),
         ("tokenizer", expected.tokenizer.as_str()),
         ("data", expected.data.as_str()),
         ("image_size", size.as_str()),
+        ("flip", flip.as_str()),
     ];
     for (key, expected) in pairs {
         let found = metadata.get(key).map_or("none", String::as_str);
@@ -247,6 +260,7 @@ mod tests {
             tokenizer: "ab".repeat(32),
             data: "cd".repeat(32),
             image_size: 64,
+            flip: true,
             shape: [2, 3, 4],
         }
     }
@@ -294,6 +308,21 @@ mod tests {
     }
 
     #[test]
+    fn without_flips_every_image_is_in_it_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        let meta = CacheMeta {
+            flip: false,
+            ..meta()
+        };
+        let cache = LatentCache::create(&path, &meta, blocks().into_iter().take(2)).unwrap();
+        assert_eq!(cache.len(), 5);
+        let mut out = [0f32; 24];
+        cache.read(4, false, &mut out);
+        assert_eq!((out, cache.label(4)), ([4.0; 24], 11));
+    }
+
+    #[test]
     fn a_stale_cache_is_refused_with_what_differs() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("latents");
@@ -320,6 +349,13 @@ mod tests {
                     ..meta()
                 },
                 "its image_size is 64, expected 32",
+            ),
+            (
+                CacheMeta {
+                    flip: false,
+                    ..meta()
+                },
+                "its flip is true, expected false",
             ),
             (
                 CacheMeta {

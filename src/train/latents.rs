@@ -97,7 +97,8 @@ impl Cached {
     }
 }
 
-/// Opens the cache at `path`, which must be of `meta`, or makes it there: every image and its mirror image, encoded.
+/// Opens the cache at `path`, which must be of `meta`, or makes it there: every image, and its mirror image where the
+/// run flips, encoded.
 pub fn open_or_make(
     path: &Path,
     meta: &CacheMeta,
@@ -110,12 +111,13 @@ pub fn open_or_make(
         return LatentCache::open(path, meta);
     }
     tracing::info!("encoding all images into {}", path.display());
-    let mut progress = Progress::new("encode", 2 * source.len() as u64, 0);
+    let pass = |mirror| Loader::ordered(source.clone(), options, meta.image_size, mirror);
+    let mirrored = meta.flip.then(|| pass(true)).transpose()?;
+    let passes = 1 + u64::from(meta.flip);
+    let mut progress = Progress::new("encode", passes * source.len() as u64, 0);
     let mut done = 0;
-    let passes = [false, true]
-        .map(|mirror| Loader::ordered(source.clone(), options, meta.image_size, mirror));
-    let [first, second] = passes;
-    let blocks = first?.chain(second?).map(|batch| {
+    let batches = pass(false)?.chain(mirrored.into_iter().flatten());
+    let blocks = batches.map(|batch| {
         let batch = batch?;
         let v =
             info_span!("encode").in_scope(|| tokenizer.encode(&batch.images.to_device(device)?))?;

@@ -62,6 +62,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 tokenizer: frozen.tokenizer_hash()?,
                 data: source.fingerprint()?,
                 image_size: size,
+                flip: augment.flip,
                 shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
             };
             let cache = open_or_make(path, &meta, &source, &loading, &tokenizer, &device)?;
