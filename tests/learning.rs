@@ -6,7 +6,8 @@ use rdpm::config::Config;
 use rdpm::model::{Discriminator, Generator, Tokenizer, losses, straight_through};
 use rdpm::ops::optimizer::{AdamStep, adam_step};
 use rdpm::ops::quantize::{Examples, Noise};
-use rdpm::ops::{cross_entropy, global_norm};
+use rdpm::ops::tape::plain;
+use rdpm::ops::{Tape, add, arrange, cross_entropy, global_norm};
 use rdpm::rng::{Purpose, normal, uniform};
 use rdpm::store::{Params, Scope};
 
@@ -59,6 +60,26 @@ fn move_from_zero(params: &Params) -> Result<()> {
     Ok(())
 }
 
+/// The tape's gradients, which must be those of candle's own backward.
+fn by_tape_and_graph(tape: Tape, loss: Tensor, params: &Params) -> Result<GradStore> {
+    let by_graph = loss.backward()?;
+    let by_tape = tape.backward(loss)?;
+    let whole = global_norm(params.iter().filter_map(|(_, var)| by_graph.get(var)))?;
+    for (name, var) in params.iter() {
+        let [found, expected] = [&by_tape, &by_graph].map(|store| store.get(var));
+        let (Some(found), Some(expected)) = (found, expected) else {
+            panic!("no gradient for {name}");
+        };
+        let difference = global_norm([&(found - expected)?])?;
+        let scale = global_norm([expected])?.max(1e-6 * whole);
+        assert!(
+            difference < 1e-4 * scale,
+            "{name}: {difference:.1e} of {scale:.1e}"
+        );
+    }
+    Ok(by_tape)
+}
+
 /// Asserts that every gradient is there and finite, and that all but those whose name ends in one of `zero` are
 /// more than rounding.
 fn assert_all_reached(params: &Params, grads: &GradStore, zero: &[&str]) -> Result<()> {
@@ -88,7 +109,7 @@ fn tokenizer_loss(tokenizer: &Tokenizer, x: &Tensor, noise: &Noise) -> Result<(T
     let last = quantized.sums.get(tokenizer.quantizer.steps())?;
     let image = tokenizer.decode(&straight_through(&v, &last)?)?;
     let error = losses::mean_squared_error(&image, x)?;
-    let loss = (&error + tokenizer.quantizer.loss(&v, &quantized)?)?;
+    let loss = add(&error, &tokenizer.quantizer.loss(&v, &quantized)?)?;
     Ok((loss, error))
 }
 
@@ -101,9 +122,8 @@ fn generator_loss(
     let condition = generator.condition(labels, t)?;
     let logits = generator.forward(&examples.noise, &examples.sum, &condition)?;
     let codes = examples.codes.flatten_all()?;
-    cross_entropy(&logits.flatten_to(1)?, &codes)?
-        .loss
-        .mean_all()
+    let logits = arrange::reshape(&logits, ((), logits.dim(2)?))?;
+    arrange::mean(&cross_entropy(&logits, &codes)?.loss)
 }
 
 #[test]
@@ -116,9 +136,11 @@ fn a_gradient_reaches_every_parameter_of_the_tokenizer() -> Result<()> {
         seed: 1,
         indices: &[0, 1],
     };
+    let tape = Tape::start();
     let (loss, _) = tokenizer_loss(&tokenizer, &images(2)?, &noise)?;
     // A key's bias adds the same to all of a query's scores, which softmax takes away again.
-    assert_all_reached(&params, &loss.backward()?, &[".k.bias"])
+    let grads = by_tape_and_graph(tape, loss, &params)?;
+    assert_all_reached(&params, &grads, &[".k.bias"])
 }
 
 #[test]
@@ -127,11 +149,14 @@ fn a_gradient_reaches_every_parameter_of_the_discriminator() -> Result<()> {
     let discriminator = Discriminator::new(8, 2, &scope, &buffers)?;
     let params = scope.finish();
     move_from_zero(&params)?;
+    let tape = Tape::start();
     let (real, _) = discriminator.forward(&images(2)?)?;
     let (fake, _) = discriminator.forward(&random(9, &[2, 16, 16, 3])?)?;
     // Wide enough for some logits to lie beyond the margin: within it the last bias' two halves cancel.
-    let loss = losses::hinge_discriminator(&(real * 30.0)?, &fake)?;
-    assert_all_reached(&params, &loss.backward()?, &[])
+    let real = plain([&real], |[real]| real * 30.0)?;
+    let loss = losses::hinge_discriminator(&real, &fake)?;
+    let grads = by_tape_and_graph(tape, loss, &params)?;
+    assert_all_reached(&params, &grads, &[])
 }
 
 #[test]
@@ -149,7 +174,9 @@ fn a_gradient_reaches_every_parameter_of_the_generator() -> Result<()> {
         Tensor::new(&[0u32, 3], &Device::Cpu)?,
         Tensor::new(&[1u32, 4], &Device::Cpu)?,
     );
-    let grads = generator_loss(&generator, &examples, &labels, &t)?.backward()?;
+    let tape = Tape::start();
+    let loss = generator_loss(&generator, &examples, &labels, &t)?;
+    let grads = by_tape_and_graph(tape, loss, &params)?;
     assert_all_reached(&params, &grads, &[])?;
 
     // Labels that no example has are not touched.

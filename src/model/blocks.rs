@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor};
 
 use super::layers::{Conv2d, GroupNorm};
-use crate::ops;
+use crate::ops::{self, arrange};
 use crate::store::Scope;
 
 /// x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes.
@@ -35,8 +35,8 @@ impl ResnetBlock {
         let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x)? + h,
-            None => x + h,
+            Some(shortcut) => ops::add(&shortcut.forward(x)?, &h),
+            None => ops::add(x, &h),
         }
     }
 }
@@ -64,11 +64,11 @@ impl AttnBlock {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
-        let n = self.norm.forward(x)?.reshape((b, h * w, c))?;
+        let n = arrange::reshape(&self.norm.forward(x)?, (b, h * w, c))?;
         let (weight, bias) = self.packed()?;
         let qkv = ops::linear(&n, &weight, Some(&bias))?; // [B,H·W,3C]
-        let a = ops::attention(&qkv, 1, None)?.reshape((b, h, w, c))?;
-        x + self.proj_out.forward(&a)?
+        let a = arrange::reshape(&ops::attention(&qkv, 1, None)?, (b, h, w, c))?;
+        ops::add(x, &self.proj_out.forward(&a)?)
     }
 
     /// The three 1×1 convolutions as one linear map: [3C,C], [3C].
@@ -76,8 +76,10 @@ impl AttnBlock {
         let parts = [&self.q, &self.k, &self.v];
         let weights: Vec<&Tensor> = parts.iter().map(|p| &p.weight).collect();
         let biases: Vec<&Tensor> = parts.iter().filter_map(|p| p.bias.as_ref()).collect();
-        let weight = Tensor::cat(&weights, 0)?.flatten_from(1)?;
-        Ok((weight, Tensor::cat(&biases, 0)?))
+        let weight = arrange::stacked(&weights)?; // [3C,C,1,1]
+        let (outputs, inputs) = (weight.dim(0)?, weight.dim(1)?);
+        let weight = arrange::reshape(&weight, (outputs, inputs))?;
+        Ok((weight, arrange::stacked(&biases)?))
     }
 }
 

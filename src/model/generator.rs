@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 use super::layers::Linear;
 use super::pseudo_inverse::pseudo_inverse;
 use crate::config::{Config, Rope};
-use crate::ops::{self, RopeKind, RopeTable};
+use crate::ops::{self, RopeKind, RopeTable, arrange};
 use crate::store::{Init, Scope};
 
 /// Frequencies of the time features: half of them cosines, half sines.
@@ -77,8 +77,8 @@ impl Generator {
     pub fn condition(&self, labels: &Tensor, t: &Tensor) -> Result<Tensor> {
         let time = self.t_embedder.0.forward(&time_features(t)?)?;
         let time = self.t_embedder.1.forward(&ops::silu(&time)?)?;
-        let label = self.y_embedder.index_select(labels, 0)?;
-        ops::silu(&(time + label)?)
+        let label = arrange::rows(&self.y_embedder, labels)?;
+        ops::silu(&ops::add(&time, &label)?)
     }
 
     pub fn forward(&self, noise: &Tensor, sum: &Tensor, condition: &Tensor) -> Result<Tensor> {
@@ -86,12 +86,12 @@ impl Generator {
         let x = Tensor::cat(&[noise, sum], 3)?.reshape((b, h * w, 2 * d))?;
         let mut x = self.x_embedder.forward(&self.mix.forward(&x)?)?; // [B,N,C]
         if let Some(pos) = &self.pos_embed {
-            x = x.broadcast_add(pos)?;
+            x = ops::add_to_each(&x, pos)?;
         }
         for block in &self.blocks {
             x = block.forward(&x, condition, &self.rope)?;
         }
-        let modulation = self.adaln.forward(condition)?.chunk(2, 1)?;
+        let modulation = arrange::columns(&self.adaln.forward(condition)?, 2)?;
         let x = ops::rms_norm_modulate(&x, &modulation[0], &modulation[1], EPS)?;
         self.head.forward(&x) // [B,N,K]
     }
@@ -173,7 +173,7 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, condition: &Tensor, rope: &RopeTable) -> Result<Tensor> {
-        let m = self.adaln.forward(condition)?.chunk(6, 1)?; // shift, scale, gate of each branch [B,C]
+        let m = arrange::columns(&self.adaln.forward(condition)?, 6)?; // shift, scale, gate of each branch [B,C]
         let branch = self.attention(&ops::rms_norm_modulate(x, &m[0], &m[1], EPS)?, rope)?;
         let x = ops::gate_residual(x, &m[2], &branch)?;
         let branch = self.mlp(&ops::rms_norm_modulate(&x, &m[3], &m[4], EPS)?)?;

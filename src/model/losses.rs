@@ -2,21 +2,25 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::ops::tape::plain;
+
 /// Mean squared error over all elements.
 pub fn mean_squared_error(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    (x - y)?.sqr()?.mean_all()
+    plain([x, y], |[x, y]| (x - y)?.sqr()?.mean_all())
 }
 
 /// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any shape.
 pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
-    let real = real.affine(-1.0, 1.0)?.relu()?.mean_all()?;
-    let fake = fake.affine(1.0, 1.0)?.relu()?.mean_all()?;
-    (real + fake)? * 0.5
+    plain([real, fake], |[real, fake]| {
+        let real = real.affine(-1.0, 1.0)?.relu()?.mean_all()?;
+        let fake = fake.affine(1.0, 1.0)?.relu()?.mean_all()?;
+        (real + fake)? * 0.5
+    })
 }
 
 /// −mean(fake): what the decoder pays to be taken for real.
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
-    fake.mean_all()?.neg()
+    plain([fake], |[fake]| fake.mean_all()?.neg())
 }
 
 /// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight.

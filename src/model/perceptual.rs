@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::ops::tape::plain;
 use crate::ops::{self, Padding};
 use crate::store::{Init, Scope};
 
@@ -98,15 +99,16 @@ impl Lpips {
         let (fx, fy) = (self.features(x)?, self.features(y)?);
         let mut total = Tensor::zeros((), DType::F32, x.device())?;
         for ((a, b), head) in fx.iter().zip(&fy).zip(&self.heads) {
-            total = (total + ops::feature_distance(a, b, head)?)?;
+            total = ops::add(&total, &ops::feature_distance(a, b, head)?)?;
         }
         Ok(total)
     }
 
     fn features(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let x = images
-            .broadcast_sub(&self.shift)?
-            .broadcast_div(&self.scale)?;
+        let (shift, scale) = (self.shift.clone(), self.scale.clone());
+        let x = plain([images], move |[images]| {
+            images.broadcast_sub(&shift)?.broadcast_div(&scale)
+        })?;
         self.net.forward(&x)
     }
 }

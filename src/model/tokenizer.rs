@@ -9,7 +9,7 @@ use super::encoder::Encoder;
 use super::layers::Conv2d;
 use super::quantizer::Quantizer;
 use crate::config::Config;
-use crate::ops;
+use crate::ops::{self, arrange};
 use crate::store::{Init, Scope};
 
 pub struct Tokenizer {
@@ -78,7 +78,7 @@ impl Tokenizer {
 
 /// v + (z'_T − v).detach(): the decoder sees z'_T, the gradient passes to v unchanged.
 pub fn straight_through(v: &Tensor, sum: &Tensor) -> Result<Tensor> {
-    v + (sum - v)?.detach()
+    ops::add(v, &(sum - v)?.detach())
 }
 
 /// [B,H,W,C] → [B,H/p,W/p,C·p²], channels in `pixel_unshuffle`'s order (c, row, column).
@@ -90,9 +90,11 @@ pub fn space_to_depth(x: &Tensor, p: usize) -> Result<Tensor> {
     if h % p != 0 || w % p != 0 {
         candle_core::bail!("images of {h}×{w} pixels do not divide into patches of {p}");
     }
-    x.reshape(&[b, h / p, p, w / p, p, c])?
+    let deep = x
+        .reshape(&[b, h / p, p, w / p, p, c])?
         .permute([0, 1, 3, 5, 2, 4])?
-        .reshape((b, h / p, w / p, c * p * p))
+        .reshape((b, h / p, w / p, c * p * p))?;
+    arrange::rearranged(x, deep, move |grad, _| depth_to_space(grad, p))
 }
 
 /// The inverse of [`space_to_depth`]: [B,h,w,C·p²] → [B,h·p,w·p,C].
@@ -102,9 +104,11 @@ pub fn depth_to_space(x: &Tensor, p: usize) -> Result<Tensor> {
     }
     let (b, h, w, c) = x.dims4()?;
     let c = c / (p * p);
-    x.reshape(&[b, h, w, c, p, p])?
+    let wide = x
+        .reshape(&[b, h, w, c, p, p])?
         .permute([0, 1, 4, 2, 5, 3])?
-        .reshape((b, h * p, w * p, c))
+        .reshape((b, h * p, w * p, c))?;
+    arrange::rearranged(x, wide, move |grad, _| space_to_depth(grad, p))
 }
 
 #[cfg(test)]

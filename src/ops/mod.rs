@@ -10,10 +10,12 @@
 //! that the graph does not track gets no gradient computed.
 //!
 //! Plain candle is right and fast enough, and is used as it is, for: sums and means of losses, `cat`, `narrow`,
-//! `reshape`, `permute` followed by `contiguous`, and elementwise arithmetic of tensors of equal shape.
+//! `reshape`, and `permute` followed by `contiguous`. Where gradients pass, [`arrange`] and [`tape::plain`] put these on
+//! the [`Tape`] that training's backward pass walks on the CPU.
 
 pub mod activation;
 pub mod adaln;
+pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
@@ -37,6 +39,7 @@ pub mod silu;
 mod simd;
 mod slices;
 pub mod swiglu;
+pub mod tape;
 #[cfg(test)]
 mod testing;
 pub mod upsample;
@@ -44,6 +47,7 @@ mod window;
 
 pub use activation::{Activation, leaky_relu, relu};
 pub use adaln::{gate_residual, rms_norm_modulate};
+pub use arrange::{add, add_to_each};
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use conv2d::{FrozenConv2d, conv2d, conv2d_weight_grad};
@@ -59,5 +63,6 @@ pub use quantize::{
 };
 pub use silu::silu;
 pub use swiglu::swiglu;
+pub use tape::Tape;
 pub use upsample::upsample_nearest2x;
 pub use window::Padding;

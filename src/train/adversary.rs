@@ -14,6 +14,7 @@ use crate::config::{LossConfig, TrainConfig};
 use crate::error::Result;
 use crate::model::discriminator::{Discriminator, Statistics, WIDTH};
 use crate::model::losses::{hinge_discriminator, hinge_generator};
+use crate::ops::Tape;
 use crate::store::{Params, Scope};
 
 /// Prefix of its tensors in a checkpoint.
@@ -63,15 +64,16 @@ impl Adversary {
 
     /// The adversarial loss of `images` and its gradient at them; no gradient of a weight is computed.
     pub fn image_gradient(&self, images: &Tensor) -> Result<(f64, Tensor)> {
-        let at = Var::from_tensor(images)?;
+        let (at, tape) = (Var::from_tensor(images)?, Tape::start());
         let loss = hinge_generator(&self.frozen.forward(&at)?.0)?;
-        let gradient = grads::at(&loss, &at)?;
-        Ok((f64::from(loss.to_scalar::<f32>()?), gradient))
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        Ok((value, grads::at(tape.backward(loss)?, &at)?))
     }
 
     /// Gradients of the hinge loss on real and reconstructed images, and how many of each it tells.
     pub fn judge(&self, real: &Tensor, fake: &Tensor, figures: &mut Figures) -> Result<Judged> {
         let _span = info_span!("discriminator").entered();
+        let tape = Tape::start();
         let (real, real_statistics) = self.model.forward(real)?;
         let (fake, fake_statistics) = self.model.forward(fake)?;
         let loss = hinge_discriminator(&real, &fake)?;
@@ -82,7 +84,7 @@ impl Adversary {
         figures.add("disc_loss", f64::from(loss.to_scalar::<f32>()?));
         figures.add("disc_real", share(real.gt(0f32)?)?);
         figures.add("disc_fake", share(fake.lt(0f32)?)?);
-        let gradients = gradients(&loss, &self.optimizer.params)?;
+        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
         figures.add(
             "disc_grad_norm",
             crate::ops::global_norm(gradients.values())?,

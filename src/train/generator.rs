@@ -18,7 +18,7 @@ use crate::config::{Config, HeadInit};
 use crate::error::Result;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::{Noise, cross_entropy};
+use crate::ops::{Noise, Tape, arrange, cross_entropy};
 use crate::rng::{Purpose, Stream};
 use crate::sample::{Draws, SampleOptions, Sampler, enlarge, grid, save_png, to_rgb};
 use crate::store::Scope;
@@ -126,6 +126,7 @@ impl Stage for GeneratorStage {
                 .quantizer
                 .quantize_until(&batch.v, &noise, &t)
         })?;
+        let tape = Tape::start();
         let forward = info_span!("forward").entered();
         let labels = Tensor::new(labels, &self.device)?;
         let condition = self
@@ -134,11 +135,11 @@ impl Stage for GeneratorStage {
         let logits = self
             .generator
             .forward(&examples.noise, &examples.sum, &condition)?; // [B,N,K]
-        let entropy = cross_entropy(&logits.flatten_to(1)?, &examples.codes.flatten_all()?)?; // [B·N]
-        let loss = entropy.loss.mean_all()?;
+        let logits = arrange::reshape(&logits, ((), logits.dim(2)?))?;
+        let entropy = cross_entropy(&logits, &examples.codes.flatten_all()?)?; // [B·N]
+        drop(logits);
+        let loss = arrange::mean(&entropy.loss)?;
         drop(forward);
-        let gradients =
-            info_span!("backward").in_scope(|| gradients(&loss, &self.optimizer.params))?;
         let mut figures = Figures::default();
         figures.add("loss", f64::from(loss.to_scalar::<f32>()?));
         let steps = self.config.quantizer.steps;
@@ -146,6 +147,10 @@ impl Stage for GeneratorStage {
             Ok(x.detach().to_dtype(candle_core::DType::F32)?.to_vec1()?)
         };
         figures.add_curve("loss_t", &by_timestep(&tokens(&entropy.loss)?, &t, steps));
+        drop((entropy.loss, condition));
+        let backward = info_span!("backward").entered();
+        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
+        drop(backward);
         figures.add_curve(
             "accuracy_t",
             &by_timestep(&tokens(&entropy.correct)?, &t, steps),

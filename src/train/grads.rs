@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, Var, bail};
 
+use crate::ops::tape::apply1;
 use crate::store::Params;
 
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// d`loss`/dp for every parameter p.
+/// The gradient of every parameter, out of what a backward pass found.
 ///
-/// Errors: a parameter without a gradient (an operation dropped it, or `loss` does not depend on it), by name.
-pub fn gradients(loss: &Tensor, params: &Params) -> Result<Gradients> {
-    let mut store = loss.backward()?;
+/// Errors: a parameter without a gradient (an operation dropped it, or the loss does not depend on it), by name.
+pub fn gradients(mut store: GradStore, params: &Params) -> Result<Gradients> {
     let (mut found, mut missing) = (Gradients::new(), Vec::new());
     for (name, var) in params.iter() {
         match store.remove(var) {
@@ -45,9 +46,9 @@ pub fn accumulate(sum: &mut Gradients, other: Gradients) -> Result<()> {
     Ok(())
 }
 
-/// d`loss`/d`at`.
-pub fn at(loss: &Tensor, at: &Var) -> Result<Tensor> {
-    match loss.backward()?.remove(at) {
+/// The gradient at `at`, out of what a backward pass found.
+pub fn at(mut store: GradStore, at: &Var) -> Result<Tensor> {
+    match store.remove(at) {
         Some(gradient) => Ok(gradient),
         None => bail!("no gradient reached the images"),
     }
@@ -64,7 +65,7 @@ pub fn seed(x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
             gradient.shape()
         );
     }
-    x.apply_op1(Seed(gradient.detach()))
+    apply1(x, Seed(gradient.detach()))
 }
 
 struct Seed(Tensor);
@@ -122,7 +123,7 @@ mod tests {
         let scope = Scope::init(0, &Device::Cpu);
         let used = scope.get("used", 3, Init::Ones)?;
         scope.get("forgotten", 3, Init::Ones)?;
-        let error = gradients(&used.sum_all()?, &scope.finish()).unwrap_err();
+        let error = gradients(used.sum_all()?.backward()?, &scope.finish()).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("forgotten") && !text.contains("used"),

@@ -30,7 +30,8 @@ use crate::error::{Context, Result};
 use crate::model::losses::{adaptive_weight, mean_squared_error};
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::{Tokenizer, straight_through};
-use crate::ops::{Noise, Quantized, global_norm};
+use crate::ops::tape::plain;
+use crate::ops::{Noise, Quantized, Tape, global_norm};
 use crate::store::Scope;
 use crate::store::tensors;
 
@@ -118,15 +119,15 @@ impl VaeStage {
         figures: &mut Figures,
     ) -> TensorResult<(f64, Tensor)> {
         let _span = info_span!("losses").entered();
-        let at = Var::from_tensor(o)?;
+        let (at, tape) = (Var::from_tensor(o)?, Tape::start());
         let mut loss = mean_squared_error(&at, x)?;
         figures.add("mse", scalar(&loss)?);
         if let Some(lpips) = &self.lpips {
             let perceptual = lpips.distance(x, &at)?;
             figures.add("perceptual", scalar(&perceptual)?);
-            loss = (loss + perceptual * self.config.loss.perceptual_weight)?;
+            loss = weighted_sum(&loss, &perceptual, self.config.loss.perceptual_weight)?;
         }
-        Ok((scalar(&loss)?, grads::at(&loss, &at)?))
+        Ok((scalar(&loss)?, grads::at(tape.backward(loss)?, &at)?))
     }
 
     /// The adversarial loss and its gradient at `o`, both times η·λ·ramp.
@@ -188,6 +189,7 @@ impl Stage for VaeStage {
     fn compute(&mut self, batch: Batch, step: u64) -> Result<Micro<Rest>> {
         let mut figures = Figures::default();
         let x = batch.images.to_device(&self.device)?;
+        let tape = Tape::start();
         let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
         let noise = Noise::Drawn {
             seed: self.seed,
@@ -220,11 +222,12 @@ impl Stage for VaeStage {
             total + scalar(&quant)? * self.config.loss.quant_weight,
         );
         let backward = info_span!("backward").entered();
-        let loss = (seed(&out, &at_image)? + quant * self.config.loss.quant_weight)?;
-        let gradients = gradients(&loss, &self.optimizer.params)?;
+        let weight = self.config.loss.quant_weight;
+        let loss = weighted_sum(&seed(&out, &at_image)?, &quant, weight)?;
+        // Nothing but the tape holds the graph now: it goes as the tape is walked.
+        drop((quant, out, features, v));
+        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
         drop(backward);
-        // The graph goes before the discriminator makes its own.
-        drop((loss, out, features, v));
         let judged = adversary
             .map(|a| a.judge(&x, &o, &mut figures))
             .transpose()?;
@@ -305,6 +308,11 @@ impl Trained for VaeStage {
             ("discriminator_updates".to_string(), discriminator),
         ])
     }
+}
+
+/// a + weight·b, scalars.
+fn weighted_sum(a: &Tensor, b: &Tensor, weight: f64) -> TensorResult<Tensor> {
+    plain([a, b], move |[a, b]| a + (b * weight)?)
 }
 
 fn scalar(x: &Tensor) -> TensorResult<f64> {

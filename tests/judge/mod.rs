@@ -159,7 +159,7 @@ impl Judge {
             let loss = ops::cross_entropy(&self.logits(&x)?, &labels)?
                 .loss
                 .mean_all()?;
-            let gradients = gradients(&loss, &optimizer.params)?;
+            let gradients = gradients(loss.backward()?, &optimizer.params)?;
             optimizer.update(&gradients, learning_rate(&config, step, STEPS), 1.0)?;
         }
         Ok(())

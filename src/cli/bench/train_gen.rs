@@ -93,7 +93,7 @@ fn random(seed: u64, images: u32, map: &[usize]) -> Result<Tensor> {
 }
 
 fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
-    use crate::ops::cross_entropy;
+    use crate::ops::{Tape, arrange, cross_entropy};
     use crate::train::grads::gradients;
     use crate::train::optimizer::Optimizer;
 
@@ -113,15 +113,18 @@ fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
     for step in 0..WARM_UP + args.steps {
         let (t, labels, _) = examples(args, config, step);
         let begin = Instant::now();
+        let tape = Tape::start();
         let condition = model.condition(
             &Tensor::new(labels, &Device::Cpu)?,
             &Tensor::new(t, &Device::Cpu)?,
         )?;
-        let logits = model.forward(&noise, &sum, &condition)?.flatten_to(1)?;
-        let mean = cross_entropy(&logits, &codes)?.loss.mean_all()?;
-        let gradients = gradients(&mean, &optimizer.params)?;
-        optimizer.update(&gradients, 1e-4, 1.0)?;
+        let logits = model.forward(&noise, &sum, &condition)?;
+        let logits = arrange::reshape(&logits, ((), logits.dim(2)?))?;
+        let mean = arrange::mean(&cross_entropy(&logits, &codes)?.loss)?;
         loss = f64::from(mean.to_scalar::<f32>()?);
+        drop((condition, logits));
+        let gradients = gradients(tape.backward(mean)?, &optimizer.params)?;
+        optimizer.update(&gradients, 1e-4, 1.0)?;
         milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
     }
     milliseconds.drain(..WARM_UP as usize);

@@ -11,7 +11,7 @@ mod tests;
 
 use candle_core::{Result, Tensor};
 
-use super::slices;
+use super::{slices, tape};
 pub use fused::Activation;
 
 /// max(x, 0).
@@ -25,5 +25,5 @@ pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
         return reference::leaky_relu(x, slope);
     }
     let slope = slope as f32;
-    x.contiguous()?.apply_op1(cpu::LeakyRelu { slope })
+    tape::apply1(x, cpu::LeakyRelu { slope })
 }

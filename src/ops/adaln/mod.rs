@@ -10,7 +10,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices};
+use super::{check, slices, tape};
 use candle_core::{Result, Tensor};
 
 /// x [B,N,C]; shift, scale [B,C].
@@ -19,9 +19,7 @@ pub fn rms_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -
     check::shape("rms_norm_modulate", "shift", shift, &[b, c])?;
     check::shape("rms_norm_modulate", "scale", scale, &[b, c])?;
     if slices::are_f32_on_cpu(&[x, shift, scale]) {
-        let (shift, scale) = (shift.contiguous()?, scale.contiguous()?);
-        let norm = cpu::RmsNormModulate { eps };
-        return x.contiguous()?.apply_op3(&shift, &scale, norm);
+        return tape::apply3(x, shift, scale, cpu::RmsNormModulate { eps });
     }
     reference::rms_norm_modulate(x, shift, scale, eps)
 }
@@ -32,8 +30,7 @@ pub fn gate_residual(x: &Tensor, gate: &Tensor, branch: &Tensor) -> Result<Tenso
     check::shape("gate_residual", "gate", gate, &[b, c])?;
     check::shape("gate_residual", "branch", branch, &[b, n, c])?;
     if slices::are_f32_on_cpu(&[x, gate, branch]) {
-        let (gate, branch) = (gate.contiguous()?, branch.contiguous()?);
-        return x.contiguous()?.apply_op3(&gate, &branch, cpu::GateResidual);
+        return tape::apply3(x, gate, branch, cpu::GateResidual);
     }
     reference::gate_residual(x, gate, branch)
 }

@@ -11,7 +11,7 @@ mod rotation;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices};
+use super::{check, slices, tape};
 use candle_core::{Result, Tensor, bail};
 pub use rope::{RopeKind, RopeTable};
 use std::sync::OnceLock;
@@ -40,7 +40,7 @@ pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result
             rope: rope.cloned(),
             log_sums: OnceLock::new(),
         };
-        return qkv.contiguous()?.apply_op1(attention);
+        return tape::apply1(qkv, attention);
     }
     reference::attention(qkv, heads, rope)
 }

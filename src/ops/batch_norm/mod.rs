@@ -8,7 +8,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{Activation, check, slices};
+use super::{Activation, check, slices, tape};
 use candle_core::{Result, Tensor, bail};
 
 /// Training: normalises by the batch's own mean and biased variance, and returns both, detached.
@@ -31,12 +31,12 @@ pub fn batch_norm(
         );
     }
     if slices::are_f32_on_cpu(&[x, weight, bias]) {
-        let x = x.contiguous()?;
+        let x = tape::contiguous(x)?;
         let (mean, variance) = cpu::channel_moments(&x)?;
         let moments = |values: &[f32]| Tensor::new(values, x.device());
         let (mean_tensor, variance_tensor) = (moments(&mean)?, moments(&variance)?);
         let norm = cpu::BatchNorm::new(mean, &variance, eps, activation);
-        let y = x.apply_op3(&weight.contiguous()?, &bias.contiguous()?, norm)?;
+        let y = tape::apply3(&x, weight, bias, norm)?;
         return Ok((y, mean_tensor, variance_tensor));
     }
     reference::batch_norm(x, weight, bias, eps, activation)

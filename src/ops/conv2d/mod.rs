@@ -15,8 +15,8 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::slices;
 use super::window::{Padding, Window};
+use super::{slices, tape};
 use cpu::Conv2d;
 pub use frozen::FrozenConv2d;
 
@@ -40,10 +40,9 @@ pub fn conv2d(
     }
     let channels = (channels, weight.dim(0)?);
     let op = Conv2d { window, channels };
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
-        None => x.apply_op2(&weight, op),
+        Some(bias) => tape::apply3(x, weight, bias, op),
+        None => tape::apply2(x, weight, op),
     }
 }
 

@@ -8,7 +8,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices};
+use super::{check, slices, tape};
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
@@ -31,7 +31,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> 
     if slices::are_f32_on_cpu(&[logits]) && targets.device().is_cpu() {
         let rows = Arc::new(OnceLock::new());
         let op = cpu::CrossEntropy { rows: rows.clone() };
-        let loss = logits.contiguous()?.apply_op2(&targets.contiguous()?, op)?;
+        let loss = tape::apply2(logits, targets, op)?;
         let rows: &[cpu::Row] = rows.get().map_or(&[], |rows| rows);
         let correct = rows.iter().map(|row| u32::from(row.correct));
         let correct = Tensor::from_iter(correct, logits.device())?;

@@ -10,7 +10,7 @@ mod tests;
 
 use candle_core::{Result, Tensor};
 
-use super::{check, slices};
+use super::{check, slices, tape};
 
 /// Added to every norm, as in the LPIPS package.
 const EPS: f64 = 1e-10;
@@ -22,8 +22,7 @@ pub fn feature_distance(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tenso
     check::shape("feature_distance", "weight", weight, &[c])?;
     // The fast side has no gradient for the weight, which LPIPS keeps frozen.
     if slices::are_f32_on_cpu(&[a, b, weight]) && !weight.track_op() {
-        let (a, b, weight) = (a.contiguous()?, b.contiguous()?, weight.contiguous()?);
-        return a.apply_op3(&b, &weight, cpu::FeatureDistance);
+        return tape::apply3(a, b, weight, cpu::FeatureDistance);
     }
     reference::feature_distance(a, b, weight)
 }

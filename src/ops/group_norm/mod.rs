@@ -8,7 +8,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{Activation, check, slices};
+use super::{Activation, check, slices, tape};
 use candle_core::{Result, Tensor, bail};
 use std::sync::OnceLock;
 
@@ -34,9 +34,7 @@ pub fn group_norm(
             activation,
             moments: OnceLock::new(),
         };
-        return x
-            .contiguous()?
-            .apply_op3(&weight.contiguous()?, &bias.contiguous()?, norm);
+        return tape::apply3(x, weight, bias, norm);
     }
     reference::group_norm(x, weight, bias, groups, eps, activation)
 }

@@ -8,7 +8,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices};
+use super::{check, slices, tape};
 use candle_core::{Result, Tensor};
 
 /// x [..,C]; weight, bias [C].
@@ -17,10 +17,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     check::shape("layer_norm", "weight", weight, &[c])?;
     check::shape("layer_norm", "bias", bias, &[c])?;
     if slices::are_f32_on_cpu(&[x, weight, bias]) {
-        let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-        return x
-            .contiguous()?
-            .apply_op3(&weight, &bias, cpu::LayerNorm { eps });
+        return tape::apply3(x, weight, bias, cpu::LayerNorm { eps });
     }
     reference::layer_norm(x, weight, bias, eps)
 }

@@ -11,7 +11,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::conv2d::{check_bias, check_elements};
-use super::slices;
+use super::{slices, tape};
 use cpu::Linear;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
@@ -37,9 +37,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         inputs: i,
         outputs: o,
     };
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
-        None => x.apply_op2(&weight, op),
+        Some(bias) => tape::apply3(x, weight, bias, op),
+        None => tape::apply2(x, weight, op),
     }
 }

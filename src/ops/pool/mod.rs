@@ -12,8 +12,8 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::slices;
 use super::window::{Padding, Window};
+use super::{slices, tape};
 use cpu::{Kind, Pool};
 
 /// The largest value of every `kernel`×`kernel` window of `x` [B,H,W,C].
@@ -23,7 +23,7 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) ->
         return reference::max_pool2d(x, &window);
     }
     let kind = Kind::Max;
-    x.contiguous()?.apply_op1(Pool { window, kind })
+    tape::apply1(x, Pool { window, kind })
 }
 
 /// The mean of every `kernel`×`kernel` window of `x` [B,H,W,C], over the positions inside the map.
@@ -33,7 +33,7 @@ pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) ->
         return reference::avg_pool2d(x, &window);
     }
     let kind = Kind::Average;
-    x.contiguous()?.apply_op1(Pool { window, kind })
+    tape::apply1(x, Pool { window, kind })
 }
 
 fn window(op: &str, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Window> {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{Quantized, Schedule};
 use crate::config::Reduction;
-use crate::ops::slices;
+use crate::ops::{slices, tape};
 
 /// Elements a partial sum: fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 4096;
@@ -51,7 +51,7 @@ pub fn quantization_loss(
         delta,
     };
     if v.device().is_cpu() {
-        v.contiguous()?.apply_op2(&lookup.contiguous()?, op)
+        tape::apply2(v, lookup, op)
     } else {
         op.by_tensors(v, lookup)
     }

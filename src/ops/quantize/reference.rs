@@ -5,7 +5,7 @@ use candle_core::DType;
 use candle_core::{Result, Tensor};
 
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
-use crate::ops::{Padding, conv2d};
+use crate::ops::{Padding, add, arrange, conv2d};
 
 /// v' = e_c + conv3×3(e_c)
 pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
@@ -14,15 +14,13 @@ pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
         candle_core::bail!("lookup: codes must be [..,h,w], found {dims:?}");
     };
     let (images, h, w) = (front.iter().product::<usize>(), *h, *w);
-    let e = codebook
-        .embedding
-        .index_select(&codes.flatten_all()?, 0)?
-        .reshape((images, h, w, d))?;
+    let e = arrange::rows(&codebook.embedding, &codes.flatten_all()?)?;
+    let e = arrange::reshape(&e, (images, h, w, d))?;
     let e = match &codebook.bias {
         None => e,
-        Some((weight, bias)) => (&e + conv2d(&e, weight, Some(bias), 1, Padding::same(1))?)?,
+        Some((weight, bias)) => add(&e, &conv2d(&e, weight, Some(bias), 1, Padding::same(1))?)?,
     };
-    e.reshape([dims, &[d]].concat())
+    arrange::reshape(&e, [dims, &[d]].concat())
 }
 
 /// Rows whose scores are in memory at once.

@@ -4,13 +4,13 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::slices;
+use super::{slices, tape};
 use candle_core::{Result, Tensor};
 
 /// x·σ(x).
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     if slices::are_f32_on_cpu(&[x]) {
-        return x.contiguous()?.apply_op1(cpu::Silu);
+        return tape::apply1(x, cpu::Silu);
     }
     x.silu()
 }

@@ -7,7 +7,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices};
+use super::{check, slices, tape};
 use candle_core::{Result, Tensor, bail};
 
 /// x [..,2F], gate first → [..,F].
@@ -17,7 +17,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
         bail!("swiglu: x has {width} columns, expected an even number (gate and up)");
     }
     if slices::are_f32_on_cpu(&[x]) {
-        return x.contiguous()?.apply_op1(cpu::SwiGlu);
+        return tape::apply1(x, cpu::SwiGlu);
     }
     reference::swiglu(x)
 }

@@ -1,0 +1,139 @@
+//! Sums and rearrangements between the operations: candle's own, noted on the [`Tape`](super::Tape); a sum of two maps of
+//! f32 on the CPU in one parallel pass.
+
+use candle_core::shape::ShapeWithOneHole;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::tape::{self, note};
+use super::{blocks, simd, slices};
+
+/// Elements that are taken as a row.
+const ROW: usize = 1024;
+
+/// a + b, of one shape.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.shape() == b.shape() && slices::are_f32_on_cpu(&[a, b]) {
+        return tape::apply2(a, b, Add);
+    }
+    a + b
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (a, b) = (slices::of(a, a_layout)?, slices::of(b, b_layout)?);
+        let y = blocks::filled(a.len(), ROW, |row, y| {
+            let range = row * ROW..row * ROW + y.len();
+            let (a, b) = (&a[range.clone()], &b[range]);
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                        *y = a + b;
+                    }
+                },
+            )
+        });
+        Ok((CpuStorage::F32(y), a_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(dy.clone()), Some(dy.clone())))
+    }
+}
+
+/// x [B,..] + rows [1,..], the same for every image.
+pub fn add_to_each(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let y = x.broadcast_add(rows)?;
+    note(&[x, rows], &y, |_, _, dy| {
+        Ok(vec![Some(dy.clone()), Some(dy.sum_keepdim(0)?)])
+    });
+    Ok(y)
+}
+
+/// The mean of all elements.
+pub fn mean(x: &Tensor) -> Result<Tensor> {
+    let y = x.mean_all()?;
+    note(&[x], &y, |inputs, _, dy| {
+        let share = (dy / inputs[0].elem_count() as f64)?;
+        Ok(vec![Some(
+            share.broadcast_as(inputs[0].shape())?.contiguous()?,
+        )])
+    });
+    Ok(y)
+}
+
+/// The same values in another shape.
+pub fn reshape(x: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
+    let y = x.reshape(shape)?;
+    rearranged(x, y, |dy, x| dy.reshape(x.shape()))
+}
+
+/// `y`, made of `x` by moving its values; `back` moves a gradient back.
+pub fn rearranged(
+    x: &Tensor,
+    y: Tensor,
+    back: impl Fn(&Tensor, &Tensor) -> Result<Tensor> + 'static,
+) -> Result<Tensor> {
+    if y.id() != x.id() {
+        note(&[x], &y, move |inputs, _, dy| {
+            Ok(vec![Some(back(dy, &inputs[0])?)])
+        });
+    }
+    Ok(y)
+}
+
+/// The columns of x [R,C] in `count` equal parts.
+pub fn columns(x: &Tensor, count: usize) -> Result<Vec<Tensor>> {
+    let width = x.dim(1)? / count;
+    let part = |i: usize| {
+        let y = x.narrow(1, i * width, width)?.contiguous()?;
+        rearranged(x, y, move |dy, x| {
+            dy.pad_with_zeros(1, i * width, x.dim(1)? - (i + 1) * width)
+        })
+    };
+    (0..count).map(part).collect()
+}
+
+/// The tensors one below the other: along their first dimension.
+pub fn stacked(tensors: &[&Tensor]) -> Result<Tensor> {
+    let y = Tensor::cat(tensors, 0)?;
+    note(tensors, &y, |inputs, _, dy| {
+        let mut from = 0;
+        let mut part = |x: &Tensor| {
+            let rows = x.dim(0)?;
+            from += rows;
+            Ok(Some(dy.narrow(0, from - rows, rows)?.contiguous()?))
+        };
+        inputs.iter().map(&mut part).collect()
+    });
+    Ok(y)
+}
+
+/// Rows of `table` [K,C] by their numbers, u32 [R]: [R,C].
+pub fn rows(table: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+    let y = table.index_select(numbers, 0)?;
+    let numbers = numbers.clone();
+    note(&[table], &y, move |inputs, _, dy| {
+        let zeros = inputs[0].detach().zeros_like()?;
+        Ok(vec![Some(zeros.index_add(&numbers, dy, 0)?)])
+    });
+    Ok(y)
+}

@@ -1,0 +1,260 @@
+//! Reverse-mode differentiation over this module's operations, in place of candle's own backward on the CPU.
+//!
+//! candle adds every gradient, also a tensor's only one, to a tensor of zeros: three serial passes over memory an
+//! operation, a tenth of a small training step. A [`Tape`] notes each operation of its thread while it exists;
+//! [`Tape::backward`] walks back over the notes, takes a first gradient as it is, and lets go of what it has walked.
+//!
+//! candle's graph is made all the same and stays right: an operation's gradient is the one its CustomOp gives to both.
+//! What a gradient reaches must be on the tape or a variable; anything else is an error, not a gradient lost.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, Var, bail};
+
+/// (inputs, output, gradient of the output) → gradients of the inputs.
+type Backward = Box<dyn FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
+
+struct Note {
+    inputs: Vec<Tensor>,
+    output: Tensor,
+    backward: Backward,
+}
+
+thread_local! {
+    /// The tapes of this thread, the innermost last; none in place of one that is being walked.
+    static TAPES: RefCell<Vec<Option<Vec<Note>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes this thread's operations from [`Tape::start`] until it is walked or dropped.
+pub struct Tape {
+    place: usize,
+    /// Belongs to its thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Tape {
+    pub fn start() -> Self {
+        TAPES.with_borrow_mut(|tapes| {
+            tapes.push(Some(Vec::new()));
+            Self {
+                place: tapes.len() - 1,
+                _thread: PhantomData,
+            }
+        })
+    }
+
+    /// d`loss`/dx of every variable x that `loss` depends on. On other devices, candle's own backward.
+    ///
+    /// Give away what else holds the graph beforehand: its memory is then free as soon as it is walked.
+    /// Errors: a gradient reaches a result of an operation that was not noted.
+    pub fn backward(self, loss: Tensor) -> Result<GradStore> {
+        if !loss.device().is_cpu() {
+            return loss.backward();
+        }
+        let notes = TAPES.with_borrow_mut(|tapes| {
+            tapes.truncate(self.place + 1);
+            tapes[self.place].take().unwrap_or_default()
+        });
+        walk(notes, loss)
+    }
+}
+
+impl Drop for Tape {
+    fn drop(&mut self) {
+        // The notes are dropped outside: a tensor's end may be long.
+        let notes = TAPES.with_borrow_mut(|tapes| tapes.split_off(self.place.min(tapes.len())));
+        drop(notes);
+    }
+}
+
+fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
+    let mut made: HashSet<TensorId> = notes.iter().map(|note| note.output.id()).collect();
+    let mut gradients = HashMap::from([(loss.id(), loss.ones_like()?)]);
+    let mut found = GradStore::default();
+    drop(loss);
+    while let Some(note) = notes.pop() {
+        made.remove(&note.output.id());
+        let Some(gradient) = gradients.remove(&note.output.id()) else {
+            continue;
+        };
+        let parts = (note.backward)(&note.inputs, &note.output, &gradient)?;
+        drop(gradient);
+        for (input, part) in note.inputs.iter().zip(parts) {
+            let Some(part) = part.filter(|_| input.track_op()) else {
+                continue;
+            };
+            if input.is_variable() {
+                let sum = match found.remove(input) {
+                    Some(before) => sum(&before, &part)?,
+                    None => part,
+                };
+                found.insert(input, sum.detach());
+            } else if made.contains(&input.id()) {
+                let sum = match gradients.remove(&input.id()) {
+                    Some(before) => sum(&before, &part)?,
+                    None => part,
+                };
+                gradients.insert(input.id(), sum.detach());
+            } else {
+                bail!(
+                    "a gradient reached a tensor {:?} that no operation on the tape made",
+                    input.dims()
+                );
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    super::add(&a.detach(), &b.detach())
+}
+
+/// Puts an operation on the innermost tape, if there is one and the graph tracks the output.
+pub(super) fn note(
+    inputs: &[&Tensor],
+    output: &Tensor,
+    backward: impl FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
+) {
+    if !output.track_op() {
+        return;
+    }
+    TAPES.with_borrow_mut(|tapes| {
+        if let Some(Some(notes)) = tapes.last_mut() {
+            notes.push(Note {
+                inputs: inputs.iter().map(|&input| input.clone()).collect(),
+                output: output.clone(),
+                backward: Box::new(backward),
+            });
+        }
+    });
+}
+
+/// `x` made contiguous.
+pub(super) fn contiguous(x: &Tensor) -> Result<Tensor> {
+    let y = x.contiguous()?;
+    if y.id() != x.id() {
+        note(&[x], &y, |_, _, grad| Ok(vec![Some(grad.clone())]));
+    }
+    Ok(y)
+}
+
+/// Applies `op` to contiguous `x`.
+pub(crate) fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+    let op: Arc<Box<dyn CustomOp1 + Send + Sync>> = Arc::new(Box::new(op));
+    let x = contiguous(x)?;
+    let y = x.apply_op1_arc(op.clone())?;
+    note(&[&x], &y, move |inputs, y, grad| {
+        Ok(vec![op.bwd(&inputs[0], y, grad)?])
+    });
+    Ok(y)
+}
+
+/// Applies `op` to contiguous `a` and `b`.
+pub(super) fn apply2(
+    a: &Tensor,
+    b: &Tensor,
+    op: impl CustomOp2 + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let op: Arc<Box<dyn CustomOp2 + Send + Sync>> = Arc::new(Box::new(op));
+    let (a, b) = (contiguous(a)?, contiguous(b)?);
+    let y = a.apply_op2_arc(&b, op.clone())?;
+    note(&[&a, &b], &y, move |inputs, y, grad| {
+        let (a, b) = op.bwd(&inputs[0], &inputs[1], y, grad)?;
+        Ok(vec![a, b])
+    });
+    Ok(y)
+}
+
+/// Applies `op` to contiguous `a`, `b` and `c`.
+pub(super) fn apply3(
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+    op: impl CustomOp3 + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let op: Arc<Box<dyn CustomOp3 + Send + Sync>> = Arc::new(Box::new(op));
+    let (a, b, c) = (contiguous(a)?, contiguous(b)?, contiguous(c)?);
+    let y = a.apply_op3_arc(&b, &c, op.clone())?;
+    note(&[&a, &b, &c], &y, move |inputs, y, grad| {
+        let (a, b, c) = op.bwd(&inputs[0], &inputs[1], &inputs[2], y, grad)?;
+        Ok(vec![a, b, c])
+    });
+    Ok(y)
+}
+
+/// A function out of candle's operations, small enough to be computed again on the way back, where candle gives its
+/// gradient.
+pub fn plain<const N: usize>(
+    inputs: [&Tensor; N],
+    f: impl Fn([&Tensor; N]) -> Result<Tensor> + 'static,
+) -> Result<Tensor> {
+    let y = f(inputs)?;
+    note(&inputs, &y, move |inputs, _, grad| {
+        let leaf = |x: &Tensor| Var::from_tensor(&x.detach());
+        let leaves = inputs.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+        let again = f(std::array::from_fn(|i| leaves[i].as_tensor()))?;
+        let mut store = (again * grad)?.sum_all()?.backward()?;
+        Ok(leaves.iter().map(|leaf| store.remove(leaf)).collect())
+    });
+    Ok(y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, normal};
+    use crate::ops::{add, linear, silu};
+
+    /// x feeds three operations, w two; ends in a scalar.
+    fn tangled(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        let y = add(&silu(&linear(x, w, None)?)?, x)?;
+        let z = add(&linear(&y, w, None)?, x)?;
+        plain([&z], |[z]| z.sqr()?.mean_all())
+    }
+
+    #[test]
+    fn the_tape_gives_the_gradients_of_candles_graph() -> Result<()> {
+        let (x, w) = (normal(1, (5, 7)), normal(2, (7, 7)));
+        let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+        let tape = Tape::start();
+        let loss = tangled(&x, &w)?;
+        let expected = loss.backward()?;
+        let found = tape.backward(loss)?;
+        for var in [&x, &w] {
+            let [found, expected] = [&found, &expected].map(|s| s.get(var).expect("a gradient"));
+            assert_close("gradient", found, expected, 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_operation_that_was_not_noted_is_an_error() -> Result<()> {
+        let x = Var::from_tensor(&normal(1, (5, 7)))?;
+        let tape = Tape::start();
+        let loss = tangled(&(x.as_tensor() * 2.0)?, &normal(2, (7, 7)))?;
+        let error = tape.backward(loss).unwrap_err().to_string();
+        assert!(error.contains("no operation on the tape made"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn tapes_nest_and_end() -> Result<()> {
+        let x = Var::from_tensor(&normal(1, 3))?;
+        let outer = Tape::start();
+        let y = silu(&x)?;
+        let inner = Tape::start();
+        let at = Var::from_tensor(&y.detach())?;
+        let slope = inner.backward(silu(&at)?)?;
+        assert!(slope.get(&at).is_some() && slope.get(&x).is_none());
+        drop(Tape::start());
+        let found = outer.backward(silu(&y)?)?;
+        assert!(found.get(&x).is_some());
+        TAPES.with_borrow(|tapes| assert!(tapes.is_empty()));
+        Ok(())
+    }
+}
