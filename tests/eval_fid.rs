@@ -147,7 +147,7 @@ fn a_report_names_what_its_figures_are_of() {
         format!("\"{hash}\" = \"my set\"\n"),
     )
     .expect("written");
-    let named = place.report("--samples a --reference b --batch-size 7");
+    let named = place.report("--samples a --reference b --interval --batch-size 7");
     assert_eq!(named["reference"]["name"], "my set");
     assert_eq!(fid(&named).to_bits(), fid(&report).to_bits());
 }
@@ -168,7 +168,7 @@ fn statistics_stand_for_their_images() {
         &["made with --preprocess adm", "hint: "],
     );
     place.fails(
-        "--samples a --reference b.npz --metrics pr",
+        "--samples b.npz --reference a --metrics fid-inf",
         1,
         &["no images", "--metrics"],
     );

@@ -24,7 +24,7 @@ pub const NAME: &str = "clip-vit-b-32";
 
 const PIXELS: Normalized = Normalized {
     mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-    deviation: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+    deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
 };
 
 /// The tower's name in transformers' files.

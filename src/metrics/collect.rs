@@ -49,9 +49,12 @@ impl<'a> Collector<'a> {
             moments: GroupedMoments::new(groups, tap.width),
             rows: keep(tap).then(|| Rows::empty(tap.width)),
         };
-        let taps = |network: &Box<dyn FeatureNetwork>| network.taps().iter().map(tap).collect();
+        let taps = networks
+            .iter()
+            .map(|network| network.taps().iter().map(tap).collect())
+            .collect();
         Self {
-            taps: networks.iter().map(taps).collect(),
+            taps,
             networks,
             size: None,
             pixels: PixelHash::default(),

@@ -217,12 +217,8 @@ mod tests {
         // numpy.mean and numpy.cov(rowvar=False) of the rows above.
         let gaussian = Gaussian::of(&rows())?;
         assert_eq!(gaussian.mean, [2.1, 3.8]);
-        let expected = [[2.05, -2.6], [-2.6, 10.7]];
-        for i in 0..2 {
-            for j in 0..2 {
-                assert!((gaussian.covariance[(i, j)] - expected[i][j]).abs() < 1e-12);
-            }
-        }
+        let expected = Mat::from_fn(2, 2, |i, j| [[2.05, -2.6], [-2.6, 10.7]][i][j]);
+        assert!((gaussian.covariance - expected).norm_l2() < 1e-12);
         Ok(())
     }
 

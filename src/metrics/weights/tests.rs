@@ -111,7 +111,7 @@ fn answer(
 }
 
 fn content() -> Vec<u8> {
-    (0..300_000u32).map(|i| (i * i >> 7) as u8).collect()
+    (0..300_000u32).map(|i| ((i * i) >> 7) as u8).collect()
 }
 
 /// `w-DIGEST.pth`, with the first eight digits of the content's digest.
