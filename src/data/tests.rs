@@ -360,7 +360,7 @@ fn what_holds_no_images_says_so_with_its_path() {
     for (pattern, message, hint) in [
         ("empty", "empty: no images", ".jpg"),
         ("shards", "shards: no images", "shards/*.tar*"),
-        ("absent", "there is no", "--data"),
+        ("absent", "there is no", "folders, tar shards"),
         ("*.tgz", "nothing matches", "glob"),
         ("text.txt", "text.txt: neither a folder nor", ".tar"),
         (
