@@ -26,7 +26,7 @@ pub struct LatentBatch {
 pub enum Latents {
     /// Batches of images of a micro-batch's size.
     Encoded(Loader),
-    Cached(Cached),
+    Cached(Box<Cached>),
 }
 
 impl Latents {

@@ -66,7 +66,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
             };
             let cache = open_or_make(path, &meta, &source, &loading, &tokenizer, &device)?;
-            Latents::Cached(Cached {
+            Latents::Cached(Box::new(Cached {
                 order: Order::new(seed, cache.len()),
                 cache,
                 shape: meta.shape,
@@ -76,7 +76,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 index,
                 #[cfg(feature = "cuda")]
                 upload: Default::default(),
-            })
+            }))
         }
     };
     let parts = Parts {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, result,
 };
-use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, Result, Shape, Storage, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
 use super::Gpu;
+use super::tensor::of_slice;
 
 /// `len` elements on the device, freed in the stream's order.
 pub struct Buffer<T> {
@@ -107,12 +107,6 @@ impl Buffer<f32> {
         self.stream
             .memcpy_dtod(&self.slice.slice(from..from + count), &mut out)
             .map_err(candle_core::Error::wrap)?;
-        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(out, device.clone()));
-        Ok(Tensor::from_storage(
-            storage,
-            shape,
-            BackpropOp::none(),
-            false,
-        ))
+        Ok(of_slice(out, shape, device))
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Shape, Storage, Tensor, bail};
 
@@ -30,8 +30,17 @@ pub fn fresh<T: CudaDType + DeviceRepr>(
     let shape = shape.into();
     // SAFETY: the caller has every element written before anything reads it, in the stream's order.
     let slice = unsafe { device.alloc::<T>(shape.elem_count())? };
-    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
-    let tensor = Tensor::from_storage(storage, shape, BackpropOp::none(), false);
+    let tensor = of_slice(slice, shape, device);
     let at = address::<T>(&tensor)?;
     Ok((tensor, at))
+}
+
+/// A tensor of memory that is already filled, or will be in the stream's order.
+pub(super) fn of_slice<T: CudaDType + DeviceRepr>(
+    slice: CudaSlice<T>,
+    shape: Shape,
+    device: &CudaDevice,
+) -> Tensor {
+    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+    Tensor::from_storage(storage, shape, BackpropOp::none(), false)
 }
