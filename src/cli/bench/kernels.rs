@@ -89,6 +89,7 @@ struct Bench {
     codes: Buffer<u32>,
     sums: Buffer<f32>,
     wide: Buffer<half::bf16>,
+    products: Buffer<half::bf16>,
 }
 
 impl Bench {
@@ -124,6 +125,7 @@ impl Bench {
         let gradients = zeros()?;
         network.forward(&a)?;
         network.backward(&a, &scratch, &gradients, 1.0, false)?;
+        let widest = s.rows() * (2 * s.hidden).max(3 * s.width).max(s.codes);
         let mut control = vec![0f32; CONTROL];
         (control[0], control[1], control[2]) = (1e-4, 1.0, 0.9999);
         Ok(Self {
@@ -134,10 +136,8 @@ impl Bench {
             seed: Buffer::from_host(&gpu, &[7, 0])?,
             codes: Buffer::zeros(&gpu, s.steps * s.rows())?,
             sums: Buffer::zeros(&gpu, s.rows() * d)?,
-            wide: random_bf16(
-                &gpu,
-                s.rows() * (2 * s.hidden).max(3 * s.width).max(s.codes),
-            )?,
+            wide: random_bf16(&gpu, widest)?,
+            products: Buffer::zeros(&gpu, widest)?,
             side: args.side.into(),
             gpu,
             network,
@@ -410,14 +410,12 @@ impl Bench {
                     product.flop(),
                     bytes,
                     move || {
-                        let (a, to) = (self.wide.address(), self.a.trunk.logits.address());
-                        let to = if product.f32_out {
-                            self.gradients.address()
-                        } else {
-                            to
+                        let a = self.wide.address();
+                        let (b, to) = match product.f32_out {
+                            true => (a, self.gradients.address()),
+                            false => (self.network.half.address(), self.products.address()),
                         };
-                        let b = self.wide.address();
-                        // SAFETY: `wide` and the logits hold rows of the widest product; the gradients hold every weight.
+                        // SAFETY: `wide` and `products` hold rows of the widest product, the gradients and the halves every weight.
                         unsafe { self.gpu.matmul().run(&product, a, b, to, 0) }
                     },
                 ));

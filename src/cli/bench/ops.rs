@@ -9,8 +9,8 @@ pub struct Args {
     /// The generator's depth, whose width is 64 times that
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub depth: u16,
-    /// Images
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images; half of them stand for the unconditional ones where guidance is timed
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
     pub batch_size: u32,
     /// Side of the latent map; 16 makes 256 tokens
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=64))]

@@ -106,7 +106,7 @@ fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
         random(4, args.batch_size, &map)?,
     );
     let codes: Vec<u32> = (0..args.batch_size * (side * side) as u32)
-        .map(|i| i * 2654435 % config.quantizer.codebook_size as u32)
+        .map(|i| i.wrapping_mul(2_654_435) % config.quantizer.codebook_size as u32)
         .collect();
     let codes = Tensor::new(codes, &Device::Cpu)?;
     let (mut milliseconds, mut loss) = (Vec::new(), 0.0);
