@@ -154,6 +154,11 @@ fn samples(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let sample = |from: usize, to: usize| {
         on_gpu.latents(&labels[from..to], SEED, &indices[from..to], &options())
     };
+    // Ahead of the batch of 12, whose buffers would serve a single image too.
+    let mut one_by_one = Vec::new();
+    for i in 0..12 {
+        one_by_one.extend(flat(&sample(i, i + 1)?[2])?);
+    }
     let found = sample(0, 12)?;
     let d = config.tokenizer.embed_dim;
     let mut rows = vec![row(
@@ -177,10 +182,6 @@ fn samples(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         differing(&flat(&sample(0, 12)?[2])?, &whole, d),
         0.0,
     ));
-    let mut one_by_one = Vec::new();
-    for i in 0..12 {
-        one_by_one.extend(flat(&sample(i, i + 1)?[2])?);
-    }
     rows.push(row(
         "sampling: sums that differ between batches of 12 and 1, share",
         differing(&one_by_one, &whole, d),

@@ -137,9 +137,12 @@ impl<'a> Sampler<'a> {
         use crate::ops::cuda::Gpu;
         let quantizer = &self.tokenizer.quantizer;
         if let Device::Cuda(device) = quantizer.codebook.embedding.device() {
-            let gpu = std::sync::Arc::new(Gpu::new(device)?);
-            match GpuSampler::new(gpu, config, self.classes, parameters, quantizer) {
-                Ok(sampler) => self.gpu = Some(sampler),
+            match GpuSampler::serves(config, self.classes) {
+                Ok(()) => {
+                    let (gpu, classes) = (Gpu::of(device)?, self.classes);
+                    let sampler = GpuSampler::new(gpu, config, classes, parameters, quantizer)?;
+                    self.gpu = Some(sampler);
+                }
                 Err(e) => tracing::warn!("sampling by plain tensor operations in f32: {e}"),
             }
         }

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::{Device, Storage, Tensor};
+use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use tracing::info_span;
 
@@ -21,7 +20,7 @@ use crate::config::{Config, HeadInit, TrainConfig};
 use crate::error::{Result, hinted};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::cuda::Gpu;
+use crate::ops::cuda::{Gpu, address};
 use crate::sample::Sampler;
 use crate::store::Scope;
 
@@ -96,7 +95,7 @@ impl Step for GpuGeneratorStage {
             let _span = info_span!("launch").entered();
             let v = batch.v.contiguous()?;
             self.trainer
-                .compute(address(&v)?, examples, micro == 0, config.accumulate)?;
+                .compute(address::<f32>(&v)?, examples, micro == 0, config.accumulate)?;
         }
         self.trainer.update(learning_rate(config, step, steps))?;
         Ok(Figures::default())
@@ -194,16 +193,4 @@ impl Trained for GpuGeneratorStage {
         let updates = self.trainer.state().map_or(0, |(_, updates, _)| updates);
         BTreeMap::from([("updates".to_string(), updates)])
     }
-}
-
-/// Where a contiguous f32 tensor lies on the card.
-fn address(x: &Tensor) -> Result<u64> {
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cuda(cuda) = &*storage else {
-        return Err(hinted("the latents are not on the GPU", ""));
-    };
-    let slice = cuda.as_cuda_slice::<f32>()?;
-    let stream = x.device().as_cuda_device()?.cuda_stream();
-    let (pointer, _guard) = slice.device_ptr(&stream);
-    Ok(pointer + (layout.start_offset() * size_of::<f32>()) as u64)
 }

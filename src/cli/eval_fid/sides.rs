@@ -68,7 +68,7 @@ pub fn open_samples(args: &Args, crop: Option<usize>, device: &Device) -> Result
         || path.join("state.json").is_file();
     if is_model {
         let model = Pretrained::open(Some(path), device)?;
-        model.sampler()?;
+        model.generator()?;
         return Ok(Samples::Model(Box::new(model)));
     }
     only_for_models(args)?;

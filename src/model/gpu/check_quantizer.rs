@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::check::{Row, relative};
+use super::check::{Row, relative, share_that_differs};
 use crate::config::ScheduleConfig;
 use crate::model::schedule::Schedule;
 use crate::ops::cuda::Gpu;
@@ -74,10 +74,9 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
                     "quantizer of tensors, {b} maps {h}×{w} of {d}, {k} codes, {steps} steps, {source} noise: {what}"
                 )
             };
-            let differ = codes.iter().zip(&expected_codes).filter(|(a, b)| a != b);
             rows.push(Row {
                 name: name("codes, share that differ"),
-                error: differ.count() as f64 / codes.len() as f64,
+                error: share_that_differs(&codes, &expected_codes),
                 allowed: 2e-3,
             });
             let worst = values.iter().zip(&expected).map(|(a, b)| relative(a, b));

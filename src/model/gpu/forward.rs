@@ -10,7 +10,7 @@ use super::activations::{Activations, Conditions, Kept, Trunk};
 use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
-use crate::model::generator::{Generator, swiglu_width};
+use crate::model::generator::Generator;
 use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
 use crate::ops::{RopeKind, RopeTable};
 use crate::store::Scope;
@@ -44,23 +44,8 @@ impl Network {
     ///
     /// Errors: sizes that the kernels do not serve, by name.
     pub fn new(gpu: Arc<Gpu>, config: &Config, classes: usize, batch: usize) -> Result<Self> {
-        let side = config.grid();
-        let generator = &config.generator;
-        let (width, heads) = (generator.width(), generator.heads());
-        let sizes = Sizes {
-            batch,
-            tokens: side * side,
-            width,
-            heads,
-            hidden: swiglu_width(width),
-            codes: config.quantizer.codebook_size,
-            latent: config.tokenizer.embed_dim,
-            mix: generator.mix_dim.unwrap_or(config.tokenizer.embed_dim),
-            depth: generator.depth,
-            classes,
-            steps: config.quantizer.steps,
-        };
-        sizes.check()?;
+        let (side, generator) = (config.grid(), &config.generator);
+        let sizes = Sizes::of(config, classes, batch)?;
         let plan = Scope::plan();
         Generator::new(config, classes, &plan)?;
         let flat = Flat::new(plan.shapes(), sizes.depth);
@@ -70,7 +55,7 @@ impl Network {
         };
         let rope = RopeTable::new(
             (side, side),
-            width / heads,
+            sizes.width / sizes.heads,
             generator.rope_base,
             kind,
             &Device::Cpu,

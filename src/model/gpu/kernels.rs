@@ -2,6 +2,8 @@
 
 use candle_core::{Result, bail};
 
+use crate::config::Config;
+use crate::model::generator::swiglu_width;
 use crate::ops::cuda::Gpu;
 
 const THREADS: u32 = 256;
@@ -64,8 +66,29 @@ impl Sizes {
         self.batch * self.tokens
     }
 
+    /// A generator's, of `batch` images a pass.
+    ///
     /// Errors: a size that the kernels do not serve, by name.
-    pub fn check(&self) -> Result<()> {
+    pub fn of(config: &Config, classes: usize, batch: usize) -> Result<Self> {
+        let (side, generator) = (config.grid(), &config.generator);
+        let sizes = Self {
+            batch,
+            tokens: side * side,
+            width: generator.width(),
+            heads: generator.heads(),
+            hidden: swiglu_width(generator.width()),
+            codes: config.quantizer.codebook_size,
+            latent: config.tokenizer.embed_dim,
+            mix: generator.mix_dim.unwrap_or(config.tokenizer.embed_dim),
+            depth: generator.depth,
+            classes,
+            steps: config.quantizer.steps,
+        };
+        sizes.check()?;
+        Ok(sizes)
+    }
+
+    fn check(&self) -> Result<()> {
         let served = [
             (
                 "a head's width",

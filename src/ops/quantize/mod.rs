@@ -156,7 +156,9 @@ pub fn recurrent_quantize(
     match v.device() {
         Device::Cpu => cpu::recurrent_quantize(&v, &codebook, noise, schedule),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => on_gpu::recurrent_quantize(device, &v, &codebook, noise, schedule),
+        Device::Cuda(device) if on_gpu::serves(&v) => {
+            on_gpu::recurrent_quantize(device, &v, &codebook, noise, schedule)
+        }
         _ => reference::recurrent_quantize(
             &v,
             &codebook,
@@ -186,7 +188,9 @@ pub fn quantize_until(
     match v.device() {
         Device::Cpu => cpu::quantize_until(&v, &codebook, noise, schedule, t),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => on_gpu::quantize_until(device, &v, &codebook, noise, schedule, t),
+        Device::Cuda(device) if on_gpu::serves(&v) => {
+            on_gpu::quantize_until(device, &v, &codebook, noise, schedule, t)
+        }
         _ => reference::quantize_until(
             &v,
             &codebook,

@@ -1,12 +1,15 @@
-//! Algorithm 1 on tensors that lie on a GPU: one launch where the kernel serves the sizes ([`Tables::fit`]),
-//! else step by step out of candle operations.
+//! Algorithm 1 on tensors that lie on a GPU, by one launch, for the sizes that the kernel [`serves`].
 
 use candle_core::{CudaDevice, Result, Tensor};
 
 use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
-use super::reference::{self, nearest_by_products};
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address, fresh};
+
+/// Whether the kernel serves latents v [B,h,w,d].
+pub fn serves(v: &Tensor) -> bool {
+    v.dims4().is_ok_and(|(_, h, w, d)| Tables::fit(d, h * w))
+}
 
 pub fn recurrent_quantize(
     device: &CudaDevice,
@@ -16,9 +19,6 @@ pub fn recurrent_quantize(
     schedule: &Schedule,
 ) -> Result<Quantized> {
     let (b, h, w, d) = v.dims4()?;
-    if !Tables::fit(d, h * w) {
-        return reference::recurrent_quantize(v, codebook, noise, schedule, nearest_by_products);
-    }
     let (gpu, v, steps) = (Gpu::of(device)?, v.contiguous()?, schedule.steps());
     let source = Source::new(&gpu, noise)?;
     let (codes, codes_at) = fresh::<u32>(device, (steps, b, h, w))?;
@@ -48,9 +48,6 @@ pub fn quantize_until(
     t: &[u32],
 ) -> Result<Examples> {
     let (b, h, w, d) = v.dims4()?;
-    if !Tables::fit(d, h * w) {
-        return reference::quantize_until(v, codebook, noise, schedule, t, nearest_by_products);
-    }
     let (gpu, v) = (Gpu::of(device)?, v.contiguous()?);
     let source = Source::new(&gpu, noise)?;
     let t = Buffer::from_host(&gpu, t)?;
