@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, Var, bail};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Error, Result, Tensor, TensorId, Var};
 
 /// (inputs, output, gradient of the output) → gradients of the inputs.
 type Backward = Box<dyn FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
@@ -73,6 +73,9 @@ impl Drop for Tape {
 
 fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
     let mut made: HashSet<TensorId> = notes.iter().map(|note| note.output.id()).collect();
+    if !made.contains(&loss.id()) {
+        return Err(not_made(loss.dims()));
+    }
     let mut gradients = HashMap::from([(loss.id(), loss.ones_like()?)]);
     let mut found = GradStore::default();
     drop(loss);
@@ -100,14 +103,17 @@ fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
                 };
                 gradients.insert(input.id(), sum.detach());
             } else {
-                bail!(
-                    "a gradient reached a tensor {:?} that no operation on the tape made",
-                    input.dims()
-                );
+                return Err(not_made(input.dims()));
             }
         }
     }
     Ok(found)
+}
+
+fn not_made(dims: &[usize]) -> Error {
+    Error::msg(format!(
+        "a gradient reached a tensor {dims:?} that no operation on the tape made"
+    ))
 }
 
 fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -237,6 +243,16 @@ mod tests {
         let x = Var::from_tensor(&normal(1, (5, 7)))?;
         let tape = Tape::start();
         let loss = tangled(&(x.as_tensor() * 2.0)?, &normal(2, (7, 7)))?;
+        let error = tape.backward(loss).unwrap_err().to_string();
+        assert!(error.contains("no operation on the tape made"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_loss_that_was_not_noted_is_an_error() -> Result<()> {
+        let x = Var::from_tensor(&normal(1, (5, 7)))?;
+        let tape = Tape::start();
+        let loss = (tangled(&x, &normal(2, (7, 7)))? * 2.0)?;
         let error = tape.backward(loss).unwrap_err().to_string();
         assert!(error.contains("no operation on the tape made"), "{error}");
         Ok(())
