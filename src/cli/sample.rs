@@ -19,7 +19,7 @@ const LONGEST_ROW: usize = 20;
 
 /// Sample images of given classes
 ///
-/// Same seed, same images, whatever the batch size and the number of threads. Image number i is of the i-th class of
+/// Same seed, same images on a CPU, whatever the batch size and the number of threads. Image number i is of the i-th class of
 /// --class, counted round: 0, 1, 2, 0, 1, 2, …
 #[derive(Debug, clap::Args)]
 pub struct Args {
