@@ -36,9 +36,4 @@ impl ConfigArgs {
         }
         Ok(config)
     }
-
-    /// Whether nothing was chosen: a resumed run keeps its own configuration.
-    pub fn is_empty(&self) -> bool {
-        self.config.is_none() && self.sets.is_empty() && self.data.is_empty() && self.val.is_empty()
-    }
 }

@@ -23,7 +23,7 @@ use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
 use crate::telemetry::curves::{Along, Curve, Panel, draw};
 use crate::telemetry::{MetricsLog, Progress};
-use crate::train::start::Request;
+use crate::train::start::{Request, resumed_config};
 use crate::train::{start_generator, start_vae};
 
 /// Drawings to train on, and drawings kept apart.
@@ -109,21 +109,23 @@ fn request(
     threads: usize,
 ) -> Result<Request> {
     let path = place.at(stage);
-    let begun = RunFolder::open(&path).ok().and_then(|run| run.info().ok());
-    if let Some(info) = &begun
-        && info.seed != seed
-    {
-        return Err(usage(
-            format!("{} was begun with seed {}", path.display(), info.seed),
-            format!("go on with --seed {}, or choose another --out", info.seed),
-        ));
-    }
-    if begun.is_none() {
-        // A run without a checkpoint has nothing to go on from.
-        let _ = std::fs::remove_dir_all(&path);
+    // A run without a checkpoint has nothing to go on from: it is begun anew.
+    let begun = RunFolder::open(&path)
+        .ok()
+        .filter(|run| run.latest().is_ok());
+    let mut config = config.clone();
+    if let Some(run) = &begun {
+        let info = run.info()?;
+        if info.seed != seed {
+            return Err(usage(
+                format!("{} was begun with seed {}", path.display(), info.seed),
+                format!("go on with --seed {}, or choose another --out", info.seed),
+            ));
+        }
+        config = resumed_config(&Config::read(&run.config())?, &config)?;
     }
     Ok(Request {
-        config: config.clone(),
+        config,
         seed,
         device: device.clone(),
         resume: begun.is_some().then(|| path.clone()),

@@ -52,7 +52,8 @@ impl ImageArgs {
 }
 
 impl Inputs {
-    /// Hands every batch to `work`, its images on the model's device and its labels in the model's numbering.
+    /// Hands every batch to `work`, its images on the model's device and its labels in the model's numbering, or in the
+    /// data's own where the model does not know all its classes; a warning says so.
     ///
     /// Returns how many images there were and how many were left out.
     pub fn each(
@@ -62,7 +63,15 @@ impl Inputs {
     ) -> Result<(usize, usize)> {
         let size = self.model.config.data.image_size;
         let device = &self.model.device;
-        let numbering = numbering(self.source.classes(), &self.model.classes);
+        let (data, model) = (self.source.classes(), &self.model.classes);
+        let numbering = numbering(data, model);
+        let unknown = data.iter().find(|c| model.index_of(&c.wnid).is_none());
+        if let Some(class) = unknown.filter(|_| !model.is_empty()) {
+            tracing::warn!(
+                "the model does not know class \"{}\": labels are the data's own numbers, not the model's",
+                class.wnid
+            );
+        }
         let mut progress = Progress::new(what, self.source.len() as u64, 0);
         let mut loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
         let mut count = 0;

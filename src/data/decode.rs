@@ -20,6 +20,9 @@ use crate::error::{Result, hinted};
 /// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
 const MAX_BYTES: u64 = 512 << 20;
 
+/// Longer side over shorter side.
+const MAX_ASPECT: u32 = 100;
+
 const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
 
 /// Whether a file of this name is taken for an image.
@@ -35,8 +38,20 @@ pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
     // Decoders have panicked on damaged files before; one file must not end the run, nor escape `skip_bad`.
     let decoded = std::panic::catch_unwind(|| decode_any(bytes))
-        .unwrap_or_else(|_| Err("the decoder panicked".to_string()));
+        .unwrap_or_else(|_| Err("the decoder panicked".to_string()))
+        .and_then(no_line);
     decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
+}
+
+/// Refuses what would grow without bound when its shorter side is scaled to a model's size.
+fn no_line(image: RgbImage) -> std::result::Result<RgbImage, String> {
+    let (width, height) = image.dimensions();
+    match width.max(height) / width.min(height).max(1) > MAX_ASPECT {
+        true => Err(format!(
+            "{width}×{height} pixels: one side is more than {MAX_ASPECT} times the other"
+        )),
+        false => Ok(image),
+    }
 }
 
 fn decode_any(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
@@ -155,6 +170,25 @@ mod tests {
         shows("gray", bytes!("gray.png"), GRAYS);
         shows("gray, 16 bits", bytes!("gray16.png"), GRAYS);
         shows("lossy WebP", bytes!("lossy.webp"), COLOURS);
+    }
+
+    #[test]
+    fn a_picture_that_is_a_line_is_refused() -> Result<()> {
+        let png = |width, height| -> Result<Vec<u8>> {
+            let mut bytes = Cursor::new(Vec::new());
+            RgbImage::new(width, height).write_to(&mut bytes, ImageFormat::Png)?;
+            Ok(bytes.into_inner())
+        };
+        assert_eq!(decode(&png(1, 100)?, "x.png")?.dimensions(), (1, 100));
+        for (width, height) in [(1, 101), (5000, 2)] {
+            let (text, _) =
+                crate::error::report(&decode(&png(width, height)?, "x.png").unwrap_err());
+            assert!(
+                text.contains("x.png") && text.contains("100 times"),
+                "{text}"
+            );
+        }
+        Ok(())
     }
 
     #[test]

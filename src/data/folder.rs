@@ -81,13 +81,18 @@ fn list(folder: &Path) -> Result<Listing> {
         };
         if is_folder {
             folders.push(name);
-        } else if is_image_name(&name) {
+        } else if is_image_name(&name) && is_file(&entry.path()) {
             images.push(name);
         }
     }
     images.sort();
     folders.sort();
     Ok(Listing { images, folders })
+}
+
+/// Not a pipe or a device, which a reader would wait for. A link that leads nowhere is for the reader to report.
+fn is_file(path: &Path) -> bool {
+    std::fs::metadata(path).is_err() || path.is_file()
 }
 
 /// Whether a link leads to a folder; one that leads back to a folder around it would be walked for ever.

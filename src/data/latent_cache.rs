@@ -114,7 +114,8 @@ impl LatentCache {
     pub fn open(path: &Path, expected: &CacheMeta) -> Result<Self> {
         let file =
             File::open(path).with_context(|| format!("could not open {}", path.display()))?;
-        // SAFETY: the file is only ever replaced by rename, which leaves this mapping what it is.
+        // SAFETY: the file is only ever replaced by the rename of a temporary that one process wrote under a lock, which
+        // leaves this mapping what it is.
         let map = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
         let damaged = |what: &dyn std::fmt::Display| {
             refused(path, format!("not a whole latent cache ({what})"))

@@ -88,8 +88,14 @@ impl Output {
                 let mut failure = None;
                 let written = atomic::write_with(path, |file| {
                     write_npz(file, [count, height, width, 3], produce).map_err(|error| {
-                        // A full disk is for `atomic` to report, anything else for the caller.
-                        error.downcast::<io::Error>().unwrap_or_else(|other| {
+                        // A full disk is for `atomic` to report, anything else for the caller: what an image's
+                        // path was added to is not of this file.
+                        let bare = error.chain().count() == 1;
+                        let error = match bare {
+                            true => error.downcast::<io::Error>(),
+                            false => Err(error),
+                        };
+                        error.unwrap_or_else(|other| {
                             failure = Some(other);
                             io::Error::other("stopped")
                         })
@@ -163,6 +169,22 @@ mod tests {
         assert_eq!(labels[128..], expected);
         let error = Output::from_path(&root.path().join("a.jpg")).unwrap_err();
         assert_eq!(report(&error).1, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn an_input_that_cannot_be_read_is_not_called_an_output_that_cannot_be_written() -> Result<()> {
+        use crate::error::Context;
+        let root = tempfile::tempdir()?;
+        let failed = Output::from_path(&root.path().join("a.npz"))?.write(1, (4, 4), 1, |_| {
+            std::fs::read("no/such.png").context("could not read no/such.png")?;
+            Ok(())
+        });
+        let (text, _) = report(&failed.unwrap_err());
+        assert!(
+            text.starts_with("error: could not read no/such.png"),
+            "{text}"
+        );
         Ok(())
     }
 

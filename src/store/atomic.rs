@@ -3,7 +3,7 @@
 //! Everything is written under a hidden name beside its place, synced, and renamed: after a crash, a `kill -9`
 //! or a full disk, what was there before is still there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -32,13 +32,24 @@ pub fn write_with(
         ));
     }
     let temporary = beside(path, PARTIAL);
+    let mut owned = false;
     let written = (|| {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&temporary)?;
+        own(&file, &temporary)?;
+        owned = true;
+        file.set_len(0)?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
-        file.into_inner()?.sync_all()?;
+        // Its lock is held until it is in place.
+        let file = file.into_inner()?;
+        file.sync_all()?;
         fs::rename(&temporary, path)
     })();
-    if written.is_err() {
+    if written.is_err() && owned {
         // The error that is reported is the first one.
         let _ = fs::remove_file(&temporary);
     }
@@ -50,24 +61,46 @@ pub fn write_with(
 /// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = beside(path, PARTIAL);
-    let filled = (|| {
-        remove(&temporary).map_err(|e| cannot_write(&temporary, &e))?;
-        fs::create_dir(&temporary).map_err(|e| cannot_write(path, &e))?;
-        fill(&temporary)?;
-        put_in_place(&temporary, path).map_err(|e| cannot_write(path, &e))
-    })();
+    let failed = |e: io::Error| cannot_write(path, &e);
+    let _lock = new_folder(&temporary).map_err(failed)?;
+    let filled = fill(&temporary).and_then(|()| put_in_place(&temporary, path).map_err(failed));
     if filled.is_err() {
         let _ = remove(&temporary);
     }
     filled
 }
 
+/// An empty folder in place of what a killed process left, and the lock on it.
+fn new_folder(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Ok(left) => own(&left, path)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    remove(path)?;
+    fs::create_dir(path)?;
+    let folder = File::open(path)?;
+    own(&folder, path)?;
+    Ok(folder)
+}
+
+/// Takes the temporary file or folder at `path` for this process; the system gives it back however the process ends.
+fn own(temporary: &File, path: &Path) -> io::Result<()> {
+    let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
+    temporary.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => busy(),
+        TryLockError::Error(e) => e,
+    })?;
+    // Between the two calls its owner may have put it in its place.
+    match path.exists() {
+        true => Ok(()),
+        false => Err(busy()),
+    }
+}
+
 /// Syncs all of `temporary` and gives it its name.
 fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(temporary)? {
-        File::open(entry?.path())?.sync_all()?;
-    }
-    sync_folder(temporary)?;
+    sync_all(temporary)?;
     // A folder cannot be renamed over a full one: the old one steps aside first.
     let old = beside(path, ".old.partial");
     remove(&old)?;
@@ -118,6 +151,18 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Syncs what a folder holds, at any depth, and the folder.
+fn sync_all(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => sync_all(&path)?,
+            false => File::open(&path)?.sync_all()?,
+        }
+    }
+    sync_folder(folder)
+}
+
 /// A rename is only sure once its folder is.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
@@ -129,6 +174,7 @@ fn cannot_write(path: &Path, cause: &io::Error) -> Error {
             "free some space: what was there before is unchanged"
         }
         io::ErrorKind::NotFound => "make its folder first",
+        io::ErrorKind::ResourceBusy => "wait for it, or choose another name",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "choose a folder that you may write to"
         }
@@ -184,6 +230,29 @@ mod tests {
         write_folder(&path, |f| Ok(fs::write(f.join("y"), "3")?))?;
         assert_eq!(names(&path)?, ["y"]);
         assert_eq!(names(root.path())?, ["step-1"]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_second_writer_of_one_path_is_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let [file, folder] = ["a", "b"].map(|name| root.path().join(name));
+        let mut refused = Vec::new();
+        write_with(&file, |out| {
+            refused.push(write_file(&file, b"second"));
+            out.write_all(b"first")
+        })?;
+        write_folder(&folder, |at| {
+            refused.push(write_folder(&folder, |_| Ok(())));
+            Ok(fs::write(at.join("x"), "first")?)
+        })?;
+        for refused in refused {
+            let (text, _) = report(&refused.unwrap_err());
+            assert!(text.contains("another process is writing it"), "{text}");
+        }
+        assert_eq!(fs::read(&file)?, b"first");
+        assert_eq!(fs::read(folder.join("x"))?, b"first");
+        assert_eq!(names(root.path())?, ["a", "b"]);
         Ok(())
     }
 

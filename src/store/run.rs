@@ -104,7 +104,7 @@ impl RunFolder {
         steps.pop().ok_or_else(|| {
             hinted(
                 format!("{} holds no checkpoint yet", self.0.display()),
-                "a run writes its first one when its first step is done",
+                "a run writes its first one before its first step",
             )
         })
     }
@@ -164,7 +164,7 @@ impl Run {
             .and_then(|()| fs::create_dir_all(folder.images()))
             .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
         let lock = lock(&path)?;
-        if folder.config().exists() && folder.latest().is_ok() {
+        if folder.latest().is_ok() {
             return Err(usage(
                 format!("{} holds a run already", path.display()),
                 format!(
@@ -183,20 +183,11 @@ impl Run {
         })
     }
 
-    /// An existing run, to be continued after `step`: later metric lines are dropped.
-    pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        let folder = RunFolder::open(path)?;
-        let lock = lock(path)?;
-        fs::create_dir_all(folder.checkpoints())
-            .and_then(|()| fs::create_dir_all(folder.images()))
-            .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
-        atomic::sweep(path)?;
-        atomic::sweep(&folder.checkpoints())?;
-        let metrics = MetricsLog::open(&folder.metrics(), Some(step))?;
-        Ok(Self {
-            folder,
-            metrics,
-            _lock: lock,
+    /// Takes an existing run for this process, and changes nothing in it yet.
+    pub fn lock(path: &Path) -> Result<Locked> {
+        Ok(Locked {
+            folder: RunFolder::open(path)?,
+            lock: lock(path)?,
         })
     }
 
@@ -214,6 +205,32 @@ impl Run {
 
     pub fn checkpoints(&self) -> PathBuf {
         self.folder.checkpoints()
+    }
+}
+
+/// An existing run that this process alone may write to, as it was left.
+#[derive(Debug)]
+pub struct Locked {
+    folder: RunFolder,
+    lock: File,
+}
+
+impl Locked {
+    /// Continues the run after `step` with the configuration `config`: later metric lines are dropped.
+    pub fn resume(self, step: u64, config: &Config) -> Result<Run> {
+        let Locked { folder, lock } = self;
+        fs::create_dir_all(folder.checkpoints())
+            .and_then(|()| fs::create_dir_all(folder.images()))
+            .map_err(|e| hinted(format!("cannot make {}: {e}", folder.path().display()), ""))?;
+        atomic::sweep(folder.path())?;
+        atomic::sweep(&folder.checkpoints())?;
+        let metrics = MetricsLog::open(&folder.metrics(), Some(step))?;
+        atomic::write_file(&folder.config(), config.to_toml()?.as_bytes())?;
+        Ok(Run {
+            folder,
+            metrics,
+            _lock: lock,
+        })
     }
 }
 
@@ -275,11 +292,11 @@ mod tests {
         let root = tempfile::tempdir()?;
         let path = root.path().join("run");
         let first = Run::create(Some(&path), "train-vae", &Config::default())?;
-        let (text, code) = report(&Run::resume(&path, 0).unwrap_err());
+        let (text, code) = report(&Run::lock(&path).unwrap_err());
         assert!(text.contains("another process is writing to"), "{text}");
         assert_eq!(code, 1);
         drop(first);
-        Run::resume(&path, 0)?;
+        Run::lock(&path)?;
         Ok(())
     }
 

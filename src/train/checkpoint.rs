@@ -89,6 +89,12 @@ pub struct Contents {
     pub optimizer: Tensors,
 }
 
+/// The stage's own counter `name` of a checkpoint. Errors: there is none, so that a sum would begin anew in silence.
+pub fn counter(counters: &BTreeMap<String, u64>, name: &str) -> Result<u64> {
+    let found = counters.get(name).copied();
+    found.with_context(|| format!("damaged checkpoint: {STATE} holds no counter \"{name}\""))
+}
+
 /// The checkpoint folder of `step`.
 pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:08}"))

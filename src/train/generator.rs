@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use tracing::info_span;
 
-use super::checkpoint::Contents;
+use super::checkpoint::{Contents, counter};
 use super::figures::Figures;
 use super::grads::{Gradients, gradients};
 use super::latents::{LatentBatch, Latents};
@@ -195,14 +195,17 @@ impl Trained for GeneratorStage {
     }
 
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
-        let updates = counters.get("updates").copied().unwrap_or(0);
+        let updates = counter(counters, "updates")?;
         let mut rest = contents.optimizer;
         let (model, ema) = (&contents.model, &contents.ema);
         self.optimizer.restore(model, ema, &mut rest, updates)
     }
 
-    fn counters(&self) -> BTreeMap<String, u64> {
-        BTreeMap::from([("updates".to_string(), self.optimizer.updates)])
+    fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(BTreeMap::from([(
+            "updates".to_string(),
+            self.optimizer.updates,
+        )]))
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use tracing::info_span;
 
-use super::checkpoint::Contents;
+use super::checkpoint::{Contents, counter};
 use super::figures::{Figures, round};
 use super::generator::{Asked, Parts, ask, picture};
 use super::gpu::{Examples, GpuTrainer};
@@ -58,7 +58,7 @@ impl GpuGeneratorStage {
             generator.head_from_codebook(&codebook, config.generator.head_scale)?;
         }
         let quantizer = &tokenizer.quantizer;
-        let batch = config.train_gen.batch_size / config.train_gen.accumulate;
+        let batch = config.train_gen.micro_batch();
         let mut trainer = GpuTrainer::new(
             &gpu,
             &config,
@@ -178,7 +178,7 @@ impl Trained for GpuGeneratorStage {
             };
             contents.optimizer.iter().filter_map(own).collect()
         };
-        let updates = counters.get("updates").copied().unwrap_or(0);
+        let updates = counter(counters, "updates")?;
         self.trainer.restore(
             &contents.model,
             &contents.ema,
@@ -189,8 +189,8 @@ impl Trained for GpuGeneratorStage {
         Ok(())
     }
 
-    fn counters(&self) -> BTreeMap<String, u64> {
-        let updates = self.trainer.state().map_or(0, |(_, updates, _)| updates);
-        BTreeMap::from([("updates".to_string(), updates)])
+    fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        let (_, updates, _) = self.trainer.state()?;
+        Ok(BTreeMap::from([("updates".to_string(), updates)]))
     }
 }

@@ -1,6 +1,7 @@
 //! Where the generator's latents v come from: images through the frozen tokenizer as they are needed, or a cache.
 //!
-//! Both give example n the same image and the same flip; the cache's latents are rounded to bf16.
+//! Both give example n the same image and the same flip, where no image was left out of the cache as a bad one; the
+//! cache's latents are rounded to bf16.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tracing::info_span;
 
 use crate::data::latent_cache::{CacheMeta, LatentCache};
 use crate::data::{Augment, Loader, LoaderOptions, Order, Source};
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, hinted};
 use crate::model::tokenizer::Tokenizer;
 use crate::telemetry::Progress;
 
@@ -108,7 +109,19 @@ pub fn open_or_make(
     device: &Device,
 ) -> Result<LatentCache> {
     if path.exists() {
-        return LatentCache::open(path, meta);
+        let cache = LatentCache::open(path, meta)?;
+        if cache.len() != source.len() && !options.skip_bad {
+            return Err(hinted(
+                format!(
+                    "{} holds {} of {} images: the others could not be read when it was made",
+                    path.display(),
+                    cache.len(),
+                    source.len()
+                ),
+                "take it as it is with --skip-bad-images, or replace those images and name another --cache",
+            ));
+        }
+        return Ok(cache);
     }
     tracing::info!("encoding all images into {}", path.display());
     let pass = |mirror| Loader::ordered(source.clone(), options, meta.image_size, mirror);

@@ -8,7 +8,6 @@ use std::fmt::Write;
 
 use candle_core::Shape;
 
-use super::start::steps;
 use crate::config::{Config, TrainConfig};
 use crate::error::Result;
 use crate::model::generator::Generator;
@@ -91,8 +90,8 @@ impl Plan {
     /// For people.
     pub fn text(&self) -> String {
         let parameters: usize = self.parts.values().sum();
-        let micro = self.config.batch_size / self.config.accumulate;
-        let steps = steps(&self.config, self.images);
+        let micro = self.config.micro_batch();
+        let steps = self.config.total_steps(self.images);
         let epochs = steps as f64 * self.config.batch_size as f64 / self.images.max(1) as f64;
         let weights = 5.0 * 4.0 * parameters as f64;
         let activations = self.activations_an_image * micro as f64;

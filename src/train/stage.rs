@@ -49,7 +49,7 @@ pub trait Trained {
     fn contents(&self) -> Result<Contents>;
     /// Continues from what [`Trained::contents`] and [`Trained::counters`] gave.
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
-    fn counters(&self) -> BTreeMap<String, u64>;
+    fn counters(&self) -> Result<BTreeMap<String, u64>>;
 }
 
 /// A stage that makes a step by itself.
@@ -113,6 +113,8 @@ pub struct Job<'a> {
     /// The means of the log line in progress.
     pub interval: Figures,
     pub interrupt: Interrupt,
+    /// Whether where it stands is not saved yet.
+    pub save_first: bool,
 }
 
 impl Job<'_> {
@@ -121,7 +123,7 @@ impl Job<'_> {
     /// Errors: a signal (after a checkpoint); too many steps with a loss or gradient that is not finite.
     pub fn train<S: Step>(&mut self, stage: &mut S) -> Result<()> {
         let mut clock = Clock::new();
-        if self.state.step == 0 {
+        if self.save_first {
             // A run that cannot be saved fails now, and one that is killed can always be resumed.
             self.checkpoint(stage)?;
         }
@@ -218,7 +220,7 @@ impl Job<'_> {
         let _span = info_span!("checkpoint").entered();
         let mut contents = stage.contents()?;
         contents.optimizer.extend(self.interval.tensors()?);
-        self.state.counters = stage.counters();
+        self.state.counters = stage.counters()?;
         // What the checkpoint's step has logged must be there when it is resumed.
         self.run.metrics.sync()?;
         let folder = self.run.checkpoints();

@@ -13,7 +13,7 @@ use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
 use crate::store::atomic;
-use crate::store::run::{Run, RunFolder, is_checkpoint};
+use crate::store::run::{Locked, Run, RunFolder, is_checkpoint};
 
 /// What both stages are asked for.
 #[derive(Debug, Clone)]
@@ -34,14 +34,13 @@ pub struct Request {
 
 /// Where a run stands before its first step of this process.
 pub struct Begun {
-    /// Locked; none yet for a new run, whose folder is made when all else is ready.
-    run: Option<Run>,
     pub state: State,
-    contents: Option<Contents>,
+    /// The run to go on with, locked, and its checkpoint. A new run's folder is made when all else is ready.
+    resumed: Option<(Locked, Contents)>,
 }
 
 impl Request {
-    /// A new run's state, or that of the run to be resumed, which is locked from here on.
+    /// A new run's state, or that of the run to be resumed, which is locked from here on and not changed yet.
     ///
     /// Errors: another process writes to it; the checkpoint is damaged, of another stage, or was made from other data.
     pub fn begin(&self, stage: &str, source: &dyn Source) -> Result<Begun> {
@@ -49,9 +48,8 @@ impl Request {
         let Some(path) = &self.resume else {
             let state = State::new(stage, self.seed, images, data);
             return Ok(Begun {
-                run: None,
                 state,
-                contents: None,
+                resumed: None,
             });
         };
         let (folder, checkpoint) = locate(path)?;
@@ -62,7 +60,7 @@ impl Request {
                 format!("continue it with: rdpm {} --resume", state.stage),
             ));
         }
-        let run = Run::resume(folder.path(), state.step)?;
+        let run = Run::lock(folder.path())?;
         let (state, contents) = checkpoint::load(&checkpoint)?;
         if (state.images, &state.data) != (images, &data) {
             return Err(usage(
@@ -73,13 +71,9 @@ impl Request {
                 "--data names its new place if it has moved; its content must be the same",
             ));
         }
-        // Whatever was the latest, the run goes on from here.
-        checkpoint::set_latest(&run.checkpoints(), state.step)?;
-        atomic::write_file(&folder.config(), self.config.to_toml()?.as_bytes())?;
         Ok(Begun {
-            run: Some(run),
             state,
-            contents: Some(contents),
+            resumed: Some((run, contents)),
         })
     }
 }
@@ -93,29 +87,30 @@ impl Begun {
         stage: &mut S,
         fill: impl FnOnce(&RunFolder) -> Result<()>,
     ) -> Result<PathBuf> {
-        let Begun {
-            run,
-            state,
-            contents,
-        } = self;
-        let mut interval = Figures::default();
-        if let Some(mut contents) = contents {
-            interval = Figures::take(&mut contents.optimizer)?;
-            stage.restore(contents, &state.counters)?;
-        }
-        let mut run = match run {
-            Some(run) => run,
+        let Begun { mut state, resumed } = self;
+        let (new, mut interval) = (resumed.is_none(), Figures::default());
+        let mut run = match resumed {
+            Some((locked, mut contents)) => {
+                interval = Figures::take(&mut contents.optimizer)?;
+                stage.restore(contents, &state.counters)?;
+                let run = locked.resume(state.step, &request.config)?;
+                // Whatever was the latest, the run goes on from here.
+                checkpoint::set_latest(&run.checkpoints(), state.step)?;
+                run
+            }
             None => {
                 let run = Run::create(request.out.as_deref(), &state.stage, &request.config)?;
                 fill(run.folder())?;
                 run
             }
         };
-        let (steps, path) = (steps(config, state.images), run.path().to_path_buf());
+        let (steps, path) = (config.total_steps(state.images), run.path().to_path_buf());
         let (at, name) = (state.step, &state.stage);
         tracing::info!("{name}: {}, from step {at} to {steps}", path.display());
+        let shortened = at >= steps && !state.finished;
         if at >= steps {
             tracing::info!("nothing to do: --steps sets a later end");
+            state.finished = true;
         }
         let interrupt = Interrupt::listen()?;
         let mut job = Job {
@@ -125,6 +120,7 @@ impl Begun {
             state,
             interval,
             interrupt,
+            save_first: new || shortened,
         };
         job.train(stage)?;
         Ok(path)
@@ -133,21 +129,16 @@ impl Begun {
 
 /// The run folder and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
 pub fn locate(path: &Path) -> Result<(RunFolder, PathBuf)> {
-    let run = path.parent().and_then(Path::parent);
-    match run.filter(|_| is_checkpoint(path)) {
-        Some(run) => Ok((RunFolder::open(run)?, path.to_path_buf())),
-        None => {
-            let folder = RunFolder::open(path)?;
-            let latest = folder.latest()?;
-            Ok((folder, latest))
+    if is_checkpoint(path) {
+        // Named from inside its run, its path alone does not say where that is.
+        let path = std::path::absolute(path)?;
+        if let Some(run) = path.parent().and_then(Path::parent) {
+            return Ok((RunFolder::open(run)?, path));
         }
     }
-}
-
-/// Steps of a run: as configured, or the epochs' worth of `images`, rounded up.
-pub fn steps(config: &TrainConfig, images: u64) -> u64 {
-    let epochs = config.epochs.unwrap_or(0.0) * images as f64 / config.batch_size as f64;
-    config.steps.unwrap_or(epochs.ceil() as u64)
+    let folder = RunFolder::open(path)?;
+    let latest = folder.latest()?;
+    Ok((folder, latest))
 }
 
 /// The training images.
@@ -210,7 +201,7 @@ pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) 
     }
 }
 
-/// The configuration of a resumed run: its own, but for what changes no result before the run's end.
+/// The configuration of a resumed run: its own, but for its length and for what is no part of its results.
 ///
 /// Errors: `asked` differs from `own` elsewhere; names the keys.
 pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
@@ -283,15 +274,6 @@ mod tests {
         assert!(!text.contains("log_every"), "{text}");
         assert_eq!(code, 2);
         Ok(())
-    }
-
-    #[test]
-    fn epochs_become_steps_rounded_up_and_steps_win() {
-        let mut config = TrainConfig::vae();
-        (config.batch_size, config.epochs) = (32, Some(1.5));
-        assert_eq!(steps(&config, 100), 5);
-        config.steps = Some(7);
-        assert_eq!(steps(&config, 100), 7);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let tokenizer = Tokenizer::new(&config, &Scope::load(&frozen.tokenizer, &device))?;
     let (seed, index, size) = (begun.state.seed, begun.state.index, config.data.image_size);
     let loading = LoaderOptions {
-        batch_size: train.batch_size / train.accumulate,
+        batch_size: train.micro_batch(),
         workers: request.workers,
         skip_bad: request.skip_bad,
     };

@@ -29,7 +29,7 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let lpips = lpips(config, device)?;
     let begun = request.begin(STAGE, &*source)?;
     let options = LoaderOptions {
-        batch_size: train.batch_size / train.accumulate,
+        batch_size: train.micro_batch(),
         workers: request.workers,
         skip_bad: request.skip_bad,
     };

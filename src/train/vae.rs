@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tracing::info_span;
 
 use super::adversary::{Adversary, Judged};
-use super::checkpoint::Contents;
+use super::checkpoint::{Contents, counter};
 use super::dead_codes::DeadCodes;
 use super::figures::{Figures, round};
 use super::grads::{self, Gradients, gradients, seed};
@@ -287,13 +287,13 @@ impl Trained for VaeStage {
     }
 
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
-        let count = |name: &str| counters.get(name).copied().unwrap_or(0);
+        let count = |name: &str| counter(counters, name);
         let mut rest = contents.optimizer;
         let (model, ema) = (&contents.model, &contents.ema);
         self.optimizer
-            .restore(model, ema, &mut rest, count("updates"))?;
+            .restore(model, ema, &mut rest, count("updates")?)?;
         if let Some(adversary) = &mut self.adversary {
-            adversary.restore(&mut rest, count("discriminator_updates"))?;
+            adversary.restore(&mut rest, count("discriminator_updates")?)?;
         }
         let missing = "the checkpoint holds no code counts";
         self.usage.restore(&rest.remove(USAGE).context(missing)?)?;
@@ -301,12 +301,12 @@ impl Trained for VaeStage {
             .restore(&rest.remove(COUNTS).context(missing)?)
     }
 
-    fn counters(&self) -> BTreeMap<String, u64> {
+    fn counters(&self) -> Result<BTreeMap<String, u64>> {
         let discriminator = self.adversary.as_ref().map_or(0, Adversary::updates);
-        BTreeMap::from([
+        Ok(BTreeMap::from([
             ("updates".to_string(), self.optimizer.updates),
             ("discriminator_updates".to_string(), discriminator),
-        ])
+        ]))
     }
 }
 

@@ -110,3 +110,60 @@ fn a_resumed_run_keeps_its_configuration() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("train-vae"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_refused_resume_changes_nothing() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "run", &[]);
+    let kept = ["metrics.jsonl", "config.toml", "checkpoints/latest"];
+    let read = || kept.map(|name| fs::read(lab.path("run").join(name)).expect("a file of the run"));
+    let before = read();
+    for (more, told) in [
+        (["--vae", "vae"], "--vae with --resume"),
+        (["--data", "data/high"], "is not the one"),
+    ] {
+        let from = ["train-gen", "--resume", "run/checkpoints/step-00000005"];
+        let output = lab.output(&[&from[..], &more[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+        assert!(read() == before, "{told}");
+    }
+}
+
+#[test]
+fn a_checkpoint_can_be_named_from_inside_its_run() {
+    let lab = Lab::new();
+    lab.train(VAE, "run", &["--steps", "2"]);
+    let data = lab.path("data").display().to_string();
+    let more = ["--steps", "3", "--data", data.as_str()];
+    for (folder, name) in [
+        ("run", "checkpoints/step-00000002"),
+        ("run/checkpoints", "step-00000003"),
+    ] {
+        let output = lab
+            .command(&[&[VAE, "--resume", name], &more[..]].concat())
+            .current_dir(lab.path(folder))
+            .output()
+            .expect("rdpm runs");
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_run_that_is_shortened_is_a_finished_one() {
+    let lab = Lab::new();
+    let state = || fs::read_to_string(lab.path("run/checkpoints/step-00000005/state.json"));
+    let process = lab.spawn_until(&lab.start(VAE, "run", &["--steps", "100000"]), "run", 6);
+    interrupt(process.id());
+    let ended = process.wait_with_output().expect("its end");
+    assert_eq!(ended.status.code(), Some(130));
+    assert!(state().expect("a state").contains("\"finished\": false"));
+    lab.run(&[
+        VAE,
+        "--resume",
+        "run/checkpoints/step-00000005",
+        "--steps",
+        "5",
+    ]);
+    assert!(state().expect("a state").contains("\"finished\": true"));
+}

@@ -61,8 +61,8 @@ impl Trained for Told {
         Ok(())
     }
 
-    fn counters(&self) -> BTreeMap<String, u64> {
-        BTreeMap::new()
+    fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(BTreeMap::new())
     }
 }
 
@@ -104,6 +104,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         state: State::new("train-vae", 0, 5, String::new()),
         interval: Figures::default(),
         interrupt: Interrupt::listen()?,
+        save_first: true,
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();
