@@ -65,32 +65,22 @@ impl LatentCache {
         meta: &CacheMeta,
         blocks: impl IntoIterator<Item = Result<(Tensor, Vec<u32>)>>,
     ) -> Result<Self> {
-        let mut failure = None;
-        let written = atomic::write_with(path, |file| {
+        atomic::write_with(path, |file| {
             file.write_all(&[b' '; HEADER])?;
             let (mut digest, mut labels) = (Sha256::new(), Vec::new());
             for block in blocks {
-                let bytes =
-                    block.and_then(|(latents, l)| to_bytes(&latents, &l, meta).map(|b| (b, l)));
-                match bytes {
-                    Ok((bytes, block_labels)) => {
-                        digest.update(&bytes);
-                        file.write_all(&bytes)?;
-                        labels.extend(block_labels);
-                    }
-                    Err(error) => {
-                        failure = Some(error);
-                        return Err(io::Error::other("stopped"));
-                    }
-                }
+                let (latents, block_labels) = block?;
+                let bytes = to_bytes(&latents, &block_labels, meta)?;
+                digest.update(&bytes);
+                file.write_all(&bytes)?;
+                labels.extend(block_labels);
             }
             let count = labels.len() / meta.copies();
             if meta.flip && labels[..count] != labels[count..] {
-                failure = Some(hinted(
+                return Err(hinted(
                     "the mirrored images are not those of the first half",
                     "",
                 ));
-                return Err(io::Error::other("stopped"));
             }
             let bytes: Vec<u8> = labels[..count]
                 .iter()
@@ -99,12 +89,9 @@ impl LatentCache {
             digest.update(&bytes);
             file.write_all(&bytes)?;
             file.seek(SeekFrom::Start(0))?;
-            file.write_all(&header(meta, count, &hex(&digest.finalize()))?)
-        });
-        match failure {
-            Some(error) => return Err(error),
-            None => written?,
-        }
+            file.write_all(&header(meta, count, &hex(&digest.finalize()))?)?;
+            Ok(())
+        })?;
         Self::open(path, meta)
     }
 

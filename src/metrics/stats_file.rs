@@ -75,17 +75,7 @@ impl Statistics {
     /// Writes them, with the first 10,000 of `images` of `size` (width, height) in `arr_0`, where there are any: ADM's
     /// evaluator computes precision and recall from those.
     pub fn write(&self, path: &Path, images: Option<(&Images, (u32, u32))>) -> Result<()> {
-        let mut failure = None;
-        let written = atomic::write_with(path, |file| {
-            self.fill(file, images).map_err(|error| {
-                // A full disk is for `atomic` to report, anything else for the caller.
-                error.downcast::<std::io::Error>().unwrap_or_else(|other| {
-                    failure = Some(other);
-                    std::io::Error::other("stopped")
-                })
-            })
-        });
-        failure.map_or(written, Err)
+        atomic::write_with(path, |file| self.fill(file, images))
     }
 
     fn fill(&self, file: impl Write + Seek, images: Option<(&Images, (u32, u32))>) -> Result<()> {

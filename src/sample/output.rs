@@ -3,7 +3,7 @@
 //! Each is written whole or not at all. The folder and the `.npz` take pictures as they come.
 
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use ::image::RgbImage;
@@ -84,25 +84,9 @@ impl Output {
             Output::Folder(path) => atomic::write_folder(path, |folder| {
                 produce(&mut |p| save_png(&p.image, &folder.join(file_name(p.label, p.number))))
             }),
-            Output::Npz(path) => {
-                let mut failure = None;
-                let written = atomic::write_with(path, |file| {
-                    write_npz(file, [count, height, width, 3], produce).map_err(|error| {
-                        // A full disk is for `atomic` to report, anything else for the caller: what an image's
-                        // path was added to is not of this file.
-                        let bare = error.chain().count() == 1;
-                        let error = match bare {
-                            true => error.downcast::<io::Error>(),
-                            false => Err(error),
-                        };
-                        error.unwrap_or_else(|other| {
-                            failure = Some(other);
-                            io::Error::other("stopped")
-                        })
-                    })
-                });
-                failure.map_or(written, Err)
-            }
+            Output::Npz(path) => atomic::write_with(path, |file| {
+                write_npz(file, [count, height, width, 3], produce)
+            }),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, hinted};
@@ -14,15 +15,16 @@ const PARTIAL: &str = ".partial";
 
 /// Writes `bytes` to `path`.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with(path, |file| file.write_all(bytes))
+    write_with(path, |file| Ok(file.write_all(bytes)?))
 }
 
 /// Writes what `fill` writes to `path`.
 ///
-/// Errors: the path and the system's reason (a full disk, a missing folder); the file at `path` is unchanged.
+/// Errors: the path and the system's reason (a full disk, a missing folder); the file at `path` is unchanged. An error of
+/// `fill` that is a bare `io::Error` is taken for one of this file; any other, also one with a context, is the caller's.
 pub fn write_with(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
 ) -> Result<()> {
     // Renaming over a device or a pipe would replace it.
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
@@ -33,7 +35,7 @@ pub fn write_with(
     }
     let temporary = beside(path, PARTIAL);
     let mut owned = false;
-    let written = (|| {
+    let written = (|| -> Result<()> {
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -45,17 +47,22 @@ pub fn write_with(
         let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
         // Its lock is held until it is in place.
-        let file = file.into_inner()?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        sync_folder(parent(path))?;
+        Ok(())
     })();
     if written.is_err() && owned {
         // The error that is reported is the first one.
         let _ = fs::remove_file(&temporary);
     }
-    written
-        .and_then(|()| sync_folder(parent(path)))
-        .map_err(|e| cannot_write(path, &e))
+    written.map_err(|error| match error.chain().count() {
+        1 => error
+            .downcast::<io::Error>()
+            .map_or_else(|other| other, |e| cannot_write(path, &e)),
+        _ => error,
+    })
 }
 
 /// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
@@ -91,8 +98,9 @@ fn own(temporary: &File, path: &Path) -> io::Result<()> {
         TryLockError::WouldBlock => busy(),
         TryLockError::Error(e) => e,
     })?;
-    // Between the two calls its owner may have put it in its place.
-    match path.exists() {
+    // Before the lock was free its owner may have put it in its place, and another begun anew.
+    let (own, there) = (temporary.metadata()?, fs::metadata(path));
+    match there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
         true => Ok(()),
         false => Err(busy()),
     }
@@ -204,7 +212,7 @@ mod tests {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let error = write_with(&path, |file| {
             file.write_all(b"half")?;
-            Err(full())
+            Err(full().into())
         })
         .unwrap_err();
         let (text, code) = report(&error);
@@ -240,7 +248,7 @@ mod tests {
         let mut refused = Vec::new();
         write_with(&file, |out| {
             refused.push(write_file(&file, b"second"));
-            out.write_all(b"first")
+            Ok(out.write_all(b"first")?)
         })?;
         write_folder(&folder, |at| {
             refused.push(write_folder(&folder, |_| Ok(())));

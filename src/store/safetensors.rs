@@ -188,9 +188,10 @@ pub fn write_views<V: View>(
     atomic::write_with(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        entries
-            .iter()
-            .try_for_each(|(_, view)| file.write_all(&view.data()))
+        for (_, view) in &entries {
+            file.write_all(&view.data())?;
+        }
+        Ok(())
     })
 }
 

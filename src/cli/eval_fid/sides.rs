@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::{Args, only_for_models};
-use crate::error::{Context, Result, usage};
+use crate::error::{Result, usage};
 use crate::metrics::collect::Collector;
 use crate::metrics::evaluate::Options;
 use crate::metrics::images::Images;
@@ -289,29 +289,19 @@ pub fn save_statistics(
 
 /// Writes every tap's rows as f32 [N,D], by the tap's name.
 pub fn save_features(path: &Path, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Result<()> {
-    let mut failure = None;
-    let written = atomic::write_with(path, |file| {
-        let fill = || -> Result<()> {
-            let mut npz = NpzWriter::new(file);
-            for (place, network) in networks.iter().enumerate() {
-                for tap in network.taps() {
-                    let rows = side.rows(place, tap.name)?;
-                    npz.array(tap.name, Element::F32, &[rows.count(), rows.width])?;
-                    for row in rows.iter() {
-                        let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
-                        npz.write(&bytes)?;
-                    }
+    atomic::write_with(path, |file| {
+        let mut npz = NpzWriter::new(file);
+        for (place, network) in networks.iter().enumerate() {
+            for tap in network.taps() {
+                let rows = side.rows(place, tap.name)?;
+                npz.array(tap.name, Element::F32, &[rows.count(), rows.width])?;
+                for row in rows.iter() {
+                    let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    npz.write(&bytes)?;
                 }
             }
-            npz.finish().context("cannot end the archive")?;
-            Ok(())
-        };
-        fill().map_err(|error| {
-            error.downcast::<std::io::Error>().unwrap_or_else(|other| {
-                failure = Some(other);
-                std::io::Error::other("stopped")
-            })
-        })
-    });
-    failure.map_or(written, Err)
+        }
+        npz.finish()?;
+        Ok(())
+    })
 }

@@ -5,6 +5,7 @@
 use std::io::{self, Seek, Write};
 
 use zip::ZipWriter;
+use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 
 use super::header::{Element, Header};
@@ -41,7 +42,7 @@ impl<W: Write + Seek> NpzWriter<W> {
             .large_file(bytes > u64::from(u32::MAX) / 2);
         self.zip
             .start_file(format!("{name}.npy"), options)
-            .map_err(io::Error::from)?;
+            .map_err(unwrapped)?;
         self.zip.write_all(&Header::bytes(element, shape))?;
         (self.name, self.lacking) = (name.to_string(), bytes);
         Ok(())
@@ -62,7 +63,7 @@ impl<W: Write + Seek> NpzWriter<W> {
     /// Ends the archive and gives the writer back.
     pub fn finish(self) -> Result<W> {
         self.close()?;
-        Ok(self.zip.finish().map_err(io::Error::from)?.to)
+        Ok(self.zip.finish().map_err(unwrapped)?.to)
     }
 
     fn close(&self) -> Result<()> {
@@ -73,6 +74,14 @@ impl<W: Write + Seek> NpzWriter<W> {
             self.lacking
         );
         Ok(())
+    }
+}
+
+/// The system's own error: the zip's would stand before it in the message, and hide that it is of the file.
+fn unwrapped(error: ZipError) -> io::Error {
+    match error {
+        ZipError::Io(error) => error,
+        other => io::Error::from(other),
     }
 }
 
@@ -193,6 +202,8 @@ mod tests {
             let error = write().unwrap_err();
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             assert_eq!(kind, Some(io::ErrorKind::StorageFull), "{room}: {error:?}");
+            // `atomic::write_with` takes a bare one for its own.
+            assert_eq!(error.chain().count(), 1, "{room}: {error:?}");
         }
     }
 }
