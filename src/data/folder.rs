@@ -75,13 +75,17 @@ fn list(folder: &Path) -> Result<Listing> {
             continue;
         }
         let kind = entry.file_type().with_context(context)?;
-        let is_folder = match kind.is_symlink() {
-            true => is_folder_behind(&entry.path())?,
-            false => kind.is_dir(),
+        // A pipe or a device would keep its reader waiting.
+        let (is_folder, is_file) = match kind.is_symlink() {
+            true => (
+                is_folder_behind(&entry.path())?,
+                is_file_behind(&entry.path()),
+            ),
+            false => (kind.is_dir(), kind.is_file()),
         };
         if is_folder {
             folders.push(name);
-        } else if is_image_name(&name) && is_file(&entry.path()) {
+        } else if is_image_name(&name) && is_file {
             images.push(name);
         }
     }
@@ -90,9 +94,9 @@ fn list(folder: &Path) -> Result<Listing> {
     Ok(Listing { images, folders })
 }
 
-/// Not a pipe or a device, which a reader would wait for. A link that leads nowhere is for the reader to report.
-fn is_file(path: &Path) -> bool {
-    std::fs::metadata(path).is_err() || path.is_file()
+/// Whether a link leads to a file, or nowhere, which is for the reader to report.
+fn is_file_behind(link: &Path) -> bool {
+    std::fs::metadata(link).map_or(true, |target| target.is_file())
 }
 
 /// Whether a link leads to a folder; one that leads back to a folder around it would be walked for ever.
