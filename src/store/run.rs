@@ -109,6 +109,13 @@ impl RunFolder {
         })
     }
 
+    /// Makes what is missing of its folders.
+    fn make(&self) -> Result<()> {
+        fs::create_dir_all(self.checkpoints())
+            .and_then(|()| fs::create_dir_all(self.images()))
+            .map_err(|e| hinted(format!("cannot make {}: {e}", self.0.display()), ""))
+    }
+
     /// Stage and step of the newest checkpoint.
     pub fn info(&self) -> Result<CheckpointInfo> {
         CheckpointInfo::read(&self.latest()?)
@@ -160,9 +167,7 @@ impl Run {
     pub fn create(out: Option<&Path>, stage: &str, config: &Config) -> Result<Self> {
         let path = out.map_or_else(|| default_path(stage), Path::to_path_buf);
         let folder = RunFolder(path.clone());
-        fs::create_dir_all(folder.checkpoints())
-            .and_then(|()| fs::create_dir_all(folder.images()))
-            .map_err(|e| hinted(format!("cannot make {}: {e}", path.display()), ""))?;
+        folder.make()?;
         let lock = lock(&path)?;
         if folder.latest().is_ok() {
             return Err(usage(
@@ -219,9 +224,7 @@ impl Locked {
     /// Continues the run after `step` with the configuration `config`: later metric lines are dropped.
     pub fn resume(self, step: u64, config: &Config) -> Result<Run> {
         let Locked { folder, lock } = self;
-        fs::create_dir_all(folder.checkpoints())
-            .and_then(|()| fs::create_dir_all(folder.images()))
-            .map_err(|e| hinted(format!("cannot make {}: {e}", folder.path().display()), ""))?;
+        folder.make()?;
         atomic::sweep(folder.path())?;
         atomic::sweep(&folder.checkpoints())?;
         let metrics = MetricsLog::open(&folder.metrics(), Some(step))?;
