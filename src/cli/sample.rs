@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::Context;
-use crate::config::{CfgSchedule, SampleConfig};
+use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
 use crate::error::{Result, usage};
 use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, to_rgb};
@@ -98,10 +98,10 @@ impl DrawingArgs {
         options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
         options.gumbel = self.gumbel || (options.gumbel && !self.no_gumbel);
         if let Some(x) = self.temperature {
-            options.temperature = in_range("--temperature", x, positive(x), "above 0")?;
+            options.temperature = in_range("--temperature", x, is_temperature(x), "above 0")?;
         }
         if let Some(tau) = self.tau {
-            options.temperature = 1.0 / in_range("--tau", tau, positive(tau), "above 0")?;
+            options.temperature = 1.0 / in_range("--tau", tau, is_temperature(tau), "above 0")?;
         }
         if let Some(k) = self.top_k {
             in_range("--top-k", k as f64, k > 0, "from 1")?;
@@ -136,13 +136,6 @@ fn in_range(flag: &str, value: f64, valid: bool, range: &str) -> Result<f64> {
         format!("{flag} {value}: out of range"),
         format!("it runs {range}"),
     ))
-}
-
-/// Whether `x` and its inverse are numbers above 0 in the f32 of the logits too.
-fn positive(x: f64) -> bool {
-    [x, 1.0 / x]
-        .iter()
-        .all(|&x| x as f32 > 0.0 && (x as f32).is_finite())
 }
 
 /// Which images: number i is of class `classes[i % classes.len()]`.

@@ -21,7 +21,7 @@ pub use data::{Crop, DataConfig};
 pub use generator::{GeneratorConfig, HeadInit, Rope};
 pub use loss::{LossConfig, Perceptual};
 pub use presets::PRESETS;
-pub use sample::{CfgSchedule, SampleConfig};
+pub use sample::{CfgSchedule, SampleConfig, is_temperature};
 pub use tokenizer::{QuantizerConfig, Reduction, ScheduleConfig, ScheduleKind, TokenizerConfig};
 pub use train::{ComputeType, LrSchedule, TrainConfig};
 

@@ -33,3 +33,10 @@ impl Default for SampleConfig {
         }
     }
 }
+
+/// Whether `x` can be a temperature: it and its inverse are numbers above 0 in the f32 of the logits too.
+pub fn is_temperature(x: f64) -> bool {
+    [x, 1.0 / x]
+        .iter()
+        .all(|&x| x as f32 > 0.0 && (x as f32).is_finite())
+}

@@ -65,6 +65,12 @@ fn steps_and_epochs_replace_each_other() -> Result<()> {
     );
     assert_eq!(config.train_vae.total_steps(100), 25);
     assert_eq!(config.train_gen.total_steps(100), 40);
+    let mut train = TrainConfig::vae();
+    (train.batch_size, train.epochs) = (32, Some(1.5));
+    train.steps = None;
+    assert_eq!(train.total_steps(100), 5);
+    train.steps = Some(7);
+    assert_eq!(train.total_steps(100), 7);
     Ok(())
 }
 
@@ -152,6 +158,9 @@ fn what_cannot_be_trained_is_refused_with_the_key() {
         (vec!["generator.head_init=codebook"], "generator.mix_dim"),
         (vec!["train_vae.accumulate=3"], "train_vae.accumulate"),
         (vec!["train_gen.lr=nan"], "train_gen.lr"),
+        // In f32 the first is 0 and the second has no inverse above 0.
+        (vec!["sample.temperature=1e-46"], "sample.temperature"),
+        (vec!["sample.temperature=1e39"], "sample.temperature"),
         (vec!["train_gen.epochs=none"], "train_gen.steps"),
         (vec!["generator.label_dropout=1"], "generator.label_dropout"),
         (

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig};
+use super::{Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig, is_temperature};
 use crate::error::{Result, usage};
 
 pub(super) fn validate(config: &Config) -> Result<()> {
@@ -238,7 +238,12 @@ fn train(section: &str, t: &TrainConfig) -> Result<()> {
 fn sample(config: &Config) -> Result<()> {
     let s = &config.sample;
     at_least_zero("sample.cfg", s.cfg)?;
-    positive("sample.temperature", s.temperature)?;
+    require(
+        is_temperature(s.temperature),
+        "sample.temperature",
+        s.temperature,
+        "a finite number above 0",
+    )?;
     require(
         s.gumbel || s.temperature == 1.0,
         "sample.temperature",
