@@ -71,8 +71,13 @@ impl Header {
         self.shape.iter().product()
     }
 
-    /// Reads versions 1, 2 and 3.
-    pub fn read(from: &mut impl Read) -> Result<Self> {
+    /// Bytes of the array; [`Header::read`] has seen that they can be counted.
+    pub fn bytes_of_array(&self) -> u64 {
+        self.count() as u64 * self.element.size() as u64
+    }
+
+    /// Reads versions 1, 2 and 3: the head, and how many bytes it takes.
+    pub fn read(from: &mut impl Read) -> Result<(Self, u64)> {
         let mut start = [0u8; 8];
         from.read_exact(&mut start).context("it ends in its head")?;
         anyhow::ensure!(start.starts_with(b"\x93NUMPY"), "it is no .npy array");
@@ -80,11 +85,13 @@ impl Header {
         let bytes = if start[6] == 1 { 2 } else { 4 };
         from.read_exact(&mut length[..bytes])
             .context("it ends in its head")?;
+        let before = (start.len() + bytes) as u64;
         let length = u32::from_le_bytes(length) as usize;
         anyhow::ensure!(length <= LONGEST, "its head of {length} bytes is damaged");
         let mut text = vec![0; length];
         from.read_exact(&mut text).context("it ends in its head")?;
-        Self::parse(&String::from_utf8_lossy(&text))
+        let header = Self::parse(&String::from_utf8_lossy(&text))?;
+        Ok((header, before + length as u64))
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -155,7 +162,8 @@ mod tests {
         for shape in [vec![], vec![7], vec![2, 3, 4]] {
             let bytes = Header::bytes(Element::F64, &shape);
             assert_eq!(bytes.len() % 64, 0);
-            let header = Header::read(&mut &bytes[..])?;
+            let (header, length) = Header::read(&mut &bytes[..])?;
+            assert_eq!(length, bytes.len() as u64);
             assert_eq!(
                 (header.element, header.fortran_order),
                 (Element::F64, false)

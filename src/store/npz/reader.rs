@@ -1,14 +1,14 @@
 //! Reading `.npz`: arrays whole as f64, or u8 in pieces, so that 50,000 images need no memory.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use zip::ZipArchive;
 
 use super::header::{Element, Header};
-use crate::error::{Context, Result, hinted};
+use crate::error::{Context, Error, Result, hinted};
 
 /// An open archive.
 pub struct Npz {
@@ -58,8 +58,13 @@ impl Npz {
     /// The array `name`, of any type, as f64.
     pub fn floats(&mut self, name: &str) -> Result<Array> {
         self.with(name, |from, header| {
-            let mut bytes = vec![0; header.count() * header.element.size()];
-            from.read_exact(&mut bytes).context("it ends early")?;
+            let mut bytes = Vec::new();
+            let expected = header.bytes_of_array();
+            from.take(expected)
+                .read_to_end(&mut bytes)
+                .map_err(damaged)?;
+            anyhow::ensure!(bytes.len() as u64 == expected, "it ends early");
+            check_rest(from)?;
             let values = values(&bytes, header.element);
             Ok(Array {
                 values: match header.fortran_order {
@@ -73,7 +78,8 @@ impl Npz {
 
     /// The first `limit` bytes of the u8 array `name`, in pieces of `size`; the last piece may be smaller.
     ///
-    /// Errors: another type, or the order of FORTRAN; what `take` returns.
+    /// Errors: another type, or the order of FORTRAN; what `take` returns; a checksum that is not the array's, after its
+    /// last byte.
     pub fn bytes(
         &mut self,
         name: &str,
@@ -84,17 +90,20 @@ impl Npz {
         self.with(name, |from, header| {
             check_bytes(header)?;
             let mut left = header.count().min(limit);
-            let mut piece = vec![0; size];
+            let mut piece = vec![0; size.min(left)];
             while left > 0 {
                 let piece = &mut piece[..size.min(left)];
-                from.read_exact(piece).context("it ends early")?;
+                from.read_exact(piece).map_err(damaged)?;
                 take(piece)?;
                 left -= piece.len();
             }
-            Ok(())
+            check_rest(from)
         })
     }
 
+    /// Calls `read` with what follows the head of the array `name`.
+    ///
+    /// Errors: no such array; a shape that takes more bytes than the archive has of it.
     fn with<T>(
         &mut self,
         name: &str,
@@ -108,11 +117,37 @@ impl Npz {
                 format!("it holds {known}"),
             )
         })?;
-        let header = Header::read(&mut entry);
-        header
-            .and_then(|header| read(&mut entry, &header))
-            .with_context(|| format!("{path}: array `{name}`"))
+        let size = entry.size();
+        let whole = || {
+            let (header, length) = Header::read(&mut entry)?;
+            // Before anything of that size is asked for.
+            let (found, expected) = (size.saturating_sub(length), header.bytes_of_array());
+            if found < expected {
+                return Err(hinted(
+                    format!(
+                        "its shape {:?} takes {expected} bytes, there are {found}",
+                        header.shape
+                    ),
+                    "copy or write it again",
+                ));
+            }
+            read(&mut entry, &header)
+        };
+        let context = || format!("{path}: array `{name}`");
+        whole().with_context(context)
     }
+}
+
+/// Reads to the end, where the archive's checksum is compared.
+fn check_rest(from: &mut dyn Read) -> Result<()> {
+    io::copy(from, &mut io::sink()).map(drop).map_err(damaged)
+}
+
+fn damaged(error: io::Error) -> Error {
+    hinted(
+        format!("it is damaged, or ends early ({error})"),
+        "copy or write it again",
+    )
 }
 
 fn check_bytes(header: &Header) -> Result<()> {
@@ -174,6 +209,8 @@ fn to_c_order(values: &[f64], shape: &[usize]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::super::NpzWriter;
     use super::*;
 
@@ -234,6 +271,59 @@ mod tests {
         let error = Npz::open(&cut).err().map(|e| e.to_string());
         assert!(error.is_some_and(|e| e.contains("not written whole")));
         assert!(Npz::open(&folder.path().join("none.npz")).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_flipped_bit_in_an_array_is_an_error() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = written(folder.path())?;
+        let whole = std::fs::read(&path)?;
+        let at = |part: &[u8]| whole.windows(part.len()).position(|found| found == part);
+        for place in [at(&5f64.to_le_bytes()), at(&[1, 2, 3, 4, 5])] {
+            let mut bytes = whole.clone();
+            bytes[place.unwrap()] ^= 1;
+            std::fs::write(&path, &bytes)?;
+            let mut npz = Npz::open(&path)?;
+            let found = [
+                npz.floats("mu").map(drop),
+                // Also by those who want its beginning alone.
+                npz.bytes("arr_0", 2, 2, |_| Ok(())),
+            ];
+            let [error] = &found
+                .into_iter()
+                .filter_map(Result::err)
+                .collect::<Vec<_>>()[..]
+            else {
+                panic!("one array is damaged");
+            };
+            let (text, _) = crate::error::report(error);
+            assert!(text.contains("damaged") && text.contains("a.npz"), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_shape_of_more_bytes_than_there_are_asks_for_no_memory() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.npz");
+        let mut zip = zip::ZipWriter::new(File::create(&path)?);
+        for (name, element) in [("mu.npy", Element::F64), ("arr_0.npy", Element::U8)] {
+            zip.start_file(name, zip::write::SimpleFileOptions::default())?;
+            // 8 TB and 1 TB.
+            zip.write_all(&Header::bytes(element, &[1_000_000, 1_000_000]))?;
+        }
+        zip.finish()?;
+        let mut npz = Npz::open(&path)?;
+        let found = [
+            npz.floats("mu").map(drop),
+            npz.bytes("arr_0", usize::MAX, 1 << 40, |_| Ok(())),
+            npz.describe("arr_0").map(drop),
+        ];
+        for found in found {
+            let (text, _) = crate::error::report(&found.unwrap_err());
+            assert!(text.contains("bytes, there are 0"), "{text}");
+        }
         Ok(())
     }
 }
