@@ -44,7 +44,7 @@ pub struct Statistics {
 impl Statistics {
     /// Those of the file at `path`; none if it has no `mu`.
     ///
-    /// Errors: arrays of shapes that do not fit, that are not finite, or of a covariance that is not symmetric.
+    /// Errors: arrays of shapes that do not fit, that are not finite, or that are no covariance.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let mut npz = Npz::open(path)?;
         if !npz.has("mu") {
@@ -135,15 +135,39 @@ fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<Gaussia
         count: None,
     };
     gaussian.check(&format!("{name}: `{mu}`, `{sigma}`"))?;
-    let largest = (0..d).map(|i| at(i, i).abs()).fold(0.0, f64::max);
-    let askew = |i: usize| (0..i).any(|j| (at(i, j) - at(j, i)).abs() > 1e-3 * largest);
-    if (0..d).any(askew) {
+    if let Some(why) = no_covariance(&at, d) {
         return Err(hinted(
-            format!("{name}: `{sigma}` is not symmetric, and so no covariance"),
-            "",
+            format!("{name}: `{sigma}` is no covariance: {why}"),
+            "the file is damaged, or `sigma` is something else: make the statistics again",
         ));
     }
     Ok(gaussian)
+}
+
+/// What a covariance of `d` dimensions cannot be, rounding aside.
+fn no_covariance(at: &impl Fn(usize, usize) -> f64, d: usize) -> Option<String> {
+    let largest = (0..d).map(|i| at(i, i).abs()).fold(0.0, f64::max);
+    // That of a feature which is always the same may come out below zero by the rounding of its sums.
+    if let Some(i) = (0..d).find(|&i| at(i, i) < -1e-6 * largest) {
+        return Some(format!("the variance of dimension {i} is {}", at(i, i)));
+    }
+    let rounding = 1e-3 * largest;
+    for i in 0..d {
+        for j in 0..i {
+            if (at(i, j) - at(j, i)).abs() > rounding {
+                return Some("it is not symmetric".into());
+            }
+            if at(i, j).abs() > (at(i, i) * at(j, j)).max(0.0).sqrt() + rounding {
+                return Some(format!(
+                    "{} of dimensions {j} and {i}, whose variances are {} and {}",
+                    at(i, j),
+                    at(j, j),
+                    at(i, i)
+                ));
+            }
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -221,6 +245,16 @@ mod tests {
         );
         let askew = write(&[0.0, 1.0], &[2, 2], &[1.0, 0.5, 0.0, 1.0])?;
         assert!(askew.contains("not symmetric"), "{askew}");
+        let negative = write(&[0.0, 1.0], &[2, 2], &[1.0, 0.0, 0.0, -0.5])?;
+        let why = "the variance of dimension 1 is -0.5";
+        assert!(
+            negative.contains(why) && negative.contains("hint: "),
+            "{negative}"
+        );
+        let beyond = write(&[0.0, 1.0], &[2, 2], &[1.0, 3.0, 3.0, 4.0])?;
+        assert!(beyond.contains("3 of dimensions 0 and 1"), "{beyond}");
+        let mean = write(&[0.0, f64::NAN], &[2, 2], &[1.0, 0.0, 0.0, 1.0])?;
+        assert!(mean.contains("not finite"), "{mean}");
         assert_eq!(write(&[0.0, 1.0], &[2, 2], &[1.0, 0.5, 0.5, 1.0])?, "");
         Ok(())
     }
