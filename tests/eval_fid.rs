@@ -172,6 +172,14 @@ fn statistics_stand_for_their_images() {
         1,
         &["no images", "--metrics"],
     );
+    place.fails(
+        "--samples b.npz --reference a --metrics fid --interval",
+        2,
+        &["--interval: b.npz holds statistics", "hint: "],
+    );
+    // The groups are the samples'.
+    let interval = place.report("--samples a --reference b.npz --interval");
+    assert!(interval["metrics"]["fid"]["interval"][1].as_f64() > Some(fid(&interval)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::images::PixelHash;
-use super::statistics::GroupedMoments;
+use super::statistics::{GroupedMoments, Groups};
 use crate::error::{Result, hinted};
 
 /// What is kept of a tap.
@@ -40,7 +40,7 @@ impl<'a> Collector<'a> {
     /// Moments in `groups`; rows of the taps that `keep` says.
     pub fn new(
         networks: &'a [Box<dyn FeatureNetwork>],
-        groups: usize,
+        groups: Groups,
         keep: impl Fn(&Tap) -> bool,
     ) -> Self {
         let tap = |tap: &Tap| TapFeatures {

@@ -13,6 +13,7 @@ use super::kid::{Subsets, kid};
 use super::precision_recall::precision_recall;
 use super::report::{Evaluation, Figure};
 use super::side::Side;
+use super::statistics::Groups;
 use super::{clip, dinov2};
 use crate::error::{Result, hinted};
 
@@ -95,8 +96,14 @@ impl Options {
     }
 
     /// Groups of the samples' moments.
-    pub fn groups(&self) -> usize {
-        if self.interval { GROUPS } else { 1 }
+    pub fn groups(&self) -> Groups {
+        match self.interval {
+            true => Groups {
+                count: GROUPS,
+                seed: self.seed,
+            },
+            false => Groups::ONE,
+        }
     }
 
     /// Whether the reference's images are needed where its statistics are known.

@@ -96,6 +96,7 @@ fn trace(matrix: &Mat<f64>) -> f64 {
 mod tests {
     use super::*;
     use crate::metrics::Rows;
+    use crate::metrics::statistics::Groups;
     use crate::rng::{Purpose, Stream};
 
     fn normal(seed: u64, count: usize, width: usize) -> Rows {
@@ -163,7 +164,13 @@ mod tests {
         let reference = Reference::new(&diagonal(&[0.5; 4], &[1.0; 4]))?;
         let mut widths = Vec::new();
         for count in [400, 40_000] {
-            let mut samples = GroupedMoments::new(GROUPS, 4);
+            let mut samples = GroupedMoments::new(
+                Groups {
+                    count: GROUPS,
+                    seed: 0,
+                },
+                4,
+            );
             samples.add(&normal(7, count, 4));
             let [low, high] = reference.interval(&samples)?;
             let value = reference.distance(&samples.gaussian()?)?;

@@ -8,6 +8,7 @@ use faer::{Accum, Mat, MatRef, get_global_parallelism};
 
 use super::features::Rows;
 use crate::error::{Result, hinted};
+use crate::rng::{Purpose, Stream};
 
 /// Rows of a block.
 const BLOCK: usize = 256;
@@ -46,11 +47,6 @@ impl Moments {
     /// D.
     pub fn width(&self) -> usize {
         self.sum.len()
-    }
-
-    /// N.
-    pub fn count(&self) -> usize {
-        self.count
     }
 
     pub fn add(&mut self, row: &[f32]) {
@@ -163,40 +159,74 @@ impl Gaussian {
     }
 }
 
-/// Moments by groups, so that each group can be left out: row i belongs to group i mod G.
+/// How rows are divided: of every `count` rows in a row each group takes one, in an order drawn by `seed`.
+///
+/// Samples of classes in turn (class i mod C) would otherwise be divided by class: removing a group is to remove a
+/// random part of the samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    pub count: usize,
+    pub seed: u64,
+}
+
+impl Groups {
+    /// All rows in one.
+    pub const ONE: Groups = Groups { count: 1, seed: 0 };
+
+    /// The groups of rows count·block .. count·block + count − 1.
+    fn of_block(self, block: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.count).collect();
+        let mut draws = Stream::new(self.seed, Purpose::Subset, block as u64, 4).draws();
+        draws.shuffle(&mut order);
+        order
+    }
+}
+
+/// Moments by groups, so that each group can be left out.
 #[derive(Debug, Clone)]
-pub struct GroupedMoments(Vec<Moments>);
+pub struct GroupedMoments {
+    groups: Groups,
+    moments: Vec<Moments>,
+    count: usize,
+    /// Those of the block of rows at work.
+    order: Vec<usize>,
+}
 
 impl GroupedMoments {
-    pub fn new(groups: usize, width: usize) -> Self {
-        Self(vec![Moments::new(width); groups])
-    }
-
-    /// N.
-    pub fn count(&self) -> usize {
-        self.0.iter().map(Moments::count).sum()
+    pub fn new(groups: Groups, width: usize) -> Self {
+        Self {
+            moments: vec![Moments::new(width); groups.count],
+            groups,
+            count: 0,
+            order: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, rows: &Rows) {
         for row in rows.iter() {
-            let group = self.count() % self.0.len();
-            self.0[group].add(row);
+            let place = self.count % self.groups.count;
+            if place == 0 {
+                self.order = self.groups.of_block(self.count / self.groups.count);
+            }
+            self.moments[self.order[place]].add(row);
+            self.count += 1;
         }
     }
 
     /// G.
     pub fn groups(&self) -> usize {
-        self.0.len()
+        self.groups.count
     }
 
     pub fn gaussian(&self) -> Result<Gaussian> {
-        Moments::total(&self.0, self.0[0].width()).finish()
+        Moments::total(&self.moments, self.moments[0].width()).finish()
     }
 
     /// Of all rows but those of one group.
     pub fn without(&self, group: usize) -> Result<Gaussian> {
-        let others = self.0.iter().enumerate().filter(|(g, _)| *g != group);
-        Moments::total(others.map(|(_, moments)| moments), self.0[0].width()).finish()
+        let others = self.moments.iter().enumerate();
+        let others = others.filter(|(g, _)| *g != group).map(|(_, m)| m);
+        Moments::total(others, self.moments[0].width()).finish()
     }
 }
 
@@ -224,18 +254,62 @@ mod tests {
 
     #[test]
     fn groups_make_up_the_whole_and_can_be_left_out() -> Result<()> {
-        let all = Gaussian::of(&rows())?;
-        let mut grouped = GroupedMoments::new(2, 2);
-        grouped.add(&rows());
-        let whole = grouped.gaussian()?;
-        assert!((&whole.covariance - &all.covariance).norm_l2() < 1e-12);
-        // Group 1 holds the second and the fourth row.
-        let values = vec![1.0, 2.0, 4.0, 1.0, 2.0, 2.0];
-        let left = Gaussian::of(&Rows { width: 2, values })?;
-        let without = grouped.without(1)?;
-        assert_eq!(without.count, Some(3));
-        assert!((&without.covariance - &left.covariance).norm_l2() < 1e-12);
+        // The last block is not full: 23 rows in groups of 5, 5, 5, 4 and 4.
+        let mut values = vec![0f32; 23 * 2];
+        Stream::new(7, Purpose::Noise, 0, 0).fill_normal(&mut values);
+        let rows = Rows { width: 2, values };
+        let groups = Groups { count: 5, seed: 3 };
+        let mut grouped = GroupedMoments::new(groups, 2);
+        // In two pieces: what a row's group is depends on its number alone.
+        let (first, last) = rows.values.split_at(7 * 2);
+        for values in [first.to_vec(), last.to_vec()] {
+            grouped.add(&Rows { width: 2, values });
+        }
+        let near = |a: &Gaussian, b: &Gaussian| {
+            let means = a.mean.iter().zip(&b.mean);
+            a.count == b.count
+                && means.into_iter().all(|(a, b)| (a - b).abs() < 1e-12)
+                && (&a.covariance - &b.covariance).norm_l2() < 1e-12
+        };
+        assert!(near(&grouped.gaussian()?, &Gaussian::of(&rows)?));
+        for group in 0..5 {
+            let others = rows.iter().enumerate();
+            let others = others.filter(|(i, _)| groups.of_block(i / 5)[i % 5] != group);
+            let values = others.flat_map(|(_, row)| row.to_vec()).collect();
+            let rest = Rows { width: 2, values };
+            assert!([18, 19].contains(&rest.count()));
+            assert!(near(&grouped.without(group)?, &Gaussian::of(&rest)?));
+        }
         Ok(())
+    }
+
+    #[test]
+    fn classes_in_turn_fall_into_all_groups_alike() {
+        // Number i is of class i mod 20.
+        let classes = 20;
+        let mut values = vec![0f32; 2000 * classes];
+        for (i, row) in values.chunks_exact_mut(classes).enumerate() {
+            row[i % classes] = 1.0;
+        }
+        let rows = Rows {
+            width: classes,
+            values,
+        };
+        let mut orders = Vec::new();
+        for seed in 0..2 {
+            let groups = Groups { count: 10, seed };
+            let mut grouped = GroupedMoments::new(groups, classes);
+            grouped.add(&rows);
+            for moments in &grouped.moments {
+                let mean = moments.gaussian().expect("200 rows").mean;
+                let of_class: Vec<f64> = mean.iter().map(|part| part * 200.0).collect();
+                // Ten of each class, with a deviation of three.
+                let few_or_many = |&n: &f64| !(1.0..=22.0).contains(&n.round());
+                assert!(!of_class.iter().any(few_or_many), "{of_class:?}");
+            }
+            orders.push((0..200).map(|b| groups.of_block(b)).collect::<Vec<_>>());
+        }
+        assert_ne!(orders[0], orders[1]);
     }
 
     #[test]

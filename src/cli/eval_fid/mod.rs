@@ -15,6 +15,7 @@ use crate::metrics::dinov2::DinoV2;
 use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
 use crate::metrics::report::{Evaluation, Report};
 use crate::metrics::side::Side;
+use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::metrics::weights::{self, Network};
 use crate::metrics::{Arithmetic, FeatureNetwork, Inception, Output, Preprocess};
@@ -151,13 +152,25 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if let sides::Samples::Opened(samples) = &samples {
         samples.check_width(args.dims)?;
     }
+    if args.interval
+        && let sides::Samples::Opened(samples) = &samples
+    {
+        samples.check_interval()?;
+    }
     let (options, networks) = prepare(args, &samples, reference.as_ref(), &device)?;
     let batch = args.batch_size as usize;
     let reference = match reference {
         Some(opened) => {
             let needs_images = options.needs_reference_images();
             let keep = |tap: &str| options.keeps_reference_rows(tap);
-            Some(opened.collect("reference", &networks, 1, &keep, needs_images, batch)?)
+            Some(opened.collect(
+                "reference",
+                &networks,
+                Groups::ONE,
+                &keep,
+                needs_images,
+                batch,
+            )?)
         }
         None => None,
     };

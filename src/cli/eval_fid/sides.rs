@@ -14,6 +14,7 @@ use crate::metrics::known;
 use crate::metrics::report::Set;
 use crate::metrics::sampled::Sampling;
 use crate::metrics::side::Side;
+use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::Statistics;
 use crate::metrics::{FeatureNetwork, Tap};
 use crate::sample::{Pretrained, SampleOptions};
@@ -140,12 +141,26 @@ impl Opened {
         }
     }
 
+    /// Refuses samples whose figure is of statistics: groups of them cannot be left out.
+    pub fn check_interval(&self) -> Result<()> {
+        match &self.statistics {
+            Some(_) => Err(usage(
+                format!(
+                    "--interval: {} holds statistics, of which no group of samples can be left out",
+                    self.path.display()
+                ),
+                "leave out --interval, or name the samples' images; the reference may be statistics",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// The side with its features, if its images are needed or are all it has.
     pub fn collect(
         self,
         what: &str,
         networks: &[Box<dyn FeatureNetwork>],
-        groups: usize,
+        groups: Groups,
         keep: &dyn Fn(&str) -> bool,
         needs_images: bool,
         batch: usize,

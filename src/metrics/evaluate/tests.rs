@@ -95,7 +95,11 @@ fn options() -> Options {
 
 fn side(images: &[RgbImage], batch: usize) -> Result<Side> {
     let networks = pixels();
-    let mut collector = Collector::new(&networks, GROUPS, |_| true);
+    let options = Options {
+        interval: true,
+        ..options()
+    };
+    let mut collector = Collector::new(&networks, options.groups(), |_| true);
     for batch in images.chunks(batch) {
         collector.images(batch)?;
     }
