@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::distances::Arithmetic;
 use super::features::{FeatureNetwork, Rows};
-use super::fid_infinity::fid_infinity;
+use super::fid_infinity::{fid_infinity, smallest_subset};
 use super::frechet::{GROUPS, Reference};
 use super::inception::{self, Output};
 use super::inception_score::{self, Score};
@@ -167,7 +167,14 @@ impl<'a> Evaluator<'a> {
                     let seed = self.options.seed;
                     let value = fid_infinity(self.reference(inception, fid)?, rows, seed)?;
                     let details = [("seed", json!(seed))];
-                    let figure = self.figure(value, samples, inception, rows.width, &details);
+                    let mut figure = self.figure(value, samples, inception, rows.width, &details);
+                    figure.samples = Some(rows.count());
+                    let smallest = smallest_subset(rows.count());
+                    let counts = [
+                        (Some(smallest), "samples of the smallest subset"),
+                        (figure.reference, "reference images"),
+                    ];
+                    found.warn_of_few("fid_infinity", figure.dims, counts);
                     found.metrics.push(("fid_infinity", figure));
                 }
                 Metric::Is => self.inception_scores(samples, &mut found)?,
@@ -221,20 +228,11 @@ impl<'a> Evaluator<'a> {
         };
         let mut figure = self.figure(value, samples, network, gaussian.width(), &[]);
         figure.interval = interval;
-        for (count, whose) in [
+        let counts = [
             (figure.samples, "samples"),
             (figure.reference, "reference images"),
-        ] {
-            if let Some(count) = count
-                && count <= figure.dims
-            {
-                found.warnings.push(format!(
-                    "{name}: {count} {whose} in {} dimensions: the covariance is singular and the figure far too high; \
-                     compare it with figures of as many images only",
-                    figure.dims
-                ));
-            }
-        }
+        ];
+        found.warn_of_few(name, figure.dims, counts);
         found.metrics.push((name, figure));
         Ok(())
     }

@@ -12,6 +12,11 @@ use crate::rng::{Purpose, Stream};
 const SIZES: usize = 15;
 const SMALLEST: usize = 5000;
 
+/// Samples of the smallest subset of `n`.
+pub fn smallest_subset(n: usize) -> usize {
+    SMALLEST.min(n / 2)
+}
+
 /// The line's value at 1/N = 0.
 ///
 /// Errors: too few samples for a line.
@@ -23,7 +28,7 @@ pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<
             "name more images",
         ));
     }
-    let smallest = SMALLEST.min(n / 2);
+    let smallest = smallest_subset(n);
     let mut points = Vec::with_capacity(SIZES);
     for i in 0..SIZES {
         let size = smallest + (n - smallest) * i / (SIZES - 1);

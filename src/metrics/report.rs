@@ -58,6 +58,20 @@ impl Evaluation {
         found.map(|(_, figure)| figure)
     }
 
+    /// Warns of a Fréchet distance of so few images that a covariance is singular.
+    pub fn warn_of_few(&mut self, name: &str, dims: usize, counts: [(Option<usize>, &str); 2]) {
+        for (count, whose) in counts {
+            if let Some(count) = count
+                && count <= dims
+            {
+                self.warnings.push(format!(
+                    "{name}: {count} {whose} in {dims} dimensions: the covariance is singular and the figure far too high; \
+                     compare it with figures of as many images only"
+                ));
+            }
+        }
+    }
+
     fn json(&self) -> Map<String, Value> {
         let metrics: Map<String, Value> = self
             .metrics

@@ -12,7 +12,7 @@ use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::rng::{Purpose, Stream};
 
 /// Two pixels: colours are features; the class is how the first green leans.
-struct Pixels([Tap; 3]);
+struct Pixels([Tap; 4]);
 
 fn pixels() -> Vec<Box<dyn FeatureNetwork>> {
     let tap = |name, width| Tap { name, width };
@@ -20,6 +20,7 @@ fn pixels() -> Vec<Box<dyn FeatureNetwork>> {
         tap("2048", 3),
         tap("spatial", 3),
         tap("logits", 4),
+        tap("192", 20),
     ]))]
 }
 
@@ -60,6 +61,10 @@ impl FeatureNetwork for Pixels {
             rows(3, &|image| pixel(image, 0)),
             rows(3, &|image| pixel(image, 1)),
             rows(4, &class),
+            rows(20, &|image| {
+                let sum: f32 = pixel(image, 0).iter().sum();
+                (0..20).map(|i| (i as f32 * sum).sin()).collect()
+            }),
         ])
     }
 }
@@ -184,6 +189,38 @@ fn an_interval_holds_the_figure_and_few_samples_are_warned_of() -> Result<()> {
     );
     let one = evaluate(&reference, &side(&images(2, 1), 1)?, &options);
     assert!(one.unwrap_err().to_string().contains("fewer than two"));
+    Ok(())
+}
+
+#[test]
+fn fid_infinity_counts_its_own_samples_and_warns_of_small_subsets() -> Result<()> {
+    let reference = side(&images(1, 500), 100)?;
+    let mut samples = side(&images(2, 38), 38)?;
+    let mut options = Options {
+        metrics: vec![Metric::FidInf],
+        ..options()
+    };
+    // Statistics of more images than the file holds.
+    samples.statistics = Some(Statistics {
+        fid: samples.gaussian(0, "2048")?,
+        spatial: None,
+        made_by: Some(MadeBy {
+            network: inception::NAME.into(),
+            weights: "none".into(),
+            preprocess: "adm".into(),
+            images: 50_000,
+            size: None,
+            version: String::new(),
+        }),
+    });
+    let found = evaluate(&reference, &samples, &options)?;
+    let figure = found.figure("fid_infinity").expect("asked for");
+    assert_eq!((figure.samples, figure.reference), (Some(38), Some(500)));
+    assert!(found.warnings.is_empty());
+    options.fid = Output::Pool192;
+    let found = evaluate(&reference, &samples, &options)?;
+    let warning = "19 samples of the smallest subset in 20 dimensions";
+    assert!(found.warnings[0].contains(warning), "{found:?}");
     Ok(())
 }
 
