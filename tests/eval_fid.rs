@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use rdpm::rng::{Purpose, Stream};
-use rdpm::store::npz::{Element, NpzWriter};
+use rdpm::store::npz::{Element, Npz, NpzWriter};
 use rdpm::store::safetensors;
 use serde_json::Value;
 
@@ -180,6 +180,51 @@ fn statistics_stand_for_their_images() {
     // The groups are the samples'.
     let interval = place.report("--samples a --reference b.npz --interval");
     assert!(interval["metrics"]["fid"]["interval"][1].as_f64() > Some(fid(&interval)));
+}
+
+#[test]
+fn statistics_that_are_saved_again_stay_what_they_were() {
+    let place = Place::new();
+    let made_by = |name: &str| {
+        let mut npz = Npz::open(&place.path(name)).expect("an archive");
+        let mut text = Vec::new();
+        let known = npz.has("rdpm");
+        if known {
+            let take = |piece: &[u8]| {
+                text.extend_from_slice(piece);
+                Ok(())
+            };
+            npz.bytes("rdpm", usize::MAX, 4096, take).expect("bytes");
+        }
+        known.then(|| String::from_utf8(text).expect("JSON"))
+    };
+    // Of another tool: nothing is known of what made them.
+    let identity: Vec<f64> = (0..64 * 64).map(|i| f64::from(i % 65 == 0)).collect();
+    let mean = vec![0.5; 64];
+    place.array(
+        "foreign.npz",
+        &[("mu", &[64], &mean), ("sigma", &[64, 64], &identity)],
+    );
+    place.report("--samples foreign.npz --save-stats again.npz");
+    assert_eq!(made_by("again.npz"), None);
+    // Of this program: what it said then.
+    place.report("--samples a --save-stats a.npz");
+    let text = made_by("a.npz")
+        .expect("its own")
+        .replace("\"images\":24", "\"images\":23");
+    let mut npz = NpzWriter::new(std::fs::File::create(place.path("a23.npz")).expect("a file"));
+    for (array, shape, values) in [("mu", &[64][..], &mean), ("sigma", &[64, 64], &identity)] {
+        npz.array(array, Element::F64, shape).expect("written");
+        for x in values {
+            npz.write(&x.to_le_bytes()).expect("written");
+        }
+    }
+    npz.array("rdpm", Element::U8, &[text.len()])
+        .expect("written");
+    npz.write(text.as_bytes()).expect("written");
+    npz.finish().expect("written");
+    place.report("--samples a23.npz --save-stats again.npz");
+    assert_eq!(made_by("again.npz"), Some(text));
 }
 
 #[test]

@@ -278,18 +278,22 @@ fn save(args: &Args, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Resul
                 "add fid to --metrics",
             ));
         };
-        let made_by = MadeBy {
-            network: networks[place].name().to_string(),
-            weights: networks[place].weights_hash().to_string(),
-            preprocess: networks[place].preprocess().to_string(),
-            images: side.count(place).unwrap_or(0),
-            size: side.set.size,
-            version: env!("CARGO_PKG_VERSION").to_string(),
+        let made_by = match (&side.statistics, &side.features) {
+            // Whatever made them, it was not this evaluation.
+            (Some(statistics), _) => statistics.made_by.clone(),
+            (None, features) => features.as_ref().map(|features| MadeBy {
+                network: networks[place].name().to_string(),
+                weights: networks[place].weights_hash().to_string(),
+                preprocess: networks[place].preprocess().to_string(),
+                images: features.count,
+                size: side.set.size,
+                version: env!("CARGO_PKG_VERSION").to_string(),
+            }),
         };
         let statistics = Statistics {
             fid: side.gaussian(place, fid_output(args).name())?,
             spatial: side.gaussian(place, Output::Spatial.name()).ok(),
-            made_by: Some(made_by),
+            made_by,
         };
         sides::save_statistics(path, &statistics, &args.samples, args.crop, side.set.size)?;
     }
