@@ -288,6 +288,55 @@ fn what_is_no_set_of_images_is_refused_by_name() {
 }
 
 #[test]
+fn what_will_fail_fails_before_anything_is_computed() {
+    let place = Place::new();
+    // An image that cannot be read would be met first by whoever begins.
+    std::fs::write(place.path("b/010.png"), "damaged").expect("written");
+    let sides = "--samples a --reference b --metrics fid";
+    for output in ["--json", "--save-stats", "--save-features"] {
+        let line = format!("{sides} {output} nowhere/x");
+        place.fails(
+            &line,
+            1,
+            &["cannot write nowhere/x", "make its folder first"],
+        );
+    }
+    place.fails(
+        &format!("{sides} --json a"),
+        1,
+        &["cannot write a: not a file"],
+    );
+    place.fails(&format!("{sides} --kid-subsets 0"), 2, &["--kid-subsets"]);
+    let large = RgbImage::new(9, 9);
+    std::fs::create_dir(place.path("c")).expect("a folder");
+    large.save(place.path("c/0.png")).expect("written");
+    place.fails(
+        "--samples c --reference b --metrics fid",
+        1,
+        &["9×9", "16×16", "--crop"],
+    );
+    place.fails(
+        "--samples a --save-stats x.npz --metrics is",
+        2,
+        &["without --reference"],
+    );
+    place.fails(sides, 1, &["010"]);
+}
+
+#[test]
+fn a_failing_write_loses_no_figure() {
+    let place = Place::new();
+    // What a write goes through is in its way.
+    std::fs::create_dir(place.path(".r.json.partial")).expect("a folder");
+    let output = place.eval("--samples a --reference b --metrics fid --json r.json");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("cannot write r.json"), "{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("fid 64"), "{stdout}");
+}
+
+#[test]
 fn options_that_cannot_be_are_usage_errors() {
     let place = Place::new();
     place.fails("--samples a", 2, &["--reference"]);

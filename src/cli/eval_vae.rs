@@ -69,6 +69,9 @@ enum Figure {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    if let Some(path) = &args.json {
+        atomic::check_writable(path)?;
+    }
     let inputs = args.images.open(context)?;
     let (judge, lpips_weights) = args.judge(&inputs)?;
     let model = &inputs.model;
@@ -127,10 +130,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         distances: &distances,
         usage: &usage,
     };
-    if let Some(path) = &args.json {
-        atomic::write_file(path, format!("{:#}\n", found.report()?).as_bytes())?;
+    // First: what was found is not lost with a failing disk.
+    super::print(&found.table())?;
+    match &args.json {
+        Some(path) => atomic::write_file(path, format!("{:#}\n", found.report()?).as_bytes()),
+        None => Ok(()),
     }
-    super::print(&found.table())
 }
 
 /// z'_0 .. z'_T and the codes [T,B,h,w] of a batch.

@@ -9,7 +9,7 @@ use super::fid_infinity::{fid_infinity, smallest_subset};
 use super::frechet::{GROUPS, Reference};
 use super::inception::{self, Output};
 use super::inception_score::{self, Score};
-use super::kid::{Subsets, kid};
+use super::kid::kid;
 use super::precision_recall::precision_recall;
 use super::report::{Evaluation, Figure};
 use super::side::Side;
@@ -39,7 +39,7 @@ pub enum Metric {
 }
 
 /// Images of the reference that precision and recall take at most: ADM's number.
-const PR_REFERENCE: usize = 10_000;
+pub(super) const PR_REFERENCE: usize = 10_000;
 
 /// torch-fidelity's subsets of KID.
 pub const KID_SUBSETS: usize = 100;
@@ -56,6 +56,8 @@ pub struct Options {
     pub kid_subsets: usize,
     /// Else as many as torch-fidelity takes, or all there are.
     pub kid_subset_size: Option<usize>,
+    /// FID's features are asked for even where no metric needs them.
+    pub save_statistics: bool,
     pub seed: u64,
 }
 
@@ -64,13 +66,20 @@ impl Options {
         self.metrics.contains(&metric)
     }
 
+    /// Whether a Fréchet distance is of Inception's tap `name`, or its statistics are saved.
+    pub fn compares(&self, name: &str) -> bool {
+        let fid = self.wants(Metric::Fid) || self.wants(Metric::FidInf) || self.save_statistics;
+        (fid && name == self.fid.name())
+            || (self.wants(Metric::Sfid) && name == Output::Spatial.name())
+    }
+
     /// What Inception has to give.
     pub fn outputs(&self) -> Vec<Output> {
         let mut outputs = Vec::new();
-        if self.wants(Metric::Fid) || self.wants(Metric::FidInf) {
+        if self.compares(self.fid.name()) {
             outputs.push(self.fid);
         }
-        if self.wants(Metric::Sfid) {
+        if self.compares(Output::Spatial.name()) {
             outputs.push(Output::Spatial);
         }
         if (self.wants(Metric::Pr) || self.wants(Metric::Kid))
@@ -146,7 +155,6 @@ impl<'a> Evaluator<'a> {
 
     /// All figures of `samples`.
     pub fn evaluate(&mut self, samples: &Side) -> Result<Evaluation> {
-        samples.check_size(self.reference)?;
         let mut found = Evaluation {
             samples: samples.set.clone(),
             ..Evaluation::default()
@@ -303,13 +311,7 @@ impl<'a> Evaluator<'a> {
             samples.rows(inception, tap)?,
             self.reference.rows(inception, tap)?,
         );
-        let fewest = made.count().min(real.count());
-        let size = self.options.kid_subset_size;
-        let subsets = Subsets {
-            count: self.options.kid_subsets,
-            size: size.unwrap_or(KID_SUBSET_SIZE.min(fewest)),
-            seed: self.options.seed,
-        };
+        let subsets = self.options.subsets(made.count(), real.count());
         let kid = kid(made, real, subsets)?;
         let details = [
             ("subsets", json!(subsets.count)),

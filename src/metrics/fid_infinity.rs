@@ -17,17 +17,23 @@ pub fn smallest_subset(n: usize) -> usize {
     SMALLEST.min(n / 2)
 }
 
+/// Errors: `n` samples are too few for a line.
+pub fn check(n: usize) -> Result<()> {
+    if n >= 2 * SIZES {
+        return Ok(());
+    }
+    Err(hinted(
+        format!("FID∞ of {n} samples: too few to draw subsets of {SIZES} sizes"),
+        "name more images",
+    ))
+}
+
 /// The line's value at 1/N = 0.
 ///
 /// Errors: too few samples for a line.
 pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<f64> {
     let n = samples.count();
-    if n < 2 * SIZES {
-        return Err(hinted(
-            format!("FID∞ of {n} samples: too few to draw subsets of {SIZES} sizes"),
-            "name more images",
-        ));
-    }
+    check(n)?;
     let smallest = smallest_subset(n);
     let mut points = Vec::with_capacity(SIZES);
     for i in 0..SIZES {

@@ -67,6 +67,14 @@ impl Images {
         }
     }
 
+    /// Width and height of the first.
+    pub fn size(&self) -> Result<(u32, u32)> {
+        match self {
+            Images::Files { source, crop } => Ok(one(&**source, *crop, 0)?.1.dimensions()),
+            Images::Array { shape, .. } => Ok((shape[2] as u32, shape[1] as u32)),
+        }
+    }
+
     /// Hands all images, or the first `limit`, to `take`, `batch` at a time.
     ///
     /// Errors: one that cannot be read, or of another size than the first.
@@ -76,14 +84,7 @@ impl Images {
             Images::Files { source, crop } => {
                 let mut size = None;
                 for start in (0..count).step_by(batch) {
-                    let read = |i: usize| {
-                        let example = source.read(i)?;
-                        let image = match crop {
-                            Some(side) => center_crop(&example.image, *side),
-                            None => example.image,
-                        };
-                        Ok((example.key, image))
-                    };
+                    let read = |i| one(&**source, *crop, i);
                     let range = start..count.min(start + batch);
                     let images: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
                     for (key, image) in &images {
@@ -107,6 +108,16 @@ impl Images {
             }
         }
     }
+}
+
+/// Image number `i` and its name.
+fn one(source: &dyn Source, crop: Option<usize>, i: usize) -> Result<(String, RgbImage)> {
+    let example = source.read(i)?;
+    let image = match crop {
+        Some(side) => center_crop(&example.image, side),
+        None => example.image,
+    };
+    Ok((example.key, image))
 }
 
 /// Refuses `image` if it is of another size than the first.

@@ -17,6 +17,22 @@ pub struct Subsets {
     pub seed: u64,
 }
 
+impl Subsets {
+    /// Errors: they cannot be drawn from so many images.
+    pub fn check(self, samples: usize, reference: usize) -> Result<()> {
+        if self.size >= 2 && self.size <= samples.min(reference) && self.count > 0 {
+            return Ok(());
+        }
+        Err(hinted(
+            format!(
+                "KID: {} subsets of {} images cannot be drawn from {samples} samples and {reference} reference images",
+                self.count, self.size
+            ),
+            "--kid-subset-size takes from 2 images to as many as the smaller set has",
+        ))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kid {
     pub value: f64,
@@ -28,19 +44,7 @@ pub struct Kid {
 ///
 /// Errors: a set is smaller than a subset; a subset of fewer than two images; features of different widths.
 pub fn kid(samples: &Rows, reference: &Rows, subsets: Subsets) -> Result<Kid> {
-    let fewest = samples.count().min(reference.count());
-    if subsets.size < 2 || subsets.size > fewest || subsets.count == 0 {
-        return Err(hinted(
-            format!(
-                "KID: {} subsets of {} images cannot be drawn from {} samples and {} reference images",
-                subsets.count,
-                subsets.size,
-                samples.count(),
-                reference.count()
-            ),
-            "--kid-subset-size takes from 2 images to as many as the smaller set has",
-        ));
-    }
+    subsets.check(samples.count(), reference.count())?;
     if samples.width != reference.width {
         return Err(hinted("KID: features of different dimensions", ""));
     }

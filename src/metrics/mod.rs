@@ -22,6 +22,7 @@ pub mod precision_recall;
 pub mod psnr;
 pub mod reconstruction;
 pub mod report;
+pub mod requirements;
 pub mod resize;
 pub mod sampled;
 pub mod side;

@@ -26,6 +26,18 @@ pub struct PrecisionRecall {
     pub half: bool,
 }
 
+/// Errors: a set has no third neighbour.
+pub fn check(reference: usize, samples: usize) -> Result<()> {
+    let fewest = reference.min(samples);
+    if fewest > NEIGHBOUR {
+        return Ok(());
+    }
+    Err(hinted(
+        format!("precision and recall: {fewest} images have no third neighbour"),
+        "at least 4 images are needed on either side, thousands for a figure that means something",
+    ))
+}
+
 /// Both figures; memory beyond the features does not depend on their number.
 ///
 /// Errors: a set has no third neighbour; features of different widths.
@@ -43,13 +55,7 @@ pub fn precision_recall(
             "",
         ));
     }
-    let fewest = reference.count().min(samples.count());
-    if fewest <= NEIGHBOUR {
-        return Err(hinted(
-            format!("precision and recall: {fewest} images have no third neighbour"),
-            "at least 4 images are needed on either side, thousands for a figure that means something",
-        ));
-    }
+    check(reference.count(), samples.count())?;
     let mut real = Points::new(reference, arithmetic);
     let mut made = Points::new(samples, arithmetic);
     let all = || [(&real, &real), (&real, &made), (&made, &made)];

@@ -26,13 +26,7 @@ pub fn write_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
 ) -> Result<()> {
-    // Renaming over a device or a pipe would replace it.
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(hinted(
-            format!("cannot write {}: not a file", path.display()),
-            "choose another name",
-        ));
-    }
+    check_kind(path)?;
     let temporary = beside(path, PARTIAL);
     let mut owned = false;
     let written = (|| -> Result<()> {
@@ -63,6 +57,30 @@ pub fn write_with(
             .map_or_else(|other| other, |e| cannot_write(path, &e)),
         _ => error,
     })
+}
+
+/// Whether a file can be written to `path`, for those who will do so in hours.
+pub fn check_writable(path: &Path) -> Result<()> {
+    check_kind(path)?;
+    let trial = beside(path, ".trial.partial");
+    let made = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&trial);
+    made.and_then(|_| remove(&trial))
+        .map_err(|e| cannot_write(path, &e))
+}
+
+/// Refuses what is no file: renaming over a device or a pipe would replace it.
+fn check_kind(path: &Path) -> Result<()> {
+    match fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        true => Err(hinted(
+            format!("cannot write {}: not a file", path.display()),
+            "choose another name",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
@@ -277,9 +295,28 @@ mod tests {
 
     #[test]
     fn a_device_or_a_missing_folder_is_refused() {
-        let error = write_file(Path::new("/dev/null"), b"").unwrap_err();
-        assert!(report(&error).0.contains("not a file"));
-        let error = write_file(Path::new("/no/such/folder/a"), b"").unwrap_err();
-        assert!(report(&error).0.contains("/no/such/folder/a"));
+        let tries: [fn(&Path) -> Result<()>; 2] = [|path| write_file(path, b""), check_writable];
+        for write in tries {
+            let error = write(Path::new("/dev/null")).unwrap_err();
+            assert!(report(&error).0.contains("not a file"));
+            let (text, _) = report(&write(Path::new("/no/such/folder/a")).unwrap_err());
+            assert!(
+                text.contains("/no/such/folder/a") && text.contains("hint: make its folder"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_trial_leaves_nothing_behind() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a");
+        check_writable(&path)?;
+        assert!(names(folder.path())?.is_empty());
+        write_file(&path, b"old")?;
+        check_writable(&path)?;
+        assert_eq!(fs::read(&path)?, b"old");
+        assert_eq!(names(folder.path())?, ["a"]);
+        Ok(())
     }
 }

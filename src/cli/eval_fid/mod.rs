@@ -9,11 +9,12 @@ use candle_core::Device;
 
 use super::Context;
 use super::sample::DrawingArgs;
-use crate::error::{Result, usage};
+use crate::error::{self, Result, usage};
 use crate::metrics::clip::Clip;
 use crate::metrics::dinov2::DinoV2;
 use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
 use crate::metrics::report::{Evaluation, Report};
+use crate::metrics::requirements::Facts;
 use crate::metrics::side::Side;
 use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::{MadeBy, Statistics};
@@ -104,11 +105,11 @@ struct DetailArgs {
     #[arg(long)]
     adm_fp16_distances: bool,
     /// Subsets of KID
-    #[arg(long, value_name = "N", default_value_t = KID_SUBSETS)]
-    kid_subsets: usize,
+    #[arg(long, value_name = "N", default_value_t = KID_SUBSETS as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    kid_subsets: u32,
     /// Images of a subset [default: 1000, or all there are]
-    #[arg(long, value_name = "N")]
-    kid_subset_size: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    kid_subset_size: Option<u32>,
 }
 
 /// Only where samples are drawn from a model.
@@ -138,56 +139,54 @@ fn dims(text: &str) -> std::result::Result<usize, String> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    // Cheap first: a mistyped path is found before anything is computed.
+    // What can go wrong is found before anything is computed.
+    let outputs = [
+        &args.json,
+        &args.plot,
+        &args.details.save_stats,
+        &args.details.save_features,
+    ];
+    for path in outputs.into_iter().flatten() {
+        atomic::check_writable(path)?;
+    }
     let crop = args.crop.map(|c| c as usize);
     let device = context.device()?;
     let reference = match &args.reference {
         Some(path) => Some(sides::open(path, crop)?),
         None => None,
     };
-    let samples = sides::open_samples(args, crop, &device)?;
-    if let Some(reference) = &reference {
-        reference.check_width(args.dims)?;
+    let settings = sides::settings(args, crop, &device)?;
+    let facts = settings[0].facts();
+    let reference_facts = reference.as_ref().map(Opened::facts);
+    let (options, networks) = prepare(args, facts, reference_facts, &device)?;
+    options.check(&networks, facts, reference_facts)?;
+    let needs_features = args.details.save_features.is_some();
+    if needs_features && facts.images.is_none() {
+        return Err(usage(
+            format!("--save-features: {} holds statistics alone", facts.path),
+            "name a set of images with --samples",
+        ));
     }
-    if let sides::Samples::Opened(samples) = &samples {
-        samples.check_width(args.dims)?;
-    }
-    if args.interval
-        && let sides::Samples::Opened(samples) = &samples
-    {
-        samples.check_interval()?;
-    }
-    let (options, networks) = prepare(args, &samples, reference.as_ref(), &device)?;
+
     let batch = args.batch_size as usize;
     let reference = match reference {
         Some(opened) => {
             let needs_images = options.needs_reference_images();
             let keep = |tap: &str| options.keeps_reference_rows(tap);
-            Some(opened.collect(
-                "reference",
-                &networks,
-                Groups::ONE,
-                &keep,
-                needs_images,
-                batch,
-            )?)
+            let groups = Groups::ONE;
+            Some(opened.collect("reference", &networks, groups, &keep, needs_images, batch)?)
         }
         None => None,
     };
-    if let Some(reference) = &reference {
-        reference.check_network(&networks, args.preprocess)?;
-    }
     let mut evaluations = Vec::new();
     let mut evaluator = reference
         .as_ref()
         .map(|r| Evaluator::new(&options, &networks, r));
-    for setting in sides::settings(args, samples)? {
-        let keep =
-            |tap: &str| options.keeps_sample_rows(tap) || args.details.save_features.is_some();
-        let needs_images = options.needs_sample_images() || args.details.save_features.is_some();
-        let side = setting.collect(args, &options, &networks, &keep, needs_images)?;
-        side.check_network(&networks, args.preprocess)?;
-        save(args, &side, &networks)?;
+    let mut saved = None;
+    for setting in &settings {
+        let keep = |tap: &str| options.keeps_sample_rows(tap) || needs_features;
+        let needs_images = options.needs_sample_images() || needs_features;
+        let side = setting.collect(args, options.groups(), &networks, &keep, needs_images)?;
         evaluations.push(match &mut evaluator {
             Some(evaluator) => evaluator.evaluate(&side)?,
             None => Evaluation {
@@ -195,12 +194,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 ..Evaluation::default()
             },
         });
+        if args.details.save_stats.is_some() || needs_features {
+            saved = Some((setting, side));
+        }
     }
     let report = Report {
-        reference: reference.map(|r| r.set),
+        reference: reference.as_ref().map(|r| r.set.clone()),
         seed: args.sampling.seed,
         evaluations,
     };
+    // Before the files: what was found is not lost with a failing disk.
+    super::print(&report.table())?;
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())?;
         atomic::write_file(path, text.as_bytes())?;
@@ -208,14 +212,26 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if let (Some(path), Some(sweep)) = (&args.plot, &args.sampling.sweep) {
         save_png(&sweep.plot(&report.evaluations)?, path)?;
     }
-    super::print(&report.table())
+    let Some((setting, side)) = saved else {
+        return Ok(());
+    };
+    if let Some(path) = &args.details.save_stats {
+        let statistics = statistics(&side, &networks, options.fid)?;
+        // ADM's evaluator takes the images of files that have spatial statistics.
+        let images = setting.images().filter(|_| statistics.spatial.is_some());
+        statistics.write(path, images)?;
+    }
+    match &args.details.save_features {
+        Some(path) => sides::save_features(path, &side, &networks),
+        None => Ok(()),
+    }
 }
 
 /// What will be computed, and the networks for it.
 fn prepare(
     args: &Args,
-    samples: &sides::Samples,
-    reference: Option<&Opened>,
+    samples: Facts,
+    reference: Option<Facts>,
     device: &Device,
 ) -> Result<(Options, Vec<Box<dyn FeatureNetwork>>)> {
     let find = |network, asked: &Option<String>| {
@@ -223,30 +239,41 @@ fn prepare(
     };
     let mut options = Options {
         metrics: args.metrics.clone(),
-        fid: fid_output(args),
+        // The parser let no other number through.
+        fid: Output::of_dims(args.dims).unwrap_or(Output::Pool2048),
         interval: args.interval,
         arithmetic: match args.details.adm_fp16_distances {
             true => Arithmetic::Half,
             false => Arithmetic::Exact,
         },
-        kid_subsets: args.details.kid_subsets,
-        kid_subset_size: args.details.kid_subset_size,
+        kid_subsets: args.details.kid_subsets as usize,
+        kid_subset_size: args.details.kid_subset_size.map(|n| n as usize),
+        save_statistics: args.details.save_stats.is_some(),
         seed: args.sampling.seed,
     };
+    let saved = |metric: &Metric| matches!(metric, Metric::Fid | Metric::Sfid);
+    if reference.is_none() && !options.metrics.iter().all(saved) {
+        return Err(usage(
+            "without --reference only statistics are saved: --metrics fid, or fid,sfid",
+            "name a --reference, or leave out the other metrics",
+        ));
+    }
     let mut networks: Vec<Box<dyn FeatureNetwork>> = Vec::new();
     if options.metrics.is_empty() || !options.outputs().is_empty() {
         let path = find(Network::Inception, &args.networks.weights)?;
         let tensors = tensors::read(&path)?;
         if options.metrics.is_empty() {
-            let has_images = samples.has_images() && reference.is_none_or(Opened::has_images);
-            let has_spatial = samples.has_spatial() && reference.is_none_or(Opened::has_spatial);
+            let sides = || [Some(samples), reference].into_iter().flatten();
+            let spatial = |side: Facts| side.statistics.is_none_or(|s| s.spatial.is_some());
             let possible = |metric: &Metric| match metric {
-                Metric::Is => samples.has_images() && tensors.contains_key("fc.weight"),
-                Metric::Pr => has_images,
-                Metric::Sfid => has_spatial,
+                Metric::Is => samples.images.is_some() && tensors.contains_key("fc.weight"),
+                Metric::Pr => sides().all(|side| side.images.is_some()),
+                Metric::Sfid => sides().all(spatial),
                 _ => true,
             };
-            options.metrics = DEFAULT.into_iter().filter(possible).collect();
+            let wanted = |metric: &Metric| reference.is_some() || saved(metric);
+            let metrics = DEFAULT.into_iter().filter(wanted);
+            options.metrics = metrics.filter(possible).collect();
         }
         let (outputs, hash) = (options.outputs(), digest::sha256(&path)?);
         let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
@@ -264,43 +291,35 @@ fn prepare(
     Ok((options, networks))
 }
 
-fn fid_output(args: &Args) -> Output {
-    // The parser let no other number through.
-    Output::of_dims(args.dims).unwrap_or(Output::Pool2048)
-}
-
-/// The files that were asked for beside the report.
-fn save(args: &Args, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Result<()> {
-    if let Some(path) = &args.details.save_stats {
-        let Some(place) = side.inception else {
-            return Err(usage(
-                "--save-stats writes Inception's statistics, and no metric asks for them",
-                "add fid to --metrics",
-            ));
-        };
-        let made_by = match (&side.statistics, &side.features) {
-            // Whatever made them, it was not this evaluation.
-            (Some(statistics), _) => statistics.made_by.clone(),
-            (None, features) => features.as_ref().map(|features| MadeBy {
-                network: networks[place].name().to_string(),
-                weights: networks[place].weights_hash().to_string(),
-                preprocess: networks[place].preprocess().to_string(),
-                images: features.count,
-                size: side.set.size,
-                version: env!("CARGO_PKG_VERSION").to_string(),
-            }),
-        };
-        let statistics = Statistics {
-            fid: side.gaussian(place, fid_output(args).name())?,
-            spatial: side.gaussian(place, Output::Spatial.name()).ok(),
-            made_by,
-        };
-        sides::save_statistics(path, &statistics, &args.samples, args.crop, side.set.size)?;
+/// What --save-stats writes of `side`.
+fn statistics(
+    side: &Side,
+    networks: &[Box<dyn FeatureNetwork>],
+    fid: Output,
+) -> Result<Statistics> {
+    // Whatever made them, it was not this evaluation.
+    if let Some(known) = &side.statistics {
+        return Ok(known.clone());
     }
-    match &args.details.save_features {
-        Some(path) => sides::save_features(path, side, networks),
-        None => Ok(()),
-    }
+    let place = error::Context::context(side.inception, "Inception was not loaded")?;
+    let network = &networks[place];
+    let spatial = Output::Spatial.name();
+    let has_spatial = network.taps().iter().any(|tap| tap.name == spatial);
+    Ok(Statistics {
+        fid: side.gaussian(place, fid.name())?,
+        spatial: match has_spatial {
+            true => Some(side.gaussian(place, spatial)?),
+            false => None,
+        },
+        made_by: Some(MadeBy {
+            network: network.name().to_string(),
+            weights: network.weights_hash().to_string(),
+            preprocess: network.preprocess().to_string(),
+            images: side.count(place).unwrap_or(0),
+            size: side.set.size,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        }),
+    })
 }
 
 /// Refuses options that only have a meaning where samples are drawn.

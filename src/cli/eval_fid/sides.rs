@@ -1,17 +1,18 @@
 //! Opening the two sides of `eval-fid`, and collecting their features.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use candle_core::Device;
 
 use super::{Args, only_for_models};
 use crate::error::{Result, usage};
 use crate::metrics::collect::Collector;
-use crate::metrics::evaluate::Options;
 use crate::metrics::images::Images;
 use crate::metrics::inception;
 use crate::metrics::known;
 use crate::metrics::report::Set;
+use crate::metrics::requirements::Facts;
 use crate::metrics::sampled::Sampling;
 use crate::metrics::side::Side;
 use crate::metrics::statistics::Groups;
@@ -25,21 +26,26 @@ use crate::telemetry::Progress;
 
 /// A side that exists: images, statistics, or both.
 pub struct Opened {
-    path: PathBuf,
+    /// As it was named.
+    path: String,
+    is_file: bool,
     images: Option<Images>,
+    /// Width and height of the first image.
+    size: Option<(u32, u32)>,
     statistics: Option<Statistics>,
 }
 
-/// The samples: on disk, or to be drawn.
-pub enum Samples {
-    Opened(Box<Opened>),
-    Model(Box<Pretrained>),
-}
-
-/// One set of samples of a sweep.
+/// One set of samples: on disk, or to be drawn.
 pub enum Setting {
     Opened(Box<Opened>),
-    Model(std::rc::Rc<Pretrained>, SampleOptions),
+    Drawn {
+        model: Rc<Pretrained>,
+        /// As it was named.
+        path: String,
+        classes: Vec<u32>,
+        count: usize,
+        options: SampleOptions,
+    },
 }
 
 /// Opens what lies at `path`.
@@ -54,110 +60,69 @@ pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
         Some(_) if !Npz::open(path)?.has("arr_0") => None,
         _ => Some(Images::open(path, crop)?),
     };
+    let size = images.as_ref().map(Images::size).transpose()?;
+    let made_by = statistics.as_ref().and_then(|s| s.made_by.as_ref());
     Ok(Opened {
-        path: path.to_path_buf(),
+        path: path.display().to_string(),
+        is_file: path.is_file(),
+        size: size.or(made_by.and_then(|m| m.size)),
         images,
         statistics,
     })
 }
 
-/// Opens --samples: a run or a bundle is a model, anything else is on disk.
-pub fn open_samples(args: &Args, crop: Option<usize>, device: &Device) -> Result<Samples> {
+/// The sets of samples to evaluate, one after the other. A run or a bundle is a model, anything else is on disk.
+pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec<Setting>> {
     let path = &args.samples;
     let is_model = path.extension().is_some_and(|e| e == "safetensors")
         || path.join("config.toml").is_file()
         || path.join("state.json").is_file();
-    if is_model {
-        let model = Pretrained::open(Some(path), device)?;
-        model.generator()?;
-        return Ok(Samples::Model(Box::new(model)));
+    if !is_model {
+        only_for_models(args)?;
+        return Ok(vec![Setting::Opened(Box::new(open(path, crop)?))]);
     }
-    only_for_models(args)?;
-    Ok(Samples::Opened(Box::new(open(path, crop)?)))
-}
-
-impl Samples {
-    pub fn has_images(&self) -> bool {
-        match self {
-            Samples::Opened(opened) => opened.has_images(),
-            Samples::Model(_) => true,
-        }
-    }
-
-    pub fn has_spatial(&self) -> bool {
-        match self {
-            Samples::Opened(opened) => opened.has_spatial(),
-            Samples::Model(_) => true,
-        }
-    }
-}
-
-/// The sets of samples to evaluate, one after the other.
-pub fn settings(args: &Args, samples: Samples) -> Result<Vec<Setting>> {
-    let model = match samples {
-        Samples::Opened(opened) => return Ok(vec![Setting::Opened(opened)]),
-        Samples::Model(model) => std::rc::Rc::new(*model),
-    };
+    let model = Rc::new(Pretrained::open(Some(path), device)?);
+    model.generator()?;
     let options = args.drawing.options(&model.config.sample)?;
-    let settings = match &args.sampling.sweep {
+    let all = match &args.sampling.sweep {
         Some(sweep) => sweep.apply(&options)?,
         None => vec![options],
     };
-    if settings.len() > 1
-        && (args.details.save_stats.is_some() || args.details.save_features.is_some())
+    if all.len() > 1 && (args.details.save_stats.is_some() || args.details.save_features.is_some())
     {
         return Err(usage(
             "--save-stats and --save-features write the samples of one setting",
             "leave out --sweep",
         ));
     }
-    Ok(settings
-        .into_iter()
-        .map(|options| Setting::Model(model.clone(), options))
-        .collect())
+    let classes = match &args.sampling.class {
+        Some(class) => model.classes.resolve(class)?,
+        None if model.classes.is_empty() => vec![0],
+        None => (0..model.classes.len() as u32).collect(),
+    };
+    let setting = |options| Setting::Drawn {
+        model: model.clone(),
+        path: path.display().to_string(),
+        classes: classes.clone(),
+        count: args.sampling.num as usize,
+        options,
+    };
+    Ok(all.into_iter().map(setting).collect())
 }
 
 impl Opened {
-    pub fn has_images(&self) -> bool {
-        self.images.is_some()
-    }
-
-    pub fn has_spatial(&self) -> bool {
-        self.statistics.as_ref().is_none_or(|s| s.spatial.is_some())
-    }
-
-    /// Refuses statistics of features of other widths than `dims`, before anything is computed.
-    pub fn check_width(&self, dims: usize) -> Result<()> {
-        match &self.statistics {
-            Some(statistics) if statistics.fid.width() != dims => Err(usage(
-                format!(
-                    "{}: statistics of {} dimensions, --dims is {dims}",
-                    self.path.display(),
-                    statistics.fid.width()
-                ),
-                "give --dims of the statistics",
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses samples whose figure is of statistics: groups of them cannot be left out.
-    pub fn check_interval(&self) -> Result<()> {
-        match &self.statistics {
-            Some(_) => Err(usage(
-                format!(
-                    "--interval: {} holds statistics, of which no group of samples can be left out",
-                    self.path.display()
-                ),
-                "leave out --interval, or name the samples' images; the reference may be statistics",
-            )),
-            None => Ok(()),
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            path: &self.path,
+            images: self.images.as_ref().map(Images::count),
+            size: self.size,
+            statistics: self.statistics.as_ref(),
         }
     }
 
     /// The side with its features, if its images are needed or are all it has.
     pub fn collect(
-        self,
+        &self,
         what: &str,
         networks: &[Box<dyn FeatureNetwork>],
         groups: Groups,
@@ -166,8 +131,9 @@ impl Opened {
         batch: usize,
     ) -> Result<Side> {
         let mut set = Set {
-            path: self.path.display().to_string(),
+            path: self.path.clone(),
             kind: self.kind(),
+            size: self.size,
             ..Set::default()
         };
         let mut features = None;
@@ -182,21 +148,20 @@ impl Opened {
                 Ok(())
             })?;
             let found = collector.finish();
-            (set.images, set.size) = (Some(found.count), found.size);
+            set.images = Some(found.count);
             set.hash = found.pixels.clone();
             features = Some(found);
         }
-        if self.path.is_file() {
-            set.hash = digest::sha256(&self.path)?;
+        if self.is_file {
+            set.hash = digest::sha256(Path::new(&self.path))?;
         }
         if let Some(made_by) = self.statistics.as_ref().and_then(|s| s.made_by.as_ref()) {
             set.images = set.images.or(Some(made_by.images));
-            set.size = set.size.or(made_by.size);
         }
         set.name = known::name_of(&set.hash)?;
         Ok(Side {
             set,
-            statistics: self.statistics,
+            statistics: self.statistics.clone(),
             inception: place_of_inception(networks),
             features,
         })
@@ -207,46 +172,62 @@ impl Opened {
             (Some(_), Some(_)) => "statistics and images",
             (None, _) => "statistics",
             (Some(Images::Array { .. }), _) => "array of images",
-            (Some(Images::Files { .. }), _) if self.path.is_dir() => "folder",
-            (Some(Images::Files { .. }), _) => "shard",
+            (Some(Images::Files { .. }), _) if self.is_file => "shard",
+            (Some(Images::Files { .. }), _) => "folder",
         }
     }
 }
 
 impl Setting {
+    pub fn facts(&self) -> Facts<'_> {
+        match self {
+            Setting::Opened(opened) => opened.facts(),
+            Setting::Drawn {
+                model, path, count, ..
+            } => Facts {
+                path,
+                images: Some(*count),
+                size: Some(size_of(model)),
+                statistics: None,
+            },
+        }
+    }
+
+    /// The images and their size, where they are on disk.
+    pub fn images(&self) -> Option<(&Images, (u32, u32))> {
+        match self {
+            Setting::Opened(opened) => opened.images.as_ref().zip(opened.size),
+            Setting::Drawn { .. } => None,
+        }
+    }
+
     pub fn collect(
-        self,
+        &self,
         args: &Args,
-        options: &Options,
+        groups: Groups,
         networks: &[Box<dyn FeatureNetwork>],
         keep: &dyn Fn(&str) -> bool,
         needs_images: bool,
     ) -> Result<Side> {
         let batch = args.batch_size as usize;
-        let (model, drawing) = match self {
+        let (model, path, classes, count, options) = match self {
             Setting::Opened(opened) => {
-                return opened.collect(
-                    "samples",
-                    networks,
-                    options.groups(),
-                    keep,
-                    needs_images,
-                    batch,
-                );
+                return opened.collect("samples", networks, groups, keep, needs_images, batch);
             }
-            Setting::Model(model, drawing) => (model, drawing),
-        };
-        let classes = match &args.sampling.class {
-            Some(class) => model.classes.resolve(class)?,
-            None if model.classes.is_empty() => vec![0],
-            None => (0..model.classes.len() as u32).collect(),
+            Setting::Drawn {
+                model,
+                path,
+                classes,
+                count,
+                options,
+            } => (model, path, classes, *count, *options),
         };
         let sampling = Sampling {
-            model: &model,
-            classes,
-            count: args.sampling.num as usize,
+            model,
+            classes: classes.clone(),
+            count,
             seed: args.sampling.seed,
-            options: drawing,
+            options,
             batch,
         };
         let identity = sampling.identity()?;
@@ -257,18 +238,17 @@ impl Setting {
             Some(work) => work.clone(),
             None => PathBuf::from(format!("runs/eval-fid-{}", &hash[..12])),
         };
-        let mut collector = Collector::new(networks, options.groups(), |tap: &Tap| keep(tap.name));
+        let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
         sampling.collect(&work, networks, &mut collector)?;
         let features = collector.finish();
-        let side = model.config.data.image_size as u32;
         Ok(Side {
             set: Set {
-                path: model.path.display().to_string(),
+                path: path.clone(),
                 kind: "samples of a model",
                 hash,
                 name: None,
                 images: Some(features.count),
-                size: Some((side, side)),
+                size: Some(size_of(model)),
                 sampling: Some(identity),
             },
             statistics: None,
@@ -278,28 +258,13 @@ impl Setting {
     }
 }
 
-pub fn place_of_inception(networks: &[Box<dyn FeatureNetwork>]) -> Option<usize> {
-    networks.iter().position(|n| n.name() == inception::NAME)
+fn size_of(model: &Pretrained) -> (u32, u32) {
+    let side = model.config.data.image_size as u32;
+    (side, side)
 }
 
-/// Writes `statistics`, with the images of `samples` for ADM's evaluator where they lie on disk.
-pub fn save_statistics(
-    path: &Path,
-    statistics: &Statistics,
-    samples: &Path,
-    crop: Option<u32>,
-    size: Option<(u32, u32)>,
-) -> Result<()> {
-    let is_model = samples.extension().is_some_and(|e| e == "safetensors")
-        || samples.join("config.toml").is_file();
-    let images = match (&statistics.spatial, size) {
-        (Some(_), Some(size)) if !is_model => open(samples, crop.map(|c| c as usize))?
-            .images
-            .map(|images| (images, size)),
-        _ => None,
-    };
-    let images = images.as_ref().map(|(images, size)| (images, *size));
-    statistics.write(path, images)
+pub fn place_of_inception(networks: &[Box<dyn FeatureNetwork>]) -> Option<usize> {
+    networks.iter().position(|n| n.name() == inception::NAME)
 }
 
 /// Writes every tap's rows as f32 [N,D], by the tap's name.

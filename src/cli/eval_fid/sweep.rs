@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use image::RgbImage;
 
+use crate::config::is_temperature;
 use crate::error::{Result, usage};
 use crate::metrics::report::Evaluation;
 use crate::metrics::sweep::{Series, plot};
@@ -38,7 +39,7 @@ impl Key {
         value.is_finite()
             && match self {
                 Key::Cfg => value >= 0.0,
-                Key::Temperature => value > 0.0,
+                Key::Temperature => is_temperature(value),
                 Key::TopK => value >= 1.0 && value.fract() == 0.0,
                 Key::TopP => value > 0.0 && value <= 1.0,
             }
@@ -172,6 +173,7 @@ mod tests {
             "top-k=1.5",
             "top-p=2",
             "temperature=0",
+            "temperature=1e-60",
         ] {
             assert!(text.parse::<Sweep>().is_err(), "{text}");
         }

@@ -7,7 +7,7 @@ use crate::error::report;
 use crate::metrics::collect::Collector;
 use crate::metrics::features::Tap;
 use crate::metrics::report::Set;
-use crate::metrics::resize::Preprocess;
+use crate::metrics::requirements::Facts;
 use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::rng::{Purpose, Stream};
 
@@ -94,6 +94,7 @@ fn options() -> Options {
         arithmetic: Arithmetic::Exact,
         kid_subsets: 1,
         kid_subset_size: None,
+        save_statistics: false,
         seed: 0,
     }
 }
@@ -224,52 +225,130 @@ fn fid_infinity_counts_its_own_samples_and_warns_of_small_subsets() -> Result<()
     Ok(())
 }
 
-#[test]
-fn what_cannot_be_compared_is_an_error() -> Result<()> {
-    let reference = side(&images(1, 50), 50)?;
-    let large: Vec<_> = (0..50)
-        .map(|i| RgbImage::from_pixel(4, 4, Rgb([i; 3])))
-        .collect();
-    let error = evaluate(&reference, &side(&large, 50)?, &options()).unwrap_err();
-    assert!(report(&error).0.contains("4×4") && report(&error).0.contains("2×1"));
+/// What `options` say of `samples` and `reference` before anything is computed.
+fn refused(options: &Options, samples: Facts, reference: Facts) -> (String, u8) {
+    let checked = options.check(&pixels(), samples, Some(reference));
+    checked.err().map_or_else(Default::default, |e| report(&e))
+}
 
-    let networks = pixels();
-    let made_by = MadeBy {
-        network: inception::NAME.into(),
-        weights: "none".into(),
-        preprocess: "clean".into(),
-        images: 50,
-        size: None,
-        version: String::new(),
+#[test]
+fn what_cannot_be_compared_is_refused_before_anything_is_computed() -> Result<()> {
+    let reference = side(&images(1, 50), 50)?;
+    let facts = Facts {
+        path: "a",
+        images: Some(50),
+        size: Some((2, 1)),
+        statistics: None,
     };
-    let statistics = Side {
+    assert_eq!(refused(&options(), facts, facts).0, "");
+    let large = Facts {
+        path: "b",
+        size: Some((4, 4)),
+        ..facts
+    };
+    let (text, _) = refused(&options(), large, facts);
+    assert!(text.contains("4×4") && text.contains("2×1"), "{text}");
+
+    let made_by = |preprocess: &str| {
+        Some(MadeBy {
+            network: inception::NAME.into(),
+            weights: "none".into(),
+            preprocess: preprocess.into(),
+            images: 50,
+            size: None,
+            version: String::new(),
+        })
+    };
+    let statistics = Statistics {
+        fid: reference.gaussian(0, "2048")?,
+        spatial: None,
+        made_by: made_by("adm"),
+    };
+    let known = Facts {
+        images: None,
+        statistics: Some(&statistics),
+        ..facts
+    };
+    let asking = |metrics: &[Metric]| Options {
+        metrics: metrics.to_vec(),
+        ..options()
+    };
+    assert_eq!(refused(&asking(&[Metric::Fid]), known, known).0, "");
+    // Neither images nor spatial statistics.
+    for (metric, lacks) in [(Metric::Pr, "images"), (Metric::Sfid, "mu_s")] {
+        let options = asking(&[metric]);
+        for (samples, reference) in [(known, facts), (facts, known)] {
+            let (text, _) = refused(&options, samples, reference);
+            assert!(text.contains(lacks), "{text}");
+        }
+    }
+    let clean = Statistics {
+        made_by: made_by("clean"),
+        ..statistics.clone()
+    };
+    let clean = Facts {
+        statistics: Some(&clean),
+        ..known
+    };
+    let (text, _) = refused(&asking(&[Metric::Fid]), facts, clean);
+    assert!(text.contains("--preprocess clean"), "{text}");
+    // Statistics of the spatial features are as wide as these.
+    let narrow = Statistics {
+        spatial: Some(side(&images(1, 50), 50)?.gaussian(0, "logits")?),
+        ..statistics.clone()
+    };
+    let narrow = Facts {
+        statistics: Some(&narrow),
+        ..known
+    };
+    let (text, code) = refused(&asking(&[Metric::Sfid]), facts, narrow);
+    assert!(text.contains("of 4 dimensions") && code == 2, "{text}");
+
+    let with_statistics = Side {
         set: Set::default(),
-        statistics: Some(Statistics {
-            fid: reference.gaussian(0, "2048")?,
-            spatial: None,
-            made_by: Some(made_by),
-        }),
+        statistics: Some(statistics),
         inception: Some(0),
         features: None,
     };
-    let error = statistics
-        .check_network(&networks, Preprocess::Adm)
-        .unwrap_err();
-    assert!(error.to_string().contains("--preprocess clean"), "{error}");
-    // Neither images nor spatial statistics.
-    for (metric, lacks) in [(Metric::Pr, "images"), (Metric::Sfid, "mu_s")] {
-        let options = Options {
-            metrics: vec![metric],
-            ..options()
-        };
-        let error = evaluate(&statistics, &reference, &options).unwrap_err();
-        assert!(error.to_string().contains(lacks), "{error}");
-    }
-    let options = Options {
-        metrics: vec![Metric::Fid],
-        ..options()
-    };
-    let same = evaluate(&statistics, &reference, &options)?;
+    let same = evaluate(&with_statistics, &reference, &asking(&[Metric::Fid]))?;
     assert!(value(&same, "fid").abs() < 1e-9);
     Ok(())
+}
+
+#[test]
+fn too_few_images_are_refused_before_anything_is_computed() {
+    let of = |count: usize| Facts {
+        path: "a",
+        images: Some(count),
+        size: None,
+        statistics: None,
+    };
+    let asking = |metric: Metric| Options {
+        metrics: vec![metric],
+        ..options()
+    };
+    let mut subsets = asking(Metric::Kid);
+    subsets.kid_subset_size = Some(60);
+    let mut interval = asking(Metric::Fid);
+    interval.interval = true;
+    for (options, samples, reference, why) in [
+        (
+            asking(Metric::Pr),
+            50,
+            3,
+            "3 images have no third neighbour",
+        ),
+        (asking(Metric::FidInf), 29, 50, "29 samples"),
+        (
+            subsets,
+            80,
+            50,
+            "60 images cannot be drawn from 80 samples and 50",
+        ),
+        (interval, 19, 50, "19 samples are too few for 10 groups"),
+    ] {
+        let (text, _) = refused(&options, of(samples), of(reference));
+        assert!(text.contains(why), "{text}");
+        assert_eq!(refused(&options, of(80), of(80)).0, "");
+    }
 }

@@ -1,0 +1,189 @@
+//! What an evaluation needs of its two sides, asked before anything is computed.
+
+use super::evaluate::{KID_SUBSET_SIZE, Metric, Options, PR_REFERENCE};
+use super::features::FeatureNetwork;
+use super::inception::{self, Output};
+use super::kid::Subsets;
+use super::resize::Preprocess;
+use super::stats_file::Statistics;
+use super::{fid_infinity, frechet, precision_recall};
+use crate::error::{Error, Result, hinted, usage};
+
+/// What is known of a side without any of its features.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// As errors name it.
+    pub path: &'a str,
+    /// Images that are there or will be.
+    pub images: Option<usize>,
+    /// Width and height.
+    pub size: Option<(u32, u32)>,
+    pub statistics: Option<&'a Statistics>,
+}
+
+impl Options {
+    /// Errors: a figure that was asked for cannot be computed of these sides, or would compare what cannot be compared.
+    pub fn check(
+        &self,
+        networks: &[Box<dyn FeatureNetwork>],
+        samples: Facts,
+        reference: Option<Facts>,
+    ) -> Result<()> {
+        let frechet = [Metric::Fid, Metric::Sfid];
+        if self.interval
+            && samples.statistics.is_some()
+            && frechet.iter().any(|metric| self.wants(*metric))
+        {
+            return Err(usage(
+                format!(
+                    "--interval: {} holds statistics, of which no group of samples can be left out",
+                    samples.path
+                ),
+                "leave out --interval, or name the samples' images; the reference may be statistics",
+            ));
+        }
+        samples.check(self, self.needs_sample_images(), networks)?;
+        if let Some(reference) = reference {
+            reference.check(self, self.needs_reference_images(), networks)?;
+            same_size(samples, reference)?;
+        }
+        match samples.images {
+            Some(count) => self.check_counts(count, reference.and_then(|r| r.images)),
+            None => Ok(()),
+        }
+    }
+
+    /// Errors: too few images for a figure.
+    fn check_counts(&self, samples: usize, reference: Option<usize>) -> Result<()> {
+        if self.interval && samples < 2 * frechet::GROUPS {
+            return Err(usage(
+                format!(
+                    "--interval: {samples} samples are too few for {} groups",
+                    frechet::GROUPS
+                ),
+                "leave out --interval, or name more samples",
+            ));
+        }
+        if self.wants(Metric::FidInf) {
+            fid_infinity::check(samples)?;
+        }
+        let Some(reference) = reference else {
+            return Ok(());
+        };
+        if self.wants(Metric::Pr) {
+            precision_recall::check(reference.min(PR_REFERENCE), samples)?;
+        }
+        match self.wants(Metric::Kid) {
+            true => self.subsets(samples, reference).check(samples, reference),
+            false => Ok(()),
+        }
+    }
+
+    /// KID's.
+    pub fn subsets(&self, samples: usize, reference: usize) -> Subsets {
+        let size = self.kid_subset_size;
+        Subsets {
+            count: self.kid_subsets,
+            size: size.unwrap_or(KID_SUBSET_SIZE.min(samples.min(reference))),
+            seed: self.seed,
+        }
+    }
+}
+
+impl Facts<'_> {
+    fn check(
+        &self,
+        options: &Options,
+        needs_images: bool,
+        networks: &[Box<dyn FeatureNetwork>],
+    ) -> Result<()> {
+        if needs_images && self.images.is_none() {
+            return Err(lacks(self.path, "images"));
+        }
+        let network = networks.iter().find(|n| n.name() == inception::NAME);
+        let (Some(statistics), Some(network)) = (self.statistics, network) else {
+            return Ok(());
+        };
+        self.check_maker(statistics, &**network)?;
+        let taps = network.taps().iter();
+        for tap in taps.filter(|tap| options.compares(tap.name)) {
+            let width = match tap.name == Output::Spatial.name() {
+                false => statistics.fid.width(),
+                true => match &statistics.spatial {
+                    Some(spatial) => spatial.width(),
+                    None => {
+                        return Err(lacks(self.path, "statistics of spatial features (`mu_s`)"));
+                    }
+                },
+            };
+            if width != tap.width {
+                return Err(usage(
+                    format!(
+                        "{}: statistics of {width} dimensions, the features `{}` have {}",
+                        self.path, tap.name, tap.width
+                    ),
+                    "give --dims of the statistics",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses statistics that another network, other weights or another resize made.
+    fn check_maker(&self, statistics: &Statistics, network: &dyn FeatureNetwork) -> Result<()> {
+        let mismatch = |what: &str, found: &str, expected: &str| {
+            Err(hinted(
+                format!(
+                    "{}: made with {what} {found}, this evaluation uses {expected}",
+                    self.path
+                ),
+                "figures of different features or resizes cannot be compared: make the statistics again with --save-stats, or change --preprocess or --weights",
+            ))
+        };
+        let preprocess = network.preprocess();
+        match &statistics.made_by {
+            Some(made_by) if made_by.network != network.name() => {
+                mismatch("the network", &made_by.network, network.name())
+            }
+            Some(made_by) if made_by.preprocess != preprocess => {
+                mismatch("--preprocess", &made_by.preprocess, preprocess)
+            }
+            Some(made_by) if made_by.weights != network.weights_hash() => {
+                mismatch("weights", &made_by.weights, network.weights_hash())
+            }
+            None if statistics.spatial.is_some() && preprocess != Preprocess::Adm.name() => {
+                mismatch("--preprocess", Preprocess::Adm.name(), preprocess)
+            }
+            None if statistics.spatial.is_none() => {
+                tracing::warn!(
+                    "{} does not say by which resize it was made; this evaluation uses {preprocess}",
+                    self.path
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `path` has not, for the metrics that need it.
+pub(super) fn lacks(path: &str, what: &str) -> Error {
+    hinted(
+        format!("{path}: it has no {what}"),
+        "leave out the metrics that need them (--metrics), or name a set of images",
+    )
+}
+
+/// Refuses sets of images of different sizes.
+fn same_size(a: Facts, b: Facts) -> Result<()> {
+    match (a.size, b.size) {
+        (Some(one), Some(other)) if one != other => Err(hinted(
+            format!(
+                "{} holds images of {}×{}, {} of {}×{}",
+                a.path, one.0, one.1, b.path, other.0, other.1
+            ),
+            "compare images of one size: --crop SIZE resizes folders and shards as ADM does",
+        )),
+        _ => Ok(()),
+    }
+}
