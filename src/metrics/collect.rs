@@ -67,11 +67,6 @@ impl<'a> Collector<'a> {
         self.count
     }
 
-    /// The widths of a row of every tap, network after network.
-    pub fn widths(&self) -> Vec<usize> {
-        self.taps.iter().flatten().map(|tap| tap.width).collect()
-    }
-
     /// Computes and keeps the features of `images`, and gives them back, a matrix a tap.
     pub fn images(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
         for image in images {

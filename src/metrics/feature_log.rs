@@ -1,108 +1,118 @@
-//! Features of samples on disk as they are made, so that an interrupted evaluation goes on where it stopped.
+//! Features of samples on disk as they are made, so that an interrupted evaluation goes on where it stopped, and another
+//! one of the same samples takes what is known.
 //!
-//! A folder: `identity.json` (what the samples and networks are), and a file of f32 rows a tap. Rows are appended a
-//! batch at a time; after an interruption the images whose rows are whole in every file are known.
+//! A folder: `identity.json` (which samples these are), and a file of f32 rows a tap, named by the network, its weights
+//! and the preprocessing. Rows are appended a batch at a time; after an interruption those that are whole are known.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::features::Rows;
+use super::features::{FeatureNetwork, Rows};
 use crate::error::{Context, Result, hinted};
-use crate::store::atomic;
+use crate::store::run::lock;
+use crate::store::{atomic, digest};
 
 pub struct FeatureLog {
     folder: PathBuf,
-    files: Vec<File>,
-    widths: Vec<usize>,
+    taps: Vec<Known>,
+    _lock: File,
+}
+
+/// What is known of a tap.
+struct Known {
+    file: File,
+    width: usize,
     count: usize,
 }
 
 impl FeatureLog {
-    /// Opens or makes the log in `folder`.
+    /// Opens or makes the log of the samples `identity` in `folder`, for the taps of `networks`.
     ///
-    /// Errors: the folder is the log of something else.
-    pub fn open(folder: &Path, identity: &Value, widths: &[usize]) -> Result<Self> {
+    /// Errors: the folder is the log of something else; another process writes to it.
+    pub fn open(
+        folder: &Path,
+        identity: &Value,
+        networks: &[Box<dyn FeatureNetwork>],
+    ) -> Result<Self> {
         let failed = || format!("cannot use the folder {}", folder.display());
         fs::create_dir_all(folder).with_context(failed)?;
+        let lock = lock(folder, "--work")?;
         let path = folder.join("identity.json");
         let text = serde_json::to_string_pretty(identity)?;
         match fs::read_to_string(&path) {
             Ok(found) if found == text => {}
             Ok(_) => {
                 return Err(hinted(
-                    format!("{}: features of another evaluation", folder.display()),
+                    format!("{}: features of other samples", folder.display()),
                     "name another folder with --work, or remove it",
                 ));
             }
             Err(_) => atomic::write_file(&path, text.as_bytes())?,
         }
-        let open = |i: usize| {
-            let path = folder.join(format!("features-{i}.f32"));
-            let options = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .open(&path);
-            options.with_context(|| format!("cannot open {}", path.display()))
-        };
-        let files = (0..widths.len()).map(open).collect::<Result<Vec<_>>>()?;
-        let mut count = usize::MAX;
-        for (file, width) in files.iter().zip(widths) {
-            let bytes = file.metadata().with_context(failed)?.len() as usize;
-            count = count.min(bytes / (4 * width));
-        }
-        for (file, width) in files.iter().zip(widths) {
-            file.set_len((count * 4 * width) as u64)
-                .with_context(failed)?;
+        let mut taps = Vec::new();
+        for network in networks {
+            for tap in network.taps() {
+                let path = folder.join(file_name(&**network, tap.name));
+                taps.push(
+                    Known::open(&path, tap.width)
+                        .with_context(|| format!("cannot open {}", path.display()))?,
+                );
+            }
         }
         Ok(Self {
             folder: folder.to_path_buf(),
-            files,
-            widths: widths.to_vec(),
-            count,
+            taps,
+            _lock: lock,
         })
     }
 
-    /// Images whose features are known.
+    /// Samples of which the features of every tap are known.
     pub fn count(&self) -> usize {
-        self.count
+        self.taps.iter().map(|tap| tap.count).min().unwrap_or(0)
     }
 
-    /// Adds a batch: a matrix a tap.
+    /// Adds the samples that follow [`FeatureLog::count`]: a matrix a tap.
     pub fn append(&mut self, features: &[Rows]) -> Result<()> {
-        for (file, rows) in self.files.iter_mut().zip(features) {
-            let bytes: Vec<u8> = rows.values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            file.write_all(&bytes)
+        let first = self.count();
+        for (tap, rows) in self.taps.iter_mut().zip(features) {
+            // Another evaluation, or this one before it was killed, may have come further with this tap.
+            let known = (tap.count - first).min(rows.count());
+            let values = &rows.values[known * rows.width..];
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            tap.file
+                .write_all(&bytes)
                 .with_context(|| format!("cannot write to {}", self.folder.display()))?;
+            tap.count += rows.count() - known;
         }
-        self.count += features.first().map_or(0, Rows::count);
         Ok(())
     }
 
-    /// Hands all that is known to `take`, `batch` images at a time, a matrix a tap.
+    /// Hands what is known of the first `limit` samples to `take`, `batch` at a time, a matrix a tap.
     pub fn replay(
         &mut self,
+        limit: usize,
         batch: usize,
         mut take: impl FnMut(&[Rows]) -> Result<()>,
     ) -> Result<()> {
-        let failed = |folder: &Path| format!("cannot read {}", folder.display());
-        for file in &mut self.files {
-            file.seek(SeekFrom::Start(0))
-                .with_context(|| failed(&self.folder))?;
+        let all = self.count().min(limit);
+        let failed = || format!("cannot read {}", self.folder.display());
+        for tap in &mut self.taps {
+            tap.file.seek(SeekFrom::Start(0)).with_context(failed)?;
         }
-        for start in (0..self.count).step_by(batch) {
-            let count = batch.min(self.count - start);
-            let mut features = Vec::with_capacity(self.files.len());
-            for (file, &width) in self.files.iter_mut().zip(&self.widths) {
-                let mut bytes = vec![0; count * width * 4];
-                file.read_exact(&mut bytes)
-                    .with_context(|| failed(&self.folder))?;
+        for start in (0..all).step_by(batch) {
+            let count = batch.min(all - start);
+            let mut features = Vec::with_capacity(self.taps.len());
+            for tap in &mut self.taps {
+                let mut bytes = vec![0; count * tap.width * 4];
+                tap.file.read_exact(&mut bytes).with_context(failed)?;
                 let (values, _) = bytes.as_chunks::<4>();
-                let values = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                features.push(Rows { width, values });
+                features.push(Rows {
+                    width: tap.width,
+                    values: values.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                });
             }
             take(&features)?;
         }
@@ -110,52 +120,155 @@ impl FeatureLog {
     }
 }
 
+impl Known {
+    /// What a kill left of a row that is not whole is cut off.
+    fn open(path: &Path, width: usize) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)?;
+        let count = file.metadata()?.len() as usize / (4 * width);
+        file.set_len((count * 4 * width) as u64)?;
+        Ok(Self { file, width, count })
+    }
+}
+
+/// Features that differ in what made them never meet.
+fn file_name(network: &dyn FeatureNetwork, tap: &str) -> String {
+    let made_by = json!([
+        network.name(),
+        network.weights_hash(),
+        network.preprocess(),
+        tap
+    ]);
+    let hash = digest::of_bytes(made_by.to_string().as_bytes());
+    format!("{tap}-{}.f32", &hash[..12])
+}
+
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
     use serde_json::json;
 
     use super::*;
+    use crate::error::report;
+    use crate::metrics::Tap;
+
+    /// Of the weights `0`.
+    struct Network(&'static str, Vec<Tap>);
+
+    impl FeatureNetwork for Network {
+        fn name(&self) -> &'static str {
+            "network"
+        }
+
+        fn weights_hash(&self) -> &str {
+            self.0
+        }
+
+        fn preprocess(&self) -> &'static str {
+            "adm"
+        }
+
+        fn taps(&self) -> &[Tap] {
+            &self.1
+        }
+
+        fn features(&self, _: &[RgbImage]) -> Result<Vec<Rows>> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn networks(
+        weights: &'static str,
+        taps: &[(&'static str, usize)],
+    ) -> Vec<Box<dyn FeatureNetwork>> {
+        let taps = taps.iter().map(|&(name, width)| Tap { name, width });
+        vec![Box::new(Network(weights, taps.collect()))]
+    }
+
+    fn rows(width: usize, first: usize, count: usize) -> Rows {
+        let values = first * width..(first + count) * width;
+        Rows {
+            width,
+            values: values.map(|x| x as f32).collect(),
+        }
+    }
 
     fn batch(first: usize, count: usize) -> Vec<Rows> {
-        let rows = |width: usize| Rows {
-            width,
-            values: (first * width..(first + count) * width)
-                .map(|x| x as f32)
-                .collect(),
-        };
-        vec![rows(2), rows(3)]
+        vec![rows(2, first, count), rows(3, first, count)]
     }
+
+    const BOTH: [(&str, usize); 2] = [("a", 2), ("b", 3)];
 
     #[test]
     fn what_is_whole_in_every_file_is_known_after_an_interruption() -> Result<()> {
         let root = tempfile::tempdir()?;
         let folder = root.path().join("work");
-        let identity = json!({"seed": 1});
-        let mut log = FeatureLog::open(&folder, &identity, &[2, 3])?;
+        let (identity, networks) = (json!({"seed": 1}), networks("w", &BOTH));
+        let mut log = FeatureLog::open(&folder, &identity, &networks)?;
         log.append(&batch(0, 4))?;
         log.append(&batch(4, 4))?;
         drop(log);
         // Killed while the second file was written.
         let second = OpenOptions::new()
             .write(true)
-            .open(folder.join("features-1.f32"))?;
+            .open(folder.join(file_name(&*networks[0], "b")))?;
         second.set_len(6 * 12 + 5)?;
-        let mut log = FeatureLog::open(&folder, &identity, &[2, 3])?;
+        let mut log = FeatureLog::open(&folder, &identity, &networks)?;
         assert_eq!(log.count(), 6);
-        log.append(&batch(6, 2))?;
+        log.append(&batch(6, 4))?;
         let mut seen = 0;
-        log.replay(3, |features| {
+        log.replay(9, 2, |features| {
             let count = features[0].count();
             assert_eq!(features, batch(seen, count));
             seen += count;
             Ok(())
         })?;
-        assert_eq!(seen, 8);
-        let other = FeatureLog::open(&folder, &json!({"seed": 2}), &[2, 3]);
+        assert_eq!((log.count(), seen), (10, 9));
+        Ok(())
+    }
+
+    #[test]
+    fn another_evaluation_of_the_samples_takes_what_is_known() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let identity = json!({"seed": 1});
+        let open = |weights, taps: &[(&'static str, usize)]| {
+            FeatureLog::open(root.path(), &identity, &networks(weights, taps))
+        };
+        open("w", &BOTH[..1])?.append(&[rows(2, 0, 6)])?;
+        assert_eq!(open("w", &BOTH[..1])?.count(), 6);
+        // Other weights, other features.
+        assert_eq!(open("v", &BOTH[..1])?.count(), 0);
+        let mut both = open("w", &BOTH)?;
+        assert_eq!(both.count(), 0);
+        both.append(&batch(0, 4))?;
+        both.append(&batch(4, 4))?;
+        both.replay(usize::MAX, 8, |features| {
+            assert_eq!(features, batch(0, 8));
+            Ok(())
+        })?;
+        drop(both);
+        assert_eq!(open("w", &BOTH[..1])?.count(), 8);
+        Ok(())
+    }
+
+    #[test]
+    fn other_samples_and_a_second_process_are_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let open = |seed| {
+            let log = FeatureLog::open(root.path(), &json!({"seed": seed}), &networks("w", &BOTH));
+            log.err().map(|e| report(&e).0)
+        };
+        assert_eq!(open(1), None);
+        let why = |seed| open(seed).unwrap_or_default();
+        assert!(why(2).contains("of other samples") && why(2).contains("--work"));
+        let _first = FeatureLog::open(root.path(), &json!({"seed": 1}), &networks("w", &BOTH))?;
+        let text = why(1);
         assert!(
-            other
-                .err()
-                .is_some_and(|e| e.to_string().contains("another evaluation"))
+            text.contains("another process is writing to") && text.contains("--work"),
+            "{text}"
         );
         Ok(())
     }

@@ -2,21 +2,23 @@
 //!
 //! Nothing but features is kept; they are logged a batch at a time, and an interrupted evaluation goes on from there.
 
-use std::path::Path;
+use std::rc::Rc;
 
 use serde_json::{Value, json};
 
 use super::collect::Collector;
 use super::feature_log::FeatureLog;
-use super::features::FeatureNetwork;
 use crate::error::{Result, interrupted};
 use crate::sample::{Draws, Pretrained, SampleOptions, to_rgb};
 use crate::telemetry::Progress;
 use crate::train::interrupt::Interrupt;
 
 /// Which samples of which model.
-pub struct Sampling<'a> {
-    pub model: &'a Pretrained,
+#[derive(Clone)]
+pub struct Sampling {
+    pub model: Rc<Pretrained>,
+    /// Of the model: its weights and its configuration.
+    pub hashes: [String; 2],
     pub classes: Vec<u32>,
     pub count: usize,
     pub seed: u64,
@@ -24,15 +26,22 @@ pub struct Sampling<'a> {
     pub batch: usize,
 }
 
-impl Sampling<'_> {
-    /// What decides the samples, for reports and to tell one evaluation from another.
-    pub fn identity(&self) -> Result<Value> {
-        let options = &self.options;
-        Ok(json!({
-            "model": self.model.hash()?,
-            "config": self.model.config_hash()?,
+impl Sampling {
+    /// What decides the samples, for reports.
+    pub fn identity(&self) -> Value {
+        let mut identity = self.stream();
+        identity["count"] = json!(self.count);
+        identity
+    }
+
+    /// What decides sample number i, however many there are: evaluations that agree in it share features.
+    pub fn stream(&self) -> Value {
+        let ([model, config], options) = (&self.hashes, &self.options);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": model,
+            "config": config,
             "seed": self.seed,
-            "count": self.count,
             "classes": self.classes,
             "cfg": options.cfg,
             "cfg_schedule": options.cfg_schedule,
@@ -40,36 +49,24 @@ impl Sampling<'_> {
             "gumbel": options.gumbel,
             "top_k": options.top_k,
             "top_p": options.top_p,
-        }))
+        })
     }
 
-    /// Draws what the log in `work` lacks, and hands all features to `collector`.
+    /// Hands all features to `collector`: those in `log`, then those of the samples that it lacks, which it gets.
     ///
-    /// Errors: `work` holds another evaluation; a signal asked to stop, which costs no sample.
-    pub fn collect(
-        &self,
-        work: &Path,
-        networks: &[Box<dyn FeatureNetwork>],
-        collector: &mut Collector,
-    ) -> Result<()> {
-        let networks: Vec<Value> = networks
-            .iter()
-            .map(|n| json!([n.name(), n.weights_hash(), n.preprocess(), tap_names(&**n)]))
-            .collect();
-        let identity = json!({"samples": self.identity()?, "networks": networks});
-        let mut log = FeatureLog::open(work, &identity, &collector.widths())?;
-        if log.count() > 0 {
+    /// Errors: a signal asked to stop, which costs no sample.
+    pub fn collect(&self, mut log: FeatureLog, collector: &mut Collector) -> Result<()> {
+        log.replay(self.count, 256, |features| collector.rows(features))?;
+        if collector.count() > 0 {
             tracing::info!(
-                "{} of {} samples are known from {}",
-                log.count(),
-                self.count,
-                work.display()
+                "the features of {} of {} samples are known",
+                collector.count(),
+                self.count
             );
         }
-        log.replay(256, |features| collector.rows(features))?;
         let sampler = self.model.sampler()?;
         let interrupt = Interrupt::listen()?;
-        let mut progress = Progress::new("sample", self.count as u64, log.count() as u64);
+        let mut progress = Progress::new("sample", self.count as u64, collector.count() as u64);
         while log.count() < self.count {
             let first = log.count();
             let numbers: Vec<u64> =
@@ -92,8 +89,4 @@ impl Sampling<'_> {
         }
         Ok(())
     }
-}
-
-fn tap_names(network: &dyn FeatureNetwork) -> Vec<&'static str> {
-    network.taps().iter().map(|tap| tap.name).collect()
 }

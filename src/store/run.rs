@@ -168,7 +168,7 @@ impl Run {
         let path = out.map_or_else(|| default_path(stage), Path::to_path_buf);
         let folder = RunFolder(path.clone());
         folder.make()?;
-        let lock = lock(&path)?;
+        let lock = lock(&path, "--out")?;
         if folder.latest().is_ok() {
             return Err(usage(
                 format!("{} holds a run already", path.display()),
@@ -192,7 +192,7 @@ impl Run {
     pub fn lock(path: &Path) -> Result<Locked> {
         Ok(Locked {
             folder: RunFolder::open(path)?,
-            lock: lock(path)?,
+            lock: lock(path, "--out")?,
         })
     }
 
@@ -237,8 +237,8 @@ impl Locked {
     }
 }
 
-/// Takes the folder for this process; the system gives it back however the process ends.
-fn lock(path: &Path) -> Result<File> {
+/// Takes the folder for this process; the system gives it back however the process ends. `option` names another folder.
+pub fn lock(path: &Path, option: &str) -> Result<File> {
     let name = path.join(".lock");
     let file = File::options()
         .create(true)
@@ -250,7 +250,7 @@ fn lock(path: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(hinted(
             format!("another process is writing to {}", path.display()),
-            "wait for it, stop it, or choose another --out",
+            format!("wait for it, stop it, or choose another {option}"),
         )),
         Err(TryLockError::Error(e)) => {
             Err(hinted(format!("cannot lock {}: {e}", name.display()), ""))

@@ -128,7 +128,8 @@ pub(super) struct SamplingArgs {
     /// Several settings in turn: cfg=0,1,2 or temperature=…, top-k=…, top-p=…
     #[arg(long, value_name = "KEY=VALUES")]
     sweep: Option<Sweep>,
-    /// Keep features here, and go on from them after an interruption [default: runs/eval-fid-…, by what is sampled]
+    /// Keep features here: a command that was interrupted, or another one of the same samples, goes on from them
+    /// [default: runs/eval-fid-…, by what is sampled]
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
 }
@@ -168,6 +169,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ));
     }
 
+    let logs = settings.iter().map(|setting| setting.log(&networks));
+    let logs = logs.collect::<Result<Vec<_>>>()?;
+
     let batch = args.batch_size as usize;
     let reference = match reference {
         Some(opened) => {
@@ -183,10 +187,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .as_ref()
         .map(|r| Evaluator::new(&options, &networks, r));
     let mut saved = None;
-    for setting in &settings {
+    for (setting, log) in settings.iter().zip(logs) {
         let keep = |tap: &str| options.keeps_sample_rows(tap) || needs_features;
         let needs_images = options.needs_sample_images() || needs_features;
-        let side = setting.collect(args, options.groups(), &networks, &keep, needs_images)?;
+        let groups = options.groups();
+        let side = setting.collect(log, groups, &networks, &keep, needs_images, batch)?;
         evaluations.push(match &mut evaluator {
             Some(evaluator) => evaluator.evaluate(&side)?,
             None => Evaluation {

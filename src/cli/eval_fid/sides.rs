@@ -6,8 +6,9 @@ use std::rc::Rc;
 use candle_core::Device;
 
 use super::{Args, only_for_models};
-use crate::error::{Result, usage};
+use crate::error::{Context, Result, usage};
 use crate::metrics::collect::Collector;
+use crate::metrics::feature_log::FeatureLog;
 use crate::metrics::images::Images;
 use crate::metrics::inception;
 use crate::metrics::known;
@@ -28,7 +29,7 @@ use crate::telemetry::Progress;
 pub struct Opened {
     /// As it was named.
     path: String,
-    is_file: bool,
+    place: PathBuf,
     images: Option<Images>,
     /// Width and height of the first image.
     size: Option<(u32, u32)>,
@@ -39,12 +40,10 @@ pub struct Opened {
 pub enum Setting {
     Opened(Box<Opened>),
     Drawn {
-        model: Rc<Pretrained>,
         /// As it was named.
         path: String,
-        classes: Vec<u32>,
-        count: usize,
-        options: SampleOptions,
+        sampling: Box<Sampling>,
+        work: PathBuf,
     },
 }
 
@@ -64,7 +63,7 @@ pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
     let made_by = statistics.as_ref().and_then(|s| s.made_by.as_ref());
     Ok(Opened {
         path: path.display().to_string(),
-        is_file: path.is_file(),
+        place: path.to_path_buf(),
         size: size.or(made_by.and_then(|m| m.size)),
         images,
         statistics,
@@ -100,14 +99,37 @@ pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec
         None if model.classes.is_empty() => vec![0],
         None => (0..model.classes.len() as u32).collect(),
     };
-    let setting = |options| Setting::Drawn {
-        model: model.clone(),
-        path: path.display().to_string(),
-        classes: classes.clone(),
+    let sampling = Sampling {
+        hashes: [model.hash()?, model.config_hash()?],
+        model,
+        classes,
         count: args.sampling.num as usize,
+        seed: args.sampling.seed,
         options,
+        batch: args.batch_size as usize,
+    };
+    let setting = |options| {
+        let mut sampling = Box::new(sampling.clone());
+        sampling.options = options;
+        Setting::Drawn {
+            path: path.display().to_string(),
+            work: work(args, &sampling),
+            sampling,
+        }
     };
     Ok(all.into_iter().map(setting).collect())
+}
+
+/// The folder of features: its default is named by the samples alone.
+fn work(args: &Args, sampling: &Sampling) -> PathBuf {
+    let identity = sampling.stream().to_string();
+    let name = &digest::of_bytes(identity.as_bytes())[..12];
+    match &args.sampling.work {
+        // Of a sweep, a folder a setting.
+        Some(work) if args.sampling.sweep.is_some() => work.join(name),
+        Some(work) => work.clone(),
+        None => PathBuf::from(format!("runs/eval-fid-{name}")),
+    }
 }
 
 impl Opened {
@@ -152,8 +174,8 @@ impl Opened {
             set.hash = found.pixels.clone();
             features = Some(found);
         }
-        if self.is_file {
-            set.hash = digest::sha256(Path::new(&self.path))?;
+        if self.place.is_file() {
+            set.hash = digest::sha256(&self.place)?;
         }
         if let Some(made_by) = self.statistics.as_ref().and_then(|s| s.made_by.as_ref()) {
             set.images = set.images.or(Some(made_by.images));
@@ -172,8 +194,8 @@ impl Opened {
             (Some(_), Some(_)) => "statistics and images",
             (None, _) => "statistics",
             (Some(Images::Array { .. }), _) => "array of images",
-            (Some(Images::Files { .. }), _) if self.is_file => "shard",
-            (Some(Images::Files { .. }), _) => "folder",
+            (Some(Images::Files { .. }), _) if self.place.is_dir() => "folder",
+            (Some(Images::Files { .. }), _) => "shard",
         }
     }
 }
@@ -182,12 +204,10 @@ impl Setting {
     pub fn facts(&self) -> Facts<'_> {
         match self {
             Setting::Opened(opened) => opened.facts(),
-            Setting::Drawn {
-                model, path, count, ..
-            } => Facts {
+            Setting::Drawn { path, sampling, .. } => Facts {
                 path,
-                images: Some(*count),
-                size: Some(size_of(model)),
+                images: Some(sampling.count),
+                size: Some(size_of(&sampling.model)),
                 statistics: None,
             },
         }
@@ -201,54 +221,44 @@ impl Setting {
         }
     }
 
+    /// The features that are known already, where samples are drawn.
+    pub fn log(&self, networks: &[Box<dyn FeatureNetwork>]) -> Result<Option<FeatureLog>> {
+        match self {
+            Setting::Opened(_) => Ok(None),
+            Setting::Drawn { sampling, work, .. } => {
+                FeatureLog::open(work, &sampling.stream(), networks).map(Some)
+            }
+        }
+    }
+
     pub fn collect(
         &self,
-        args: &Args,
+        log: Option<FeatureLog>,
         groups: Groups,
         networks: &[Box<dyn FeatureNetwork>],
         keep: &dyn Fn(&str) -> bool,
         needs_images: bool,
+        batch: usize,
     ) -> Result<Side> {
-        let batch = args.batch_size as usize;
-        let (model, path, classes, count, options) = match self {
+        let (path, sampling) = match self {
             Setting::Opened(opened) => {
                 return opened.collect("samples", networks, groups, keep, needs_images, batch);
             }
-            Setting::Drawn {
-                model,
-                path,
-                classes,
-                count,
-                options,
-            } => (model, path, classes, *count, *options),
+            Setting::Drawn { path, sampling, .. } => (path, sampling),
         };
-        let sampling = Sampling {
-            model,
-            classes: classes.clone(),
-            count,
-            seed: args.sampling.seed,
-            options,
-            batch,
-        };
-        let identity = sampling.identity()?;
-        let hash = digest::of_bytes(identity.to_string().as_bytes());
-        let work = match &args.sampling.work {
-            // Of a sweep, a folder a setting.
-            Some(work) if args.sampling.sweep.is_some() => work.join(&hash[..12]),
-            Some(work) => work.clone(),
-            None => PathBuf::from(format!("runs/eval-fid-{}", &hash[..12])),
-        };
+        let log = log.context("no folder of features was opened")?;
         let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
-        sampling.collect(&work, networks, &mut collector)?;
+        sampling.collect(log, &mut collector)?;
         let features = collector.finish();
+        let identity = sampling.identity();
         Ok(Side {
             set: Set {
                 path: path.clone(),
                 kind: "samples of a model",
-                hash,
+                hash: digest::of_bytes(identity.to_string().as_bytes()),
                 name: None,
                 images: Some(features.count),
-                size: Some(size_of(model)),
+                size: Some(size_of(&sampling.model)),
                 sampling: Some(identity),
             },
             statistics: None,

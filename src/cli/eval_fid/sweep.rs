@@ -65,7 +65,10 @@ impl FromStr for Sweep {
         let values = values
             .split(',')
             .map(read)
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<std::result::Result<Vec<f64>, _>>()?;
+        if let Some(i) = (1..values.len()).find(|&i| values[..i].contains(&values[i])) {
+            return Err(format!("{}={}: given twice", key.name(), values[i]));
+        }
         Ok(Self { key, values })
     }
 }
@@ -173,6 +176,7 @@ mod tests {
             "top-k=1.5",
             "top-p=2",
             "temperature=0",
+            "cfg=1,2,1.0",
             "temperature=1e-60",
         ] {
             assert!(text.parse::<Sweep>().is_err(), "{text}");
