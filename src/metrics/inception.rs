@@ -185,7 +185,7 @@ fn classifier(
     let Some(weight) = weights.get("fc.weight") else {
         return Err(hinted(
             "the weights have no `fc.weight`: the Inception Score cannot be computed, everything else can",
-            "leave out `is` in --metrics, or use pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which has it",
+            "leave out `is` in --metrics, or use pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which has it (--weights FILE|URL)",
         ));
     };
     match *weight.dims() {

@@ -1,8 +1,8 @@
 //! Fetching one file over HTTP into the cache folder: resumed where it was cut, checked, and in place whole or not at all.
 //!
-//! What has come so far lies beside its place as `NAME.part`, with the server's ETag in `NAME.part.etag`; the rest is
-//! asked for with `Range` and `If-Range`, so that a server whose file has changed, or that knows no ranges, sends it
-//! from the beginning.
+//! What has come so far lies beside its place as `NAME.part`, with the server's ETag or, without one, the date of its
+//! file in `NAME.part.version`; the rest is asked for with `Range` and `If-Range`, so that a server whose file has
+//! changed, or that knows no ranges, sends it from the beginning. Where the server says neither, it is asked for anew.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
-use super::check;
+use super::{check, unverified};
 use crate::error::{Context, Error, Result, hinted};
 use crate::store::digest::hex;
 use crate::telemetry::Progress;
@@ -32,8 +32,9 @@ const MIB: u64 = 1 << 20;
 pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
     let digest = expected_digest(address);
     if path.is_file() {
-        if let Some(digest) = digest {
-            check(&path, digest)?;
+        match digest {
+            Some(digest) => check(&path, digest)?,
+            None => unverified(address),
         }
         return Ok(path);
     }
@@ -61,7 +62,7 @@ pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
     }
     match digest {
         Some(digest) => part.check(address, digest)?,
-        None => tracing::warn!("{address}: its name has no digest, so that it was not checked"),
+        None => unverified(address),
     }
     part.put_in_place()
 }
@@ -135,7 +136,8 @@ impl From<Error> for Failure {
 struct Part {
     target: PathBuf,
     path: PathBuf,
-    etag: PathBuf,
+    /// Holds what `If-Range` is asked with.
+    version: PathBuf,
     file: File,
     length: u64,
 }
@@ -165,7 +167,7 @@ impl Part {
         let length = file.metadata().with_context(failed)?.len();
         Ok(Self {
             target: target.to_path_buf(),
-            etag: beside(".part.etag"),
+            version: beside(".part.version"),
             path,
             file,
             length,
@@ -175,12 +177,14 @@ impl Part {
     /// Asks for what is missing and appends it.
     fn receive(&mut self, agent: &Agent, address: &str) -> std::result::Result<(), Failure> {
         let mut request = agent.get(address);
-        let etag = fs::read_to_string(&self.etag).unwrap_or_default();
+        let version = fs::read_to_string(&self.version).unwrap_or_default();
+        if version.is_empty() {
+            self.cut_to(0)?;
+        }
         if self.length > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", self.length));
-            if !etag.is_empty() {
-                request = request.header(header::IF_RANGE, etag);
-            }
+            request = request
+                .header(header::RANGE, format!("bytes={}-", self.length))
+                .header(header::IF_RANGE, version);
         }
         let response = request.call().map_err(|e| Failure::Cut(e.to_string()))?;
         let begin = match response.status() {
@@ -202,7 +206,7 @@ impl Part {
         if begin != self.length {
             self.cut_to(begin)?;
         }
-        self.remember_etag(&response)?;
+        self.remember_version(&response)?;
         self.append(response.into_body(), address)
     }
 
@@ -249,11 +253,12 @@ impl Part {
     }
 
     /// A weak ETag promises no equal bytes and is not kept.
-    fn remember_etag(&self, response: &Response<Body>) -> Result<()> {
-        let etag = response.headers().get(header::ETAG);
-        let etag = etag.and_then(|value| value.to_str().ok());
-        let etag = etag.filter(|value| !value.starts_with("W/")).unwrap_or("");
-        fs::write(&self.etag, etag).with_context(|| format!("cannot write {}", self.etag.display()))
+    fn remember_version(&self, response: &Response<Body>) -> Result<()> {
+        let field = |name| response.headers().get(name)?.to_str().ok();
+        let etag = field(header::ETAG).filter(|etag| !etag.starts_with("W/"));
+        let version = etag.or_else(|| field(header::LAST_MODIFIED)).unwrap_or("");
+        fs::write(&self.version, version)
+            .with_context(|| format!("cannot write {}", self.version.display()))
     }
 
     fn refused(&self, address: &str, what: &str) -> Error {
@@ -286,12 +291,12 @@ impl Part {
         self.file.sync_all().with_context(failed)?;
         fs::rename(&self.path, &self.target).with_context(failed)?;
         // Only there while a part is.
-        let _ = fs::remove_file(&self.etag);
+        let _ = fs::remove_file(&self.version);
         Ok(self.target)
     }
 
     fn remove(&self) {
-        for path in [&self.path, &self.etag] {
+        for path in [&self.path, &self.version] {
             // The error that is reported is the one that led here.
             let _ = fs::remove_file(path);
         }

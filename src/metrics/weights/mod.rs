@@ -52,12 +52,14 @@ fn named(network: Network, path: &Path) -> Result<PathBuf> {
 fn cached(network: Network, folder: &Path, download: bool) -> Result<PathBuf> {
     let published = network.published();
     let target = folder.join(published.name);
+    let mut others = published.others.iter().map(|name| folder.join(name));
+    if !target.is_file()
+        && let Some(path) = others.find(|path| path.is_file())
+    {
+        return Ok(path);
+    }
     if target.is_file() || download {
         return fetch::fetch(published.address, target);
-    }
-    let others = published.others.iter().map(|name| folder.join(name));
-    if let Some(path) = others.into_iter().find(|path| path.is_file()) {
-        return Ok(path);
     }
     Err(hinted(
         format!("no weights of {} in {}", published.title, folder.display()),
@@ -109,12 +111,19 @@ fn from_hub(asked: &str, place: &str) -> Result<PathBuf> {
         .with_progress(true)
         .build()
         .and_then(|api| api.repo(repo).get(file));
-    fetched.map_err(|e| {
+    let path = fetched.map_err(|e| {
         hinted(
             format!("cannot fetch {asked}: {e}"),
             "fetch the file elsewhere and name it by its path",
         )
-    })
+    })?;
+    unverified(asked);
+    Ok(path)
+}
+
+/// Says that nothing is known of what `address` gave; reports have its digest.
+fn unverified(address: &str) {
+    tracing::warn!("{address}: unverified, since its name has no digest to compare with");
 }
 
 /// Where weights are kept.

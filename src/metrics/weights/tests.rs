@@ -33,6 +33,11 @@ struct Server {
 impl Server {
     /// `manners` in turn, the last one for good; `etag` goes with every answer.
     fn new(content: Vec<u8>, manners: &[Manner], etag: &str) -> Self {
+        Self::saying(content, manners, "ETag", etag)
+    }
+
+    /// As [`Server::new`], with another field in place of the ETag.
+    fn saying(content: Vec<u8>, manners: &[Manner], field: &'static str, etag: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -40,7 +45,7 @@ impl Server {
         std::thread::spawn(move || {
             for (i, stream) in listener.incoming().enumerate() {
                 let manner = manners[i.min(manners.len() - 1)];
-                answer(stream.unwrap(), &content, manner, &etag, &seen);
+                answer(stream.unwrap(), &content, manner, (field, &etag), &seen);
             }
         });
         Self { port, asked }
@@ -59,7 +64,7 @@ fn answer(
     mut stream: TcpStream,
     content: &[u8],
     manner: Manner,
-    etag: &str,
+    (version, value): (&str, &str),
     seen: &Mutex<Vec<String>>,
 ) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
@@ -78,7 +83,7 @@ fn answer(
     seen.lock()
         .unwrap()
         .push(range.clone().unwrap_or("-".into()));
-    let unchanged = field("if-range").is_none_or(|asked| asked == etag);
+    let unchanged = field("if-range").is_none_or(|asked| asked == value);
     let from = range
         .filter(|_| unchanged && !matches!(manner, Manner::NoRange(_)))
         .map(|range| {
@@ -102,8 +107,9 @@ fn answer(
         Manner::Cut(n) | Manner::NoRange(n) => (&part[..n.min(part.len())], part.len()),
         Manner::Whole => (part, part.len()),
     };
-    let head =
-        format!("{begin}ETag: {etag}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "{begin}{version}: {value}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
     // The client may be gone already.
     let _ = stream
         .write_all(head.as_bytes())
@@ -190,6 +196,38 @@ fn a_file_that_has_changed_meanwhile_is_fetched_from_its_beginning() -> Result<(
 }
 
 #[test]
+fn without_an_etag_the_date_decides_and_without_both_it_is_fetched_from_its_beginning() -> Result<()>
+{
+    let (old, new) = (vec![7; 200_000], content());
+    let date = "Sat, 28 Nov 2026 19:00:00 GMT";
+    let later = "Sun, 29 Nov 2026 19:00:00 GMT";
+    let (once, always) = ([Manner::Cut(90_000), Manner::Cut(0)], [Manner::Cut(90_000)]);
+    for (field, first, second, cut, expected) in [
+        ("Last-Modified", date, later, &once[..], "bytes=90000-"),
+        ("X-Nothing", "", "", &always, "-"),
+        ("ETag", "W/\"a\"", "W/\"a\"", &always, "-"),
+    ] {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("weights.pth");
+        let before = Server::saying(old.clone(), cut, field, first);
+        assert!(fetch::fetch(&before.address("weights.pth"), path.clone()).is_err());
+        let part = std::fs::metadata(folder.path().join("weights.pth.part"))?;
+        assert_eq!(part.len(), 90_000, "{field}");
+        let after = Server::saying(new.clone(), &[Manner::Whole], field, second);
+        fetch::fetch(&after.address("weights.pth"), path.clone())?;
+        assert!(std::fs::read(path)? == new, "{field}");
+        assert_eq!(after.asked(), [expected]);
+    }
+    // The same date: the rest is enough.
+    let folder = tempfile::tempdir()?;
+    let manners = [Manner::Cut(90_000), Manner::Whole];
+    let server = Server::saying(new.clone(), &manners, "Last-Modified", date);
+    assert!(fetched(&server.address(&name(&new)), folder.path())? == new);
+    assert_eq!(server.asked(), ["-", "bytes=90000-"]);
+    Ok(())
+}
+
+#[test]
 fn a_server_without_ranges_sends_it_from_the_beginning() -> Result<()> {
     let (folder, content) = (tempfile::tempdir()?, content());
     let manners = [Manner::NoRange(120_000), Manner::NoRange(usize::MAX)];
@@ -265,7 +303,9 @@ fn the_cache_is_looked_at_before_anything_is_fetched() -> Result<()> {
     }
     let path = folder.path().join("fid_inception.safetensors");
     std::fs::write(&path, "x")?;
-    assert_eq!(cached(Network::Inception, folder.path(), false)?, path);
+    for download in [false, true] {
+        assert_eq!(cached(Network::Inception, folder.path(), download)?, path);
+    }
     // A published file is what it says, or an error.
     std::fs::write(folder.path().join("vgg16-397923af.pth"), "x")?;
     let error = cached(Network::Vgg16, folder.path(), false).unwrap_err();
