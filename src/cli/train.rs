@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::{ConfigArgs, Context};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
-use crate::train::start::{Request, locate, resumed_config};
+use crate::store::run::locate;
+use crate::train::start::{Request, resumed_config};
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainArgs {

@@ -81,14 +81,7 @@ pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
     if path.is_file() {
         return Bundle::read(path);
     }
-    let (run, checkpoint) = match path.parent().and_then(Path::parent) {
-        Some(run) if run::is_checkpoint(path) => (RunFolder::open(run)?, path.to_path_buf()),
-        _ => {
-            let run = RunFolder::open(path)?;
-            let latest = run.latest()?;
-            (run, latest)
-        }
-    };
+    let (run, checkpoint) = run::locate(path)?;
     of_checkpoint(&run, &checkpoint, weights)
         .with_context(|| format!("cannot load {}", path.display()))
 }

@@ -122,6 +122,20 @@ impl RunFolder {
     }
 }
 
+/// The run folder and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
+pub fn locate(path: &Path) -> Result<(RunFolder, PathBuf)> {
+    // Named from inside its run, a checkpoint's path alone does not say where that is.
+    let whole = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if is_checkpoint(&whole)
+        && let Some(run) = whole.parent().and_then(Path::parent)
+    {
+        return Ok((RunFolder::open(run)?, whole));
+    }
+    let folder = RunFolder::open(path)?;
+    let latest = folder.latest()?;
+    Ok((folder, latest))
+}
+
 /// Whether `path` is a checkpoint's folder: `step-<number>` with a state.
 pub fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

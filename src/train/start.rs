@@ -1,6 +1,6 @@
 //! How a run begins: anew in a folder of its own, or from a checkpoint of one that exists.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 
@@ -13,7 +13,7 @@ use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
 use crate::store::atomic;
-use crate::store::run::{Locked, Run, RunFolder, is_checkpoint};
+use crate::store::run::{Locked, Run, RunFolder, locate};
 
 /// What both stages are asked for.
 #[derive(Debug, Clone)]
@@ -125,20 +125,6 @@ impl Begun {
         job.train(stage)?;
         Ok(path)
     }
-}
-
-/// The run folder and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
-pub fn locate(path: &Path) -> Result<(RunFolder, PathBuf)> {
-    if is_checkpoint(path) {
-        // Named from inside its run, its path alone does not say where that is.
-        let path = std::path::absolute(path)?;
-        if let Some(run) = path.parent().and_then(Path::parent) {
-            return Ok((RunFolder::open(run)?, path));
-        }
-    }
-    let folder = RunFolder::open(path)?;
-    let latest = folder.latest()?;
-    Ok((folder, latest))
 }
 
 /// The training images.

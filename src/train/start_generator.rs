@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::generator::{GeneratorStage, Parts};
 use super::latents::{Cached, Latents, open_or_make};
 use super::plan::Plan;
-use super::start::{Request, check_compute_type, locate, training_source, write_classes};
+use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
 use crate::data::{Augment, Classes, Loader, LoaderOptions, Order};
@@ -14,6 +14,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::store::Scope;
 use crate::store::bundle::Bundle;
 use crate::store::model::{self, Weights};
+use crate::store::run::locate;
 
 const STAGE: &str = "train-gen";
 

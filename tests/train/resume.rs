@@ -146,6 +146,12 @@ fn a_checkpoint_can_be_named_from_inside_its_run() {
             .output()
             .expect("rdpm runs");
         assert!(output.status.success(), "{}", stderr(&output));
+        let output = lab
+            .command(&["reconstruct", &data, "--model", name])
+            .current_dir(lab.path(folder))
+            .output()
+            .expect("rdpm runs");
+        assert!(output.status.success(), "{}", stderr(&output));
     }
 }
 
