@@ -20,7 +20,7 @@ use crate::model::Lpips;
 use crate::model::perceptual::WIDTHS;
 use crate::ops::Noise;
 use crate::sample::{decode, to_rgb};
-use crate::store::{atomic, digest, tensors};
+use crate::store::atomic;
 use crate::train::usage::{Usage, choices};
 use report::Found;
 
@@ -179,8 +179,9 @@ impl Args {
         if self.asks(Figure::Lpips) {
             let vgg = locate(Network::Vgg16, &self.vgg)?;
             let heads = locate(Network::LpipsHeads, &self.lpips)?;
-            hashes = vec![digest::sha256(&vgg)?, digest::sha256(&heads)?];
-            let [vgg, heads] = [tensors::read(&vgg)?, tensors::read(&heads)?];
+            let ((vgg, of_vgg), (heads, of_heads)) =
+                (weights::read_hashed(&vgg)?, weights::read_hashed(&heads)?);
+            hashes = vec![of_vgg, of_heads];
             lpips = Some(Lpips::new(&WIDTHS, &vgg, &heads, device)?);
         }
         let judge = Judge {

@@ -15,9 +15,9 @@ use image::{RgbImage, imageops};
 
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::normalized::Normalized;
+use super::weights::read_hashed;
 use crate::data::resize::{Filter, resize};
 use crate::error::{Result, hinted};
-use crate::store::{digest, tensors};
 
 /// As reports name it.
 pub const NAME: &str = "clip-vit-b-32";
@@ -84,14 +84,14 @@ pub struct Clip {
 impl Clip {
     /// ViT-B/32 from transformers' or the original's file.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
-        let tensors = tensors::read(path)?;
+        let (tensors, hash) = read_hashed(path)?;
         let mut network = Self::new(Config::vit_b_32(), &tensors, device).map_err(|e| {
             hinted(
                 format!("{}: {e}", path.display()),
                 "expected CLIP's ViT-B/32 with its image tower: OpenAI's ViT-B-32.pt, or transformers' file",
             )
         })?;
-        network.weights_hash = digest::sha256(path)?;
+        network.weights_hash = hash;
         Ok(network)
     }
 

@@ -82,7 +82,6 @@ mod tests {
         let exact = Gaussian {
             mean: vec![0.0; width],
             covariance: Mat::identity(width, width),
-            count: None,
         };
         let reference = Reference::new(&exact)?;
         let fid = reference.distance(&Gaussian::of(&samples)?)?;

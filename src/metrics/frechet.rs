@@ -111,7 +111,6 @@ mod tests {
             covariance: Mat::from_fn(mean.len(), mean.len(), |i, j| {
                 if i == j { variance[i] } else { 0.0 }
             }),
-            count: None,
         }
     }
 

@@ -15,9 +15,10 @@ use image::RgbImage;
 
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::resize::Preprocess;
+use super::weights::read_hashed;
 use crate::error::{self, hinted};
 use crate::ops;
-use crate::store::{Scope, digest, tensors};
+use crate::store::Scope;
 use blocks::{Stage, stages};
 
 /// As reports name it.
@@ -89,8 +90,7 @@ impl Inception {
         preprocess: Preprocess,
         device: &Device,
     ) -> error::Result<Self> {
-        let weights = tensors::read(path)?;
-        let hash = digest::sha256(path)?;
+        let (weights, hash) = read_hashed(path)?;
         Self::new(&weights, 1, outputs, preprocess, hash, device)
             .map_err(|e| e.context(format!("{}", path.display())))
     }

@@ -30,8 +30,6 @@ pub struct Gaussian {
     pub mean: Vec<f64>,
     /// Symmetric.
     pub covariance: Mat<f64>,
-    /// Rows behind it, where that is known.
-    pub count: Option<usize>,
 }
 
 impl Moments {
@@ -119,11 +117,7 @@ impl Moments {
             let (i, j) = (i.max(j), i.min(j));
             (products[(i, j)] - n * mean[i] * mean[j]) / (n - 1.0)
         });
-        let gaussian = Gaussian {
-            mean,
-            covariance,
-            count: Some(self.count),
-        };
+        let gaussian = Gaussian { mean, covariance };
         gaussian.check("the features")?;
         Ok(gaussian)
     }
@@ -267,8 +261,7 @@ mod tests {
         }
         let near = |a: &Gaussian, b: &Gaussian| {
             let means = a.mean.iter().zip(&b.mean);
-            a.count == b.count
-                && means.into_iter().all(|(a, b)| (a - b).abs() < 1e-12)
+            means.into_iter().all(|(a, b)| (a - b).abs() < 1e-12)
                 && (&a.covariance - &b.covariance).norm_l2() < 1e-12
         };
         assert!(near(&grouped.gaussian()?, &Gaussian::of(&rows)?));

@@ -132,7 +132,6 @@ fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<Gaussia
     let gaussian = Gaussian {
         mean: mean.values,
         covariance: Mat::from_fn(d, d, |i, j| 0.5 * (at(i, j) + at(j, i))),
-        count: None,
     };
     gaussian.check(&format!("{name}: `{mu}`, `{sigma}`"))?;
     if let Some(why) = no_covariance(&at, d) {
@@ -183,7 +182,6 @@ mod tests {
         Gaussian {
             mean: (0..d).map(|i| i as f64 + 0.25).collect(),
             covariance: Mat::from_fn(d, d, |i, j| 1.0 / (1 + i + j) as f64),
-            count: Some(9),
         }
     }
 

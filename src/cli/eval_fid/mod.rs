@@ -21,7 +21,7 @@ use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::metrics::weights::{self, Network};
 use crate::metrics::{Arithmetic, FeatureNetwork, Inception, Output, Preprocess};
 use crate::sample::save_png;
-use crate::store::{atomic, digest, tensors};
+use crate::store::atomic;
 use sides::Opened;
 use sweep::Sweep;
 
@@ -266,7 +266,7 @@ fn prepare(
     let mut networks: Vec<Box<dyn FeatureNetwork>> = Vec::new();
     if options.metrics.is_empty() || !options.outputs().is_empty() {
         let path = find(Network::Inception, &args.networks.weights)?;
-        let tensors = tensors::read(&path)?;
+        let (tensors, hash) = weights::read_hashed(&path)?;
         if options.metrics.is_empty() {
             let sides = || [Some(samples), reference].into_iter().flatten();
             let spatial = |side: Facts| side.statistics.is_none_or(|s| s.spatial.is_some());
@@ -280,7 +280,7 @@ fn prepare(
             let metrics = DEFAULT.into_iter().filter(wanted);
             options.metrics = metrics.filter(possible).collect();
         }
-        let (outputs, hash) = (options.outputs(), digest::sha256(&path)?);
+        let outputs = options.outputs();
         let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
             .map_err(|e| e.context(path.display().to_string()))?;
         networks.push(Box::new(inception));

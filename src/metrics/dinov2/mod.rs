@@ -14,10 +14,11 @@ use image::RgbImage;
 
 use super::features::{FeatureNetwork, Rows, Tap};
 use super::normalized::Normalized;
+use super::weights::read_hashed;
 use crate::data::resize::{Filter, resize};
 use crate::error::{Result, hinted};
 use crate::ops::{self, Padding};
-use crate::store::{Init, Scope, digest, tensors};
+use crate::store::{Init, Scope};
 
 /// As reports name it.
 pub const NAME: &str = "dinov2-vit-l-14";
@@ -116,14 +117,14 @@ pub struct DinoV2 {
 impl DinoV2 {
     /// ViT-L/14 from the file that the authors publish, or the same names in safetensors.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
-        let tensors = tensors::read(path)?;
+        let (tensors, hash) = read_hashed(path)?;
         let mut network = Self::new(Config::large(), &tensors, device).map_err(|e| {
             hinted(
                 format!("{}: {e}", path.display()),
                 "expected DINOv2's ViT-L/14, dinov2_vitl14_pretrain.pth",
             )
         })?;
-        network.weights_hash = digest::sha256(path)?;
+        network.weights_hash = hash;
         Ok(network)
     }
 

@@ -7,10 +7,13 @@
 mod fetch;
 mod published;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
+
 use crate::error::{Context, Result, hinted, usage};
-use crate::store::digest;
+use crate::store::{digest, tensors};
 
 pub use published::Network;
 
@@ -27,6 +30,11 @@ pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<P
         },
         None => cached(network, &cache()?, download),
     }
+}
+
+/// The tensors of the weights file at `path`, and its SHA-256.
+pub fn read_hashed(path: &Path) -> Result<(BTreeMap<String, Tensor>, String)> {
+    Ok((tensors::read(path)?, digest::sha256(path)?))
 }
 
 /// A slash pair behind the first word: never the beginning of a path that exists.
