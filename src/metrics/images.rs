@@ -75,17 +75,21 @@ impl Images {
         }
     }
 
-    /// Hands all images, or the first `limit`, to `take`, `batch` at a time.
+    /// Hands all images, or `limit` of them, to `take`, at most `batch` at a time.
+    ///
+    /// The `limit` are evenly spread: of a set sorted by class, all classes.
     ///
     /// Errors: one that cannot be read, or of another size than the first.
     pub fn each(&self, batch: usize, limit: usize, take: &mut Take) -> Result<()> {
-        let count = self.count().min(limit);
+        let count = self.count();
+        let limit = count.min(limit);
+        let chosen = |i: usize| i * count / limit;
         match self {
             Images::Files { source, crop } => {
                 let mut size = None;
-                for start in (0..count).step_by(batch) {
-                    let read = |i| one(&**source, *crop, i);
-                    let range = start..count.min(start + batch);
+                for start in (0..limit).step_by(batch) {
+                    let read = |i| one(&**source, *crop, chosen(i));
+                    let range = start..limit.min(start + batch);
                     let images: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
                     for (key, image) in &images {
                         same_size(key, image, &mut size)?;
@@ -98,10 +102,15 @@ impl Images {
                 let [_, height, width, _] = *shape;
                 let picture = height * width * 3;
                 let mut npz = Npz::open(path)?;
+                let mut chosen = (0..limit).map(chosen).peekable();
+                let mut numbers = 0..count;
                 npz.bytes("arr_0", count * picture, batch * picture, |bytes| {
-                    let images = bytes.chunks_exact(picture).map(|bytes| {
-                        RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
-                    });
+                    let pictures = bytes.chunks_exact(picture).zip(&mut numbers);
+                    let images = pictures
+                        .filter(|(_, number)| chosen.next_if_eq(number).is_some())
+                        .map(|(bytes, _)| {
+                            RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
+                        });
                     let images: Option<Vec<_>> = images.collect();
                     take(images.context("a picture of the wrong size")?)
                 })
@@ -190,6 +199,15 @@ mod tests {
         assert_eq!(expected.0, 5);
         assert_eq!(hash(&files, 2)?, expected);
         assert_eq!(hash(&array, 2)?, expected);
+        // Some of them: 0, 1 and 3 of five.
+        for images in [files, array] {
+            let mut reds = Vec::new();
+            images.each(2, 3, &mut |batch| {
+                reds.extend(batch.iter().map(|image| image.get_pixel(0, 0)[0]));
+                Ok(())
+            })?;
+            assert_eq!(reds, [0, 1, 3]);
+        }
         Ok(())
     }
 

@@ -72,7 +72,7 @@ impl Statistics {
         }))
     }
 
-    /// Writes them, with the first 10,000 of `images` of `size` (width, height) in `arr_0`, where there are any: ADM's
+    /// Writes them, with up to 10,000 of `images` of `size` (width, height) in `arr_0`, where there are any: ADM's
     /// evaluator computes precision and recall from those.
     pub fn write(&self, path: &Path, images: Option<(&Images, (u32, u32))>) -> Result<()> {
         atomic::write_with(path, |file| self.fill(file, images))
