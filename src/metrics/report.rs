@@ -121,17 +121,19 @@ impl Report {
         }
         for evaluation in &self.evaluations {
             text += &line("samples", &evaluation.samples);
-            if let Some((_, figure)) = evaluation.metrics.first() {
+            let mut networks = Vec::new();
+            for (_, figure) in &evaluation.metrics {
+                let (network, weights) = (&figure.network, short(&figure.weights));
+                let network = format!("network    {network} ({weights}), {}\n", figure.preprocess);
+                if !networks.contains(&network) {
+                    networks.push(network);
+                }
+            }
+            text += &networks.concat();
+            if !networks.is_empty() {
                 text += &format!(
-                    "network    {} ({}), {}\n\n{:<14}{:>12}  {:<24}{:>9}{:>11}\n",
-                    figure.network,
-                    short(&figure.weights),
-                    figure.preprocess,
-                    "metric",
-                    "value",
-                    "",
-                    "samples",
-                    "reference"
+                    "\n{:<14}{:>12}  {:<24}{:>9}{:>11}\n",
+                    "metric", "value", "", "samples", "reference"
                 );
             }
             for (name, figure) in &evaluation.metrics {
@@ -234,6 +236,16 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("warning: few"));
+        // Each network once.
+        let mut other = evaluation(1.0).metrics;
+        other[0].1.network = "clip".into();
+        report.evaluations[0].metrics.extend(other);
+        report.evaluations[0]
+            .metrics
+            .extend(evaluation(2.0).metrics);
+        let table = report.table();
+        let lines = table.lines().filter(|line| line.starts_with("network"));
+        assert_eq!(lines.count(), 2, "{table}");
         report.evaluations.push(evaluation(9.0));
         assert_eq!(report.json()["points"][1]["metrics"]["fid"]["value"], 9.0);
     }
