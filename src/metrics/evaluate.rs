@@ -230,7 +230,7 @@ impl<'a> Evaluator<'a> {
         let interval = match self.options.interval {
             true => {
                 let moments = samples.moments(network, tap)?;
-                Some(self.reference(network, tap)?.interval(moments)?)
+                Some(self.reference(network, tap)?.interval(value, moments)?)
             }
             false => None,
         };
