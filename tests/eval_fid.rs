@@ -6,10 +6,14 @@ use std::process::{Command, Output};
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
+use rdpm::config::Config;
+use rdpm::model::{Generator, Tokenizer};
 use rdpm::rng::{Purpose, Stream};
+use rdpm::store::Scope;
+use rdpm::store::bundle::Bundle;
 use rdpm::store::npz::{Element, Npz, NpzWriter};
 use rdpm::store::safetensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Place(tempfile::TempDir);
 
@@ -61,6 +65,36 @@ impl Place {
         safetensors::write(&place.path("w.safetensors"), &tensors, &BTreeMap::new())
             .expect("written");
         place
+    }
+
+    /// A model of two classes and 16 pixels that has learnt nothing: `model.safetensors`.
+    fn with_model(self) -> Self {
+        let settings = [
+            "data.image_size=16",
+            "tokenizer.ch=8",
+            "tokenizer.ch_mult=[1,2]",
+            "tokenizer.num_res_blocks=1",
+            "tokenizer.embed_dim=4",
+            "tokenizer.norm_groups=4",
+            "quantizer.codebook_size=24",
+            "quantizer.steps=3",
+            "generator.depth=1",
+            "generator.width=32",
+            "generator.heads=2",
+        ];
+        let settings = settings.map(String::from);
+        let config = Config::load(Some("smoke"), &settings).expect("a configuration");
+        let scope = || Scope::init(1, &Device::Cpu);
+        let (of_tokenizer, of_generator) = (scope(), scope());
+        Tokenizer::new(&config, &of_tokenizer).expect("a tokenizer");
+        Generator::new(&config, 2, &of_generator).expect("a generator");
+        let mut bundle = Bundle::new(config, of_tokenizer.finish().tensors());
+        bundle.generator = Some(of_generator.finish().tensors());
+        let class = |i| json!({"index": i, "wnid": format!("n{i}"), "words": format!("class {i}")});
+        bundle.classes = json!([class(0), class(1)]);
+        let path = self.path("model.safetensors");
+        bundle.write(&path, false).expect("written");
+        self
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -198,13 +232,19 @@ fn statistics_that_are_saved_again_stay_what_they_were() {
         }
         known.then(|| String::from_utf8(text).expect("JSON"))
     };
-    // Of another tool: nothing is known of what made them.
+    // Of another tool: nothing is known of what made them, and a comparison has to be told.
     let identity: Vec<f64> = (0..64 * 64).map(|i| f64::from(i % 65 == 0)).collect();
     let mean = vec![0.5; 64];
     place.array(
         "foreign.npz",
         &[("mu", &[64], &mean), ("sigma", &[64, 64], &identity)],
     );
+    place.fails(
+        "--samples a --reference foreign.npz --metrics fid",
+        2,
+        &["does not say by which resize", "--preprocess"],
+    );
+    place.report("--samples a --reference foreign.npz --preprocess pytorch-fid");
     place.report("--samples foreign.npz --save-stats again.npz");
     assert_eq!(made_by("again.npz"), None);
     // Of this program: what it said then.
@@ -272,9 +312,9 @@ fn what_is_no_set_of_images_is_refused_by_name() {
         "narrow.npz",
         &[("mu", &[32], &mean[..32]), ("sigma", &[32, 32], &narrow)],
     );
-    let parts = ["statistics of 32 dimensions, --dims is 64"];
+    let parts = ["statistics of 32 dimensions", "--dims"];
     place.fails(
-        "--samples a --reference narrow.npz --metrics fid",
+        "--samples a --reference narrow.npz --metrics fid --preprocess adm",
         2,
         &parts,
     );
@@ -321,6 +361,66 @@ fn what_will_fail_fails_before_anything_is_computed() {
         &["without --reference"],
     );
     place.fails(sides, 1, &["010"]);
+    let folder = place.path("config/rdpm");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("references.toml"), "a = [").expect("written");
+    place.fails(sides, 1, &["references.toml"]);
+}
+
+#[test]
+fn evaluations_of_the_same_samples_share_their_features() {
+    let place = Place::new().with_model();
+    let samples = "--samples model.safetensors --reference b --num 24 --batch-size 5";
+    let whole = place.report(&format!("{samples} --work w1"));
+    assert_eq!(whole["samples"]["images"], 24);
+    assert_eq!(whole["samples"]["sampling"]["count"], 24);
+    let known = || {
+        let files = std::fs::read_dir(place.path("w1")).expect("a folder");
+        let sizes = files.filter_map(|file| {
+            let file = file.expect("a file");
+            let is_tap = file.path().extension().is_some_and(|e| e == "f32");
+            is_tap.then(|| file.metadata().expect("its size").len() / (4 * 64))
+        });
+        sizes.collect::<Vec<u64>>()
+    };
+    assert_eq!(known(), [24]);
+    // Another reference, fewer samples: nothing is drawn, the first ones are taken.
+    place.report("--samples model.safetensors --reference a --num 10 --work w1");
+    assert_eq!(known(), [24]);
+    // Another resize has features of its own.
+    place.report(&format!("{samples} --work w1 --preprocess clean"));
+    assert_eq!(known(), [24, 24]);
+    let fresh = "--samples model.safetensors --reference b --num 10 --work w2";
+    let ten = place.report(fresh);
+    let more = place.report(&format!("{samples} --work w2"));
+    assert_eq!(fid(&more).to_bits(), fid(&whole).to_bits());
+    let again = place.report(fresh);
+    assert_eq!(fid(&again).to_bits(), fid(&ten).to_bits());
+    place.fails(
+        &format!("{samples} --work w1 --metrics fid --seed 7"),
+        1,
+        &["w1: features of other samples", "--work"],
+    );
+}
+
+#[test]
+fn what_is_no_setting_of_a_model_is_refused_before_anything_is_computed() {
+    let place = Place::new().with_model();
+    std::fs::write(place.path("b/010.png"), "damaged").expect("written");
+    let line =
+        |more: &str| format!("--samples model.safetensors --reference b --metrics fid {more}");
+    for (more, part) in [
+        ("--class zebra", "zebra"),
+        ("--no-gumbel --top-k 3", "--top-k has no meaning"),
+        ("--no-gumbel --sweep top-k=1,2", "no meaning without Gumbel"),
+        ("--sweep cfg=0,1 --save-stats x.npz", "one setting"),
+        ("--sweep cfg=1,1", "given twice"),
+    ] {
+        place.fails(&line(more), 2, &[part]);
+    }
+    assert!(!place.path("runs").exists());
+    place.fails(&line("--crop 8"), 1, &["16×16", "8×8"]);
+    place.fails(&line(""), 1, &["010"]);
 }
 
 #[test]

@@ -270,6 +270,19 @@ mod tests {
     }
 
     #[test]
+    fn a_report_that_cannot_be_written_is_found_before_any_work() -> Result<()> {
+        let line = ["eval-vae", "no/images", "--json", "/no/such/folder/r.json"];
+        let args = Line::try_parse_from(line)?.args;
+        let error = run(&args, &Context::new(Default::default(), 2)).unwrap_err();
+        let (text, _) = report(&error);
+        assert!(
+            text.contains("cannot write /no/such/folder/r.json"),
+            "{text}"
+        );
+        Ok(())
+    }
+
+    #[test]
     fn weights_that_are_not_there_are_named_before_any_work() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let error = eval(folder.path(), &["--weights", "/no/inception.pth"]).unwrap_err();

@@ -14,6 +14,11 @@ pub fn name_of(digest: &str) -> Result<Option<String>> {
     }
 }
 
+/// Errors: the table cannot be read; said before anything is computed.
+pub fn check() -> Result<()> {
+    name_of("").map(drop)
+}
+
 fn file() -> Option<PathBuf> {
     let folder = |name: &str| {
         std::env::var_os(name)

@@ -129,6 +129,21 @@ impl Facts<'_> {
         Ok(())
     }
 
+    /// Refuses statistics that may be of any resize: neither this program's nor ADM's.
+    pub fn check_says_resize(&self) -> Result<()> {
+        match self.statistics {
+            Some(Statistics {
+                made_by: None,
+                spatial: None,
+                ..
+            }) => Err(usage(
+                format!("{} does not say by which resize it was made", self.path),
+                "say it with --preprocess: pytorch-fid for that tool's statistics, clean for clean-fid's, else adm",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses statistics that another network, other weights or another resize made.
     fn check_maker(&self, statistics: &Statistics, network: &dyn FeatureNetwork) -> Result<()> {
         let mismatch = |what: &str, found: &str, expected: &str| {
@@ -153,13 +168,6 @@ impl Facts<'_> {
             }
             None if statistics.spatial.is_some() && preprocess != Preprocess::Adm.name() => {
                 mismatch("--preprocess", Preprocess::Adm.name(), preprocess)
-            }
-            None if statistics.spatial.is_none() => {
-                tracing::warn!(
-                    "{} does not say by which resize it was made; this evaluation uses {preprocess}",
-                    self.path
-                );
-                Ok(())
             }
             _ => Ok(()),
         }

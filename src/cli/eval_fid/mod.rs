@@ -13,6 +13,7 @@ use crate::error::{self, Result, usage};
 use crate::metrics::clip::Clip;
 use crate::metrics::dinov2::DinoV2;
 use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
+use crate::metrics::known;
 use crate::metrics::report::{Evaluation, Report};
 use crate::metrics::requirements::Facts;
 use crate::metrics::side::Side;
@@ -47,9 +48,9 @@ pub struct Args {
     /// FID's features: 64, 192, 768 or 2048
     #[arg(long, default_value_t = 2048, value_name = "D", value_parser = dims)]
     dims: usize,
-    /// How images become the network's input
-    #[arg(long, value_enum, default_value_t)]
-    preprocess: Preprocess,
+    /// How images become the network's input [default: adm]
+    #[arg(long, value_enum)]
+    preprocess: Option<Preprocess>,
     /// Take every image's square centre, resized as ADM does, from folders and shards
     #[arg(long, value_name = "SIZE", value_parser = clap::value_parser!(u32).range(1..))]
     crop: Option<u32>,
@@ -150,6 +151,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     for path in outputs.into_iter().flatten() {
         atomic::check_writable(path)?;
     }
+    known::check()?;
     let crop = args.crop.map(|c| c as usize);
     let device = context.device()?;
     let reference = match &args.reference {
@@ -159,6 +161,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let settings = sides::settings(args, crop, &device)?;
     let facts = settings[0].facts();
     let reference_facts = reference.as_ref().map(Opened::facts);
+    if args.preprocess.is_none()
+        && let Some(reference) = reference_facts
+    {
+        facts.check_says_resize()?;
+        reference.check_says_resize()?;
+    }
     let (options, networks) = prepare(args, facts, reference_facts, &device)?;
     options.check(&networks, facts, reference_facts)?;
     let needs_features = args.details.save_features.is_some();
@@ -281,7 +289,8 @@ fn prepare(
             options.metrics = metrics.filter(possible).collect();
         }
         let outputs = options.outputs();
-        let inception = Inception::new(&tensors, 1, &outputs, args.preprocess, hash, device)
+        let preprocess = args.preprocess.unwrap_or_default();
+        let inception = Inception::new(&tensors, 1, &outputs, preprocess, hash, device)
             .map_err(|e| e.context(path.display().to_string()))?;
         networks.push(Box::new(inception));
     }

@@ -19,7 +19,7 @@ use crate::metrics::side::Side;
 use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::Statistics;
 use crate::metrics::{FeatureNetwork, Tap};
-use crate::sample::{Pretrained, SampleOptions};
+use crate::sample::Pretrained;
 use crate::store::atomic;
 use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};

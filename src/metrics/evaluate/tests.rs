@@ -316,6 +316,20 @@ fn what_cannot_be_compared_is_refused_before_anything_is_computed() -> Result<()
 }
 
 #[test]
+fn statistics_that_are_saved_ask_for_their_features() {
+    for metrics in [vec![Metric::Is], vec![Metric::FdDinov2], vec![]] {
+        let mut options = Options {
+            metrics,
+            fid: Output::Pool192,
+            ..options()
+        };
+        assert!(!options.outputs().contains(&Output::Pool192));
+        options.save_statistics = true;
+        assert!(options.outputs().contains(&Output::Pool192));
+    }
+}
+
+#[test]
 fn too_few_images_are_refused_before_anything_is_computed() {
     let of = |count: usize| Facts {
         path: "a",
