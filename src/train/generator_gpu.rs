@@ -17,12 +17,15 @@ use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Step, Trained};
 use crate::config::{Config, HeadInit, TrainConfig};
-use crate::error::{Result, hinted};
+use crate::error::{Context, Result, hinted};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
 use crate::sample::Sampler;
 use crate::store::Scope;
+
+/// What the log line in progress has seen, [T,3], in a checkpoint.
+const TALLY: &str = "interval_tally";
 
 pub struct GpuGeneratorStage {
     config: Config,
@@ -163,7 +166,11 @@ impl Trained for GpuGeneratorStage {
                 .into_iter()
                 .map(move |(name, tensor)| (format!("{prefix}{name}"), tensor))
         };
-        let optimizer = named(FIRST, first).chain(named(SECOND, second)).collect();
+        let tally = Tensor::from_vec(self.trainer.tally()?, ((), 3), &Device::Cpu)?;
+        let optimizer = named(FIRST, first)
+            .chain(named(SECOND, second))
+            .chain([(TALLY.to_string(), tally)])
+            .collect();
         Ok(Contents {
             model,
             ema,
@@ -178,19 +185,24 @@ impl Trained for GpuGeneratorStage {
             };
             contents.optimizer.iter().filter_map(own).collect()
         };
-        let updates = counter(counters, "updates")?;
         self.trainer.restore(
             &contents.model,
             &contents.ema,
             &moments(FIRST),
             &moments(SECOND),
-            updates,
+            [counter(counters, "updates")?, counter(counters, "skipped")?],
         )?;
+        let tally = contents.optimizer.get(TALLY);
+        let tally = tally.context("the checkpoint holds no tally of its log line")?;
+        self.trainer.set_tally(&tally.flatten_all()?.to_vec1()?)?;
         Ok(())
     }
 
     fn counters(&self) -> Result<BTreeMap<String, u64>> {
-        let (_, updates, _) = self.trainer.state()?;
-        Ok(BTreeMap::from([("updates".to_string(), updates)]))
+        let (_, updates, skipped) = self.trainer.state()?;
+        Ok(BTreeMap::from([
+            ("updates".to_string(), updates),
+            ("skipped".to_string(), skipped),
+        ]))
     }
 }

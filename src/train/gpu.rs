@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::config::{Config, TrainConfig};
-use crate::model::gpu::kernels::{self, Adam, CONTROL, Trained};
+use crate::model::gpu::kernels::{self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained};
 use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::Codebook;
@@ -136,8 +136,8 @@ impl GpuTrainer {
 
     /// Tokens, loss and hits of each t since the last call; waits for the card.
     pub fn take_tally(&mut self) -> Result<Vec<Tally>> {
-        let tally = self.activations.tally.read()?;
-        self.activations.tally.write(&vec![0f32; tally.len()])?;
+        let tally = self.tally()?;
+        self.set_tally(&vec![0f32; tally.len()])?;
         let row = |row: &[f32]| Tally {
             tokens: row[0].into(),
             loss: row[1].into(),
@@ -146,30 +146,41 @@ impl GpuTrainer {
         Ok(tally.chunks_exact(3).map(row).collect())
     }
 
+    /// What [`GpuTrainer::take_tally`] would take, [T·3]; waits for the card.
+    pub fn tally(&self) -> Result<Vec<f32>> {
+        self.activations.tally.read()
+    }
+
+    /// Goes on from what [`GpuTrainer::tally`] gave.
+    pub fn set_tally(&mut self, tally: &[f32]) -> Result<()> {
+        self.activations.tally.write(tally)
+    }
+
     /// The gradient's norm before clipping in the last step, updates made, and steps left out in a row; waits for the card.
     pub fn state(&self) -> Result<(f64, u64, u64)> {
         let control = self.control.read()?;
         Ok((
             f64::from(control[3]).sqrt(),
-            control[4] as u64,
-            control[5] as u64,
+            control[CONTROL_UPDATES] as u64,
+            control[CONTROL_SKIPPED] as u64,
         ))
     }
 
     /// Sets the parameters, the average to the same, and fresh moments.
     pub fn load(&mut self, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
         let fresh = BTreeMap::new();
-        self.restore(parameters, parameters, &fresh, &fresh, 0)
+        self.restore(parameters, parameters, &fresh, &fresh, [0, 0])
     }
 
-    /// Sets everything that an update changes; no moments are zeros.
+    /// Sets everything that an update changes; no moments are zeros. The counts are of updates made, and of steps left
+    /// out in a row.
     pub fn restore(
         &mut self,
         parameters: &BTreeMap<String, Tensor>,
         average: &BTreeMap<String, Tensor>,
         first: &BTreeMap<String, Tensor>,
         second: &BTreeMap<String, Tensor>,
-        updates: u64,
+        [updates, skipped]: [u64; 2],
     ) -> Result<()> {
         self.network.load(parameters)?;
         let flat = self.network.flat.clone();
@@ -181,7 +192,8 @@ impl GpuTrainer {
             }
         }
         let mut control = self.control.read()?;
-        control[4] = updates as f32;
+        control[CONTROL_UPDATES] = updates as f32;
+        control[CONTROL_SKIPPED] = skipped as f32;
         self.control.write(&control)
     }
 
