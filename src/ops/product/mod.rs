@@ -91,10 +91,9 @@ fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     result
 }
 
-/// 0..total in equal ranges of at most `longest`.
+/// 0..total in the fewest ranges of at most `longest`, whose lengths differ by one at most.
 fn ranges(total: usize, longest: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = total.div_ceil(total.div_ceil(longest));
-    (0..total)
-        .step_by(step)
-        .map(move |start| start..total.min(start + step))
+    let count = total.div_ceil(longest);
+    let start = move |i| total * i / count;
+    (0..count).map(move |i| start(i)..start(i + 1))
 }
