@@ -5,7 +5,7 @@
 //! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
 //! - A header that claims more than 512 MiB of pixels is refused before anything is allocated.
 //! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest. (It has no
-//!   checksum: flipped bits that decode to something remain unnoticed.)
+//!   checksum: flipped bits that decode to something remain unnoticed.) What follows its end marker is left out.
 
 use std::io::Cursor;
 
@@ -22,6 +22,9 @@ const MAX_BYTES: u64 = 512 << 20;
 
 /// Longer side over shorter side.
 const MAX_ASPECT: u32 = 100;
+
+/// JPEG's EOI.
+const END: u8 = 0xD9;
 
 const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
 
@@ -81,6 +84,7 @@ fn name(format: ImageFormat) -> String {
 
 fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let damaged = |e: &dyn std::fmt::Display| format!("damaged JPEG: {e}");
+    let bytes = whole(bytes).ok_or_else(|| damaged(&"truncated, it has no end marker"))?;
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
@@ -92,18 +96,27 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     if width as u64 * height as u64 * 3 > MAX_BYTES {
         return Err(format!("{width}×{height} pixels are more than 512 MiB"));
     }
-    if !ends(bytes) {
-        return Err(damaged(&"truncated, it has no end marker"));
-    }
     let pixels = decoder.decode().map_err(|e| damaged(&e))?;
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| damaged(&"fewer pixels than its header says"))
 }
 
-/// Whether an end marker follows the start of the last scan. Both bytes occur as markers only.
-fn ends(jpeg: &[u8]) -> bool {
-    let last = |marker: u8| jpeg.windows(2).rposition(|two| two == [0xFF, marker]);
-    last(0xD9) > last(0xDA)
+/// The image itself, up to its end marker: some cameras and programs write more behind it.
+fn whole(jpeg: &[u8]) -> Option<&[u8]> {
+    let mut at = 0;
+    loop {
+        at += jpeg.get(at..)?.windows(2).position(|two| two[0] == 0xFF)?;
+        match jpeg[at + 1] {
+            END => return Some(&jpeg[..at + 2]),
+            // Fill bytes; 0xFF as a value within a scan; markers without a segment.
+            0xFF => at += 1,
+            0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
+            _ => {
+                let length = jpeg.get(at + 2..at + 4)?;
+                at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
+            }
+        }
+    }
 }
 
 /// RGB of any image; c = c·a + 1·(1−a) where it has transparency.
@@ -238,6 +251,28 @@ mod tests {
             fails(&png[..png.len() - 20], "damaged PNG");
         }
         fails(&bytes!("lossy.webp")[..40], "damaged WEBP");
+    }
+
+    /// Thumbnails, a second image or padding, whatever markers these hold.
+    #[test]
+    fn what_follows_a_jpegs_end_is_left_out() -> Result<()> {
+        for jpeg in [
+            bytes!("rgb.jpg"),
+            bytes!("progressive.jpg"),
+            bytes!("orientation.jpg"),
+        ] {
+            let expected = decode(jpeg, "x")?;
+            for more in [
+                &[0; 7][..],
+                b"\r\n",
+                &[0xFF, 0xDA, 0, 8],
+                &jpeg[..jpeg.len() / 2],
+                jpeg,
+            ] {
+                assert!(decode(&[jpeg, more].concat(), "x")? == expected);
+            }
+        }
+        Ok(())
     }
 
     #[test]
