@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{ConfigArgs, Context};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
-use crate::store::run::locate;
+use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -92,7 +92,7 @@ impl TrainArgs {
                 "a resumed run keeps its own configuration",
             ));
         }
-        let (folder, _) = locate(path)?;
+        let (folder, _) = RunFolder::locate(path)?;
         let own = Config::read(&folder.config())?;
         let over = ConfigArgs {
             config: Some(folder.config().display().to_string()),

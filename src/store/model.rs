@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::bundle::{Bundle, Tensors};
-use super::run::{self, CheckpointInfo, RunFolder};
+use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
+
+/// A generator's tokenizer among [`CheckpointInfo::frozen`].
+pub const TOKENIZER: &str = "tokenizer";
 
 /// Which of a checkpoint's weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,7 +84,7 @@ pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
     if path.is_file() {
         return Bundle::read(path);
     }
-    let (run, checkpoint) = run::locate(path)?;
+    let (run, checkpoint) = RunFolder::locate(path)?;
     of_checkpoint(&run, &checkpoint, weights)
         .with_context(|| format!("cannot load {}", path.display()))
 }
@@ -89,11 +92,26 @@ pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
 fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result<Bundle> {
     let info = CheckpointInfo::read(checkpoint)?;
     let config = Config::read(&run.config())?;
-    let tensors: Tensors = Reader::open(&checkpoint.join(weights.file()))?.tensors()?;
+    let file = info.file(checkpoint, weights.file()).map_err(|error| {
+        hinted(
+            format!("{error:#}"),
+            "copy it again, or name another of the run's checkpoints: RUN/checkpoints/step-N",
+        )
+    })?;
+    let tensors: Tensors = Reader::open(&file)?.tensors()?;
     let mut bundle = match info.stage.as_str() {
         "train-vae" => Bundle::new(config, tensors),
         "train-gen" => {
             let tokenizer = Bundle::read(&run.tokenizer())?;
+            if info.frozen.get(TOKENIZER) != Some(&tokenizer.tokenizer_hash()?) {
+                return Err(hinted(
+                    format!(
+                        "{} is not the tokenizer that the run was started with",
+                        run.tokenizer().display()
+                    ),
+                    "it is damaged or was replaced: copy it again",
+                ));
+            }
             let ours = tokenizer.config.clone();
             Bundle {
                 // The generator's run decides what is its own; the rest is its tokenizer's.
@@ -168,7 +186,7 @@ mod tests {
     use super::*;
     use crate::error::report;
     use crate::store::run::{CHECKPOINT_FORMAT, Run};
-    use crate::store::safetensors;
+    use crate::store::{digest, safetensors};
     use candle_core::{Device, Tensor};
 
     fn tensors(name: &str, value: f32) -> Result<Tensors> {
@@ -185,13 +203,16 @@ mod tests {
             fs::create_dir(&folder)?;
             let figures = Map::from_iter([("loss".into(), json!(at))]);
             run.metrics.append(at, figures)?;
-            for (file, value) in [("ema", at as f32), ("model", -(at as f32))] {
-                let file = folder.join(format!("{file}.safetensors"));
+            let mut sha256 = Map::new();
+            for (weights, value) in [(Weights::Ema, at as f32), (Weights::Raw, -(at as f32))] {
+                let file = folder.join(weights.file());
                 safetensors::write(&file, &tensors("w", value)?, &Default::default())?;
+                sha256.insert(weights.file().into(), json!(digest::sha256(&file)?));
             }
             let state = json!({
                 "format": CHECKPOINT_FORMAT, "stage": stage, "step": at, "finished": finished,
-                "seed": 7, "version": "0.1.0",
+                "seed": 7, "version": "0.1.0", "sha256": sha256,
+                "frozen": {TOKENIZER: digest::of_tensors(&tensors("w", 10.0)?)?},
             });
             fs::write(folder.join("state.json"), state.to_string())?;
         }
@@ -241,6 +262,33 @@ mod tests {
         assert_eq!(model.classes[0]["words"], "b");
         assert_eq!(model.provenance["train_vae"]["step"], 10);
         assert_eq!(model.provenance["train_gen"]["step"], 20);
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_not_loaded() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = run(root.path(), "train-vae", "demo", 10, true)?;
+        let file = path.join("checkpoints/step-00000010/ema.safetensors");
+        let mut bytes = fs::read(&file)?;
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&file, bytes)?;
+        let (text, code) = report(&load(&path, Weights::Ema).unwrap_err());
+        assert!(text.contains("ema.safetensors has SHA-256"), "{text}");
+        assert!(text.contains("hint: ") && code == 1, "{text}");
+        load(&path, Weights::Raw)?;
+        load(&path.join("checkpoints/step-00000005"), Weights::Ema)?;
+        Ok(())
+    }
+
+    #[test]
+    fn another_tokenizer_in_a_generators_run_is_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = run(root.path(), "train-gen", "smoke", 20, true)?;
+        let other = Bundle::new(Config::load(Some("demo"), &[])?, tensors("w", 11.0)?);
+        other.write(&path.join("tokenizer.safetensors"), false)?;
+        let (text, _) = report(&load(&path, Weights::Ema).unwrap_err());
+        assert!(text.contains("is not the tokenizer"), "{text}");
         Ok(())
     }
 

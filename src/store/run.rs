@@ -6,13 +6,14 @@
 //! checkpoints/step-00000200/{model,ema,optimizer}.safetensors, state.json    checkpoints/latest
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
 
-use super::atomic;
+use super::{atomic, digest};
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
@@ -35,6 +36,10 @@ pub struct CheckpointInfo {
     pub seed: u64,
     /// Of the rdpm that wrote it.
     pub version: String,
+    /// Of each file beside it.
+    pub sha256: BTreeMap<String, String>,
+    /// Of the weights that the run reads and does not train, by what they are.
+    pub frozen: BTreeMap<String, String>,
 }
 
 impl RunFolder {
@@ -53,6 +58,20 @@ impl RunFolder {
             format!("{} {problem}", path.display()),
             "a run folder is what train-vae and train-gen write, by default under runs/",
         ))
+    }
+
+    /// The run and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
+    pub fn locate(path: &Path) -> Result<(Self, PathBuf)> {
+        // Named from inside its run, a checkpoint's path alone does not say where that is.
+        let whole = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        if is_checkpoint(&whole)
+            && let Some(run) = whole.parent().and_then(Path::parent)
+        {
+            return Ok((Self::open(run)?, whole));
+        }
+        let run = Self::open(path)?;
+        let latest = run.latest()?;
+        Ok((run, latest))
     }
 
     pub fn path(&self) -> &Path {
@@ -122,20 +141,6 @@ impl RunFolder {
     }
 }
 
-/// The run folder and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
-pub fn locate(path: &Path) -> Result<(RunFolder, PathBuf)> {
-    // Named from inside its run, a checkpoint's path alone does not say where that is.
-    let whole = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    if is_checkpoint(&whole)
-        && let Some(run) = whole.parent().and_then(Path::parent)
-    {
-        return Ok((RunFolder::open(run)?, whole));
-    }
-    let folder = RunFolder::open(path)?;
-    let latest = folder.latest()?;
-    Ok((folder, latest))
-}
-
 /// Whether `path` is a checkpoint's folder: `step-<number>` with a state.
 pub fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -163,6 +168,20 @@ impl CheckpointInfo {
             ));
         }
         Ok(info)
+    }
+
+    /// The file `name` of `checkpoint`, once its bytes are found to be those that were saved.
+    pub fn file(&self, checkpoint: &Path, name: &str) -> Result<PathBuf> {
+        let file = checkpoint.join(name);
+        let expected = self.sha256.get(name).map_or("none", String::as_str);
+        let found = digest::sha256(&file).context("damaged checkpoint")?;
+        if found != expected {
+            return Err(anyhow::anyhow!(
+                "damaged checkpoint: {} has SHA-256 {found}, expected {expected}",
+                file.display()
+            ));
+        }
+        Ok(file)
     }
 }
 
@@ -345,7 +364,7 @@ mod tests {
             let folder = run.checkpoints().join(format!("step-{step:08}"));
             fs::create_dir(&folder)?;
             let state = format!(
-                r#"{{"format":"{CHECKPOINT_FORMAT}","stage":"train-gen","step":{step},"finished":false,"seed":1,"version":"0.1.0"}}"#
+                r#"{{"format":"{CHECKPOINT_FORMAT}","stage":"train-gen","step":{step},"finished":false,"seed":1,"version":"0.1.0","sha256":{{}},"frozen":{{}}}}"#
             );
             fs::write(folder.join("state.json"), state)?;
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Result, hinted};
+use crate::error::{Context, Hinted, Result, hinted};
 use crate::store::run::{CHECKPOINT_FORMAT, CheckpointInfo};
 use crate::store::{atomic, digest, safetensors};
 
@@ -49,6 +49,8 @@ pub struct State {
     pub data: String,
     /// The latent cache that train-gen reads.
     pub cache: Option<PathBuf>,
+    /// Hashes of the weights that the run reads and does not train, by what they are.
+    pub frozen: BTreeMap<String, String>,
     /// Steps skipped in a row.
     pub bad_steps: u64,
     /// The stage's own counters.
@@ -73,6 +75,7 @@ impl State {
             images,
             data,
             cache: None,
+            frozen: BTreeMap::new(),
             bad_steps: 0,
             counters: BTreeMap::new(),
             sha256: BTreeMap::new(),
@@ -137,15 +140,19 @@ pub fn set_latest(checkpoints: &Path, step: u64) -> Result<()> {
 /// Errors: a file is missing, damaged (its SHA-256 is not the recorded one) or of an unknown format; names the newest
 /// older checkpoint that is whole.
 pub fn load(path: &Path) -> Result<(State, Contents)> {
-    let state = verify(path).map_err(|error| match previous_usable(path) {
-        Some(previous) => hinted(
-            format!("{error:#}"),
-            format!(
+    let state = verify(path).map_err(|error| {
+        if error.is::<Hinted>() {
+            // Not damaged: of another format.
+            return error;
+        }
+        let hint = match previous_usable(path) {
+            Some(previous) => format!(
                 "the one before it is whole: --resume {}",
                 previous.display()
             ),
-        ),
-        None => hinted(format!("{error:#}"), "no older checkpoint is whole"),
+            None => "no older checkpoint is whole".to_string(),
+        };
+        hinted(format!("{error:#}"), hint)
     })?;
     let read = |name: &str| safetensors::Reader::open(&path.join(name))?.tensors();
     let contents = Contents {
@@ -166,19 +173,11 @@ pub fn read_state(path: &Path) -> Result<State> {
 }
 
 fn verify(path: &Path) -> Result<State> {
-    let state = read_state(path)?;
+    let info = CheckpointInfo::read(path)?;
     for name in FILES {
-        let file = path.join(name);
-        let expected = state.sha256.get(name).map_or("none", String::as_str);
-        let found = digest::sha256(&file).context("damaged checkpoint")?;
-        if found != expected {
-            return Err(anyhow::anyhow!(
-                "damaged checkpoint: {} has SHA-256 {found}, expected {expected}",
-                file.display()
-            ));
-        }
+        info.file(path, name)?;
     }
-    Ok(state)
+    read_state(path)
 }
 
 fn previous_usable(path: &Path) -> Option<PathBuf> {
@@ -301,10 +300,10 @@ mod tests {
             &file,
             fs::read_to_string(&file)?.replace("checkpoint/1", "checkpoint/9"),
         )?;
-        let error = load(&folder(root.path(), 5)).unwrap_err();
+        let (text, _) = crate::error::report(&load(&folder(root.path(), 5)).unwrap_err());
         assert!(
-            format!("{error:#}").contains("rdpm-checkpoint/9"),
-            "{error:#}"
+            text.contains("rdpm-checkpoint/9") && text.contains("hint: another version of rdpm"),
+            "{text}"
         );
         Ok(())
     }

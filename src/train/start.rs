@@ -13,7 +13,7 @@ use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
 use crate::store::atomic;
-use crate::store::run::{Locked, Run, RunFolder, locate};
+use crate::store::run::{Locked, Run, RunFolder};
 
 /// What both stages are asked for.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Request {
                 resumed: None,
             });
         };
-        let (folder, checkpoint) = locate(path)?;
+        let (folder, checkpoint) = RunFolder::locate(path)?;
         let state = checkpoint::read_state(&checkpoint)?;
         if state.stage != stage {
             return Err(usage(
@@ -79,6 +79,20 @@ impl Request {
 }
 
 impl Begun {
+    /// Ties the run to weights that it reads and does not train: `what` they are, and their tensors' hash.
+    ///
+    /// Errors: a resumed run was started with others.
+    pub fn tie(&mut self, what: &str, hash: String) -> Result<()> {
+        if self.resumed.is_some() && self.state.frozen.get(what) != Some(&hash) {
+            return Err(usage(
+                format!("the run was not started with this {what}: its weights differ"),
+                "it goes on with the same weights only, wherever they lie now; start a new run for others",
+            ));
+        }
+        self.state.frozen.insert(what.to_string(), hash);
+        Ok(())
+    }
+
     /// Trains to the end; `fill` puts what the stage keeps there into a new run's folder. Gives the run's folder.
     pub fn train<S: Step>(
         self,
@@ -241,6 +255,7 @@ fn differences(a: &Config, b: &Config) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::shapes::Shapes;
 
     #[test]
     fn a_resumed_run_may_change_its_length_and_nothing_that_decides_it() -> Result<()> {
@@ -258,6 +273,33 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("log_every"), "{text}");
+        assert_eq!(code, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_resumed_run_takes_its_own_frozen_weights_and_no_others() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (path, source) = (root.path().join("run"), Shapes::new(1, 4));
+        let mut request = Request {
+            config: Config::default(),
+            seed: 3,
+            device: Device::Cpu,
+            out: Some(path.clone()),
+            resume: None,
+            workers: 1,
+            skip_bad: false,
+        };
+        let mut new = request.begin("train-vae", &source)?;
+        new.tie("VGG16", "a".into())?;
+        let run = Run::create(Some(&path), "train-vae", &request.config)?;
+        checkpoint::save(&run.checkpoints(), &new.state, &Contents::default(), 1)?;
+        drop(run);
+        request.resume = Some(path);
+        let mut resumed = request.begin("train-vae", &source)?;
+        resumed.tie("VGG16", "a".into())?;
+        let (text, code) = crate::error::report(&resumed.tie("VGG16", "b".into()).unwrap_err());
+        assert!(text.contains("not started with this VGG16"), "{text}");
         assert_eq!(code, 2);
         Ok(())
     }

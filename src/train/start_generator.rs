@@ -14,7 +14,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::store::Scope;
 use crate::store::bundle::Bundle;
 use crate::store::model::{self, Weights};
-use crate::store::run::locate;
+use crate::store::run::RunFolder;
 
 const STAGE: &str = "train-gen";
 
@@ -36,6 +36,8 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let mut begun = request.begin(STAGE, &*source)?;
     begun.state.cache = cache(&request, options, begun.state.cache.take())?;
     let frozen = frozen(&request, options)?;
+    let tokenizer_hash = frozen.tokenizer_hash()?;
+    begun.tie(model::TOKENIZER, tokenizer_hash.clone())?;
     adopt(&mut request.config, &frozen.config);
     request.config.validate()?;
     let config = request.config.clone();
@@ -60,7 +62,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
         }
         Some(path) => {
             let meta = CacheMeta {
-                tokenizer: frozen.tokenizer_hash()?,
+                tokenizer: tokenizer_hash,
                 data: source.fingerprint()?,
                 image_size: size,
                 flip: augment.flip,
@@ -150,7 +152,7 @@ fn frozen(request: &Request, options: &Options) -> Result<Bundle> {
             "--vae with --resume",
             "a resumed run keeps the tokenizer it was started with",
         )),
-        (Some(run), None) => Bundle::read(&locate(run)?.0.tokenizer()),
+        (Some(run), None) => Bundle::read(&RunFolder::locate(run)?.0.tokenizer()),
         (None, Some(vae)) => model::load(vae, Weights::Ema),
         (None, None) => Err(usage(
             "no tokenizer",

@@ -1,19 +1,20 @@
 //! From a request to a trained tokenizer: data, weights to start from, stage, loop.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::plan::Plan;
 use super::start::{
     Request, check_compute_type, training_source, validation_images, write_classes,
 };
 use super::vae::{Parts, VaeStage};
-use crate::config::{Config, Perceptual};
+use crate::config::{self, Config};
 use crate::data::{Augment, Loader, LoaderOptions};
 use crate::error::{Result, hinted, usage};
 use crate::model::perceptual::{Lpips, WIDTHS};
-use crate::store::tensors;
+use crate::store::{digest, tensors};
 
 const STAGE: &str = "train-vae";
 
@@ -26,8 +27,16 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let train = &config.train_vae;
     check_compute_type("train_vae", train, device)?;
     let source = training_source(config, request.skip_bad)?;
-    let lpips = lpips(config, device)?;
-    let begun = request.begin(STAGE, &*source)?;
+    let perceptual = perceptual(config)?;
+    let mut begun = request.begin(STAGE, &*source)?;
+    let lpips = match perceptual {
+        None => None,
+        Some(weights) => {
+            begun.tie("VGG16", digest::of_tensors(&weights.vgg)?)?;
+            begun.tie("set of LPIPS heads", digest::of_tensors(&weights.heads)?)?;
+            Some(weights.build(device)?)
+        }
+    };
     let options = LoaderOptions {
         batch_size: train.micro_batch(),
         workers: request.workers,
@@ -67,10 +76,32 @@ pub fn plan(request: &Request) -> Result<Plan> {
     Plan::tokenizer(&request.config, source.len() as u64)
 }
 
-/// The perceptual loss that the configuration asks for.
-fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
+/// What the perceptual loss is made from.
+struct Perceptual {
+    /// VGG16's convolutions.
+    vgg: BTreeMap<String, Tensor>,
+    heads: BTreeMap<String, Tensor>,
+    /// The files that both came from.
+    files: [String; 2],
+}
+
+impl Perceptual {
+    fn build(&self, device: &Device) -> Result<Lpips> {
+        Lpips::new(&WIDTHS, &self.vgg, &self.heads, device).map_err(|e| {
+            let [vgg, heads] = &self.files;
+            hinted(
+                format!("cannot use {vgg} with {heads}: {e}"),
+                "--vgg takes torchvision's VGG16 (features.N.weight), --lpips LPIPS's heads (linN.model.1.weight); \
+                 scripts/weights.sh makes both",
+            )
+        })
+    }
+}
+
+/// The weights of the perceptual loss that the configuration asks for.
+fn perceptual(config: &Config) -> Result<Option<Perceptual>> {
     let loss = &config.loss;
-    if loss.perceptual == Perceptual::None {
+    if loss.perceptual == config::Perceptual::None {
         tracing::info!("no perceptual loss (loss.perceptual = \"none\")");
         return Ok(None);
     }
@@ -85,24 +116,23 @@ fn lpips(config: &Config, device: &Device) -> Result<Option<Lpips>> {
             )
         })
     };
-    let vgg = needed(
-        &loss.vgg,
-        "VGG16's weights (torchvision's vgg16-397923af.pth)",
-        "--vgg",
-    )?;
-    let heads = needed(
-        &loss.lpips,
-        "the LPIPS heads (lpips_vgg_lin.safetensors, or LPIPS's vgg.pth)",
-        "--lpips",
-    )?;
-    let read = |path: &String| tensors::read(Path::new(path));
-    Lpips::new(&WIDTHS, &read(&vgg)?, &read(&heads)?, device)
-        .map(Some)
-        .map_err(|e| {
-            hinted(
-                format!("cannot use {vgg} with {heads}: {e}"),
-                "--vgg takes torchvision's VGG16 (features.N.weight), --lpips LPIPS's heads (linN.model.1.weight); \
-                 scripts/weights.sh makes both",
-            )
-        })
+    let files = [
+        needed(
+            &loss.vgg,
+            "VGG16's weights (torchvision's vgg16-397923af.pth)",
+            "--vgg",
+        )?,
+        needed(
+            &loss.lpips,
+            "the LPIPS heads (lpips_vgg_lin.safetensors, or LPIPS's vgg.pth)",
+            "--lpips",
+        )?,
+    ];
+    let [mut vgg, heads] = [
+        tensors::read(Path::new(&files[0]))?,
+        tensors::read(Path::new(&files[1]))?,
+    ];
+    // The classifier is no part of the loss, and some files lack it.
+    vgg.retain(|name, _| name.starts_with("features."));
+    Ok(Some(Perceptual { vgg, heads, files }))
 }

@@ -131,6 +131,37 @@ fn a_refused_resume_changes_nothing() {
 }
 
 #[test]
+fn another_tokenizer_in_the_run_is_noticed() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "run", &["--steps", "2"]);
+    lab.run(&[
+        "export",
+        "--vae",
+        "vae/checkpoints/step-00000000",
+        "--out",
+        "run/tokenizer.safetensors",
+    ]);
+    for (line, code) in [
+        (
+            vec![
+                GENERATOR, "--resume", "run", "--data", "data", "--steps", "3",
+            ],
+            2,
+        ),
+        (vec!["sample", "--model", "run", "--class", "high"], 1),
+    ] {
+        let output = lab.output(&line);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains("tokenizer"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("started with"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
 fn a_checkpoint_can_be_named_from_inside_its_run() {
     let lab = Lab::new();
     lab.train(VAE, "run", &["--steps", "2"]);

@@ -77,12 +77,10 @@ fn checkpoint(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     facts.insert("finished".into(), json!(info.finished));
     facts.insert("seed".into(), json!(info.seed));
     facts.insert("version".into(), json!(info.version));
-    let state: Value = serde_json::from_str(&fs::read_to_string(path.join("state.json"))?)?;
-    let recorded = |name: &str| state["sha256"][name].as_str().map(str::to_string);
     let mut files = Map::new();
     for name in ["model", "ema", "optimizer"].map(|n| format!("{n}.safetensors")) {
         let hash = digest::sha256(&path.join(&name))?;
-        let whole = recorded(&name).map(|expected| expected == hash);
+        let whole = info.sha256.get(&name).map(|expected| *expected == hash);
         files.insert(name, json!({ "sha256": hash, "as_recorded": whole }));
     }
     facts.insert("files".into(), Value::Object(files));

@@ -60,7 +60,7 @@ fn run(path: &Path) -> Result<Run> {
     }
     let state = json!({
         "format": CHECKPOINT_FORMAT, "stage": "train-vae", "step": 10, "finished": true, "seed": 3,
-        "version": "0.1.0", "sha256": hashes,
+        "version": "0.1.0", "sha256": hashes, "frozen": {},
     });
     fs::write(folder.join("state.json"), state.to_string())?;
     Ok(run)
