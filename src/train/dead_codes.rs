@@ -1,7 +1,7 @@
 //! Dead codes start anew [ours] (DESIGN section 1): a code that is hardly chosen takes the place of a noisy vector v_t.
 //!
 //! A decayed count of choices over all t; every so many steps each code under 1 % of the mean count takes a v_t of the
-//! batch, drawn by counter over step t, image and position; its moments become 0, its average the new vector.
+//! step's images, in whichever micro-batch, drawn by counter over step t, image and position; its moments become 0, its average the new vector.
 
 use candle_core::{Device, Tensor, Var};
 
@@ -44,11 +44,12 @@ impl DeadCodes {
         (0..self.counts.len()).filter(is_dead).collect()
     }
 
-    /// Restarts the dead codes of `optimizer`'s codebook from `noisy` [T,B,h,w,d] at `step`; gives how many.
+    /// Restarts the dead codes of `optimizer`'s codebook at `step` from the `noisy` [T,B,h,w,d] of all its
+    /// micro-batches, as if these were one; gives how many.
     pub fn restart(
         &self,
         optimizer: &Optimizer,
-        noisy: &Tensor,
+        noisy: &[&Tensor],
         seed: u64,
         step: u64,
     ) -> Result<usize> {
@@ -56,7 +57,7 @@ impl DeadCodes {
         if dead.is_empty() {
             return Ok(0);
         }
-        let rows = noisy.flatten_to(3)?; // [T·B·h·w,d]
+        let rows = Tensor::cat(noisy, 1)?.flatten_to(3)?; // [T·B·h·w,d]
         let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
         let count = rows.dim(0)? as u32;
         let drawn: Vec<u32> = dead.iter().map(|_| draws.below(count)).collect();
@@ -125,7 +126,7 @@ mod tests {
         codes.count(&[vec![100, 0, 0, 40], vec![3, 90, 0, 60]]);
         // [T,B,h,w,d] = [2,1,1,3,2]: rows (0,1), (2,3) ..
         let noisy = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape(&[2, 1, 1, 3, 2])?;
-        assert_eq!(codes.restart(&optimizer, &noisy, 5, 99)?, 1);
+        assert_eq!(codes.restart(&optimizer, &[&noisy], 5, 99)?, 1);
         let after = codebook.to_vec2::<f32>()?;
         assert_eq!(after[2][0] % 2.0, 0.0);
         assert_eq!(after[2][1], after[2][0] + 1.0);
@@ -143,6 +144,27 @@ mod tests {
             let rows = moment.to_vec2::<f32>()?;
             assert_eq!((&rows[1], &rows[2]), (&vec![1.0; 2], &vec![0.0; 2]));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn micro_batches_are_drawn_from_as_one_batch() -> Result<()> {
+        let restarted = |noisy: &[&Tensor]| -> Result<Vec<Vec<f32>>> {
+            let scope = Scope::init(1, &Device::Cpu);
+            scope
+                .push("quantize.embedding")
+                .get("weight", (32, 2), Init::Zeros)?;
+            let optimizer = Optimizer::new(scope.finish(), &TrainConfig::vae(), true)?;
+            let mut codes = DeadCodes::new(32);
+            codes.count(&[(0..32).map(|k| u64::from(k == 0)).collect()]);
+            assert_eq!(codes.restart(&optimizer, noisy, 5, 99)?, 31);
+            let codebook = optimizer.params.get(CODEBOOK).expect("just made");
+            Ok(codebook.to_vec2()?)
+        };
+        // [T,B,h,w,d] = [2,4,1,1,2]
+        let whole = Tensor::arange(1f32, 17.0, &Device::Cpu)?.reshape(&[2, 4, 1, 1, 2])?;
+        let [first, last] = [whole.narrow(1, 0, 1)?, whole.narrow(1, 1, 3)?];
+        assert_eq!(restarted(&[&first, &last])?, restarted(&[&whole])?);
         Ok(())
     }
 

@@ -166,11 +166,12 @@ impl VaeStage {
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
             && (done as f64) < RESTARTS * update.steps as f64;
-        if let Some(last) = quantized.last().filter(|_| due) {
+        if due {
+            let noisy: Vec<&Tensor> = quantized.iter().map(|q| &q.noisy).collect();
             let (optimizer, seed) = (&self.optimizer, self.seed);
             let count = self
                 .dead_codes
-                .restart(optimizer, &last.noisy, seed, update.step)?;
+                .restart(optimizer, &noisy, seed, update.step)?;
             figures.add("codes_restarted", count as f64);
         }
         Ok(figures)
