@@ -134,6 +134,41 @@ fn decoded_codes_are_the_reconstruction_bit_for_bit() -> Result<()> {
 }
 
 #[test]
+fn noise_saved_beside_a_skipped_image_belongs_to_the_others() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    // In the midst of the folder's order, in the midst of a batch.
+    std::fs::write(at.join("images/disc/0.png"), "no image")?;
+    let encode = "encode images --model model.safetensors --batch-size 4";
+    let skip = format!("{encode} --skip-bad-images");
+    succeeds(at, &format!("{skip} --out c.safetensors --save-noise"));
+    succeeds(
+        at,
+        &format!("{skip} --out d.safetensors --seed 6 --noise c.safetensors"),
+    );
+    let codes = |name: &str| Codes::read(&at.join(name));
+    let [c, d] = [codes("c.safetensors")?, codes("d.safetensors")?];
+    assert_eq!(c.codes.dims()[1], 11);
+    assert_eq!(
+        c.codes.flatten_all()?.to_vec1::<u32>()?,
+        d.codes.flatten_all()?.to_vec1::<u32>()?
+    );
+    // Once it is gone, the noise is that of all images.
+    std::fs::remove_file(at.join("images/disc/0.png"))?;
+    let whole = "--out e.safetensors --seed 6 --noise c.safetensors";
+    succeeds(at, &format!("{encode} {whole}"));
+    assert!(std::fs::read(at.join("d.safetensors"))? == std::fs::read(at.join("e.safetensors"))?);
+    std::fs::remove_dir_all(at.join("images/checkers"))?;
+    let (errors, _) = fails(at, &format!("{skip} {whole}"));
+    assert!(
+        errors.contains("the noise is of 11 images, but there are"),
+        "{errors}"
+    );
+    Ok(())
+}
+
+#[test]
 fn reconstruct_reports_the_psnr_of_what_it_wrote() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = folder.path();

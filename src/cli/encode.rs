@@ -22,7 +22,8 @@ pub struct Args {
     /// The file of codes to write
     #[arg(long, value_name = "FILE", default_value = "codes.safetensors")]
     out: PathBuf,
-    /// Take the noise from `noise` [N,T,d,h,w] of this file instead of drawing it
+    /// Take the noise from `noise` [N,T,d,h,w] of this file instead of drawing it: a row an image, or an image that is
+    /// not skipped
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
     /// Write the noise too, as `noise` [N,T,d,h,w]
@@ -41,24 +42,26 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let model = &inputs.model;
     let quantizer = &model.tokenizer.quantizer;
     let given = args.noise.as_deref().map(read_noise).transpose()?; // [T,N,h,w,d]
-    if let Some(noise) = &given
-        && noise.dim(1)? != inputs.source.len()
-    {
-        return Err(hinted(
-            format!(
-                "the noise is of {} images, but there are {}",
-                noise.dim(1)?,
-                inputs.source.len()
-            ),
-            "name the images it was saved with",
-        ));
+    let rows = given.as_ref().map(|noise| noise.dim(1)).transpose()?;
+    let images = inputs.source.len();
+    // Noise that was saved beside skipped images has rows for the others only, in their order.
+    let by_number = rows == Some(images);
+    if !by_number && !args.images.skip_bad_images {
+        check_rows(rows, images)?;
     }
     let (mut codes, mut labels, mut noises, mut latents) = (vec![], vec![], vec![], vec![]);
     let (count, skipped) = inputs.each("encode", |batch| {
         let v = model.tokenizer.encode(&batch.images)?; // [B,h,w,d]
         let noise = match &given {
             Some(noise) => {
-                let numbers: Vec<u32> = batch.indices.iter().map(|i| *i as u32).collect();
+                let (first, count) = (labels.len(), batch.indices.len());
+                let numbers: Vec<u32> = match by_number {
+                    true => batch.indices.iter().map(|i| *i as u32).collect(),
+                    false => (first as u32..).take(count).collect(),
+                };
+                if !by_number && noise.dim(1)? < first + count {
+                    check_rows(rows, first + count)?;
+                }
                 let numbers = Tensor::new(numbers, noise.device())?;
                 Some(noise.index_select(&numbers, 1)?.to_device(&model.device)?)
             }
@@ -92,8 +95,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }
         Ok(())
     })?;
+    if !by_number {
+        check_rows(rows, count)?;
+    }
     if codes.is_empty() {
-        return Err(hinted("no image could be read", ""));
+        return Err(hinted(
+            "no image could be read",
+            "the warnings above say why; name other images",
+        ));
     }
     let labelled = !inputs.source.classes().is_empty();
     let whole = |parts: Vec<Tensor>, dim| match parts.is_empty() {
@@ -117,6 +126,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     } else {
         format!("{}\n", args.out.display())
     })
+}
+
+/// Refuses given noise of another number of images.
+fn check_rows(rows: Option<usize>, images: usize) -> Result<()> {
+    match rows.filter(|rows| *rows != images) {
+        None => Ok(()),
+        Some(rows) => Err(hinted(
+            format!("the noise is of {rows} images, but there are {images}"),
+            "name the images it was saved with, and --skip-bad-images if some were skipped then",
+        )),
+    }
 }
 
 /// ε_1 .. ε_T as the quantizer would draw them, [T,B,h,w,d].
