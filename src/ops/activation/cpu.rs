@@ -7,11 +7,12 @@ use crate::ops::{blocks, simd, slices};
 /// Elements that are taken as a row.
 const ROW: usize = 1024;
 
-/// out = value where x > 0, slope·value elsewhere.
+/// out = slope·value where x ≤ 0, and 0 there for a slope of 0 even if the value is infinite; value elsewhere.
 #[inline(always)]
 fn select(out: &mut [f32], x: &[f32], value: &[f32], slope: f32) {
     for ((out, &x), &value) in out.iter_mut().zip(x).zip(value) {
-        *out = value * if x > 0.0 { 1.0 } else { slope };
+        let below = if slope == 0.0 { 0.0 } else { slope * value };
+        *out = if x <= 0.0 { below } else { value };
     }
 }
 

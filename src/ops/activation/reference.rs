@@ -4,5 +4,10 @@ use candle_core::{Result, Tensor};
 
 pub(super) fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
     let x = x.contiguous()?;
-    x.gt(0.0)?.where_cond(&x, &x.affine(slope, 0.0)?)
+    // 0·(−∞) would be no number.
+    let below = match slope == 0.0 {
+        true => x.zeros_like()?,
+        false => x.affine(slope, 0.0)?,
+    };
+    x.le(0.0)?.where_cond(&below, &x)
 }

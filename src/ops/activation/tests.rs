@@ -32,8 +32,12 @@ fn the_gradient_at_zero_is_the_slope() -> Result<()> {
 }
 
 #[test]
-fn nan_stays_nan() -> Result<()> {
-    let x = Tensor::new(&[f32::NAN], &Device::Cpu)?;
-    assert!(values(&relu(&x)?)[0].is_nan());
+fn nan_stays_nan_and_minus_infinity_becomes_zero() -> Result<()> {
+    let x = Tensor::new(&[f32::NAN, f32::NEG_INFINITY, f32::INFINITY], &Device::Cpu)?;
+    for y in [relu(&x)?, reference::leaky_relu(&x, 0.0)?] {
+        let y = values(&y);
+        assert!(y[0].is_nan());
+        assert_eq!(y[1..], [0.0, f32::INFINITY.into()]);
+    }
     Ok(())
 }
