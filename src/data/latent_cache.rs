@@ -76,6 +76,12 @@ impl LatentCache {
                 labels.extend(block_labels);
             }
             let count = labels.len() / meta.copies();
+            if count == 0 {
+                return Err(hinted(
+                    "no image could be encoded",
+                    "the warnings above say why; name other images",
+                ));
+            }
             if meta.flip && labels[..count] != labels[count..] {
                 return Err(hinted(
                     "the mirrored images are not those of the first half",
@@ -293,6 +299,15 @@ mod tests {
             tensors["labels"].to_vec1::<u32>().unwrap(),
             [7, 8, 9, 10, 11]
         );
+    }
+
+    #[test]
+    fn a_cache_of_no_images_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        let error = LatentCache::create(&path, &meta(), Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("no image"), "{error}");
+        assert!(!path.exists());
     }
 
     #[test]
