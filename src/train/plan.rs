@@ -26,8 +26,8 @@ pub struct Plan {
     flop_an_image: f64,
     /// Bytes kept of one image for the backward pass.
     activations_an_image: f64,
-    /// Bytes a parameter: value, gradient, two moments, average.
     config: TrainConfig,
+    /// Of the data set.
     images: u64,
 }
 
@@ -95,10 +95,14 @@ impl Plan {
         let epochs = steps as f64 * self.config.batch_size as f64 / self.images.max(1) as f64;
         let weights = 5.0 * 4.0 * parameters as f64;
         let activations = self.activations_an_image * micro as f64;
-        let mut text = format!("{}: {} parameters\n", self.title, thousands(parameters));
+        let mut text = format!(
+            "{}: {} parameters\n",
+            self.title,
+            thousands(parameters as u64)
+        );
         for (part, count) in &self.parts {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "  {part:<20} {:>14}", thousands(*count));
+            let _ = writeln!(text, "  {part:<20} {:>14}", thousands(*count as u64));
         }
         let flop = self.flop_an_image * self.config.batch_size as f64;
         let _ = write!(
@@ -175,7 +179,8 @@ fn level(name: &str, levels: usize) -> usize {
     }
 }
 
-fn thousands(n: usize) -> String {
+/// 1234567 as 1,234,567.
+pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -216,9 +221,8 @@ mod tests {
         Ok(())
     }
 
-    /// Counted by hand: 8×8 pixels, one level of 4 channels, one block: conv_in 3→4, two blocks' four 3×3 …
     #[test]
-    fn a_convolution_counts_where_it_writes() {
+    fn a_convolution_counts_at_the_resolution_it_writes() {
         let levels = 3;
         for (name, expected) in [
             ("encoder.conv_in.weight", 0),

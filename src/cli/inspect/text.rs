@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::facts::Facts;
 use crate::config::Config;
 use crate::error::Result;
+use crate::train::plan::thousands;
 
 /// Facts with a form of their own; all others are a line each.
 const OWN_FORM: [&str; 10] = [
@@ -83,11 +84,16 @@ fn parameters(facts: &Facts, out: &mut String) -> Result<()> {
     for (part, counts) in parts {
         let count = |key: &str| counts[key].as_u64().unwrap_or(0);
         let (t, n) = (count("tensors"), count("parameters"));
-        writeln!(out, "  {part:<34} {t:>8} {:>14}", grouped(n))?;
+        writeln!(out, "  {part:<34} {t:>8} {:>14}", thousands(n))?;
         tensors += t;
         numbers += n;
     }
-    writeln!(out, "  {:<34} {tensors:>8} {:>14}", "all", grouped(numbers))?;
+    writeln!(
+        out,
+        "  {:<34} {tensors:>8} {:>14}",
+        "all",
+        thousands(numbers)
+    )?;
     Ok(())
 }
 
@@ -139,17 +145,4 @@ fn plain(value: &Value) -> String {
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
     }
-}
-
-/// 1234567 as 1,234,567
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
