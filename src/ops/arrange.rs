@@ -5,10 +5,7 @@ use candle_core::shape::ShapeWithOneHole;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::tape::{self, note};
-use super::{blocks, simd, slices};
-
-/// Elements that are taken as a row.
-const ROW: usize = 1024;
+use super::{blocks, slices};
 
 /// a + b, of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -33,18 +30,12 @@ impl CustomOp2 for Add {
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (a, b) = (slices::of(a, a_layout)?, slices::of(b, b_layout)?);
-        let y = blocks::filled(a.len(), ROW, |row, y| {
-            let range = row * ROW..row * ROW + y.len();
-            let (a, b) = (&a[range.clone()], &b[range]);
-            simd::vectorized(
-                #[inline(always)]
-                || {
-                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                        *y = a + b;
-                    }
-                },
-            )
-        });
+        let y = blocks::each_pair(
+            a,
+            b,
+            #[inline(always)]
+            |a, b| a + b,
+        );
         Ok((CpuStorage::F32(y), a_layout.shape().clone()))
     }
 

@@ -2,12 +2,16 @@
 //!
 //! Sums over rows are taken block by block and added in the order of the blocks: the number of threads changes no bit.
 
+use super::simd;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Elements of a block: a few microseconds of work, and small enough for a core's first cache.
 const ELEMENTS: usize = 16 * 1024;
+
+/// Elements that are taken as a row where there are no rows.
+const ROW: usize = 1024;
 
 /// Rows of a block. Their sums are f32; at most 256 of them keep 1e-6.
 fn rows(width: usize) -> usize {
@@ -88,6 +92,37 @@ pub(super) fn fill_and_sum(
 pub(super) fn filled(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let rows = rows(width);
     create(len, rows * width, |i, block| f(i * rows, block)).0
+}
+
+/// `f` of every element; it is written `#[inline(always)] |x| ..`, as for [`simd::vectorized`].
+pub(super) fn each(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    filled(x.len(), ROW, |row, y| {
+        let x = &x[row * ROW..][..y.len()];
+        simd::vectorized(
+            #[inline(always)]
+            || {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = f(x);
+                }
+            },
+        )
+    })
+}
+
+/// As [`each`], of two vectors of one length.
+pub(super) fn each_pair(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    filled(a.len(), ROW, |row, y| {
+        let range = row * ROW..row * ROW + y.len();
+        let (a, b) = (&a[range.clone()], &b[range]);
+        simd::vectorized(
+            #[inline(always)]
+            || {
+                for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                    *y = f(a, b);
+                }
+            },
+        )
+    })
 }
 
 /// [`filled`] with the sums of [`fill_and_sum`].
