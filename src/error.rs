@@ -65,13 +65,22 @@ fn new(kind: Kind, message: impl Into<String>, hint: impl Into<String>) -> Error
     .into()
 }
 
+/// Whether a signal caused `error`.
+pub fn is_interrupted(error: &Error) -> bool {
+    cause(error).is_some_and(|h| h.kind == Kind::Interrupted)
+}
+
+fn cause(error: &Error) -> Option<&Hinted> {
+    error.chain().find_map(|e| e.downcast_ref::<Hinted>())
+}
+
 /// What goes to stderr for `error`, and the exit code.
 ///
-/// The chain of contexts becomes one line, outermost first; the innermost hint follows on a line of its own.
+/// The chain of contexts becomes one line, outermost first; its hint follows on a line of its own.
 pub fn report(error: &Error) -> (String, u8) {
     let chain: Vec<String> = error.chain().map(|e| e.to_string()).collect();
     let mut text = format!("error: {}", chain.join(": "));
-    let hinted = error.chain().find_map(|e| e.downcast_ref::<Hinted>());
+    let hinted = cause(error);
     if let Some(h) = hinted
         && !h.hint.is_empty()
     {

@@ -15,7 +15,7 @@ use super::Context;
 use crate::config::Config;
 use crate::data::shapes::{NAMES, Shapes};
 use crate::data::{Source, augment, open};
-use crate::error::{Context as _, Result, hinted, usage};
+use crate::error::{self, Context as _, Error, Result, hinted, interrupted, usage};
 use crate::ops::Noise;
 use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, save_png, to_rgb};
 use crate::store::atomic;
@@ -80,13 +80,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     config.data.val = vec![place.at("drawings/val").display().to_string()];
     let request =
         |stage: &str| request(&place, stage, args.seed, &config, &device, context.threads);
-    let vae = start_vae::train(&request("train-vae")?, None)?;
+    let vae = start_vae::train(&request("train-vae")?, None).map_err(again)?;
     let generator = request("train-gen")?;
     let options = start_generator::Options {
         vae: generator.resume.is_none().then(|| vae.clone()),
         cache: Some(place.at("latents.cache")),
     };
-    let run = start_generator::train(&generator, &options)?;
+    let run = start_generator::train(&generator, &options).map_err(again)?;
     let curves = place.at("curves.png");
     save_png(&draw(&panels(&vae, &run)?, Along::Steps)?, &curves)?;
     // Last, since it makes the demo a finished one; the pictures are made from it.
@@ -97,6 +97,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     samples(&trained, &place.at("samples.png"), args.seed)?;
     std::fs::rename(&unfinished, place.bundle())?;
     super::print(&farewell(&place, psnr, begin.elapsed().as_secs_f64()))
+}
+
+/// A stage that was interrupted goes on with the demo's command, and not with its own.
+fn again(error: Error) -> Error {
+    if !error::is_interrupted(&error) {
+        return error;
+    }
+    let command: Vec<String> = std::env::args().collect();
+    let hint = format!("continue with the same command: {}", command.join(" "));
+    interrupted(format!("{error:#}"), hint)
 }
 
 /// A stage anew, or from where an interrupted demo left it.
@@ -280,4 +290,24 @@ Next:
   {rdpm} inspect {bundle}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_demo_names_its_own_command() {
+        let stage = interrupted("interrupted after step 3", "continue with: rdpm train-vae");
+        let (text, code) = error::report(&again(stage));
+        let own = std::env::args().next().unwrap_or_default();
+        assert!(text.contains(&format!("same command: {own}")), "{text}");
+        assert!(
+            text.starts_with("error: interrupted after step 3"),
+            "{text}"
+        );
+        assert!(!text.contains("train-vae") && code == 130, "{text}");
+        let (text, _) = error::report(&again(hinted("the disk is full", "make room")));
+        assert!(text.contains("hint: make room"), "{text}");
+    }
 }

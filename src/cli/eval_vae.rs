@@ -99,7 +99,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Ok(())
     })?;
     if count == 0 {
-        return Err(hinted("no image could be read", ""));
+        return Err(hinted(
+            "no image could be read",
+            "the warnings above say why; name other images",
+        ));
     }
     let originals = Originals::new(&originals)?;
     let of_step = |quality, outputs: usize| {

@@ -321,7 +321,10 @@ impl Plan {
                 return Ok(example);
             }
         }
-        Err(hinted("every image of the data set is bad", ""))
+        Err(hinted(
+            "every image of the data set is bad",
+            "the warnings above say why; name other images",
+        ))
     }
 
     /// The image at `place`; none if it is bad and may be skipped.

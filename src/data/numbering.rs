@@ -28,8 +28,12 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
             first[kind].get_or_insert_with(|| part.path_of(&found.name, found.place));
         }
     }
-    let mixed =
-        |what: &str, a: &str, b: &str| Err(hinted(format!("{what}: compare {a} with {b}"), ""));
+    let mixed = |what: &str, a: &str, b: &str| {
+        Err(hinted(
+            format!("{what}: compare {a} with {b}"),
+            "give every image a class of one kind: a sub-folder's name, or a number in .cls",
+        ))
+    };
     match first {
         [Some(none), Some(one), _] | [Some(none), _, Some(one)] => {
             mixed("some images have a class, others none", &one, &none)

@@ -113,7 +113,7 @@ impl Generator {
         let size = stream.sqr()?.sum(1)?.mean_all()?.sqrt()?;
         let read = pseudo_inverse(&stream.narrow(1, 0, d)?.contiguous()?)?; // [d,C]
         let read = read.broadcast_mul(&size)?;
-        let codebook = codebook.detach();
+        let codebook = codebook.detach().to_device(size.device())?;
         set(&self.head.weight, &(codebook.matmul(&read)? * scale)?)?;
         match &self.head.bias {
             Some(bias) => set(bias, &(codebook.sqr()?.sum(1)? * (-scale / 2.0))?),

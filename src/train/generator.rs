@@ -15,7 +15,7 @@ use super::latents::{LatentBatch, Latents};
 use super::optimizer::Optimizer;
 use super::stage::{Micro, Stage, Trained, Update};
 use crate::config::{Config, HeadInit};
-use crate::error::Result;
+use crate::error::{Result, hinted};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::{Noise, Tape, arrange, cross_entropy};
@@ -64,10 +64,7 @@ impl GeneratorStage {
         } = parts;
         let scope = Scope::init(seed, &device);
         let generator = Generator::new(&config, classes, &scope)?;
-        if config.generator.head_init == HeadInit::Codebook {
-            let codebook = &tokenizer.quantizer.codebook.embedding;
-            generator.head_from_codebook(codebook, config.generator.head_scale)?;
-        }
+        start_head(&generator, &config, &tokenizer)?;
         let optimizer = Optimizer::new(scope.finish(), &config.train_gen, true)?;
         let average = Scope::load(&optimizer.average(), &device);
         Ok(Self {
@@ -82,6 +79,24 @@ impl GeneratorStage {
             classes,
         })
     }
+}
+
+/// Gives the head of a new generator the start that the configuration asks for.
+pub fn start_head(generator: &Generator, config: &Config, tokenizer: &Tokenizer) -> Result<()> {
+    if config.generator.head_init != HeadInit::Codebook {
+        return Ok(());
+    }
+    generator
+        .head_from_codebook(
+            &tokenizer.quantizer.codebook.embedding,
+            config.generator.head_scale,
+        )
+        .map_err(|e| {
+            hinted(
+                e.to_string(),
+                "start the head at zero with --set generator.head_init=zero",
+            )
+        })
 }
 
 /// What a batch is asked for: t and label of each example, by its running number.

@@ -10,13 +10,13 @@ use tracing::info_span;
 
 use super::checkpoint::{Contents, counter};
 use super::figures::{Figures, round};
-use super::generator::{Asked, Parts, ask, picture};
+use super::generator::{Asked, Parts, ask, picture, start_head};
 use super::gpu::{Examples, GpuTrainer};
 use super::latents::Latents;
 use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Step, Trained};
-use crate::config::{Config, HeadInit, TrainConfig};
+use crate::config::{Config, TrainConfig};
 use crate::error::{Context, Result, hinted};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
@@ -52,14 +52,7 @@ impl GpuGeneratorStage {
         let gpu = Arc::new(Gpu::new(device.as_cuda_device()?)?);
         let scope = Scope::init(seed, &Device::Cpu);
         let generator = Generator::new(&config, classes, &scope)?;
-        if config.generator.head_init == HeadInit::Codebook {
-            let codebook = tokenizer
-                .quantizer
-                .codebook
-                .embedding
-                .to_device(&Device::Cpu)?;
-            generator.head_from_codebook(&codebook, config.generator.head_scale)?;
-        }
+        start_head(&generator, &config, &tokenizer)?;
         let quantizer = &tokenizer.quantizer;
         let batch = config.train_gen.micro_batch();
         let mut trainer = GpuTrainer::new(
