@@ -17,7 +17,7 @@ use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Step, Trained};
 use crate::config::{Config, TrainConfig};
-use crate::error::{Context, Result, hinted};
+use crate::error::{Context, Result};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
@@ -100,18 +100,7 @@ impl Step for GpuGeneratorStage {
 
 impl Trained for GpuGeneratorStage {
     fn figures(&mut self) -> Result<Map<String, Value>> {
-        let (norm, _, skipped) = self.trainer.state()?;
-        if skipped >= self.config.train_gen.max_bad_steps {
-            return Err(hinted(
-                format!(
-                    "{skipped} steps in a row had gradients that are not finite: the run has diverged"
-                ),
-                "resume from its last checkpoint with a smaller lr or a longer warm-up",
-            ));
-        }
-        if skipped > 0 {
-            tracing::warn!("{skipped} steps in a row were skipped: their gradients are not finite");
-        }
+        let (norm, _, _) = self.trainer.state()?;
         let tally = self.trainer.take_tally()?;
         let tokens: f64 = tally.iter().map(|t| t.tokens).sum();
         let loss: f64 = tally.iter().map(|t| t.loss).sum();
@@ -197,5 +186,9 @@ impl Trained for GpuGeneratorStage {
             ("updates".to_string(), updates),
             ("skipped".to_string(), skipped),
         ]))
+    }
+
+    fn skipped(&self) -> Result<u64> {
+        Ok(self.trainer.state()?.2)
     }
 }

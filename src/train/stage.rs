@@ -50,6 +50,10 @@ pub trait Trained {
     /// Continues from what [`Trained::contents`] and [`Trained::counters`] gave.
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
     fn counters(&self) -> Result<BTreeMap<String, u64>>;
+    /// Steps left out in a row so far, of a stage whose steps do not wait to say so.
+    fn skipped(&self) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 /// A stage that makes a step by itself.
@@ -139,7 +143,7 @@ impl Job<'_> {
                     self.state.bad_steps = 0;
                     self.interval.merge(&figures);
                 }
-                Some(name) => self.skip(name)?,
+                Some(name) => self.skip(step + 1, name, self.state.bad_steps + 1)?,
             }
             self.advance();
             clock.add(begin.elapsed(), self.config.batch_size);
@@ -163,10 +167,9 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Leaves a step out: no update, no average, no counts.
-    fn skip(&mut self, name: &str) -> Result<()> {
-        self.state.bad_steps += 1;
-        let (step, bad) = (self.state.step + 1, self.state.bad_steps);
+    /// Tells of a step that was left out, the last of `bad` in a row: no update, no average, no counts.
+    fn skip(&mut self, step: u64, name: &str, bad: u64) -> Result<()> {
+        self.state.bad_steps = bad;
         tracing::warn!("step {step} skipped: {name} is not finite ({bad} in a row)");
         if bad < self.config.max_bad_steps {
             return Ok(());
@@ -205,6 +208,10 @@ impl Job<'_> {
             line.insert("epoch".into(), json!(round(epochs)));
             line.insert("lr".into(), json!(round(lr)));
             line.extend(std::mem::take(&mut self.interval).to_json());
+            match stage.skipped()? {
+                0 => {}
+                bad => self.skip(step, "grad_norm", bad)?,
+            }
             line.extend(stage.figures()?);
             line.insert("images_per_second".into(), json!(round(clock.rate())));
             line.insert("eta_seconds".into(), json!(clock.left(self.steps - step)));

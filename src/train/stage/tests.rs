@@ -9,6 +9,9 @@ use crate::config::Config;
 use crate::error::report;
 use crate::train::checkpoint::steps;
 
+/// A gradient whose step is said to be left out when it is logged, as a GPU does.
+const LATE: f32 = 1e9;
+
 /// Its gradient at micro-batch i is `gradients[i]`, and so is its loss.
 struct Told {
     gradients: Vec<f32>,
@@ -63,6 +66,11 @@ impl Trained for Told {
 
     fn counters(&self) -> Result<BTreeMap<String, u64>> {
         Ok(BTreeMap::new())
+    }
+
+    fn skipped(&self) -> Result<u64> {
+        let last = self.updates.iter().rev();
+        Ok(last.take_while(|u| u.2 == LATE).count() as u64)
     }
 }
 
@@ -147,6 +155,18 @@ fn bad_steps_in_a_row_stop_the_run_and_name_the_last_checkpoint() -> Result<()> 
     );
     assert_eq!((code, ended.updates.len(), ended.state.step), (1, 3, 4));
     assert_eq!(ended.saved, [0, 3]);
+    Ok(())
+}
+
+#[test]
+fn bad_steps_that_are_told_late_stop_the_run_too() -> Result<()> {
+    let ended = train(&[1.0, LATE, LATE, 1.0, LATE, LATE], |_| {})?;
+    let (text, _) = report(&ended.result.unwrap_err());
+    assert!(
+        text.contains("2 steps in a row") && text.contains("step-00000003"),
+        "{text}"
+    );
+    assert_eq!(ended.state.step, 6);
     Ok(())
 }
 
