@@ -36,14 +36,14 @@ pub struct Picture {
 pub type Put<'a> = dyn FnMut(Picture) -> Result<()> + 'a;
 
 impl Output {
-    /// Errors: another ending; a folder that holds something already.
+    /// Errors: another ending; a folder that holds something already, or something that is no folder.
     pub fn from_path(path: &Path) -> Result<Self> {
         match path.extension().and_then(|e| e.to_str()) {
             Some("png") => Ok(Output::Grid(path.to_path_buf())),
             Some("npz") => Ok(Output::Npz(path.to_path_buf())),
             None => {
                 let occupied = std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some());
-                if occupied || path.is_file() {
+                if occupied || (path.exists() && !path.is_dir()) {
                     return Err(hinted(
                         format!("{} exists already", path.display()),
                         "choose another --out, or remove it",
@@ -196,8 +196,13 @@ mod tests {
         std::fs::create_dir(&folder)?;
         Output::from_path(&folder)?;
         std::fs::write(folder.join("x"), "")?;
-        let error = Output::from_path(&folder).unwrap_err();
-        assert!(report(&error).0.contains("choose another --out"));
+        // A device such as /dev/null would be replaced.
+        let socket = root.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        for path in [folder, socket] {
+            let error = Output::from_path(&path).unwrap_err();
+            assert!(report(&error).0.contains("choose another --out"));
+        }
         Ok(())
     }
 }

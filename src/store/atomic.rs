@@ -84,7 +84,15 @@ fn check_kind(path: &Path) -> Result<()> {
 }
 
 /// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
+///
+/// Errors: there is something else at `path`, a file or a device, which would be lost.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|m| !m.is_dir()) {
+        return Err(hinted(
+            format!("cannot write {}: not a folder", path.display()),
+            "choose another name",
+        ));
+    }
     let temporary = beside(path, PARTIAL);
     let failed = |e: io::Error| cannot_write(path, &e);
     let _lock = new_folder(&temporary).map_err(failed)?;
@@ -239,6 +247,21 @@ mod tests {
         assert_eq!(code, 1);
         assert_eq!(fs::read(&path)?, b"old");
         assert_eq!(names(folder.path())?, ["a"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_replaces_no_file_and_no_device() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (file, socket) = (root.path().join("file"), root.path().join("socket"));
+        write_file(&file, b"old")?;
+        let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        for path in [&file, &socket] {
+            let (text, _) = report(&write_folder(path, |_| Ok(())).unwrap_err());
+            assert!(text.contains("not a folder"), "{text}");
+        }
+        assert_eq!(fs::read(&file)?, b"old");
+        assert_eq!(names(root.path())?, ["file", "socket"]);
         Ok(())
     }
 

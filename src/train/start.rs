@@ -57,7 +57,11 @@ impl Request {
         if state.stage != stage {
             return Err(usage(
                 format!("{} is a run of {}", folder.path().display(), state.stage),
-                format!("continue it with: rdpm {} --resume", state.stage),
+                format!(
+                    "continue it with: rdpm {} --resume {}",
+                    state.stage,
+                    path.display()
+                ),
             ));
         }
         let run = Run::lock(folder.path())?;
