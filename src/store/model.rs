@@ -9,7 +9,7 @@ use super::bundle::{Bundle, Tensors};
 use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
 use crate::config::Config;
-use crate::error::{Context, Result, hinted, usage};
+use crate::error::{Context, Hinted, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
 
 /// A generator's tokenizer among [`CheckpointInfo::frozen`].
@@ -90,14 +90,19 @@ pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
 }
 
 fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result<Bundle> {
-    let info = CheckpointInfo::read(checkpoint)?;
+    let (info, file) = CheckpointInfo::read(checkpoint)
+        .and_then(|info| {
+            let file = info.file(checkpoint, weights.file())?;
+            Ok((info, file))
+        })
+        .map_err(|error| match error.is::<Hinted>() {
+            true => error,
+            false => hinted(
+                format!("{error:#}"),
+                "copy it again, or name another of the run's checkpoints: RUN/checkpoints/step-N",
+            ),
+        })?;
     let config = Config::read(&run.config())?;
-    let file = info.file(checkpoint, weights.file()).map_err(|error| {
-        hinted(
-            format!("{error:#}"),
-            "copy it again, or name another of the run's checkpoints: RUN/checkpoints/step-N",
-        )
-    })?;
     let tensors: Tensors = Reader::open(&file)?.tensors()?;
     let mut bundle = match info.stage.as_str() {
         "train-vae" => Bundle::new(config, tensors),
@@ -278,6 +283,12 @@ mod tests {
         assert!(text.contains("hint: ") && code == 1, "{text}");
         load(&path, Weights::Raw)?;
         load(&path.join("checkpoints/step-00000005"), Weights::Ema)?;
+        fs::write(path.join("checkpoints/step-00000010/state.json"), "{")?;
+        let (text, _) = report(&load(&path, Weights::Raw).unwrap_err());
+        assert!(
+            text.contains("state.json") && text.contains("hint: copy it"),
+            "{text}"
+        );
         Ok(())
     }
 

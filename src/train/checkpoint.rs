@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Hinted, Result, hinted};
+use crate::error::{Context, Error, Hinted, Result, hinted};
 use crate::store::run::{CHECKPOINT_FORMAT, CheckpointInfo};
 use crate::store::{atomic, digest, safetensors};
 
@@ -140,20 +140,7 @@ pub fn set_latest(checkpoints: &Path, step: u64) -> Result<()> {
 /// Errors: a file is missing, damaged (its SHA-256 is not the recorded one) or of an unknown format; names the newest
 /// older checkpoint that is whole.
 pub fn load(path: &Path) -> Result<(State, Contents)> {
-    let state = verify(path).map_err(|error| {
-        if error.is::<Hinted>() {
-            // Not damaged: of another format.
-            return error;
-        }
-        let hint = match previous_usable(path) {
-            Some(previous) => format!(
-                "the one before it is whole: --resume {}",
-                previous.display()
-            ),
-            None => "no older checkpoint is whole".to_string(),
-        };
-        hinted(format!("{error:#}"), hint)
-    })?;
+    let state = verify(path).map_err(|error| with_remedy(path, error))?;
     let read = |name: &str| safetensors::Reader::open(&path.join(name))?.tensors();
     let contents = Contents {
         model: read(FILES[0])?,
@@ -163,8 +150,28 @@ pub fn load(path: &Path) -> Result<(State, Contents)> {
     Ok((state, contents))
 }
 
-/// The state of the checkpoint at `path`, without its tensors.
+/// The state of the checkpoint at `path`, without its tensors. Errors: as [`load`]'s.
 pub fn read_state(path: &Path) -> Result<State> {
+    state(path).map_err(|error| with_remedy(path, error))
+}
+
+/// `error`, of the checkpoint at `path`, with the newest older one that is whole.
+fn with_remedy(path: &Path, error: Error) -> Error {
+    if error.is::<Hinted>() {
+        // Not damaged: of another format.
+        return error;
+    }
+    let hint = match previous_usable(path) {
+        Some(previous) => format!(
+            "the one before it is whole: --resume {}",
+            previous.display()
+        ),
+        None => "no older checkpoint is whole".to_string(),
+    };
+    hinted(format!("{error:#}"), hint)
+}
+
+fn state(path: &Path) -> Result<State> {
     CheckpointInfo::read(path)?;
     let file = path.join(STATE);
     let text = fs::read_to_string(&file)?;
@@ -177,7 +184,7 @@ fn verify(path: &Path) -> Result<State> {
     for name in FILES {
         info.file(path, name)?;
     }
-    read_state(path)
+    state(path)
 }
 
 fn previous_usable(path: &Path) -> Option<PathBuf> {
@@ -275,6 +282,22 @@ mod tests {
         assert!(text.contains("ema.safetensors"), "{text}");
         assert!(text.contains("step-00000005"), "{text}");
         assert_eq!(code, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused_and_the_previous_one_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5, 10], 2)?;
+        fs::write(folder(root.path(), 10).join(STATE), "{")?;
+        for error in [
+            read_state(&folder(root.path(), 10)).unwrap_err(),
+            load(&folder(root.path(), 10)).unwrap_err(),
+        ] {
+            let (text, _) = crate::error::report(&error);
+            assert!(text.contains("state.json"), "{text}");
+            assert!(text.contains("hint: the one before it is whole"), "{text}");
+        }
         Ok(())
     }
 
