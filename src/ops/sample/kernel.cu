@@ -48,22 +48,53 @@ extern "C" __global__ void __launch_bounds__(256)
 
 namespace {
 
+constexpr int WARPS = THREADS / 32;
+
+// A key's order is the total order of floats: −0 before +0, NaN of either sign at the ends.
 __device__ __forceinline__ uint32_t ordered(float x) {
     const uint32_t bits = __float_as_uint(x);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Sum over the block, the same in all threads; `shared` holds a value a warp.
-template <typename T>
-__device__ __forceinline__ T block_sum(T value, T* shared) {
-#pragma unroll
-    for (int d = 16; d; d >>= 1) value += __shfl_xor_sync(~0u, value, d);
+__device__ __forceinline__ float value_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// What the warps of a block tell each other, the same for all threads in the end. Two places take turns, so that one barrier a round is enough.
+struct Exchange {
+    uint32_t words[2][WARPS];
+    unsigned long long sums[2][WARPS];
+};
+
+__device__ __forceinline__ uint32_t block_max(uint32_t value, Exchange& exchange, int& turn) {
+    value = __reduce_max_sync(~0u, value);
+    uint32_t* words = exchange.words[turn ^= 1];
+    if ((threadIdx.x & 31) == 0) words[threadIdx.x >> 5] = value;
     __syncthreads();
-    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = value;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) value = max(value, words[w]);
+    return value;
+}
+
+__device__ __forceinline__ uint32_t block_count(uint32_t value, Exchange& exchange, int& turn) {
+    value = __reduce_add_sync(~0u, value);
+    uint32_t* words = exchange.words[turn ^= 1];
+    if ((threadIdx.x & 31) == 0) words[threadIdx.x >> 5] = value;
     __syncthreads();
     value = 0;
 #pragma unroll
-    for (int w = 0; w < THREADS / 32; ++w) value += shared[w];
+    for (int w = 0; w < WARPS; ++w) value += words[w];
+    return value;
+}
+
+// Of values up to 2^53.
+__device__ __forceinline__ unsigned long long block_sum(unsigned long long value, Exchange& exchange, int& turn) {
+    const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(value) & 0x7ffffffu);
+    const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(value >> 27));
+    unsigned long long* sums = exchange.sums[turn ^= 1];
+    if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = (static_cast<unsigned long long>(high) << 27) + low;
+    __syncthreads();
+    value = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) value += sums[w];
     return value;
 }
 
@@ -73,15 +104,111 @@ struct Choice {
     int top_k, gumbel, t;
 };
 
+// exp(v − top) in steps of 2^−47, whose sums are the same in any order; 0 where it is NaN.
+__device__ __forceinline__ unsigned long long weight_of(uint32_t key, float top) {
+    const float below = value_of(key) - top;
+    return below > -34.f ? __double2ull_rn(exp(static_cast<double>(below)) * 0x1p47) : 0;
+}
+
+// Top-k, then top-p, by the CPU's rules: what is out becomes −∞. The threshold is found bit by bit, from counts and sums over the row.
+template <int CHUNKS>
+__device__ __forceinline__ void cut(float (&v)[CHUNKS][8], int k, const Choice choice) {
+    __shared__ Exchange exchange;
+    int turn = 0;
+    const uint32_t out = ordered(-INFINITY);
+    uint32_t keys[CHUNKS][8];
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j) keys[i][j] = (i * THREADS + threadIdx.x) * 8 < k ? ordered(v[i][j]) : 0;  // in no count
+    if (choice.top_k > 0 && choice.top_k < k) {
+        uint32_t least = 0;  // of the k largest
+        for (int bit = 31; bit >= 0; --bit) {
+            const uint32_t attempt = least | 1u << bit;
+            uint32_t count = 0;
+#pragma unroll
+            for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+                for (int j = 0; j < 8; ++j) count += keys[i][j] >= attempt;
+            count = block_count(count, exchange, turn);
+            if (count >= choice.top_k) least = attempt;
+            if (count == choice.top_k && bit < 31) break;  // the first attempt, +0, would keep −0 too
+        }
+        // As numbers: what ties with the k-th stays, and so do both zeros.
+        const float threshold = value_of(least);
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (value_of(keys[i][j]) < threshold) keys[i][j] = out;
+    }
+    if (choice.top_p < 1.f) {
+        uint32_t largest = 0;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) largest = max(largest, keys[i][j]);
+        const float top = value_of(block_max(largest, exchange, turn));
+        unsigned long long weights[CHUNKS][8], reached = 0;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) reached += weights[i][j] = weight_of(keys[i][j], top);
+        reached = block_sum(reached, exchange, turn);
+        unsigned long long needed = __double2ull_ru(static_cast<double>(choice.top_p) * static_cast<double>(reached));
+        needed = max(needed, 1ull);
+        uint32_t least = 0;  // the largest key from which on the weights reach what is needed; `reached` is their sum
+        for (int bit = 31; bit >= 0; --bit) {
+            const uint32_t attempt = least | 1u << bit;
+            unsigned long long sum = 0;
+#pragma unroll
+            for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sum += keys[i][j] >= attempt ? weights[i][j] : 0;
+            sum = block_sum(sum, exchange, turn);
+            if (sum >= needed) least = attempt, reached = sum;
+        }
+        uint32_t equal = 0;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) equal += keys[i][j] == least;
+        equal = block_count(equal, exchange, turn);
+        // Of equal ones the first, as many as it takes; none of a row without a finite largest.
+        const unsigned long long each = weight_of(least, top);
+        const uint32_t wanted = each ? static_cast<uint32_t>((needed - (reached - equal * each) + each - 1) / each) : 0;
+        if (!each) least = ~0u;
+        int to = k;
+        if (wanted < equal) {
+            to = 0;
+            for (int step = 1 << 13; step; step >>= 1) {
+                uint32_t count = 0;
+#pragma unroll
+                for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) count += keys[i][j] == least && (i * THREADS + static_cast<int>(threadIdx.x)) * 8 + j < to + step;
+                if (block_count(count, exchange, turn) < wanted) to += step;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (keys[i][j] < least || (keys[i][j] == least && (i * THREADS + static_cast<int>(threadIdx.x)) * 8 + j > to)) keys[i][j] = out;
+    }
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[i][j] = value_of(keys[i][j]);
+}
+
 // A block a position: v = τ·(c + λ(c − u)); the top-k and top-p cuts; − log(−log u) by the sampler's stream; the lowest index of the largest.
 // Reads 2K bytes of logits, twice that with guidance, once.
 template <int CHUNKS, bool CUTS>
 __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional, const uint32_t* state, const uint64_t* indices, uint32_t* codes,
                                        uint32_t* damaged, int n, int k, const Choice choice) {
-    __shared__ float values[THREADS / 32];
-    __shared__ int places[THREADS / 32];
-    __shared__ double weights[THREADS / 32];
-    __shared__ int counts[THREADS / 32];
+    __shared__ float values[WARPS];
+    __shared__ int places[WARPS];
     const int row = blockIdx.x, image = row / n, position = row - image * n, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const bf16* p = logits + static_cast<size_t>(row) * k;
     float v[CHUNKS][8];
@@ -99,63 +226,7 @@ __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional,
         for (int j = 0; j < 8; ++j)
             v[i][j] = __fmul_rn(unconditional ? __fadd_rn(c.x[j], __fmul_rn(__fsub_rn(c.x[j], u.x[j]), choice.lambda)) : c.x[j], choice.tau);
     }
-    if (CUTS && choice.top_k > 0 && choice.top_k < k) {
-        uint32_t least = 0;  // of the k largest, bit by bit
-        for (int bit = 31; bit >= 0; --bit) {
-            const uint32_t attempt = least | 1u << bit;
-            int count = 0;
-#pragma unroll
-            for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) count += (i * THREADS + threadIdx.x) * 8 < k && ordered(v[i][j]) >= attempt;
-            if (block_sum(count, counts) >= choice.top_k) least = attempt;
-        }
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-                if (ordered(v[i][j]) < least) v[i][j] = -INFINITY;
-    }
-    if (CUTS && choice.top_p < 1.f) {
-        float top = -INFINITY;
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j) top = fmaxf(top, v[i][j]);
-        top = warp_max(top);
-        __syncthreads();
-        if (lane == 0) values[warp] = top;
-        __syncthreads();
-#pragma unroll
-        for (int w = 0; w < THREADS / 32; ++w) top = fmaxf(top, values[w]);
-        // Σ exp(v − top) of the codes from key `from` on, of `equal` ones those up to index `to`
-        auto weight = [&](uint32_t from, uint32_t equal, int to) {
-            double sum = 0;
-#pragma unroll
-            for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    const uint32_t key = ordered(v[i][j]);
-                    const int column = (i * THREADS + threadIdx.x) * 8 + j;
-                    if (key >= from && (key != equal || column <= to)) sum += exp(static_cast<double>(v[i][j] - top));
-                }
-            return block_sum(sum, weights);
-        };
-        const double needed = static_cast<double>(choice.top_p) * weight(0, 0, k);
-        uint32_t least = 0;  // the largest key from which on the weights reach what is needed
-        for (int bit = 31; bit >= 0; --bit)
-            if (weight(least | 1u << bit, 0, k) >= needed) least |= 1u << bit;
-        int to = k;  // of equal ones the first, up to the least index that is enough
-        for (int step = 1 << 14; step; step >>= 1)
-            if (to - step >= 0 && weight(least, least, to - step) >= needed) to -= step;
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                const uint32_t key = ordered(v[i][j]);
-                if (key < least || (key == least && (i * THREADS + threadIdx.x) * 8 + j > to)) v[i][j] = -INFINITY;
-            }
-    }
+    if (CUTS) cut(v, k, choice);
     float best = -INFINITY;
     int index = k;
     const uint2 seed = make_uint2(state[0], state[1]);
@@ -187,7 +258,7 @@ __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional,
     if (lane == 0) values[warp] = best, places[warp] = index;
     __syncthreads();
     if (threadIdx.x) return;
-    for (int w = 1; w < THREADS / 32; ++w)
+    for (int w = 1; w < WARPS; ++w)
         if (values[w] > best || (values[w] == best && places[w] < index)) best = values[w], index = places[w];
     const bool good = index < k && best < INFINITY;
     codes[row] = good ? index : 0;
