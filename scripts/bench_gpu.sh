@@ -37,7 +37,7 @@ done | sed 's/^/rdpm /' | tee "$lines" >&2
 
 "$python" - "$lines" <<'END'
 import json, sys
-found, card = {}, ""
+found, memory, card = {}, {}, ""
 for line in open(sys.argv[1]):
     side, text = line.split(" ", 1)
     x = json.loads(text)
@@ -48,12 +48,16 @@ for line in open(sys.argv[1]):
     key = tuple(x.get(k) for k in ("work", "depth", "batch_size", "tokens"))
     if "ms" in x and None not in (key[0], key[2]):
         found.setdefault(key, {})[side] = x["ms"]
-print(f"\n{card}\n\n| work | rdpm | PyTorch | ratio |\n|---|---|---|---|")
-for (work, depth, batch, tokens), ms in found.items():
+        if work == "train-gen step":
+            memory.setdefault(key, {})[side] = f"{x['gib']:.1f} GiB"
+print(f"\n{card}\n\n| work | rdpm | PyTorch | ratio | memory |\n|---|---|---|---|---|")
+for key, ms in found.items():
+    work, depth, batch, tokens = key
     if "rdpm" not in ms:
         continue
     name = f"{work}{f', depth {depth}' if depth else ''}, {batch} images of {tokens} tokens"
     other = f"{ms['torch']:.2f} ms" if "torch" in ms else "out of memory"
     ratio = f"{ms['torch'] / ms['rdpm']:.2f}" if "torch" in ms else ""
-    print(f"| {name} | {ms['rdpm']:.2f} ms | {other} | {ratio} |")
+    most = " / ".join(memory.get(key, {}).values())
+    print(f"| {name} | {ms['rdpm']:.2f} ms | {other} | {ratio} | {most} |")
 END

@@ -33,11 +33,12 @@ pub struct Args {
 
 const WARM_UP: u32 = 5;
 
-/// Milliseconds a step, its loss a token at the end, and where it ran.
+/// Milliseconds a step, its loss a token at the end, where it ran, and on a GPU the most memory that was in use at a time.
 struct Timing {
     milliseconds: Vec<f64>,
     loss: f64,
     device: String,
+    gib: Option<f64>,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
@@ -56,13 +57,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let line = json!({
             "work": "train-gen step", "depth": args.depth, "batch_size": args.batch_size, "tokens": tokens,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
-            "teraflop_per_second": teraflops, "loss": timing.loss, "device": timing.device,
+            "teraflop_per_second": teraflops, "gib": timing.gib, "loss": timing.loss, "device": timing.device,
         });
         return print(&format!("{line}\n"));
     }
+    let memory = timing.gib.map_or(String::new(), |gib| {
+        format!(", at most {gib:.1} GiB in use")
+    });
     print(&format!(
         "train-gen step, depth {}, {} images of {tokens} tokens, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
-         {images:.0} images/s, {teraflops:.1} TFLOP/s\n",
+         {images:.0} images/s, {teraflops:.1} TFLOP/s{memory}\n",
         args.depth, args.batch_size, timing.device
     ))
 }
@@ -133,6 +137,7 @@ fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
         milliseconds,
         loss,
         device,
+        gib: None,
     })
 }
 
@@ -185,5 +190,6 @@ fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Resul
         milliseconds,
         loss: loss / tokens,
         device: gpu.description()?,
+        gib: Some(gpu.most_memory()? as f64 / f64::from(1 << 30)),
     })
 }

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::DeviceId;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
 };
@@ -135,6 +135,26 @@ impl Gpu {
         Ok(format!(
             "{name}, compute capability {major}.{minor}, {gib:.0} GiB"
         ))
+    }
+
+    /// The most bytes that this process's buffers and tensors on the device took at a time; the driver's own memory is not in it.
+    pub fn most_memory(&self) -> Result<u64> {
+        let context = self.stream.context();
+        let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);
+        // SAFETY: the device is the context's; the attribute is a u64. Everything is allocated from the device's pool of this process.
+        unsafe {
+            sys::cuDeviceGetMemPool(&mut pool, context.cu_device())
+                .result()
+                .map_err(candle_core::Error::wrap)?;
+            sys::cuMemPoolGetAttribute(
+                pool,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                (&raw mut bytes).cast(),
+            )
+            .result()
+            .map_err(candle_core::Error::wrap)?;
+        }
+        Ok(bytes)
     }
 
     /// Waits until the card has done all that was asked of it.
