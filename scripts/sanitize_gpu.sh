@@ -1,23 +1,35 @@
 #!/usr/bin/env bash
-# Runs NVIDIA's compute-sanitizer over every kernel of ours, a family at a time, on the small sizes of `rdpm doctor --check-ops`; cuBLAS's
-# kernels are left out. Needs compute-sanitizer in PATH and an rdpm built with --features cuda (RDPM, default target/release/rdpm).
-#   scripts/sanitize_gpu.sh [FAMILY…]      default: all
+# Runs NVIDIA's compute-sanitizer, memcheck and racecheck, over every kernel of ours, an operation at a time, by
+# `rdpm doctor --check-ops --only OPERATION`: small odd sizes and no cuBLAS. Says which kernels that does not reach, and prints a table.
+# Needs compute-sanitizer in PATH and an rdpm built with --features cuda (RDPM, default target/release/rdpm).
+# JOBS at a time (default 4), each for LIMIT seconds at most (default 300); LOGS (default a new folder) keeps what each said.
+#   scripts/sanitize_gpu.sh [OPERATION…]      default: all
 set -uo pipefail
-rdpm=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm}
-families=("$@")
-[ ${#families[@]} -gt 0 ] ||
-  families=(quantize sample attention adaln swiglu cross_entropy row_sums silu condition embedding add_position join_inputs time_features image_losses tally)
-bad=0
-for family in "${families[@]}"; do
-  for tool in memcheck racecheck; do
-    output=$(compute-sanitizer --tool "$tool" --kernel-name "kns=$family" --error-exitcode 1 "$rdpm" doctor --check-ops 2>&1)
-    if [ $? -eq 0 ]; then
-      echo "$tool $family: clean"
-    else
-      echo "$tool $family: not clean"
-      echo "$output" | tail -20
-      bad=1
-    fi
-  done
+export RDPM=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm} LIMIT=${LIMIT:-300} LOGS=${LOGS:-$(mktemp -d)}
+operations=("$@")
+[ ${#operations[@]} -gt 0 ] || operations=(adaln attention condition cross_entropy optimizer quantize sample swiglu)
+mkdir -p "$LOGS"
+
+"$RDPM" doctor --check-ops --only "${operations[@]}" >"$LOGS/plain" 2>&1
+plain=$?
+grep -E 'comparison|kernel' "$LOGS/plain"
+
+check() {
+  local begin=$SECONDS result
+  timeout "$LIMIT" compute-sanitizer --tool "$1" --error-exitcode 9 "$RDPM" doctor --check-ops --only "$2" >"$LOGS/$1-$2" 2>&1
+  case $? in 0) result=clean ;; 124) result='not ended' ;; *) result='not clean' ;; esac
+  echo "$result, $((SECONDS - begin)) s" >"$LOGS/$1-$2.result"
+}
+export -f check
+# The slower tool first.
+for tool in racecheck memcheck; do printf "$tool %s\n" "${operations[@]}"; done | xargs -P "${JOBS:-4}" -n 2 bash -c 'check "$@"' _
+
+printf '\n| operation | memcheck | racecheck |\n|---|---|---|\n'
+for operation in "${operations[@]}"; do
+  printf '| %s | %s | %s |\n' "$operation" "$(cat "$LOGS/memcheck-$operation.result")" "$(cat "$LOGS/racecheck-$operation.result")"
 done
-exit $bad
+for result in $(grep -l '^not clean' "$LOGS"/*.result); do
+  printf '\n%s:\n' "$(basename "$result" .result)"
+  tail -20 "${result%.result}"
+done
+[ $plain -eq 0 ] && ! grep -q 'no comparison ran' "$LOGS/plain" && ! grep -q '^not' "$LOGS"/*.result

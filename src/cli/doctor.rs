@@ -18,7 +18,28 @@ pub struct Args {
     /// Compare every kernel with its CPU reference on this machine's GPU, values and gradients
     #[arg(long)]
     check_ops: bool,
+    /// Only these comparisons
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "check_ops", value_parser = FAMILIES)]
+    only: Vec<String>,
 }
+
+/// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
+const FAMILIES: [&str; 11] = [
+    "adaln",
+    "attention",
+    "condition",
+    "cross_entropy",
+    "optimizer",
+    "quantize",
+    "sample",
+    "swiglu",
+    "generator",
+    "quantizer",
+    "sampling",
+];
+/// How many of them are single kernels': together these run every kernel there is.
+#[cfg(feature = "cuda")]
+const KERNELS: usize = 8;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -55,7 +76,7 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
             let gpu = Arc::new(Gpu::new(&cuda)?);
             super::print(&format!("GPU: {}\n", gpu.description()?))?;
             if args.check_ops {
-                check_ops(&gpu)?;
+                check_ops(&gpu, &args.only)?;
             }
             Ok(())
         }
@@ -126,36 +147,60 @@ fn libraries() -> Result<()> {
 }
 
 #[cfg(feature = "cuda")]
-fn check_ops(gpu: &Arc<Gpu>) -> Result<()> {
-    // Odd and even map sizes, one and several key blocks of attention.
+fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
+    match name {
+        "adaln" => check::adaln(gpu),
+        "attention" => check::attention(gpu),
+        "condition" => check::condition(gpu),
+        "cross_entropy" => check::cross_entropy(gpu),
+        "optimizer" => crate::train::check::optimizer(gpu),
+        "quantize" => check::quantize(gpu),
+        "sample" => crate::sample::check::sample(gpu),
+        "swiglu" => check::swiglu(gpu),
+        "generator" => check::generator(gpu),
+        "quantizer" => {
+            let mut rows = check::quantizer(gpu)?;
+            rows.extend(check_quantizer::quantizer_of_tensors(gpu)?);
+            Ok(rows)
+        }
+        "sampling" => crate::sample::check::sampling(gpu),
+        _ => candle_core::bail!("there is no comparison `{name}`"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
     let (mut rows, mut bad) = (0, Vec::new());
-    for (side, batch) in [(4, 3), (7, 2), (8, 5), (16, 2), (17, 2)] {
-        let checked = check::generator(gpu, side, batch)?;
-        let worst = checked
-            .iter()
-            .map(|row| row.error / row.allowed.max(f64::MIN_POSITIVE));
-        super::print(&format!(
-            "generator, {side}×{side} tokens, {batch} images: {} comparisons, the worst at {:.0} % of its tolerance\n",
-            checked.len(),
-            100.0 * worst.fold(0.0, f64::max)
-        ))?;
+    let asked = |name: &&&str| only.is_empty() || only.iter().any(|asked| asked == **name);
+    for name in FAMILIES.iter().filter(asked) {
+        let checked = family(name, gpu)?;
         rows += checked.len();
+        let share = |row: &check::Row| row.error / row.allowed.max(f64::MIN_POSITIVE);
+        if let Some(worst) = checked.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
+            super::print(&format!(
+                "{name}: {} comparisons; the nearest to its bound is {}: {:.1e}, at most {:.0e}\n",
+                checked.len(),
+                worst.name,
+                worst.error,
+                worst.allowed
+            ))?;
+        }
+        if *name == "sampling" {
+            for row in &checked {
+                super::print(&format!("  {}: {:.1e}\n", row.name, row.error))?;
+            }
+        }
         bad.extend(checked.into_iter().filter(|row| !row.good()));
     }
-    let quantizer = check::quantizer(gpu)?;
-    for row in quantizer
-        .into_iter()
-        .chain(check_quantizer::quantizer_of_tensors(gpu)?)
-        .chain(crate::sample::check::sampling(gpu)?)
-    {
-        rows += 1;
-        super::print(&format!(
-            "{}: {:.1e} (at most {:.0e})\n",
-            row.name, row.error, row.allowed
-        ))?;
-        if !row.good() {
-            bad.push(row);
-        }
+    if FAMILIES[..KERNELS].iter().all(|name| asked(&name)) {
+        let unused = gpu.unused_kernels()?;
+        super::print(&match unused.is_empty() {
+            true => "every kernel in this binary for this card was run\n".into(),
+            false => format!(
+                "kernels that no comparison ran: {}\n",
+                unused.into_iter().collect::<Vec<_>>().join(", ")
+            ),
+        })?;
     }
     if bad.is_empty() {
         return super::print(&format!("all {rows} comparisons hold\n"));

@@ -9,10 +9,12 @@ use half::bf16;
 use super::choose::{Choice, choose};
 use super::gpu::GpuSampler;
 use super::sampler::{Draws, SampleOptions, Sampler};
-use crate::config::Config;
+use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
-use crate::model::gpu::check::{Row, randomize, share_that_differs, small};
+use crate::model::gpu::check::{Row, randomize, relative, share_that_differs, small};
+use crate::model::schedule::Schedule;
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::Codebook;
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose as choose_on_gpu};
@@ -22,13 +24,17 @@ use crate::store::Scope;
 const SEED: u64 = (3 << 40) + 17;
 const CLASSES: usize = 7;
 
-/// All comparisons.
-pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+/// The kernels alone: every range of K, and codes added to the sums.
+pub fn sample(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for k in [520, 4096, 9000] {
-        rows.extend(choices(gpu, k)?);
+    for k in [520, 4096, 4104, 9000] {
+        for ties in [false, true] {
+            rows.extend(choices(gpu, k, ties)?);
+        }
     }
-    rows.extend(samples(gpu)?);
+    for bias in [false, true] {
+        rows.extend(advanced(gpu, bias)?);
+    }
     Ok(rows)
 }
 
@@ -40,8 +46,8 @@ fn row(name: impl Into<String>, error: f64, allowed: f64) -> Row {
     }
 }
 
-/// The same logits, the same uniforms: the same codes.
-fn choices(gpu: &Gpu, k: usize) -> Result<Vec<Row>> {
+/// The same logits, the same uniforms: the same codes. With `ties` the logits are few numbers, so that cuts go through equal ones.
+fn choices(gpu: &Gpu, k: usize, ties: bool) -> Result<Vec<Row>> {
     let (b, n, t) = (2, 5, 4);
     let indices = [9u64, 1 << 35];
     let all = normal(1, Purpose::Init, &[0], 0, &[2 * b, n, k], &Device::Cpu)?.squeeze(0)?;
@@ -49,7 +55,7 @@ fn choices(gpu: &Gpu, k: usize) -> Result<Vec<Row>> {
         .flatten_all()?
         .to_vec1::<f32>()?
         .iter()
-        .map(|&x| bf16::from_f32(2.0 * x))
+        .map(|&x| bf16::from_f32(if ties { x.round() } else { 2.0 * x }))
         .collect();
     let values: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
     let logits = Tensor::from_vec(values, (2 * b, n, k), &Device::Cpu)?;
@@ -72,6 +78,14 @@ fn choices(gpu: &Gpu, k: usize) -> Result<Vec<Row>> {
         ("top-k", true, 1.7, Some(30), None),
         ("top-p", true, 0.6, None, Some(0.7)),
         ("top-k and top-p", true, 0.6, Some(200), Some(0.4)),
+        ("top-p of nearly all", true, 0.0, None, Some(0.999)),
+        (
+            "top-k and top-p, the largest",
+            false,
+            0.0,
+            Some(3),
+            Some(0.01),
+        ),
     ] {
         let choice = Choice {
             lambda,
@@ -96,13 +110,81 @@ fn choices(gpu: &Gpu, k: usize) -> Result<Vec<Row>> {
         choose_on_gpu(gpu, [b, n, k], from, streams, to, damaged.address(), &cuts)?;
         let expected = expected.flatten_all()?.to_vec1::<u32>()?;
         let error = share_that_differs(&codes.read()?, &expected);
+        let kind = if ties { "with ties, " } else { "" };
         rows.push(row(
-            format!("choice among {k} codes, {name}: share that differs"),
+            format!("choice among {k} codes, {kind}{name}: share that differs"),
             error,
             0.0,
         ));
     }
     Ok(rows)
+}
+
+/// The sums with a step's codes added, and the next step's rows twice, at an odd size.
+fn advanced(gpu: &Gpu, bias: bool) -> Result<Vec<Row>> {
+    let (b, h, w, d, k, t) = (2, 3, 5, 16, 40, 3);
+    let random = |seed, shape: &[usize]| {
+        normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)
+    };
+    let convolution = (random(2, &[d, d, 3, 3])?, random(3, &[d])?);
+    let codebook = Codebook {
+        embedding: random(1, &[k, d])?,
+        bias: bias.then_some(convolution),
+    };
+    let schedule = Schedule::new(&ScheduleConfig::default(), 4);
+    let tables = Tables::new(gpu, &codebook, &schedule)?;
+    let before = random(4, &[b, h, w, d])?;
+    let codes: Vec<u32> = (0..b * h * w).map(|i| (i * 7 % k) as u32).collect();
+    let looked_up = codebook.lookup(&Tensor::from_slice(&codes, (b, h, w), &Device::Cpu)?)?;
+    let expected = flat(&(&before + looked_up)?)?;
+
+    let indices = [9u64, 1 << 35];
+    let (seed, numbers) = seeded(gpu, &indices)?;
+    let streams = Streams {
+        seed: seed.address(),
+        indices: numbers.address(),
+    };
+    let codes = Buffer::from_host(gpu, &codes)?;
+    let before = Buffer::from_host(gpu, &flat(&before)?)?;
+    let after = Buffer::from_host(gpu, &vec![f32::NAN; expected.len()])?;
+    let joined = Buffer::from_host(gpu, &vec![bf16::NAN; 4 * expected.len()])?;
+    let at = Advance {
+        codes: codes.address(),
+        before: before.address(),
+        after: after.address(),
+        rows: joined.address(),
+        copies: 2,
+        t,
+    };
+    advance(gpu, [b, h, w, d], tables.lookup(), streams, &at)?;
+    let noise = normal(
+        SEED,
+        Purpose::Noise,
+        &indices,
+        t as u32,
+        &[h, w, d],
+        &Device::Cpu,
+    )?;
+    let half = |x: &f32| u32::from(bf16::from_f32(*x).to_bits());
+    let (noise, sum) = (flat(&noise)?, after.read()?);
+    let once: Vec<u32> = noise
+        .chunks_exact(d)
+        .zip(sum.chunks_exact(d))
+        .flat_map(|(noise, sum)| noise.iter().chain(sum).map(half))
+        .collect();
+    let found: Vec<u32> = joined.read()?.iter().map(|x| x.to_bits().into()).collect();
+    let name = |what: &str| {
+        let taps = if bias { 9 } else { 1 };
+        format!("sums advanced, {taps} taps: {what}")
+    };
+    Ok(vec![
+        row(name("z'"), relative(&sum, &expected), 1e-5),
+        row(
+            name("input rows, share that differs"),
+            share_that_differs(&found, &once.repeat(2)),
+            0.0,
+        ),
+    ])
 }
 
 fn seeded(gpu: &Gpu, indices: &[u64]) -> Result<(Buffer<u32>, Buffer<u64>)> {
@@ -124,7 +206,7 @@ fn options() -> SampleOptions {
 }
 
 /// A small model whose codes do not touch their neighbours, so that an equal vector is an equal code.
-fn samples(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut config = small(8, true);
     (config.quantizer.steps, config.quantizer.bias) = (3, false);
     let scope = Scope::init(3, &Device::Cpu);

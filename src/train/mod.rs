@@ -1,6 +1,8 @@
 //! Training: the loop both stages share, and the stages.
 
 pub mod adversary;
+#[cfg(feature = "cuda")]
+pub mod check;
 pub mod checkpoint;
 pub mod dead_codes;
 pub mod figures;

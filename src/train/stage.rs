@@ -261,7 +261,7 @@ fn due(step: u64, every: u64) -> bool {
 }
 
 /// PyTorch's clip_grad_norm_: what every gradient is multiplied by.
-fn clip(largest: f64, norm: f64) -> f64 {
+pub fn clip(largest: f64, norm: f64) -> f64 {
     match largest > 0.0 {
         true => (largest / (norm + 1e-6)).min(1.0),
         false => 1.0,

@@ -1,5 +1,18 @@
 //! The GPU's generator against the CPU's, on the user's own card: logits, loss and every gradient of a small random generator, and that two
-//! passes give equal bits; and its quantizer.
+//! passes give equal bits; its quantizer; and in the files of this folder its kernels one by one.
+
+mod adaln;
+mod attention;
+mod condition;
+mod cross_entropy;
+mod kernel;
+mod swiglu;
+
+pub use adaln::adaln;
+pub use attention::attention;
+pub use condition::condition;
+pub use cross_entropy::cross_entropy;
+pub use swiglu::swiglu;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +24,9 @@ use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
 use crate::model::schedule::Schedule;
 use crate::ops::cuda::{Buffer, Gpu};
-use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables};
-use crate::ops::{Codebook, Noise, cross_entropy, quantize_until};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use crate::ops::quantize::recurrent_quantize;
+use crate::ops::{Codebook, Noise, cross_entropy as cross_entropy_on_cpu, quantize_until};
 use crate::rng::{Purpose, Stream, normal};
 use crate::store::{Params, Scope};
 
@@ -51,8 +65,17 @@ pub fn small(side: usize, positions: bool) -> Config {
     config
 }
 
+/// Odd and even map sizes, one and several key blocks of attention.
+pub fn generator(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (side, batch) in [(4, 3), (7, 2), (8, 5), (16, 2), (17, 2)] {
+        rows.extend(generator_of(gpu, side, batch)?);
+    }
+    Ok(rows)
+}
+
 /// All comparisons for one map size.
-pub fn generator(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
+fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
     let config = small(side, true);
     let scope = Scope::init(3, &Device::Cpu);
     let model = Generator::new(&config, CLASSES, &scope)?;
@@ -74,7 +97,7 @@ pub fn generator(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> 
     let on_cpu = |v: &[u32]| Tensor::new(v, &Device::Cpu);
     let condition = model.condition(&on_cpu(&labels)?, &on_cpu(&t)?)?;
     let logits = model.forward(&noise, &sum, &condition)?.flatten_to(1)?;
-    let loss = cross_entropy(&logits, &on_cpu(&codes)?)?.loss;
+    let loss = cross_entropy_on_cpu(&logits, &on_cpu(&codes)?)?.loss;
     let store = loss.mean_all()?.backward()?;
 
     let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
@@ -132,75 +155,122 @@ pub fn generator(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> 
     Ok(rows)
 }
 
-/// The quantizer's kernel against the CPU's on one set of noise: the share of differing codes, and the sums where all codes agree; and noise
-/// drawn on the card against the CPU's, bit for bit.
+/// The quantizer's kernels at small sizes, Hopper's and the general ones: several maps a block, more tiles of codes than a block holds at once.
+pub fn quantize(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for general in [false, true] {
+        if !general && !gpu.is_hopper() {
+            continue;
+        }
+        let card = gpu.taken_for(general, 2);
+        let kind = if general { ", general" } else { "" };
+        for d in [16, 32, 64] {
+            rows.extend(quantizer_of(&card, kind, [3, 3, 5, d, 1100, 2])?);
+        }
+    }
+    Ok(rows)
+}
+
+/// The quantizer at larger sizes.
 pub fn quantizer(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (b, h, w, d, k, steps) in [
-        (3, 16, 16, 32, 4096, 10),
-        (5, 8, 8, 32, 700, 10),
-        (7, 7, 7, 16, 500, 6),
-        (2, 5, 9, 64, 1000, 3),
+    for sizes in [
+        [3, 16, 16, 32, 4096, 10],
+        [5, 8, 8, 32, 700, 10],
+        [7, 7, 7, 16, 500, 6],
+        [2, 5, 9, 64, 1000, 3],
     ] {
-        let random = |seed, shape: &[usize], std: f64| {
-            normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)? * std
-        };
-        let codebook = Codebook {
-            embedding: random(1, &[k, d], 0.5)?,
-            bias: Some((random(2, &[d, d, 3, 3], 0.02)?, random(3, &[d], 0.02)?)),
-        };
-        let schedule = Schedule::new(&ScheduleConfig::default(), steps);
-        let v = random(4, &[b, h, w, d], 1.0)?;
-        let indices: Vec<u64> = (0..b as u64).map(|i| (i << 33) + 5).collect();
-        let t: Vec<u32> = (0..b).map(|i| 1 + (i * 3 % steps) as u32).collect();
-        let noise = Noise::Drawn {
-            seed: 11,
-            indices: &indices,
-        };
-        let expected = quantize_until(&v, &codebook, &noise, &schedule, &t)?;
-
-        let tables = Tables::new(gpu, &codebook, &schedule)?;
-        let latents = Buffer::from_host(gpu, &v.flatten_all()?.to_vec1::<f32>()?)?;
-        let (indices, t) = (
-            Buffer::from_host(gpu, &indices)?,
-            Buffer::from_host(gpu, &t)?,
-        );
-        let floats = || Buffer::<f32>::zeros(gpu, b * h * w * d);
-        let (drawn, sum, codes) = (floats()?, floats()?, Buffer::<u32>::zeros(gpu, b * h * w)?);
-        let to = ExamplesAt {
-            noise: drawn.address(),
-            sum: sum.address(),
-            codes: codes.address(),
-        };
-        let streams = NoiseAt::Drawn {
-            seed: 11,
-            indices: indices.address(),
-        };
-        tables.until(gpu, latents.address(), [b, h, w], streams, t.address(), to)?;
-        let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-        let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let name =
-            |what| format!("quantizer, {b} maps {h}×{w} of {d}, {k} codes, {steps} steps: {what}");
-        rows.push(Row {
-            name: name("noise, share of differing bits"),
-            error: share_that_differs(&bits(drawn.read()?), &bits(all(&expected.noise)?)),
-            allowed: 0.0,
-        });
-        // A code may differ at a tie, and what follows it then differs too.
-        rows.push(Row {
-            name: name("codes, share that differ"),
-            error: share_that_differs(
-                &codes.read()?,
-                &expected.codes.flatten_all()?.to_vec1::<u32>()?,
-            ),
-            allowed: 2e-3,
-        });
-        rows.push(Row {
-            name: name("sums"),
-            error: relative(&sum.read()?, &all(&expected.sum)?),
-            allowed: 2e-3,
-        });
+        rows.extend(quantizer_of(gpu, "", sizes)?);
     }
+    Ok(rows)
+}
+
+/// The quantizer's kernel against the CPU's on one set of noise: the share of differing codes, and the sums where all codes agree; and noise
+/// drawn on the card against the CPU's, bit for bit.
+fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Result<Vec<Row>> {
+    let random = |seed, shape: &[usize], std: f64| {
+        normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)? * std
+    };
+    let codebook = Codebook {
+        embedding: random(1, &[k, d], 0.5)?,
+        bias: Some((random(2, &[d, d, 3, 3], 0.02)?, random(3, &[d], 0.02)?)),
+    };
+    let schedule = Schedule::new(&ScheduleConfig::default(), steps);
+    let v = random(4, &[b, h, w, d], 1.0)?;
+    let given = random(5, &[steps, b, h, w, d], 1.0)?;
+    let indices: Vec<u64> = (0..b as u64).map(|i| (i << 33) + 5).collect();
+    let t: Vec<u32> = (0..b).map(|i| 1 + (i * 3 % steps) as u32).collect();
+    let noise = Noise::Drawn {
+        seed: 11,
+        indices: &indices,
+    };
+    let expected = quantize_until(&v, &codebook, &noise, &schedule, &t)?;
+    let expected_all = recurrent_quantize(&v, &codebook, &Noise::Given(&given), &schedule)?;
+
+    let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+    let tables = Tables::new(gpu, &codebook, &schedule)?;
+    let latents = Buffer::from_host(gpu, &all(&v)?)?;
+    let given = Buffer::from_host(gpu, &all(&given)?)?;
+    let (indices, t) = (
+        Buffer::from_host(gpu, &indices)?,
+        Buffer::from_host(gpu, &t)?,
+    );
+    let map = b * h * w;
+    let floats = |count: usize| Buffer::<f32>::zeros(gpu, count * d);
+    let (drawn, sum, codes) = (floats(map)?, floats(map)?, Buffer::<u32>::zeros(gpu, map)?);
+    let to = ExamplesAt {
+        noise: drawn.address(),
+        sum: sum.address(),
+        codes: codes.address(),
+    };
+    let streams = NoiseAt::Drawn {
+        seed: 11,
+        indices: indices.address(),
+    };
+    tables.until(gpu, latents.address(), [b, h, w], streams, t.address(), to)?;
+    let (sums, noisy) = (floats((steps + 1) * map)?, floats(steps * map)?);
+    let all_codes = Buffer::<u32>::zeros(gpu, steps * map)?;
+    let to = QuantizedAt {
+        codes: all_codes.address(),
+        sums: sums.address(),
+        noisy: noisy.address(),
+    };
+    let given = NoiseAt::Given(given.address());
+    tables.all(gpu, latents.address(), [b, h, w], given, to)?;
+
+    let mut rows = Vec::new();
+    let mut row = |what: &str, error, allowed| {
+        rows.push(Row {
+            name: format!(
+                "quantizer{kind}, {b} maps {h}×{w} of {d}, {k} codes, {steps} steps: {what}"
+            ),
+            error,
+            allowed,
+        })
+    };
+    let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    row(
+        "noise, share of differing bits",
+        share_that_differs(&bits(drawn.read()?), &bits(all(&expected.noise)?)),
+        0.0,
+    );
+    // A code may differ at a tie, and what follows it then differs too.
+    let differing = |found: &Buffer<u32>, expected: &Tensor| {
+        let expected = expected.flatten_all()?.to_vec1::<u32>()?;
+        Ok::<_, candle_core::Error>(share_that_differs(&found.read()?, &expected))
+    };
+    row(
+        "codes, share that differ",
+        differing(&codes, &expected.codes)?,
+        2e-3,
+    );
+    row("sums", relative(&sum.read()?, &all(&expected.sum)?), 2e-3);
+    let error = differing(&all_codes, &expected_all.codes)?;
+    row("codes of all steps, share that differ", error, 2e-3);
+    let error = relative(&sums.read()?, &all(&expected_all.sums)?);
+    row("sums of all steps", error, 2e-3);
+    let error = relative(&noisy.read()?, &all(&expected_all.noisy)?);
+    row("noisy latents of all steps", error, 2e-3);
     Ok(rows)
 }
 
@@ -221,7 +291,7 @@ pub fn randomize(params: &Params) -> Result<()> {
 }
 
 /// ‖found − reference‖ / ‖reference‖
-pub(super) fn relative(found: &[f32], reference: &[f32]) -> f64 {
+pub fn relative(found: &[f32], reference: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let difference: f64 = found
         .iter()

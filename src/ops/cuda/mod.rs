@@ -7,6 +7,7 @@
 //! program runs where they are missing.
 
 mod buffer;
+mod contents;
 pub mod driver;
 pub mod folders;
 pub mod libraries;
@@ -15,8 +16,8 @@ mod tensor;
 mod trampolines;
 mod upload;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
@@ -58,15 +59,22 @@ static FAT_BINARIES: [(&str, &[u8]); 10] = fat_binaries![
 pub struct Gpu {
     device: CudaDevice,
     stream: Arc<CudaStream>,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    functions: Mutex<HashMap<(&'static str, String), CudaFunction>>,
-    matmul: Matmul,
+    kernels: Arc<Kernels>,
+    matmul: OnceLock<Matmul>,
     capability: (i32, i32),
+    hopper: bool,
     multiprocessors: u32,
 }
 
+/// What was loaded so far.
+#[derive(Default)]
+struct Kernels {
+    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<(&'static str, String), CudaFunction>>,
+}
+
 impl Gpu {
-    /// Errors: the driver refuses the device; cuBLASLt cannot be started.
+    /// Errors: the driver refuses the device.
     pub fn new(device: &CudaDevice) -> Result<Self> {
         use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
         let stream = device.cuda_stream();
@@ -76,18 +84,34 @@ impl Gpu {
                 .attribute(a)
                 .map_err(candle_core::Error::wrap)
         };
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         Ok(Self {
-            matmul: Matmul::new(device)?,
-            capability: (
-                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            ),
+            matmul: OnceLock::new(),
+            capability,
+            hopper: capability == (9, 0)
+                && fat_binary("attention_sm90").is_some_and(|b| !b.is_empty()),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             device: device.clone(),
             stream,
-            modules: Mutex::default(),
-            functions: Mutex::default(),
+            kernels: Arc::default(),
         })
+    }
+
+    /// The same device, taken for one of `multiprocessors`, and without kernels of its own kind where `general` is set: on it, small work
+    /// takes every path of the kernels.
+    pub fn taken_for(&self, general: bool, multiprocessors: u32) -> Self {
+        Self {
+            device: self.device.clone(),
+            stream: self.stream.clone(),
+            kernels: self.kernels.clone(),
+            matmul: OnceLock::new(),
+            capability: self.capability,
+            hopper: self.hopper && !general,
+            multiprocessors,
+        }
     }
 
     /// The one of a device that operations on tensors share, made at its first use and never dropped.
@@ -112,13 +136,20 @@ impl Gpu {
         &self.stream
     }
 
-    pub fn matmul(&self) -> &Matmul {
-        &self.matmul
+    /// Matrix products, made ready at the first call.
+    ///
+    /// Errors: cuBLASLt cannot be started.
+    pub fn matmul(&self) -> Result<&Matmul> {
+        if let Some(matmul) = self.matmul.get() {
+            return Ok(matmul);
+        }
+        let made = Matmul::new(&self.device)?;
+        Ok(self.matmul.get_or_init(|| made))
     }
 
     /// Whether the card runs the kernels for compute capability 9.0a, and they are in this binary.
     pub fn is_hopper(&self) -> bool {
-        self.capability == (9, 0) && fat_binary("attention_sm90").is_some_and(|b| !b.is_empty())
+        self.hopper
     }
 
     pub fn multiprocessors(&self) -> u32 {
@@ -168,6 +199,7 @@ impl Gpu {
     pub fn kernel(&self, op: &'static str, name: &str, shared: u32) -> Result<CudaFunction> {
         let key = (op, name.to_string());
         let mut functions = self
+            .kernels
             .functions
             .lock()
             .expect("no thread panics while it holds this lock");
@@ -192,6 +224,7 @@ impl Gpu {
 
     fn module(&self, op: &'static str) -> Result<Arc<CudaModule>> {
         let mut modules = self
+            .kernels
             .modules
             .lock()
             .expect("no thread panics while it holds this lock");
@@ -208,6 +241,27 @@ impl Gpu {
             .map_err(|e| candle_core::Error::Msg(format!("kernels of `{op}`: {e}")))?;
         modules.insert(op, module.clone());
         Ok(module)
+    }
+
+    /// Kernels in this binary for this card that nothing has asked for yet, as `operation/kernel`.
+    pub fn unused_kernels(&self) -> Result<BTreeSet<String>> {
+        let functions = self
+            .kernels
+            .functions
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        let mut unused = BTreeSet::new();
+        for (op, binary) in FAT_BINARIES {
+            if binary.is_empty() || (op.ends_with("_sm90") && !self.hopper) {
+                continue;
+            }
+            for name in contents::kernels(&self.stream, binary)? {
+                if !functions.contains_key(&(op, name.clone())) {
+                    unused.insert(format!("{op}/{name}"));
+                }
+            }
+        }
+        Ok(unused)
     }
 
     /// Starts building a launch of `function` on this device's stream.

@@ -1,0 +1,124 @@
+//! What the checks of single kernels share: the same values on the card and off, outputs that start as NaN, and comparisons.
+
+use candle_core::{Device, Result, Tensor};
+use half::bf16;
+
+use super::{Row, relative, share_that_differs};
+use crate::model::gpu::Sizes;
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::rng::{Purpose, normal};
+
+/// bf16 outputs against f32.
+const ALLOWED: f64 = 1e-2;
+/// f32 outputs of the same inputs.
+pub const ALLOWED_F32: f64 = 1e-5;
+
+/// Sizes of a pass; what a kernel does not look at is 0.
+pub const NONE: Sizes = Sizes {
+    batch: 1,
+    tokens: 1,
+    width: 0,
+    heads: 0,
+    hidden: 0,
+    codes: 0,
+    latent: 0,
+    mix: 0,
+    depth: 1,
+    classes: 0,
+    steps: 0,
+};
+
+/// Random bf16 values on the card, and as f32 on the CPU.
+pub struct Halves {
+    pub on_card: Buffer<bf16>,
+    pub values: Tensor,
+}
+
+impl Halves {
+    pub fn new(gpu: &Gpu, seed: u64, shape: &[usize]) -> Result<Self> {
+        Self::of(gpu, &random(seed, shape)?)
+    }
+
+    /// The values, rounded.
+    pub fn of(gpu: &Gpu, values: &Tensor) -> Result<Self> {
+        let rounded: Vec<bf16> = flat(values)?.into_iter().map(bf16::from_f32).collect();
+        let back: Vec<f32> = rounded.iter().map(|x| x.to_f32()).collect();
+        Ok(Self {
+            on_card: Buffer::from_host(gpu, &rounded)?,
+            values: Tensor::from_vec(back, values.shape(), &Device::Cpu)?,
+        })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.on_card.address()
+    }
+}
+
+/// Random f32 values on the card, and on the CPU.
+pub struct Floats {
+    pub on_card: Buffer<f32>,
+    pub values: Tensor,
+}
+
+impl Floats {
+    pub fn new(gpu: &Gpu, seed: u64, shape: &[usize]) -> Result<Self> {
+        let values = random(seed, shape)?;
+        Ok(Self {
+            on_card: Buffer::from_host(gpu, &flat(&values)?)?,
+            values,
+        })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.on_card.address()
+    }
+}
+
+fn random(seed: u64, shape: &[usize]) -> Result<Tensor> {
+    normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)
+}
+
+/// An output that a kernel must write whole.
+pub fn unwritten(gpu: &Gpu, len: usize) -> Result<Buffer<bf16>> {
+    Buffer::from_host(gpu, &vec![bf16::NAN; len])
+}
+
+pub fn unwritten_f32(gpu: &Gpu, len: usize) -> Result<Buffer<f32>> {
+    Buffer::from_host(gpu, &vec![f32::NAN; len])
+}
+
+pub fn flat(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
+}
+
+pub fn row(name: impl Into<String>, error: f64, allowed: f64) -> Row {
+    Row {
+        name: name.into(),
+        error,
+        allowed,
+    }
+}
+
+/// A bf16 output against its reference.
+pub fn compare(name: String, found: &Buffer<bf16>, expected: &[f32]) -> Result<Row> {
+    let found: Vec<f32> = found.read()?.iter().map(|x| x.to_f32()).collect();
+    Ok(row(name, relative(&found, expected), ALLOWED))
+}
+
+/// The same of an f32 output.
+pub fn compare_f32(
+    name: String,
+    found: &Buffer<f32>,
+    expected: &[f32],
+    allowed: f64,
+) -> Result<Row> {
+    Ok(row(name, relative(&found.read()?, expected), allowed))
+}
+
+/// A bf16 output that is one f32 value rounded.
+pub fn same_bits(name: String, found: &Buffer<bf16>, expected: &[f32]) -> Result<Row> {
+    let bits = |x: bf16| u32::from(x.to_bits());
+    let found: Vec<u32> = found.read()?.into_iter().map(bits).collect();
+    let expected: Vec<u32> = expected.iter().map(|&x| bits(bf16::from_f32(x))).collect();
+    Ok(row(name, share_that_differs(&found, &expected), 0.0))
+}
