@@ -7,7 +7,7 @@
 set -uo pipefail
 export RDPM=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm} LIMIT=${LIMIT:-300} LOGS=${LOGS:-$(mktemp -d)}
 operations=("$@")
-[ ${#operations[@]} -gt 0 ] || operations=(adaln attention condition cross_entropy optimizer quantize sample swiglu)
+[ ${#operations[@]} -gt 0 ] || operations=(adaln attention condition cross_entropy optimizer product quantize sample swiglu)
 mkdir -p "$LOGS"
 
 "$RDPM" doctor --check-ops --only "${operations[@]}" >"$LOGS/plain" 2>&1

@@ -24,12 +24,13 @@ pub struct Args {
 }
 
 /// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "adaln",
     "attention",
     "condition",
     "cross_entropy",
     "optimizer",
+    "product",
     "quantize",
     "sample",
     "swiglu",
@@ -39,7 +40,7 @@ const FAMILIES: [&str; 11] = [
 ];
 /// How many of them are single kernels': together these run every kernel there is.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 8;
+const KERNELS: usize = 9;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -154,10 +155,15 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
         "condition" => check::condition(gpu),
         "cross_entropy" => check::cross_entropy(gpu),
         "optimizer" => crate::train::check::optimizer(gpu),
+        "product" => check::product(gpu),
         "quantize" => check::quantize(gpu),
         "sample" => crate::sample::check::sample(gpu),
         "swiglu" => check::swiglu(gpu),
-        "generator" => check::generator(gpu),
+        "generator" => {
+            let mut rows = check::products(gpu)?;
+            rows.extend(check::generator(gpu)?);
+            Ok(rows)
+        }
         "quantizer" => {
             let mut rows = check::quantizer(gpu)?;
             rows.extend(check_quantizer::quantizer_of_tensors(gpu)?);

@@ -49,7 +49,7 @@ impl Ceilings {
         let product = Product::forward(n, n, n);
         let (a, c) = (random.address(), out.address());
         // SAFETY: three matrices of n × n.
-        let run = || unsafe { gpu.matmul()?.run(&product, a, a, c, 0) };
+        let run = || unsafe { gpu.matmul()?.run(gpu, &product, a, a, c, 0) };
         let [ms, ..] = super::spread(&times(gpu, 10, run)?);
         let flop = product.flop() / ms * 1e3;
         let (from, to) = (

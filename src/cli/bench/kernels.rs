@@ -416,7 +416,7 @@ impl Bench {
                             false => (self.network.half.address(), self.products.address()),
                         };
                         // SAFETY: `wide` and `products` hold rows of the widest product, the gradients and the halves every weight.
-                        unsafe { self.gpu.matmul()?.run(&product, a, b, to, 0) }
+                        unsafe { self.gpu.matmul()?.run(&self.gpu, &product, a, b, to, 0) }
                     },
                 ));
             }

@@ -6,12 +6,14 @@ mod attention;
 mod condition;
 mod cross_entropy;
 mod kernel;
+mod product;
 mod swiglu;
 
 pub use adaln::adaln;
 pub use attention::attention;
 pub use condition::condition;
 pub use cross_entropy::cross_entropy;
+pub use product::{product, products};
 pub use swiglu::swiglu;
 
 use std::collections::BTreeMap;

@@ -117,7 +117,7 @@ impl Network {
         bias: u64,
     ) -> Result<()> {
         // SAFETY: the operands are buffers of this network, sized for its `Sizes`.
-        unsafe { self.gpu.matmul()?.run(product, a, b, c, bias) }
+        unsafe { self.gpu.matmul()?.run(&self.gpu, product, a, b, c, bias) }
     }
 
     /// rows·weightᵀ (+ bias) to bf16 rows.

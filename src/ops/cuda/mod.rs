@@ -28,7 +28,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Result, bail};
 
 pub use buffer::Buffer;
-pub use matmul::{Epilogue, Matmul, Product};
+pub use matmul::{Epilogue, Matmul, Product, count_differing, fill_operand};
 pub use tensor::{address, fresh};
 pub use upload::Upload;
 
@@ -42,13 +42,14 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 10] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 11] = fat_binaries![
     "adaln",
     "attention",
     "attention_sm90",
     "condition",
     "cross_entropy",
     "optimizer",
+    "product",
     "quantize",
     "quantize_sm90",
     "sample",

@@ -1,0 +1,95 @@
+//! Matrix products: the kernels that the choice of an algorithm uses, and products large enough that it is made.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::Row;
+use super::kernel::{
+    ALLOWED_F32, Halves, compare, compare_f32, flat, row, unwritten, unwritten_f32,
+};
+use crate::ops::cuda::{Buffer, Gpu, Product, count_differing, fill_operand};
+
+/// The kernels alone.
+pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let count = 300_001; // more than a round of all blocks
+    let filled = unwritten(gpu, count)?;
+    fill_operand(gpu, filled.address(), count)?;
+    let values: Vec<f64> = filled.read()?.iter().map(|x| x.to_f64()).collect();
+    let mean = values.iter().sum::<f64>() / count as f64;
+    let square = values.iter().map(|x| x * x).sum::<f64>() / count as f64;
+
+    let vectors = count.div_ceil(4);
+    let a: Vec<u32> = (0..4 * vectors as u32).collect();
+    let mut b = a.clone();
+    // Two of one vector, and the last.
+    for i in [4, 7, 4 * vectors - 1] {
+        b[i] ^= 1 << 31;
+    }
+    let (a, b) = (Buffer::from_host(gpu, &a)?, Buffer::from_host(gpu, &b)?);
+    let differing = Buffer::<u32>::zeros(gpu, 1)?;
+    count_differing(gpu, a.address(), b.address(), vectors, differing.address())?;
+    let miscounted = f64::from(differing.read()?[0]) - 2.0;
+    Ok(vec![
+        row("product, operands of a trial: mean", mean.abs(), 0.02),
+        row(
+            "product, operands of a trial: variance less 1",
+            (square - 1.0).abs(),
+            0.02,
+        ),
+        row(
+            "product, vectors that differ, miscounted",
+            miscounted.abs(),
+            0.0,
+        ),
+    ])
+}
+
+/// Products of a layer whose algorithms are timed, against f32 on the CPU.
+pub fn products(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let (n, input, output) = (1040, 648, 776);
+    let x = Halves::new(gpu, 1, &[n, input])?;
+    let weight = Halves::new(gpu, 2, &[output, input])?;
+    let dy = Halves::new(gpu, 3, &[n, output])?;
+    let (y, dx) = (unwritten(gpu, n * output)?, unwritten(gpu, n * input)?);
+    let dweight = unwritten_f32(gpu, output * input)?;
+    let run = |product: &Product, a, b, c| {
+        // SAFETY: the buffers are the product's operands.
+        unsafe { gpu.matmul()?.run(gpu, product, a, b, c, 0) }
+    };
+    run(
+        &Product::forward(n, input, output),
+        x.address(),
+        weight.address(),
+        y.address(),
+    )?;
+    run(
+        &Product::input_gradient(n, input, output),
+        dy.address(),
+        weight.address(),
+        dx.address(),
+    )?;
+    let gradient = Product::weight_gradient(n, input, output);
+    run(&gradient, dy.address(), x.address(), dweight.address())?;
+    let again = Product {
+        accumulate: true,
+        ..gradient
+    };
+    run(&again, dy.address(), x.address(), dweight.address())?;
+
+    let times = |a: &Tensor, b: &Tensor| flat(&a.matmul(b)?);
+    let (x, weight, dy) = (&x.values, &weight.values, &dy.values);
+    let once = times(&dy.t()?.contiguous()?, x)?;
+    let twice: Vec<f32> = once.iter().map(|x| 2.0 * x).collect();
+    let name = |what: &str| format!("products of {n} rows, {input} to {output}: {what}");
+    Ok(vec![
+        compare(name("y"), &y, &times(x, &weight.t()?.contiguous()?)?)?,
+        compare(name("gradient of x"), &dx, &times(dy, weight)?)?,
+        compare_f32(
+            name("gradient of the weight, added twice"),
+            &dweight,
+            &twice,
+            ALLOWED_F32,
+        )?,
+    ])
+}
