@@ -94,6 +94,6 @@ fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
 /// 0..total in the fewest ranges of at most `longest`, whose lengths differ by one at most.
 fn ranges(total: usize, longest: usize) -> impl Iterator<Item = Range<usize>> {
     let count = total.div_ceil(longest);
-    let start = move |i| total * i / count;
+    let start = move |i: usize| (total * i).div_ceil(count);
     (0..count).map(move |i| start(i)..start(i + 1))
 }
