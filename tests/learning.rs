@@ -246,7 +246,7 @@ fn four_images_are_learned_by_heart_by_both_stages() -> Result<()> {
 
 /// Fresh noise at every step; returns the mean error of the last ten.
 fn learn_to_reconstruct(config: &Config, x: &Tensor) -> Result<(Tokenizer, f32)> {
-    const STEPS: u64 = 150;
+    const STEPS: u64 = 200;
     let scope = Scope::init(1, &Device::Cpu);
     let tokenizer = Tokenizer::new(config, &scope)?;
     let mut optimizer = Optimizer::new(scope.finish())?;

@@ -1,8 +1,10 @@
 //! One product of two matrices on one thread: the only call of `gemm`.
 //!
 //! `gemm` 0.19 computes an element as one chain of multiply-adds over its terms in every kernel that tiles both
-//! sides, whatever the tile, as long as there are at most 512 terms (`kernel_params`) — but goes other ways for a
-//! result of a single row or column (`gemv`, or sums in lanes). [`multiply`] is not used with those where it matters.
+//! sides, whatever the tile and the instruction set, as long as there are at most 512 terms (`kernel_params`) — but
+//! goes other ways for a result of a single row or column (`gemv`): [`multiply`] is not used with those where it
+//! matters; and it sums a small result's terms in lanes, whose number is the instruction set's, where they lie side by
+//! side on both sides: [`multiply`] lays them out otherwise.
 
 use std::ops::Range;
 
@@ -92,9 +94,16 @@ fn extent(size: (usize, usize), strides: (usize, usize)) -> usize {
     }
 }
 
+/// Elements of a result that `gemm` takes for a small one.
+const SMALL: usize = 256;
+
 /// out = a·b, or out + a·b if `add`; rows of `out` lie `stride` apart.
 pub(in crate::ops) fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: Matrix, add: bool) {
     let (rows, columns) = (a.size.0, b.size.1);
+    if rows * columns <= SMALL && columns > 1 && a.strides.1 == 1 && b.strides.0 == 1 {
+        let dense: Vec<f32> = b.elements().collect();
+        return multiply(out, stride, a, Matrix::dense(&dense, b.size), add);
+    }
     assert_eq!(a.size.1, b.size.0);
     assert!(columns <= stride && out.len() >= extent((rows, columns), (stride, 1)));
     // SAFETY: the three matrices lie inside their slices (asserted here and where a `Matrix` is made), the elements

@@ -1,3 +1,4 @@
+use super::matrix::multiply;
 use super::{BLOCK, DEPTH, Matrix, Plain, outer, ranges, times};
 use crate::ops::testing::{normal, on_threads};
 
@@ -42,6 +43,30 @@ fn times_is_the_product_across_blocks_and_depths() {
                 "{y}, expected {e}"
             );
         }
+    }
+}
+
+#[test]
+fn a_small_result_is_one_chain_of_multiply_adds_on_every_processor() {
+    let depth = 100;
+    for (rows, columns) in [(2, 2), (3, 17), (16, 16)] {
+        let (a, b) = (drawn(1, rows * depth), drawn(2, columns * depth));
+        let transposed = Matrix::dense(&b, (columns, depth)).transposed();
+        let mut y = vec![0f32; rows * columns];
+        multiply(
+            &mut y,
+            columns,
+            Matrix::dense(&a, (rows, depth)),
+            transposed,
+            false,
+        );
+        let expected = a.chunks(depth).flat_map(|a| {
+            b.chunks(depth).map(|b| {
+                let terms = a.iter().zip(b);
+                terms.fold(0f32, |sum, (a, b)| a.mul_add(*b, sum))
+            })
+        });
+        assert!(y.into_iter().eq(expected), "{rows}×{columns}");
     }
 }
 
