@@ -5,7 +5,7 @@
 //! and the preprocessing. Rows are appended a batch at a time; after an interruption those that are whole are known.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -44,13 +44,19 @@ impl FeatureLog {
         let text = serde_json::to_string_pretty(identity)?;
         match fs::read_to_string(&path) {
             Ok(found) if found == text => {}
-            Ok(_) => {
+            // Features without an identity may be of any samples.
+            Err(e)
+                if e.kind() == ErrorKind::NotFound
+                    && !has_features(folder).with_context(failed)? =>
+            {
+                atomic::write_file(&path, text.as_bytes())?
+            }
+            _ => {
                 return Err(hinted(
                     format!("{}: features of other samples", folder.display()),
                     "name another folder with --work, or remove it",
                 ));
             }
-            Err(_) => atomic::write_file(&path, text.as_bytes())?,
         }
         let mut taps = Vec::new();
         for network in networks {
@@ -132,6 +138,15 @@ impl Known {
         file.set_len((count * 4 * width) as u64)?;
         Ok(Self { file, width, count })
     }
+}
+
+fn has_features(folder: &Path) -> io::Result<bool> {
+    for file in fs::read_dir(folder)? {
+        if file?.path().extension().is_some_and(|e| e == "f32") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Features that differ in what made them never meet.
@@ -251,6 +266,23 @@ mod tests {
         })?;
         drop(both);
         assert_eq!(open("w", &BOTH[..1])?.count(), 8);
+        Ok(())
+    }
+
+    #[test]
+    fn features_without_a_readable_identity_are_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let open = || FeatureLog::open(root.path(), &json!({"seed": 1}), &networks("w", &BOTH));
+        drop(open()?);
+        let identity = root.path().join("identity.json");
+        let refused = || {
+            let error = open().err();
+            error.is_some_and(|e| report(&e).0.contains("of other samples"))
+        };
+        fs::write(&identity, [0xff])?;
+        assert!(refused());
+        fs::remove_file(&identity)?;
+        assert!(refused() && !identity.exists());
         Ok(())
     }
 
