@@ -374,6 +374,7 @@ fn evaluations_of_the_same_samples_share_their_features() {
     let whole = place.report(&format!("{samples} --work w1"));
     assert_eq!(whole["samples"]["images"], 24);
     assert_eq!(whole["samples"]["sampling"]["count"], 24);
+    assert!(whole["samples"]["sampling"]["sampler"].is_string());
     let known = || {
         let files = std::fs::read_dir(place.path("w1")).expect("a folder");
         let sizes = files.filter_map(|file| {

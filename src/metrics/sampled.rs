@@ -43,6 +43,7 @@ impl Sampling {
             "config": config,
             "seed": self.seed,
             "classes": self.classes,
+            "sampler": self.model.sampler_name(),
             "cfg": options.cfg,
             "cfg_schedule": options.cfg_schedule,
             "temperature": options.temperature,
@@ -80,7 +81,8 @@ impl Sampling {
             let images = to_rgb(&sampler.images(&labels, &draws, &self.options)?)?;
             log.append(&collector.images(&images)?)?;
             progress.set(log.count() as u64, "");
-            if interrupt.requested() && log.count() < self.count {
+            // Also after the last batch: of a sweep, other settings follow.
+            if interrupt.requested() {
                 return Err(interrupted(
                     format!("stopped after {} of {} samples", log.count(), self.count),
                     "the same command goes on from there",

@@ -67,6 +67,21 @@ impl Pretrained {
         Ok(sampler)
     }
 
+    /// What [`Pretrained::sampler`] computes by: samples of two such differ.
+    pub fn sampler_name(&self) -> &'static str {
+        #[cfg(feature = "cuda")]
+        if let Some((_, classes)) = &self.generator
+            && self.device.is_cuda()
+            && super::gpu::GpuSampler::serves(&self.config, *classes).is_ok()
+        {
+            return "GPU kernels, bf16";
+        }
+        match self.device {
+            Device::Cpu => "CPU, f32",
+            _ => "GPU, f32",
+        }
+    }
+
     /// Errors: the model is a tokenizer only.
     pub fn generator(&self) -> Result<&Generator> {
         self.bundle.generator()?;
