@@ -446,6 +446,16 @@ fn options_that_cannot_be_are_usage_errors() {
         2,
         &["no model to sample from"],
     );
+    for flag in ["--num 5", "--cfg 1.5", "--no-gumbel", "--top-p 0.5"] {
+        place.fails(
+            &format!("--samples a --reference b --metrics fid {flag}"),
+            2,
+            &[
+                "no model to sample from",
+                flag.split(' ').next().unwrap_or(flag),
+            ],
+        );
+    }
     place.fails(
         "--samples a --reference b --sweep cfg=x",
         2,

@@ -87,6 +87,21 @@ pub struct DrawingArgs {
 }
 
 impl DrawingArgs {
+    /// The first option that was given, if any.
+    pub fn given(&self) -> Option<&'static str> {
+        let all = [
+            ("--cfg", self.cfg.is_some()),
+            ("--cfg-schedule", self.cfg_schedule.is_some()),
+            ("--temperature", self.temperature.is_some()),
+            ("--tau", self.tau.is_some()),
+            ("--gumbel", self.gumbel),
+            ("--no-gumbel", self.no_gumbel),
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+        ];
+        all.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+
     /// The model's settings with these over them. Guidance comes first, then temperature, top-k, top-p, Gumbel.
     ///
     /// Errors: a value outside its range; what has no meaning without Gumbel noise.

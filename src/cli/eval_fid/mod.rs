@@ -117,9 +117,9 @@ struct DetailArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub(super) struct SamplingArgs {
-    /// Samples to draw, spread over the classes
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(2..))]
-    num: u32,
+    /// Samples to draw, spread over the classes [default: 50000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    num: Option<u32>,
     /// Classes to sample, as in `rdpm sample` [default: all]
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
@@ -342,9 +342,11 @@ fn only_for_models(args: &Args) -> Result<()> {
         ("--sweep", args.sampling.sweep.is_some()),
         ("--class", args.sampling.class.is_some()),
         ("--work", args.sampling.work.is_some()),
+        ("--num", args.sampling.num.is_some()),
     ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(usage(
+    let given = given.iter().find(|(_, given)| *given);
+    match given.map(|(flag, _)| *flag).or(args.drawing.given()) {
+        Some(flag) => Err(usage(
             format!(
                 "{flag}: {} is no model to sample from",
                 args.samples.display()

@@ -25,6 +25,9 @@ use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};
 use crate::telemetry::Progress;
 
+/// Samples to draw where --num is left out: what papers report FID of.
+const DEFAULT_COUNT: u32 = 50_000;
+
 /// A side that exists: images, statistics, or both.
 pub struct Opened {
     /// As it was named.
@@ -103,7 +106,7 @@ pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec
         hashes: [model.hash()?, model.config_hash()?],
         model,
         classes,
-        count: args.sampling.num as usize,
+        count: args.sampling.num.unwrap_or(DEFAULT_COUNT) as usize,
         seed: args.sampling.seed,
         options,
         batch: args.batch_size as usize,
