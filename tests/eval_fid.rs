@@ -283,6 +283,14 @@ fn what_is_no_set_of_images_is_refused_by_name() {
         1,
         &["fewer than two"],
     );
+    // Said before an image of the other side is read.
+    std::fs::write(place.path("a/010.png"), "damaged").expect("written");
+    place.fails(
+        "--samples a --reference one --metrics fid",
+        1,
+        &["one: 1 image", "fewer than two", "hint: "],
+    );
+    std::fs::copy(place.path("a/000.png"), place.path("a/010.png")).expect("copied");
     place.fails(
         "--samples nowhere --reference b --metrics fid",
         2,

@@ -47,9 +47,31 @@ impl Options {
             reference.check(self, self.needs_reference_images(), networks)?;
             same_size(samples, reference)?;
         }
+        self.check_covariance(samples, self.save_statistics)?;
+        if let Some(reference) = reference {
+            self.check_covariance(reference, false)?;
+        }
         match samples.images {
             Some(count) => self.check_counts(count, reference.and_then(|r| r.images)),
             None => Ok(()),
+        }
+    }
+
+    /// Errors: too few images for the covariance that a Fréchet distance, or what is `saved`, needs.
+    fn check_covariance(&self, side: Facts, saved: bool) -> Result<()> {
+        let wants = |metrics: &[Metric]| metrics.iter().any(|metric| self.wants(*metric));
+        let of_inception = wants(&[Metric::Fid, Metric::Sfid, Metric::FidInf]) || saved;
+        let wanted = wants(&[Metric::FdDinov2, Metric::ClipFid])
+            || (of_inception && side.statistics.is_none());
+        match side.images {
+            Some(count) if wanted && count < 2 => Err(hinted(
+                format!(
+                    "{}: {count} image: there is no covariance of fewer than two",
+                    side.path
+                ),
+                "name more images",
+            )),
+            _ => Ok(()),
         }
     }
 
