@@ -126,9 +126,13 @@ impl Facts<'_> {
         let (Some(statistics), Some(network)) = (self.statistics, network) else {
             return Ok(());
         };
-        self.check_maker(statistics, &**network)?;
         let taps = network.taps().iter();
-        for tap in taps.filter(|tap| options.compares(tap.name)) {
+        let compared: Vec<_> = taps.filter(|tap| options.compares(tap.name)).collect();
+        // A file's images may be all that is used of it.
+        if !compared.is_empty() {
+            self.check_maker(statistics, &**network)?;
+        }
+        for tap in compared {
             let width = match tap.name == Output::Spatial.name() {
                 false => statistics.fid.width(),
                 true => match &statistics.spatial {

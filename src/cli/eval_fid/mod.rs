@@ -161,13 +161,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let settings = sides::settings(args, crop, &device)?;
     let facts = settings[0].facts();
     let reference_facts = reference.as_ref().map(Opened::facts);
+    let (options, networks) = prepare(args, facts, reference_facts, &device)?;
+    let compared = [options.fid.name(), Output::Spatial.name()];
     if args.preprocess.is_none()
+        && compared.iter().any(|tap| options.compares(tap))
         && let Some(reference) = reference_facts
     {
         facts.check_says_resize()?;
         reference.check_says_resize()?;
     }
-    let (options, networks) = prepare(args, facts, reference_facts, &device)?;
     options.check(&networks, facts, reference_facts)?;
     let needs_features = args.details.save_features.is_some();
     if needs_features && facts.images.is_none() {
