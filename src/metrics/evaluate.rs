@@ -104,11 +104,12 @@ impl Options {
         (self.wants(Metric::Pr) || self.wants(Metric::Kid)) && name == Output::Pool2048.name()
     }
 
-    /// Groups of the samples' moments.
+    /// Groups of the samples' moments, of samples in no order.
     pub fn groups(&self) -> Groups {
         match self.interval {
             true => Groups {
                 count: GROUPS,
+                period: 1,
                 seed: self.seed,
             },
             false => Groups::ONE,

@@ -165,6 +165,7 @@ mod tests {
             let mut samples = GroupedMoments::new(
                 Groups {
                     count: GROUPS,
+                    period: 1,
                     seed: 0,
                 },
                 4,

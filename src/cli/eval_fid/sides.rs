@@ -250,6 +250,11 @@ impl Setting {
             Setting::Drawn { path, sampling, .. } => (path, sampling),
         };
         let log = log.context("no folder of features was opened")?;
+        // Classes come in turn.
+        let groups = Groups {
+            period: sampling.classes.len(),
+            ..groups
+        };
         let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
         sampling.collect(log, &mut collector)?;
         let features = collector.finish();
