@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
-use super::{check, unverified};
+use super::{unverified, verify};
 use crate::error::{Context, Error, Result, hinted};
 use crate::store::digest::hex;
 use crate::telemetry::Progress;
@@ -30,12 +30,8 @@ const MIB: u64 = 1 << 20;
 ///
 /// Errors: what the server or the network said, with where to put the file by hand.
 pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
-    let digest = expected_digest(address);
     if path.is_file() {
-        match digest {
-            Some(digest) => check(&path, digest)?,
-            None => unverified(address),
-        }
+        verify(address, &path)?;
         return Ok(path);
     }
     if let Some(folder) = path.parent() {
@@ -60,7 +56,7 @@ pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
     if let Some(e) = cut {
         return Err(unreachable(address, &path, &e));
     }
-    match digest {
+    match expected_digest(address) {
         Some(digest) => part.check(address, digest)?,
         None => unverified(address),
     }

@@ -125,8 +125,19 @@ fn from_hub(asked: &str, place: &str) -> Result<PathBuf> {
             "fetch the file elsewhere and name it by its path",
         )
     })?;
-    unverified(asked);
+    verify(asked, &path)?;
     Ok(path)
+}
+
+/// Compares the file at `path` with the digest in `address`, or says that there is none.
+fn verify(address: &str, path: &Path) -> Result<()> {
+    match fetch::expected_digest(address) {
+        Some(digest) => check(path, digest),
+        None => {
+            unverified(address);
+            Ok(())
+        }
+    }
 }
 
 /// Says that nothing is known of what `address` gave; reports have its digest.

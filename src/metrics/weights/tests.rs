@@ -343,3 +343,16 @@ fn a_wrong_name_says_what_is_taken() {
         assert_eq!(code, 2);
     }
 }
+
+#[test]
+fn a_hub_file_is_held_to_the_digest_of_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    std::fs::write(&path, b"weights").unwrap();
+    let digest = hex(&Sha256::digest(b"weights"));
+    let named = |digest: &str| format!("hf://owner/repo/net-{digest}.pth");
+    verify(&named(&digest[..8]), &path).unwrap();
+    verify("hf://owner/repo/net.pth", &path).unwrap();
+    let (text, _) = report(&verify(&named("0123abcd"), &path).unwrap_err());
+    assert!(text.contains("its name says 0123abcd"), "{text}");
+}
