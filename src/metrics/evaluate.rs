@@ -14,7 +14,7 @@ use super::precision_recall::precision_recall;
 use super::report::{Evaluation, Figure};
 use super::side::Side;
 use super::statistics::Groups;
-use super::{clip, dinov2};
+use super::{clip, dinov2, images};
 use crate::error::{Result, hinted};
 
 /// What can be asked for.
@@ -359,7 +359,7 @@ fn spread(rows: &Rows, limit: usize) -> std::borrow::Cow<'_, Rows> {
     }
     let mut chosen = Rows::empty(rows.width);
     for i in 0..limit {
-        let row = i * count / limit;
+        let row = images::spread(i, count, limit);
         chosen
             .values
             .extend_from_slice(&rows.values[row * rows.width..][..rows.width]);

@@ -83,7 +83,7 @@ impl Images {
     pub fn each(&self, batch: usize, limit: usize, take: &mut Take) -> Result<()> {
         let count = self.count();
         let limit = count.min(limit);
-        let chosen = |i: usize| i * count / limit;
+        let chosen = |i| spread(i, count, limit);
         match self {
             Images::Files { source, crop } => {
                 let mut size = None;
@@ -117,6 +117,14 @@ impl Images {
             }
         }
     }
+}
+
+/// Number `i` of `limit` evenly spread over 0..count.
+///
+/// The images that are saved and the features that are compared are chosen by this alone, so that a figure of saved
+/// statistics is the figure of their images.
+pub fn spread(i: usize, count: usize, limit: usize) -> usize {
+    i * count / limit
 }
 
 /// Image number `i` and its name.

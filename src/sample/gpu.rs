@@ -73,11 +73,7 @@ impl GpuSampler {
     /// Errors: sizes that the kernels do not serve, by name.
     pub fn serves(config: &Config, classes: usize) -> Result<()> {
         Sizes::of(config, classes, 1)?;
-        let d = config.tokenizer.embed_dim;
-        if !Tables::fit(d, 1) {
-            bail!("the GPU's sampler serves tokenizer.embed_dim of 16, 32 and 64, found {d}");
-        }
-        Ok(())
+        Tables::check(config.tokenizer.embed_dim)
     }
 
     pub fn tables(&self) -> &Tables {

@@ -19,11 +19,10 @@ use super::stage::{Step, Trained};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Context, Result, usage};
 use crate::model::generator::Generator;
-use crate::model::gpu::Sizes;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
-use crate::ops::quantize::cuda::Tables;
 use crate::sample::Sampler;
+use crate::sample::gpu::GpuSampler;
 use crate::store::Scope;
 
 /// What the log line in progress has seen, [T,3], in a checkpoint.
@@ -51,20 +50,12 @@ impl GpuGeneratorStage {
             tokenizer,
             classes,
         } = parts;
-        let d = config.tokenizer.embed_dim;
-        let unserved = match Sizes::of(&config, classes, 1) {
-            Err(error) => Some(error.to_string()),
-            Ok(_) if !Tables::fit(d, 1) => Some(format!(
-                "the GPU's quantizer serves tokenizer.embed_dim of 16, 32 and 64, found {d}"
-            )),
-            Ok(_) => None,
-        };
-        if let Some(problem) = unserved {
-            return Err(usage(
-                problem,
+        GpuSampler::serves(&config, classes).map_err(|error| {
+            usage(
+                error.to_string(),
                 "--set train_gen.compute_type=f32 trains other sizes, slower",
-            ));
-        }
+            )
+        })?;
         let gpu = Arc::new(Gpu::new(device.as_cuda_device()?)?);
         let scope = Scope::init(seed, &Device::Cpu);
         let generator = Generator::new(&config, classes, &scope)?;

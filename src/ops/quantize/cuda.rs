@@ -96,12 +96,18 @@ impl Tables {
         [16, 32, 64].contains(&d) && tokens <= POSITIONS
     }
 
+    /// Errors: the kernel does not serve latents of `d` channels.
+    pub fn check(d: usize) -> Result<()> {
+        if !Self::fit(d, 1) {
+            bail!("the GPU's quantizer serves tokenizer.embed_dim of 16, 32 and 64, found {d}");
+        }
+        Ok(())
+    }
+
     /// Errors: d or the shapes are not what the kernel serves.
     pub fn new(gpu: &Gpu, codebook: &Codebook, schedule: &Schedule) -> Result<Self> {
         let (k, d) = codebook.dims()?;
-        if !Self::fit(d, 1) {
-            bail!("quantize: the kernel serves d = 16, 32 and 64, found {d}");
-        }
+        Self::check(d)?;
         let on_cpu = |x: &Tensor| x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32);
         let embedding = on_cpu(&codebook.embedding)?;
         let rows = embedding.to_vec2::<f32>()?;
