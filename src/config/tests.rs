@@ -158,6 +158,21 @@ fn what_cannot_be_trained_is_refused_with_the_key() {
         (vec!["generator.head_init=codebook"], "generator.mix_dim"),
         (vec!["train_vae.accumulate=3"], "train_vae.accumulate"),
         (vec!["train_gen.lr=nan"], "train_gen.lr"),
+        (
+            vec!["train_gen.recompute_blocks=1"],
+            "train_gen.recompute_blocks",
+        ),
+        (
+            vec![
+                "train_gen.compute_type=bf16",
+                "train_gen.recompute_blocks=13",
+            ],
+            "train_gen.recompute_blocks",
+        ),
+        (
+            vec!["train_vae.recompute_blocks=1"],
+            "train_vae.recompute_blocks",
+        ),
         // In f32 the first is 0 and the second has no inverse above 0.
         (vec!["sample.temperature=1e-46"], "sample.temperature"),
         (vec!["sample.temperature=1e39"], "sample.temperature"),

@@ -39,6 +39,8 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     pub compute_type: ComputeType,
+    /// The generator's first blocks, whose activations are computed again for the gradient instead of being kept.
+    pub recompute_blocks: usize,
     pub log_every: u64,
     pub image_every: u64,
     pub checkpoint_every: u64,
@@ -79,6 +81,7 @@ impl TrainConfig {
             steps: None,
             epochs: Some(10.0),
             compute_type: ComputeType::F32,
+            recompute_blocks: 0,
             log_every: 50,
             image_every: 1_000,
             checkpoint_every: 1_000,

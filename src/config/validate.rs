@@ -2,7 +2,9 @@
 
 use std::fmt::Display;
 
-use super::{Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig, is_temperature};
+use super::{
+    ComputeType, Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig, is_temperature,
+};
 use crate::error::{Result, usage};
 
 pub(super) fn validate(config: &Config) -> Result<()> {
@@ -12,6 +14,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     generator(&config.generator, config.tokenizer.embed_dim)?;
     train("train_vae", &config.train_vae)?;
     train("train_gen", &config.train_gen)?;
+    recomputation(config)?;
     sample(config)
 }
 
@@ -187,6 +190,25 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
     below_one("generator.label_dropout", g.label_dropout)?;
     g.classes
         .map_or(Ok(()), |n| from_one("generator.classes", n, 1 << 20))
+}
+
+/// What is computed again is the generator's, on a GPU.
+fn recomputation(config: &Config) -> Result<()> {
+    let train = &config.train_gen;
+    let (most, why) = match train.compute_type {
+        ComputeType::F32 => (0, " with compute_type = \"f32\"".to_string()),
+        ComputeType::Bf16 => (config.generator.depth, String::new()),
+    };
+    let key = "train_gen.recompute_blocks";
+    let blocks = train.recompute_blocks;
+    require(blocks <= most, key, blocks, &format!("at most {most}{why}"))?;
+    let blocks = config.train_vae.recompute_blocks;
+    require(
+        blocks == 0,
+        "train_vae.recompute_blocks",
+        blocks,
+        "0: only the generator's blocks are computed again",
+    )
 }
 
 fn train(section: &str, t: &TrainConfig) -> Result<()> {

@@ -13,7 +13,7 @@ use super::choose::Choice;
 use super::sampler::SampleOptions;
 use crate::config::Config;
 use crate::model::Quantizer;
-use crate::model::gpu::{Conditions, Network, Sizes, Trunk};
+use crate::model::gpu::{Conditions, Network, Sets, Sizes, Trunk};
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
@@ -72,8 +72,7 @@ impl GpuSampler {
 
     /// Errors: sizes that the kernels do not serve, by name.
     pub fn serves(config: &Config, classes: usize) -> Result<()> {
-        Sizes::of(config, classes, 1)?;
-        Tables::check(config.tokenizer.embed_dim)
+        Sizes::of(config, classes, 1).map(|_| ())
     }
 
     pub fn tables(&self) -> &Tables {
@@ -156,7 +155,7 @@ impl GpuSampler {
             options: *options,
             rows,
             conditions: Conditions::new(gpu, &sized(s.steps * rows))?,
-            trunk: Trunk::new(gpu, &sized(rows), 1)?,
+            trunk: Trunk::new(gpu, &sized(rows), Sets::ONE)?,
             seed: Buffer::zeros(gpu, 2)?,
             indices: Buffer::zeros(gpu, batch)?,
             codes: Buffer::zeros(gpu, positions)?,

@@ -17,7 +17,7 @@ use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Step, Trained};
 use crate::config::{Config, TrainConfig};
-use crate::error::{Context, Result, usage};
+use crate::error::{Context, Result, hinted, usage};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
@@ -70,7 +70,14 @@ impl GpuGeneratorStage {
             &quantizer.codebook,
             &quantizer.schedule,
             seed,
-        )?;
+        )
+        .map_err(|error| match error.to_string().contains("OUT_OF_MEMORY") {
+            true => hinted(
+                format!("the GPU has no memory for {batch} images at a time"),
+                "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate takes less; --dry-run says how much",
+            ),
+            false => error.into(),
+        })?;
         trainer.load(&scope.finish().tensors())?;
         Ok(Self {
             config,

@@ -58,7 +58,7 @@ impl GpuTrainer {
         control[1] = train.clip as f32;
         control[2] = train.ema_decay as f32;
         Ok(Self {
-            activations: Activations::new(gpu, s)?,
+            activations: Activations::new(gpu, s, train.recompute_blocks)?,
             scratch: Scratch::new(gpu, s)?,
             gradients: zeros()?,
             first: zeros()?,

@@ -8,9 +8,9 @@ use std::fmt::Write;
 
 use candle_core::Shape;
 
-use crate::config::{Config, TrainConfig};
+use crate::config::{ComputeType, Config, TrainConfig};
 use crate::error::Result;
-use crate::model::generator::Generator;
+use crate::model::generator::{Generator, swiglu_width};
 use crate::model::tokenizer::Tokenizer;
 use crate::store::Scope;
 
@@ -80,8 +80,7 @@ impl Plan {
             title: "train-gen",
             parts: parts(&shapes),
             flop_an_image: 3.0 * forward + quantizer + encoder,
-            // A block keeps 2 residuals, 2 norms, q|k|v, 2 branches and attention (10C), gate, up and their product (8C).
-            activations_an_image: 4.0 * n * (18.0 * c * depth + 2.0 * k),
+            activations_an_image: n * activations_a_token(config),
             config: config.train_gen.clone(),
             images,
         })
@@ -93,7 +92,12 @@ impl Plan {
         let micro = self.config.micro_batch();
         let steps = self.config.total_steps(self.images);
         let epochs = steps as f64 * self.config.batch_size as f64 / self.images.max(1) as f64;
-        let weights = 5.0 * 4.0 * parameters as f64;
+        // Weights, gradients, two moments and the average; with bf16 also its copy of the weights.
+        let bytes_a_parameter = match self.config.compute_type {
+            ComputeType::F32 => 5 * 4,
+            ComputeType::Bf16 => 5 * 4 + 2,
+        };
+        let weights = (bytes_a_parameter * parameters) as f64;
         let activations = self.activations_an_image * micro as f64;
         let mut text = format!(
             "{}: {} parameters\n",
@@ -121,6 +125,23 @@ impl Plan {
         );
         text
     }
+}
+
+/// Bytes that the generator keeps of a token for the backward pass, or computes with in it.
+fn activations_a_token(config: &Config) -> f64 {
+    let (g, k) = (&config.generator, config.quantizer.codebook_size);
+    let (c, f, depth) = (g.width(), swiglu_width(g.width()), g.depth);
+    let train = &config.train_gen;
+    let bytes = match train.compute_type {
+        // A block keeps 2 residuals, 2 norms, q|k|v, 2 branches and attention (10C), gate, up and their product (8C).
+        ComputeType::F32 => 4 * (18 * c * depth + 2 * k),
+        // Ends of every block, the rest of those that are not computed again, buffers that all use.
+        ComputeType::Bf16 => {
+            let kept = depth.saturating_sub(train.recompute_blocks).max(1);
+            2 * (2 * c * depth + (8 * c + 2 * f) * kept + 10 * c + 4 * f + k)
+        }
+    };
+    bytes as f64
 }
 
 fn tokenizer_shapes(config: &Config) -> Result<Shapes> {
@@ -218,6 +239,21 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("312785 steps, 250.00 epochs"), "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_computed_again_keep_their_ends_only() -> Result<()> {
+        let mut config = Config::default();
+        config.train_gen.compute_type = ComputeType::Bf16;
+        let mut bytes = |blocks| {
+            config.train_gen.recompute_blocks = blocks;
+            activations_a_token(&config)
+        };
+        // Depth 12: a block's ends are 4·768 bytes a token, what lies between them 16·768 + 4·2048.
+        assert_eq!(bytes(0) - bytes(5), 5.0 * (16.0 * 768.0 + 4.0 * 2048.0));
+        assert_eq!(bytes(11), bytes(12));
+        assert!(bytes(12) > 12.0 * 4.0 * 768.0);
         Ok(())
     }
 

@@ -221,6 +221,7 @@ pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
         *own = TrainConfig {
             steps: asked.steps,
             epochs: asked.epochs,
+            recompute_blocks: asked.recompute_blocks,
             log_every: asked.log_every,
             image_every: asked.image_every,
             checkpoint_every: asked.checkpoint_every,
@@ -238,7 +239,7 @@ pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
             "a resumed run cannot change {}",
             differences(&allowed, asked)?.join(", ")
         ),
-        "its length, what it logs and saves, and the places of its files may change; start a new run for the rest",
+        "its length, recompute_blocks, what it logs and saves, and the places of its files may change; start a new run for the rest",
     ))
 }
 

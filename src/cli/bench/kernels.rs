@@ -108,7 +108,7 @@ impl Bench {
         let quantizer = Quantizer::new(&config.quantizer, &config.schedule, d, &scope)?;
         let tables = Tables::new(&gpu, &quantizer.codebook, &quantizer.schedule)?;
         let s = network.sizes;
-        let mut a = Activations::new(&gpu, &s)?;
+        let mut a = Activations::new(&gpu, &s, 0)?;
         let mut values = vec![0f32; s.rows() * d];
         Stream::new(3, Purpose::Noise, 0, 1).fill_normal(&mut values);
         a.noise.write(&values)?;
@@ -249,12 +249,12 @@ impl Bench {
 
     fn elementwise(&self) -> Vec<Case<'_>> {
         let (gpu, s, a) = (&*self.gpu, &self.network.sizes, &self.a);
-        let kept = &a.trunk.blocks[0];
+        let (ends, kept) = (a.trunk.ends(0), a.trunk.inner(0));
         let (rows, c, f) = (s.rows() as f64, s.width as f64, s.hidden as f64);
         let at = |i: usize| a.conditions.modulations.at(i * s.width);
         let (scratch, n) = (&self.scratch, &self.network);
         let from = Residual {
-            x: kept.x.address(),
+            x: ends.x.address(),
             branch: kept.h1.address(),
             gate: at(2),
         };
@@ -352,7 +352,7 @@ impl Bench {
 
     fn attention(&self) -> Vec<Case<'_>> {
         let (gpu, s) = (&*self.gpu, &self.network.sizes);
-        let kept = &self.a.trunk.blocks[0];
+        let kept = self.a.trunk.inner(0);
         let (rows, c) = (s.rows() as f64, s.width as f64);
         let flop = 4.0 * rows * s.tokens as f64 * c;
         let rope = self.network.rotation();

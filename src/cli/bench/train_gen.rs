@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{CLASSES, config, flop, generator, spread};
 use crate::cli::{Context, print};
-use crate::config::Config;
+use crate::config::{ComputeType, Config};
 use crate::error::Result;
 use crate::rng::{Purpose, normal};
 
@@ -26,6 +26,9 @@ pub struct Args {
     /// Steps timed, after five that warm up
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
+    /// First blocks whose activations are computed again for the gradient, on a GPU
+    #[arg(long, default_value_t = 0, value_name = "BLOCKS")]
+    recompute_blocks: usize,
     /// Print a JSON line
     #[arg(long)]
     json: bool,
@@ -42,7 +45,10 @@ struct Timing {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let config = config(args.depth, args.side);
+    let mut config = config(args.depth, args.side);
+    config.train_gen.compute_type = ComputeType::Bf16;
+    config.train_gen.recompute_blocks = args.recompute_blocks;
+    config.validate()?;
     let device = context.device()?;
     let timing = match &device {
         #[cfg(feature = "cuda")]

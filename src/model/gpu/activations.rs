@@ -1,6 +1,7 @@
 //! The buffers of one pass: what a block keeps for its gradient, and scratch that every block uses in turn.
 //!
-//! A block keeps 6 + 3 + 2·F/C rows of C bf16 a token (d12: 1.5 GB a block at 65,536 tokens); SiLU·up is computed again.
+//! A block keeps 6 + 3 + 2·F/C rows of C bf16 a token (d12: 1.5 GB a block at 65,536 tokens); SiLU·up is computed again. Blocks that
+//! are computed again for the backward pass keep two of them ([`Ends`]).
 
 use candle_core::Result;
 use half::bf16;
@@ -8,10 +9,25 @@ use half::bf16;
 use super::kernels::{Sizes, attention_parts, row_sums_scratch};
 use crate::ops::cuda::{Buffer, Gpu};
 
-/// What a block keeps. Rows are [B·N, ·].
-pub struct Kept {
-    /// The residual stream before the block and between its branches [C].
+/// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate.
+pub struct Ends {
     pub x: Buffer<bf16>,
+    pub h2: Buffer<bf16>,
+}
+
+impl Ends {
+    fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
+        let rows = || Buffer::<bf16>::zeros(gpu, s.rows() * s.width);
+        Ok(Self {
+            x: rows()?,
+            h2: rows()?,
+        })
+    }
+}
+
+/// What lies between a block's ends, all that its gradient needs. Rows are [B·N, ·].
+pub struct Inner {
+    /// The residual stream between the branches [C].
     pub x_mid: Buffer<bf16>,
     /// The normalised inputs of both branches [C].
     pub y1: Buffer<bf16>,
@@ -20,9 +36,8 @@ pub struct Kept {
     pub qkv: Buffer<bf16>,
     pub attention: Buffer<bf16>,
     pub lse: Buffer<f32>,
-    /// Both branches' outputs before their gates [C].
+    /// Attention's branch before its gate [C].
     pub h1: Buffer<bf16>,
-    pub h2: Buffer<bf16>,
     /// gate | up [2F]
     pub gate_up: Buffer<bf16>,
     /// 1/rms of both normalisations [1].
@@ -30,13 +45,12 @@ pub struct Kept {
     pub rstd2: Buffer<f32>,
 }
 
-impl Kept {
+impl Inner {
     fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
         let (rows, c) = (s.rows(), s.width);
         let bf = |columns: usize| Buffer::<bf16>::zeros(gpu, rows * columns);
         let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
         Ok(Self {
-            x: bf(c)?,
             x_mid: bf(c)?,
             y1: bf(c)?,
             y2: bf(c)?,
@@ -44,11 +58,30 @@ impl Kept {
             attention: bf(c)?,
             lse: f(rows * s.heads)?,
             h1: bf(c)?,
-            h2: bf(c)?,
             gate_up: bf(2 * s.hidden)?,
             rstd1: f(rows)?,
             rstd2: f(rows)?,
         })
+    }
+}
+
+/// How many buffer sets the blocks of a pass have; fewer than blocks are taken in turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Sets {
+    pub ends: usize,
+    pub inner: usize,
+}
+
+impl Sets {
+    /// Nothing outlives its block.
+    pub const ONE: Self = Self { ends: 1, inner: 1 };
+
+    /// For the gradient of `depth` blocks, the first `recomputed` of which keep their ends only.
+    pub fn for_gradient(depth: usize, recomputed: usize) -> Self {
+        Self {
+            ends: depth,
+            inner: depth.saturating_sub(recomputed).max(1),
+        }
     }
 }
 
@@ -162,8 +195,8 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// A buffer set for each block, as the gradient needs.
-    pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
+    /// What the gradient needs, where the first `recomputed` blocks are computed again for it.
+    pub fn new(gpu: &Gpu, s: &Sizes, recomputed: usize) -> Result<Self> {
         let (rows, b) = (s.rows(), s.batch);
         let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
         let u = |count: usize| Buffer::<u32>::zeros(gpu, count);
@@ -172,7 +205,7 @@ impl Activations {
             sum: f(rows * s.latent)?,
             codes: u(rows)?,
             conditions: Conditions::new(gpu, s)?,
-            trunk: Trunk::new(gpu, s, s.depth)?,
+            trunk: Trunk::new(gpu, s, Sets::for_gradient(s.depth, recomputed))?,
             loss: f(rows)?,
             hits: u(rows)?,
             image_sums: f(b * 2)?,
@@ -186,8 +219,8 @@ pub struct Trunk {
     /// [ε_t | z'_{t−1}] [2d], [mix] a token.
     pub joined: Buffer<bf16>,
     pub mixed: Buffer<bf16>,
-    /// A block each; one for all where nothing is kept.
-    pub blocks: Vec<Kept>,
+    ends: Vec<Ends>,
+    inner: Vec<Inner>,
     /// SiLU(gate)·up [F].
     pub hidden: Buffer<bf16>,
     /// The last residual stream, its normalised form [C], 1/rms.
@@ -199,15 +232,17 @@ pub struct Trunk {
 }
 
 impl Trunk {
-    /// `kept` buffer sets, which the blocks take in turn.
-    pub fn new(gpu: &Gpu, s: &Sizes, kept: usize) -> Result<Self> {
+    pub fn new(gpu: &Gpu, s: &Sizes, sets: Sets) -> Result<Self> {
         let (rows, c) = (s.rows(), s.width);
         let bf = |columns: usize| Buffer::<bf16>::zeros(gpu, rows * columns);
         Ok(Self {
             joined: bf(2 * s.latent)?,
             mixed: bf(s.mix)?,
-            blocks: (0..kept)
-                .map(|_| Kept::new(gpu, s))
+            ends: (0..sets.ends)
+                .map(|_| Ends::new(gpu, s))
+                .collect::<Result<_>>()?,
+            inner: (0..sets.inner)
+                .map(|_| Inner::new(gpu, s))
                 .collect::<Result<_>>()?,
             hidden: bf(s.hidden)?,
             x: bf(c)?,
@@ -215,5 +250,18 @@ impl Trunk {
             rstd: Buffer::zeros(gpu, rows)?,
             logits: bf(s.codes)?,
         })
+    }
+
+    pub fn ends(&self, block: usize) -> &Ends {
+        &self.ends[block % self.ends.len()]
+    }
+
+    pub fn inner(&self, block: usize) -> &Inner {
+        &self.inner[block % self.inner.len()]
+    }
+
+    /// Whether what lies between a block's ends is still there after the forward pass.
+    pub fn keeps_inner(&self, block: usize) -> bool {
+        block + self.inner.len() >= self.ends.len()
     }
 }

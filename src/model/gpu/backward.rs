@@ -1,4 +1,5 @@
-//! The gradient of the mean cross-entropy in all parameters, by hand, from the activations that the forward pass kept.
+//! The gradient of the mean cross-entropy in all parameters, by hand, from the activations that the forward pass kept, and the rest of them
+//! computed again, to the same bits.
 //!
 //! Walks the blocks from the last; `dx` is the gradient of the residual stream. A branch's gradient leaves [`kernels::adaln_backward`] of
 //! whatever came after it, already times its gate.
@@ -7,7 +8,7 @@ use candle_core::Result;
 
 use super::activations::{Activations, Scratch};
 use super::forward::{Modulation, Network};
-use super::kernels::{self, AdalnGradient, AttentionGradient};
+use super::kernels::{self, AdalnGradient, AttentionGradient, Residual};
 use crate::ops::cuda::{Buffer, Product};
 
 impl Network {
@@ -59,7 +60,7 @@ impl Network {
             a.trunk.y.address(),
             scratch.dy.address(),
         )?;
-        let last = &a.trunk.blocks[s.depth - 1];
+        let last = a.trunk.ends(s.depth - 1);
         let [shift, scale] = self.last_modulations();
         pass.adaln(
             0,
@@ -170,11 +171,20 @@ impl Pass<'_> {
     fn block(&self, i: usize) -> Result<()> {
         let (network, a, scratch) = (self.network, self.a, self.scratch);
         let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
-        let kept = &a.trunk.blocks[i];
+        let (ends, kept) = (a.trunk.ends(i), a.trunk.inner(i));
         let name = |part: &str| format!("blocks.{i}.{part}");
         let at = |which| network.modulation(i, which);
         let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
         let dbranch = scratch.dbranch.address();
+
+        if !a.trunk.keeps_inner(i) {
+            let stream = Residual {
+                x: ends.x.address(),
+                branch: 0,
+                gate: 0,
+            };
+            network.inner(i, s, &a.trunk, stream, a.conditions.modulations.address())?;
+        }
 
         // w3 takes its input again from the SwiGLU gradient, so its products come in two parts.
         let product = Product::input_gradient(s.rows(), s.hidden, c);
@@ -260,11 +270,11 @@ impl Pass<'_> {
         let before = i.checked_sub(1);
         self.adaln(
             dx_mid,
-            [kept.x.address(), kept.rstd1.address()],
+            [ends.x.address(), kept.rstd1.address()],
             [at(Modulation::Shift1), at(Modulation::Scale1)],
             before.map(|j| {
                 (
-                    a.trunk.blocks[j].h2.address(),
+                    a.trunk.ends(j).h2.address(),
                     network.modulation(j, Modulation::Gate2),
                 )
             }),

@@ -1,4 +1,4 @@
-//! `rdpm doctor --check-ops`, the quantizer of tensors: Algorithm 1 on the card against the CPU, in the kernel's sizes and in others.
+//! `rdpm doctor --check-ops`, the quantizer of tensors: Algorithm 1 on the card against the CPU, in sizes that the kernels serve and in others.
 
 use std::sync::Arc;
 
@@ -20,8 +20,9 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     for (b, h, w, d, k, steps, bias) in [
         (3, 16, 16, 32, 4096, 10, true),
         (4, 7, 9, 16, 500, 6, false),
-        (2, 20, 20, 32, 600, 4, true), // more positions than the kernel holds
-        (3, 5, 6, 8, 300, 5, true),    // a width that it does not serve
+        (2, 20, 20, 32, 600, 4, true), // more positions than a block holds
+        (3, 5, 6, 8, 300, 5, true),    // a width that it does not hold
+        (2, 3, 4, 6, 50, 3, true),     // and one that no kernel serves
     ] {
         let random = |seed, shape: &[usize], std: f64| {
             normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)? * std

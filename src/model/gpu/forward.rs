@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use half::bf16;
 
-use super::activations::{Activations, Conditions, Kept, Trunk};
+use super::activations::{Activations, Conditions, Trunk};
 use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
@@ -179,7 +179,7 @@ impl Network {
             a.joined.address(),
             a.mixed.address(),
         )?;
-        let first = a.blocks[0].x.address();
+        let first = a.ends(0).x.address();
         self.linear(
             "x_embedder",
             true,
@@ -197,11 +197,10 @@ impl Network {
             gate: 0,
         };
         for i in 0..s.depth {
-            let kept = &a.blocks[i % a.blocks.len()];
-            self.block(i, s, a, kept, before, &at)?;
+            self.block(i, s, a, before, modulations)?;
             before = Residual {
-                x: kept.x_mid.address(),
-                branch: kept.h2.address(),
+                x: a.inner(i).x_mid.address(),
+                branch: a.ends(i).h2.address(),
                 gate: at(self.modulation(i, Modulation::Gate2)),
             };
         }
@@ -259,19 +258,39 @@ impl Network {
         )
     }
 
-    /// `modulation`: address of an element of the first image's modulations.
-    #[allow(clippy::too_many_arguments)] // a block's place, sizes, buffers and inputs
+    /// `before`: what the stream before the block is made of; `modulations`: address of f32 [B,(6L+2)C].
     fn block(
         &self,
         i: usize,
         s: &Sizes,
         a: &Trunk,
-        kept: &Kept,
         before: Residual,
-        modulation: &dyn Fn(usize) -> u64,
+        modulations: u64,
+    ) -> Result<()> {
+        self.inner(i, s, a, before, modulations)?;
+        let gate_up = a.inner(i).gate_up.address();
+        kernels::swiglu_forward(&self.gpu, s, gate_up, a.hidden.address())?;
+        self.linear(
+            &format!("blocks.{i}.mlp.w3"),
+            false,
+            [s.rows(), s.hidden, s.width],
+            a.hidden.address(),
+            a.ends(i).h2.address(),
+        )
+    }
+
+    /// All between a block's ends; the stream before it too, where `before` has a branch.
+    pub(super) fn inner(
+        &self,
+        i: usize,
+        s: &Sizes,
+        a: &Trunk,
+        before: Residual,
+        modulations: u64,
     ) -> Result<()> {
         let (gpu, c) = (&*self.gpu, s.width);
-        let at = |which| modulation(self.modulation(i, which));
+        let (x, inner) = (a.ends(i).x.address(), a.inner(i));
+        let at = |which| modulations + (self.modulation(i, which) * size_of::<f32>()) as u64;
         let name = |part: &str| format!("blocks.{i}.{part}");
 
         let norm = [at(Modulation::Shift1), at(Modulation::Scale1)];
@@ -280,36 +299,36 @@ impl Network {
             s,
             before,
             norm,
-            kept.x.address(),
-            kept.y1.address(),
-            kept.rstd1.address(),
+            x,
+            inner.y1.address(),
+            inner.rstd1.address(),
         )?;
         self.linear(
             &name("attn.qkv"),
             false,
             [s.rows(), c, 3 * c],
-            kept.y1.address(),
-            kept.qkv.address(),
+            inner.y1.address(),
+            inner.qkv.address(),
         )?;
         kernels::attention_forward(
             gpu,
             s,
             self.rotation(),
-            kept.qkv.address(),
-            kept.attention.address(),
-            kept.lse.address(),
+            inner.qkv.address(),
+            inner.attention.address(),
+            inner.lse.address(),
         )?;
         self.linear(
             &name("attn.proj"),
             false,
             [s.rows(), c, c],
-            kept.attention.address(),
-            kept.h1.address(),
+            inner.attention.address(),
+            inner.h1.address(),
         )?;
 
         let middle = Residual {
-            x: kept.x.address(),
-            branch: kept.h1.address(),
+            x,
+            branch: inner.h1.address(),
             gate: at(Modulation::Gate1),
         };
         let norm = [at(Modulation::Shift2), at(Modulation::Scale2)];
@@ -318,24 +337,16 @@ impl Network {
             s,
             middle,
             norm,
-            kept.x_mid.address(),
-            kept.y2.address(),
-            kept.rstd2.address(),
+            inner.x_mid.address(),
+            inner.y2.address(),
+            inner.rstd2.address(),
         )?;
         self.linear(
             &name("mlp.w12"),
             false,
             [s.rows(), c, 2 * s.hidden],
-            kept.y2.address(),
-            kept.gate_up.address(),
-        )?;
-        kernels::swiglu_forward(gpu, s, kept.gate_up.address(), a.hidden.address())?;
-        self.linear(
-            &name("mlp.w3"),
-            false,
-            [s.rows(), s.hidden, c],
-            a.hidden.address(),
-            kept.h2.address(),
+            inner.y2.address(),
+            inner.gate_up.address(),
         )
     }
 }

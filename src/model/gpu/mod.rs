@@ -11,7 +11,7 @@ mod flat;
 mod forward;
 pub mod kernels;
 
-pub use activations::{Activations, Conditions, Scratch, Trunk};
+pub use activations::{Activations, Conditions, Scratch, Sets, Trunk};
 pub use flat::Flat;
 pub use forward::Network;
 pub use kernels::Sizes;

@@ -42,7 +42,7 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 11] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 12] = fat_binaries![
     "adaln",
     "attention",
     "attention_sm90",
@@ -51,6 +51,7 @@ static FAT_BINARIES: [(&str, &[u8]); 11] = fat_binaries![
     "optimizer",
     "product",
     "quantize",
+    "quantize_any",
     "quantize_sm90",
     "sample",
     "swiglu",

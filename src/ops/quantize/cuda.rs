@@ -1,5 +1,5 @@
-//! The GPU side: one kernel runs all steps of an image (`kernel_sm90.cu` on Hopper, `kernel.cu` elsewhere and for d = 64); this file prepares
-//! what they read and launches them.
+//! The GPU side: one kernel runs all steps of an image (`kernel_sm90.cu` on Hopper, `kernel.cu` elsewhere and for d = 64), or three run each
+//! step where an image does not fit those (`kernel_any.cu`); this file prepares what they read and launches them.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::{bf16, f16};
@@ -14,8 +14,11 @@ const STAGES: usize = 3;
 const HOPPER_TILE: usize = 128;
 const HOPPER_STAGES: usize = 4;
 const HOPPER_WARPS: usize = 16;
-/// Positions a block holds.
+/// Positions a block of both holds.
 const POSITIONS: usize = 256;
+/// Threads of a block of `kernel_any.cu`, and positions that one block of its search takes.
+const ANY_THREADS: usize = 256;
+const ANY_POSITIONS: usize = 64;
 
 /// A frozen codebook in the forms the kernels read: half-precision tiles, f32 rows, −½|e|², and what a code adds to itself and its neighbours.
 pub struct Tables {
@@ -90,24 +93,36 @@ struct Arguments {
     taps_count: i32,
 }
 
+/// The argument of the kernels of one step, as in `kernel_any.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    arguments: Arguments,
+    residual: u64,
+    sum: u64,
+    v: u64,
+    chosen: u64,
+    step: i32,
+    d: i32,
+}
+
 impl Tables {
-    /// Whether the kernel serves these sizes; the oracle serves the rest.
-    pub fn fit(d: usize, tokens: usize) -> bool {
+    /// Whether the kernels serve latents of `d` channels.
+    pub fn serve(d: usize) -> bool {
+        d.is_multiple_of(4)
+    }
+
+    /// Whether one block holds an image of these sizes.
+    fn fit(d: usize, tokens: usize) -> bool {
         [16, 32, 64].contains(&d) && tokens <= POSITIONS
     }
 
-    /// Errors: the kernel does not serve latents of `d` channels.
-    pub fn check(d: usize) -> Result<()> {
-        if !Self::fit(d, 1) {
-            bail!("the GPU's quantizer serves tokenizer.embed_dim of 16, 32 and 64, found {d}");
-        }
-        Ok(())
-    }
-
-    /// Errors: d or the shapes are not what the kernel serves.
+    /// Errors: the kernels do not serve d; shapes that do not fit each other.
     pub fn new(gpu: &Gpu, codebook: &Codebook, schedule: &Schedule) -> Result<Self> {
         let (k, d) = codebook.dims()?;
-        Self::check(d)?;
+        if !Self::serve(d) {
+            bail!("the GPU's quantizer serves latents of a multiple of 4 channels, found {d}");
+        }
         let on_cpu = |x: &Tensor| x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32);
         let embedding = on_cpu(&codebook.embedding)?;
         let rows = embedding.to_vec2::<f32>()?;
@@ -120,7 +135,7 @@ impl Tables {
         let mut norms: Vec<f32> = squares.iter().map(|s| (-0.5 * s) as f32).collect();
         norms.resize(k.next_multiple_of(TILE), f32::NEG_INFINITY);
         let largest = squares.iter().fold(0f64, |a, &b| a.max(b)).sqrt();
-        let hopper = gpu.is_hopper() && d <= 32;
+        let hopper = gpu.is_hopper() && d <= 32 && Self::fit(d, 1);
         let (tiles, bounds) = if hopper {
             let scaled = Scaled::new(largest, d);
             (scaled.tiles(&rows, &squares), scaled.bounds(d))
@@ -221,9 +236,6 @@ impl Tables {
         noise: NoiseAt,
         arguments: Arguments,
     ) -> Result<()> {
-        if !Self::fit(self.d, h * w) {
-            bail!("quantize: the kernel serves up to {POSITIONS} positions, found {h}×{w}");
-        }
         let (noise, seed, indices) = match noise {
             NoiseAt::Given(noise) => (noise, 0, 0),
             NoiseAt::Drawn { seed, indices } => (0, seed, indices),
@@ -248,6 +260,9 @@ impl Tables {
             taps_count: self.taps_count as i32,
             ..arguments
         };
+        if !Self::fit(self.d, h * w) {
+            return self.by_steps(gpu, arguments);
+        }
         let (d, images) = (self.d, (POSITIONS / (h * w)).max(1));
         let (op, threads, shared) = if self.hopper {
             let tiles = HOPPER_STAGES * (HOPPER_TILE * (d + 16) * 2 + 16);
@@ -276,6 +291,42 @@ impl Tables {
                 shared as u32,
             )
         }
+    }
+}
+
+impl Tables {
+    /// The same where an image does not fit one block.
+    fn by_steps(&self, gpu: &Gpu, arguments: Arguments) -> Result<()> {
+        let a = &arguments;
+        let positions = (a.batch * a.height * a.width) as usize;
+        let state = || Buffer::<f32>::zeros(gpu, positions * self.d);
+        let (residual, sum, v) = (state()?, state()?, state()?);
+        let chosen = Buffer::<u32>::zeros(gpu, positions)?;
+        let elements = (positions * self.d / 4).div_ceil(ANY_THREADS);
+        let kernels = [
+            ("quantize_mix", elements),
+            ("quantize_nearest", positions.div_ceil(ANY_POSITIONS)),
+            ("quantize_take", elements),
+        ];
+        for step in 0..self.steps as i32 {
+            let argument = Step {
+                arguments,
+                residual: residual.address(),
+                sum: sum.address(),
+                v: v.address(),
+                chosen: chosen.address(),
+                step,
+                d: self.d as i32,
+            };
+            for (kernel, blocks) in kernels {
+                let kernel = gpu.kernel("quantize_any", kernel, 0)?;
+                let mut launch = gpu.launch(&kernel);
+                launch.structure(&argument);
+                // SAFETY: `Step` is the kernels', the state is sized for the map, and the caller's addresses reach over [B,h·w,d].
+                unsafe { launch.run((blocks as u32, 1, 1), ANY_THREADS as u32, 0) }?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Algorithm 1 on tensors that lie on a GPU, by one launch, for the sizes that the kernel [`serves`].
+//! Algorithm 1 on tensors that lie on a GPU, for the sizes that the kernels serve.
 
 use candle_core::{CudaDevice, Result, Tensor};
 
@@ -6,9 +6,9 @@ use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address, fresh};
 
-/// Whether the kernel serves latents v [B,h,w,d].
+/// Whether the kernels serve latents v [B,h,w,d].
 pub fn serves(v: &Tensor) -> bool {
-    v.dims4().is_ok_and(|(_, h, w, d)| Tables::fit(d, h * w))
+    v.dims4().is_ok_and(|(_, _, _, d)| Tables::serve(d))
 }
 
 pub fn recurrent_quantize(
