@@ -52,7 +52,7 @@ pub fn precision_recall(
                 "features of {} and of {} dimensions cannot be compared",
                 samples.width, reference.width
             ),
-            "",
+            "compute both sets' features with the same network and output",
         ));
     }
     check(reference.count(), samples.count())?;

@@ -125,7 +125,7 @@ fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<Gaussia
                 "{name}: expected `{mu}` [D] and `{sigma}` [D,D], found {:?} and {:?}",
                 mean.shape, covariance.shape
             ),
-            "",
+            "make the statistics again: rdpm eval-fid … --save-stats FILE.npz",
         ));
     }
     let at = |i: usize, j: usize| covariance.values[i * d + j];

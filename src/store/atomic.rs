@@ -118,7 +118,7 @@ fn new_folder(path: &Path) -> io::Result<File> {
 }
 
 /// Takes the temporary file or folder at `path` for this process; the system gives it back however the process ends.
-fn own(temporary: &File, path: &Path) -> io::Result<()> {
+pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
     temporary.try_lock().map_err(|e| match e {
         TryLockError::WouldBlock => busy(),

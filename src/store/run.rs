@@ -62,12 +62,21 @@ impl RunFolder {
 
     /// The run and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
     pub fn locate(path: &Path) -> Result<(Self, PathBuf)> {
-        // Named from inside its run, a checkpoint's path alone does not say where that is.
-        let whole = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        if is_checkpoint(&whole)
-            && let Some(run) = whole.parent().and_then(Path::parent)
-        {
-            return Ok((Self::open(run)?, whole));
+        // Named from inside its run, a checkpoint's path alone does not say where that is; nor does the place a link leads to.
+        let mut no_run = None;
+        for whole in [std::path::absolute(path), fs::canonicalize(path)] {
+            let Ok(whole) = whole else { continue };
+            if is_checkpoint(&whole)
+                && let Some(run) = whole.parent().and_then(Path::parent)
+            {
+                match Self::open(run) {
+                    Ok(run) => return Ok((run, whole)),
+                    Err(error) => no_run = Some(error),
+                }
+            }
+        }
+        if let Some(error) = no_run {
+            return Err(error);
         }
         let run = Self::open(path)?;
         let latest = run.latest()?;
@@ -351,6 +360,24 @@ mod tests {
         assert!(text.contains("--resume"), "{text}");
         assert_eq!(code, 2);
         assert_eq!(Config::read(&path.join("config.toml"))?, config);
+        Ok(())
+    }
+
+    #[test]
+    fn a_checkpoint_behind_a_link_belongs_to_the_run_that_names_it() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("run");
+        let run = Run::create(Some(&path), "train-gen", &Config::default())?;
+        let (elsewhere, link) = (
+            root.path().join("step-00000005"),
+            run.checkpoints().join("step-00000005"),
+        );
+        fs::create_dir(&elsewhere)?;
+        fs::write(elsewhere.join("state.json"), "{}")?;
+        std::os::unix::fs::symlink(&elsewhere, &link)?;
+        let (found, checkpoint) = RunFolder::locate(&link)?;
+        assert_eq!((found.path(), checkpoint), (&*path, link));
+        assert!(RunFolder::locate(&elsewhere).is_err());
         Ok(())
     }
 

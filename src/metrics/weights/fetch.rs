@@ -5,7 +5,7 @@
 //! changed, or that knows no ranges, sends it from the beginning. Where the server says neither, it is asked for anew.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use ureq::{Agent, Body};
 
 use super::{unverified, verify};
 use crate::error::{Context, Error, Result, hinted};
+use crate::store::atomic;
 use crate::store::digest::hex;
 use crate::telemetry::Progress;
 
@@ -154,12 +155,13 @@ impl Part {
             .write(true)
             .open(&path)
             .with_context(failed)?;
-        if file.try_lock().is_err() {
-            return Err(hinted(
+        atomic::own(&file, &path).map_err(|e| match e.kind() {
+            io::ErrorKind::ResourceBusy => hinted(
                 format!("{} is being fetched by another process", target.display()),
                 "wait for it",
-            ));
-        }
+            ),
+            _ => hinted(format!("cannot write {}: {e}", path.display()), ""),
+        })?;
         let length = file.metadata().with_context(failed)?.len();
         Ok(Self {
             target: target.to_path_buf(),

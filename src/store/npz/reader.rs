@@ -162,7 +162,7 @@ fn check_bytes(header: &Header) -> Result<()> {
                     ""
                 }
             ),
-            "images are u8 [N,H,W,3] in 0..255",
+            "images are u8 [N,H,W,3] in 0..255, saved from numpy.ascontiguousarray(images, dtype=numpy.uint8)",
         ));
     }
     Ok(())
