@@ -11,7 +11,7 @@ use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::Codebook;
 use crate::ops::quantize::Schedule;
-use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables, Until};
 
 /// One generator in training, with its moments, its moving average and every buffer of a step.
 pub struct GpuTrainer {
@@ -26,6 +26,7 @@ pub struct GpuTrainer {
     partials: Buffer<f32>,
     tables: Tables,
     indices: Buffer<u64>,
+    order: Buffer<u32>,
     adam: Adam,
     seed: u64,
     side: usize,
@@ -68,6 +69,7 @@ impl GpuTrainer {
             partials: Buffer::zeros(gpu, 1024)?,
             tables: Tables::new(gpu, codebook, schedule)?,
             indices: Buffer::zeros(gpu, batch)?,
+            order: Buffer::zeros(gpu, batch)?,
             adam: Adam {
                 beta1: train.betas.0 as f32,
                 beta2: train.betas.1 as f32,
@@ -92,6 +94,7 @@ impl GpuTrainer {
         self.activations.conditions.t.write(examples.t)?;
         self.activations.conditions.labels.write(examples.labels)?;
         self.indices.write(examples.indices)?;
+        self.order.write(&Until::furthest_first(examples.t))?;
         let a = &self.activations;
         let to = ExamplesAt {
             noise: a.noise.address(),
@@ -103,8 +106,11 @@ impl GpuTrainer {
             indices: self.indices.address(),
         };
         let map = [s.batch, self.side, self.side];
-        self.tables
-            .until(&gpu, latents, map, noise, a.conditions.t.address(), to)?;
+        let until = Until {
+            t: a.conditions.t.address(),
+            order: self.order.address(),
+        };
+        self.tables.until(&gpu, latents, map, noise, until, to)?;
         self.network.forward(a)?;
         let weight = 1.0 / micro_batches as f32;
         self.network

@@ -16,7 +16,7 @@ use crate::model::gpu::kernels::{
 };
 use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu, Product};
-use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 use crate::rng::{Purpose, Stream};
 use crate::store::Scope;
@@ -84,6 +84,7 @@ struct Bench {
     control: Buffer<f32>,
     partials: Buffer<f32>,
     indices: Buffer<u64>,
+    order: Buffer<u32>,
     seed: Buffer<u32>,
     latents: Buffer<f32>,
     codes: Buffer<u32>,
@@ -133,6 +134,7 @@ impl Bench {
             control: Buffer::from_host(&gpu, &control)?,
             partials: Buffer::zeros(&gpu, 1024)?,
             indices: Buffer::from_host(&gpu, &(0..batch as u64).collect::<Vec<_>>())?,
+            order: Buffer::from_host(&gpu, &Until::furthest_first(&t))?,
             seed: Buffer::from_host(&gpu, &[7, 0])?,
             codes: Buffer::zeros(&gpu, s.steps * s.rows())?,
             sums: Buffer::zeros(&gpu, s.rows() * d)?,
@@ -225,8 +227,11 @@ impl Bench {
                 (s.steps + 1) as f64 / 2.0 * search,
                 rows * d * 12.0,
                 move || {
-                    self.tables
-                        .until(gpu, latents, map, noise, a.conditions.t.address(), to)
+                    let until = Until {
+                        t: a.conditions.t.address(),
+                        order: self.order.address(),
+                    };
+                    self.tables.until(gpu, latents, map, noise, until, to)
                 },
             ),
             case("sample: choose, guided", 0.0, chosen, move || {
@@ -261,7 +266,8 @@ impl Bench {
         let gradient = AdalnGradient {
             dsum: scratch.dx[0].address(),
             dy: scratch.dy.address(),
-            x: kept.x_mid.address(),
+            x: ends.x.address(),
+            add: true,
             rstd: kept.rstd2.address(),
             scale: at(4),
             branch: kept.h1.address(),
@@ -287,7 +293,7 @@ impl Bench {
             eps: 1e-8,
             weight_decay: 0.03,
         };
-        let (x, h) = (kept.gate_up.address(), a.trunk.hidden.address());
+        let (x, h) = (kept.gate_up.address(), kept.hidden.address());
         vec![
             case("adaln forward", 0.0, rows * c * 8.0, move || {
                 kernels::adaln_forward(
@@ -295,7 +301,7 @@ impl Bench {
                     s,
                     from,
                     [at(3), at(4)],
-                    kept.x_mid.address(),
+                    a.trunk.x_mid.address(),
                     kept.y2.address(),
                     kept.rstd2.address(),
                 )
@@ -306,14 +312,14 @@ impl Bench {
             case("swiglu forward", 0.0, rows * f * 6.0, move || {
                 kernels::swiglu_forward(gpu, s, x, h)
             }),
-            case("swiglu backward", 0.0, rows * f * 12.0, move || {
+            case("swiglu backward", 0.0, rows * f * 10.0, move || {
                 kernels::swiglu_backward(
                     gpu,
                     s,
                     x,
                     scratch.dhidden.address(),
                     scratch.dgate_up.address(),
-                    h,
+                    0,
                 )
             }),
             case(

@@ -1,6 +1,6 @@
 //! The buffers of one pass: what a block keeps for its gradient, and scratch that every block uses in turn.
 //!
-//! A block keeps 6 + 3 + 2·F/C rows of C bf16 a token (d12: 1.5 GB a block at 65,536 tokens); SiLU·up is computed again. Blocks that
+//! A block keeps 6 + 3 + 3·F/C rows of C bf16 a token (d12: 1.7 GB a block at 65,536 tokens). Blocks that
 //! are computed again for the backward pass keep two of them ([`Ends`]).
 
 use candle_core::Result;
@@ -27,8 +27,6 @@ impl Ends {
 
 /// What lies between a block's ends, all that its gradient needs. Rows are [B·N, ·].
 pub struct Inner {
-    /// The residual stream between the branches [C].
-    pub x_mid: Buffer<bf16>,
     /// The normalised inputs of both branches [C].
     pub y1: Buffer<bf16>,
     pub y2: Buffer<bf16>,
@@ -38,8 +36,9 @@ pub struct Inner {
     pub lse: Buffer<f32>,
     /// Attention's branch before its gate [C].
     pub h1: Buffer<bf16>,
-    /// gate | up [2F]
+    /// gate | up [2F], SiLU(gate)·up [F].
     pub gate_up: Buffer<bf16>,
+    pub hidden: Buffer<bf16>,
     /// 1/rms of both normalisations [1].
     pub rstd1: Buffer<f32>,
     pub rstd2: Buffer<f32>,
@@ -51,7 +50,6 @@ impl Inner {
         let bf = |columns: usize| Buffer::<bf16>::zeros(gpu, rows * columns);
         let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
         Ok(Self {
-            x_mid: bf(c)?,
             y1: bf(c)?,
             y2: bf(c)?,
             qkv: bf(3 * c)?,
@@ -59,6 +57,7 @@ impl Inner {
             lse: f(rows * s.heads)?,
             h1: bf(c)?,
             gate_up: bf(2 * s.hidden)?,
+            hidden: bf(s.hidden)?,
             rstd1: f(rows)?,
             rstd2: f(rows)?,
         })
@@ -221,8 +220,8 @@ pub struct Trunk {
     pub mixed: Buffer<bf16>,
     ends: Vec<Ends>,
     inner: Vec<Inner>,
-    /// SiLU(gate)·up [F].
-    pub hidden: Buffer<bf16>,
+    /// The residual stream between a block's branches [C].
+    pub x_mid: Buffer<bf16>,
     /// The last residual stream, its normalised form [C], 1/rms.
     pub x: Buffer<bf16>,
     pub y: Buffer<bf16>,
@@ -244,7 +243,7 @@ impl Trunk {
             inner: (0..sets.inner)
                 .map(|_| Inner::new(gpu, s))
                 .collect::<Result<_>>()?,
-            hidden: bf(s.hidden)?,
+            x_mid: bf(c)?,
             x: bf(c)?,
             y: bf(c)?,
             rstd: Buffer::zeros(gpu, rows)?,

@@ -64,7 +64,8 @@ impl Network {
         let [shift, scale] = self.last_modulations();
         pass.adaln(
             0,
-            [a.trunk.x.address(), a.trunk.rstd.address()],
+            Stream::Kept(a.trunk.x.address()),
+            a.trunk.rstd.address(),
             [shift, scale],
             Some((
                 last.h2.address(),
@@ -78,6 +79,13 @@ impl Network {
         pass.inputs()?;
         pass.condition()
     }
+}
+
+/// The stream that a normalisation read: kept as it was, or from before its last branch, which is added once more.
+#[derive(Clone, Copy)]
+enum Stream {
+    Kept(u64),
+    Before(u64),
 }
 
 /// One backward pass.
@@ -134,18 +142,23 @@ impl Pass<'_> {
             .product(&product, dy, self.network.half(&weight)?, dx, 0)
     }
 
-    /// Through y = norm(x')·(1 + scale) + shift and x' = x + gate·branch: `dsum` is the gradient of x' from further on, 0 for none, `dy`'s
+    /// Through y = norm(x')·(1 + scale) + shift and x' = x + gate·branch: `stream` gives x', `dsum` is the gradient of x' from further on, 0 for none, `dy`'s
     /// buffer holds that of y. `branch`: its output, and its gate's place.
     fn adaln(
         &self,
         dsum: u64,
-        [x, rstd]: [u64; 2],
+        stream: Stream,
+        rstd: u64,
         [shift, scale]: [usize; 2],
         branch: Option<(u64, usize)>,
         dx: u64,
     ) -> Result<()> {
         let (a, scratch) = (self.a, self.scratch);
         let out = |place: usize| scratch.dmodulations.at(place);
+        let (x, add) = match stream {
+            Stream::Kept(x) => (x, false),
+            Stream::Before(x) => (x, true),
+        };
         kernels::adaln_backward(
             &self.network.gpu,
             &self.network.sizes,
@@ -153,6 +166,7 @@ impl Pass<'_> {
                 dsum,
                 dy: scratch.dy.address(),
                 x,
+                add,
                 rstd,
                 scale: a.conditions.modulations.at(scale),
                 branch: branch.map_or(0, |(at, _)| at),
@@ -177,7 +191,8 @@ impl Pass<'_> {
         let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
         let dbranch = scratch.dbranch.address();
 
-        if !a.trunk.keeps_inner(i) {
+        let again = !a.trunk.keeps_inner(i);
+        if again {
             let stream = Residual {
                 x: ends.x.address(),
                 branch: 0,
@@ -186,7 +201,7 @@ impl Pass<'_> {
             network.inner(i, s, &a.trunk, stream, a.conditions.modulations.address())?;
         }
 
-        // w3 takes its input again from the SwiGLU gradient, so its products come in two parts.
+        // The SwiGLU gradient makes w3's input where it is not kept, so the products of w3 come in two parts.
         let product = Product::input_gradient(s.rows(), s.hidden, c);
         network.product(
             &product,
@@ -195,14 +210,14 @@ impl Pass<'_> {
             scratch.dhidden.address(),
             0,
         )?;
-        let (dgate_up, hidden) = (scratch.dgate_up.address(), a.trunk.hidden.address());
+        let (dgate_up, hidden) = (scratch.dgate_up.address(), kept.hidden.address());
         kernels::swiglu_backward(
             gpu,
             s,
             kept.gate_up.address(),
             scratch.dhidden.address(),
             dgate_up,
-            hidden,
+            if again { hidden } else { 0 },
         )?;
         self.linear(
             &name("mlp.w3"),
@@ -226,7 +241,8 @@ impl Pass<'_> {
         )?;
         self.adaln(
             dx,
-            [kept.x_mid.address(), kept.rstd2.address()],
+            Stream::Before(ends.x.address()),
+            kept.rstd2.address(),
             [at(Modulation::Shift2), at(Modulation::Scale2)],
             Some((kept.h1.address(), at(Modulation::Gate1))),
             dx_mid,
@@ -270,7 +286,8 @@ impl Pass<'_> {
         let before = i.checked_sub(1);
         self.adaln(
             dx_mid,
-            [ends.x.address(), kept.rstd1.address()],
+            Stream::Kept(ends.x.address()),
+            kept.rstd1.address(),
             [at(Modulation::Shift1), at(Modulation::Scale1)],
             before.map(|j| {
                 (

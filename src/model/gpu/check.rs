@@ -26,7 +26,7 @@ use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
 use crate::model::schedule::Schedule;
 use crate::ops::cuda::{Buffer, Gpu};
-use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::quantize::recurrent_quantize;
 use crate::ops::{Codebook, Noise, cross_entropy as cross_entropy_on_cpu, quantize_until};
 use crate::rng::{Purpose, Stream, normal};
@@ -223,10 +223,13 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
     let tables = Tables::new(gpu, &codebook, &schedule)?;
     let latents = Buffer::from_host(gpu, &all(&v)?)?;
     let given = Buffer::from_host(gpu, &all(&given)?)?;
-    let (indices, t) = (
-        Buffer::from_host(gpu, &indices)?,
-        Buffer::from_host(gpu, &t)?,
-    );
+    let indices = Buffer::from_host(gpu, &indices)?;
+    let order = Buffer::from_host(gpu, &Until::furthest_first(&t))?;
+    let t = Buffer::from_host(gpu, &t)?;
+    let until = Until {
+        t: t.address(),
+        order: order.address(),
+    };
     let map = b * h * w;
     let floats = |count: usize| Buffer::<f32>::zeros(gpu, count * d);
     let (drawn, sum, codes) = (floats(map)?, floats(map)?, Buffer::<u32>::zeros(gpu, map)?);
@@ -239,7 +242,7 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
         seed: 11,
         indices: indices.address(),
     };
-    tables.until(gpu, latents.address(), [b, h, w], streams, t.address(), to)?;
+    tables.until(gpu, latents.address(), [b, h, w], streams, until, to)?;
     let (sums, noisy) = (floats((steps + 1) * map)?, floats(steps * map)?);
     let all_codes = Buffer::<u32>::zeros(gpu, steps * map)?;
     let to = QuantizedAt {

@@ -199,7 +199,7 @@ impl Network {
         for i in 0..s.depth {
             self.block(i, s, a, before, modulations)?;
             before = Residual {
-                x: a.inner(i).x_mid.address(),
+                x: a.x_mid.address(),
                 branch: a.ends(i).h2.address(),
                 gate: at(self.modulation(i, Modulation::Gate2)),
             };
@@ -268,18 +268,18 @@ impl Network {
         modulations: u64,
     ) -> Result<()> {
         self.inner(i, s, a, before, modulations)?;
-        let gate_up = a.inner(i).gate_up.address();
-        kernels::swiglu_forward(&self.gpu, s, gate_up, a.hidden.address())?;
+        let [gate_up, hidden] = [&a.inner(i).gate_up, &a.inner(i).hidden].map(Buffer::address);
+        kernels::swiglu_forward(&self.gpu, s, gate_up, hidden)?;
         self.linear(
             &format!("blocks.{i}.mlp.w3"),
             false,
             [s.rows(), s.hidden, s.width],
-            a.hidden.address(),
+            hidden,
             a.ends(i).h2.address(),
         )
     }
 
-    /// All between a block's ends; the stream before it too, where `before` has a branch.
+    /// All between a block's ends but SiLU(gate)·up; the stream before it too, where `before` has a branch.
     pub(super) fn inner(
         &self,
         i: usize,
@@ -337,7 +337,7 @@ impl Network {
             s,
             middle,
             norm,
-            inner.x_mid.address(),
+            a.x_mid.address(),
             inner.y2.address(),
             inner.rstd2.address(),
         )?;

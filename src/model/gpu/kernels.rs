@@ -173,8 +173,9 @@ pub struct AdalnGradient {
     /// Gradient of x' from further on, 0 for none; gradient of y.
     pub dsum: u64,
     pub dy: u64,
-    /// x' and 1/rms of the forward pass.
+    /// x' and 1/rms of the forward pass; with `add` x, to which the branch is added once more.
     pub x: u64,
+    pub add: bool,
     pub rstd: u64,
     pub scale: u64,
     /// The branch that was added, and its gate; 0 for none.
@@ -197,7 +198,7 @@ pub fn adaln_backward(gpu: &Gpu, s: &Sizes, g: &AdalnGradient) -> Result<()> {
     let (n, c, stride) = (s.tokens as i32, s.width as i32, s.modulations() as i32);
     launch!(gpu, "adaln", "adaln_backward", grid, threads, shared;
         g.dsum, g.dy, g.x, g.rstd, g.branch, g.gate, g.scale, g.dx, g.dbranch, g.partials,
-        n, c, stride, ADALN_ROWS as i32)?;
+        n, c, stride, ADALN_ROWS as i32, i32::from(g.add))?;
     let grid = (blocks(s.width, THREADS), s.batch as u32, 1);
     launch!(gpu, "adaln", "adaln_sum", grid, THREADS, 0;
         g.partials, g.dshift, g.dscale, g.dgate, s.adaln_blocks() as i32, c, stride)
@@ -224,6 +225,12 @@ pub fn attention_forward(
     let (n, heads, units) = (s.tokens as i32, s.heads as i32, (s.batch * s.heads) as i32);
     let scale = SCALE * std::f32::consts::LOG2_E;
     if gpu.is_hopper() && s.tokens <= 256 {
+        let grid = (blocks(s.tokens, 64), s.heads as u32, s.batch as u32);
+        if grid.0 * grid.1 * grid.2 <= gpu.multiprocessors() {
+            let shared = 9 * 64 * 128 + 2 * 4 * 64 * 4;
+            return launch!(gpu, "attention_few_sm90", "attention_forward_few", grid, 512, shared;
+                qkv, rope.cos, rope.sin, out, lse, n, heads, scale);
+        }
         let (kernel, heads_a_block) = match s.tokens {
             ..=64 => ("attention_forward_64", 4),
             65..=128 => ("attention_forward_128", 2),
@@ -291,7 +298,7 @@ pub fn swiglu_forward(gpu: &Gpu, s: &Sizes, x: u64, h: u64) -> Result<()> {
     launch!(gpu, "swiglu", "swiglu_forward", grid, THREADS, 0; x, h, s.rows() as i64, s.hidden as i32)
 }
 
-/// dx from dh, and h once more.
+/// dx from dh; h once more, where it is not 0.
 pub fn swiglu_backward(gpu: &Gpu, s: &Sizes, x: u64, dh: u64, dx: u64, h: u64) -> Result<()> {
     let grid = (blocks(s.rows() * s.hidden / 8, THREADS), 1, 1);
     launch!(gpu, "swiglu", "swiglu_backward", grid, THREADS, 0;

@@ -110,12 +110,13 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
 }
 
-// Grid and threads as forward. `dsum` (the gradient of x' from further on) and the pair `h`, `gate` (the branch before) may be null.
+// Grid and threads as forward. `dsum` (the gradient of x' from further on) and the pair `h`, `gate` (the branch before) may be null. `x` is x',
+// or with `add` what it was before the branch, which is then added once more.
 // partials: [blocks of all images][3][C] f32: dshift, dscale, dgate.
 extern "C" __global__ void __launch_bounds__(256, 2)
     adaln_backward(const bf16* __restrict__ dsum, const bf16* __restrict__ dy, const bf16* __restrict__ x, const float* __restrict__ rstd,
                    const bf16* __restrict__ h, const float* __restrict__ gate, const float* __restrict__ scale, bf16* __restrict__ dx,
-                   bf16* __restrict__ dh, float* __restrict__ partials, int n, int c, int modulation_stride, int rows_per_block) {
+                   bf16* __restrict__ dh, float* __restrict__ partials, int n, int c, int modulation_stride, int rows_per_block, int add) {
     extern __shared__ float shared[];
     const int blocks = (n + rows_per_block - 1) / rows_per_block, image = blockIdx.x / blocks, from = (blockIdx.x % blocks) * rows_per_block,
               to = min(from + rows_per_block, n), column = threadIdx.x * 8;
@@ -129,6 +130,14 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     constexpr int ROWS = BACKWARD_ROWS;
     uint4 next_dy[ROWS] = {}, next_x[ROWS] = {}, next_up[ROWS] = {}, next_h[ROWS] = {};
     float next_inverse[ROWS] = {};
+    auto stream = [&](uint4 x, uint4 h) {  // x', as the forward pass rounded it
+        Eight v = widen(x);
+        if (!add) return v;
+        const Eight b = widen(h);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v.x[j] = __bfloat162float(__float2bfloat16_rn(fmaf(g.x[j], b.x[j], v.x[j])));
+        return v;
+    };
     auto fetch = [&](int token) {
         const size_t row = static_cast<size_t>(image) * n + token, at = row * c + column;
 #pragma unroll
@@ -155,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         fetch(token + ROWS);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const Eight d = widen(raw_dy[r]), v = widen(raw_x[r]);
+            const Eight d = widen(raw_dy[r]), v = stream(raw_x[r], raw_h[r]);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 const float normed = v.x[j] * inverse[r];
@@ -168,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             if (!own || token + r >= to) continue;
-            const Eight d = widen(raw_dy[r]), v = widen(raw_x[r]);
+            const Eight d = widen(raw_dy[r]), v = stream(raw_x[r], raw_h[r]);
             Eight out = widen(raw_up[r]);
             const float mean = dot[r] / c;
 #pragma unroll

@@ -20,7 +20,7 @@ use super::{Buffer, Gpu};
 const WORKSPACE: usize = 32 << 20;
 /// Algorithms that the library is asked for, and the FLOP of a product from which on it pays to time them.
 const CANDIDATES: usize = 8;
-const TIMED: f64 = 1e9;
+const TIMED: f64 = 1e8;
 /// Times a candidate is timed, two runs each.
 const ROUNDS: usize = 3;
 /// Blocks of the kernels that fill and compare.

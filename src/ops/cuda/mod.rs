@@ -42,9 +42,10 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 12] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 13] = fat_binaries![
     "adaln",
     "attention",
+    "attention_few_sm90",
     "attention_sm90",
     "condition",
     "cross_entropy",

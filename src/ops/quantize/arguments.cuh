@@ -20,12 +20,16 @@ struct Arguments {
     float* sums;                    // [T + 1, B, N, D], or null
     float* noisy;                   // [T, B, N, D], or null
     const uint32_t* until;          // [B], or null: the step 1..T at which each image stops; its noise, sum before, and codes go to:
+    const uint32_t* order;          // [B], or null: the images as the blocks take them
     float* until_noise;             // [B, N, D]
     float* until_sum;               // [B, N, D]
     uint32_t* until_codes;          // [B, N]
     uint2 seed;
     int batch, height, width, k, steps, taps_count;
 };
+
+// The image that comes at a place in the order.
+__device__ __forceinline__ int image_at(const Arguments& a, int place) { return a.order ? static_cast<int>(a.order[place]) : place; }
 
 template <int D>
 __device__ __forceinline__ void read_row(float (&to)[D], const float* from) {

@@ -46,6 +46,23 @@ pub enum NoiseAt {
     Drawn { seed: u64, indices: u64 },
 }
 
+/// Addresses of the step u32 [B] in 1..T at which each image stops, and of the images' numbers u32 [B] in the order in which they are taken;
+/// 0: as they come.
+#[derive(Debug, Clone, Copy)]
+pub struct Until {
+    pub t: u64,
+    pub order: u64,
+}
+
+impl Until {
+    /// The order in which the card ends soonest: who goes furthest first, and images that share a block alike.
+    pub fn furthest_first(t: &[u32]) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..t.len() as u32).collect();
+        order.sort_by_key(|&image| std::cmp::Reverse(t[image as usize]));
+        order
+    }
+}
+
 /// Where the results of [`Tables::until`] go: ε_t and z'_{t−1} f32 [B,N,d], codes u32 [B,N].
 #[derive(Debug, Clone, Copy)]
 pub struct ExamplesAt {
@@ -81,6 +98,7 @@ struct Arguments {
     sums: u64,
     noisy: u64,
     until: u64,
+    order: u64,
     until_noise: u64,
     until_sum: u64,
     until_codes: u64,
@@ -185,14 +203,14 @@ impl Tables {
         (self.taps.address(), bias, self.taps_count)
     }
 
-    /// One training example an image: the latents f32 [B,h·w,d] at an address, stopped at each image's `t` u32 [B].
+    /// One training example an image: the latents f32 [B,h·w,d] at an address, stopped at each image's own step.
     pub fn until(
         &self,
         gpu: &Gpu,
         latents: u64,
         [b, h, w]: [usize; 3],
         noise: NoiseAt,
-        t: u64,
+        until: Until,
         to: ExamplesAt,
     ) -> Result<()> {
         self.launch(
@@ -201,7 +219,8 @@ impl Tables {
             noise,
             Arguments {
                 latents,
-                until: t,
+                until: until.t,
+                order: until.order,
                 until_noise: to.noise,
                 until_sum: to.sum,
                 until_codes: to.codes,

@@ -46,9 +46,10 @@ __device__ void quantize(const Arguments& a) {
     uint32_t* chosen = reinterpret_cast<uint32_t*>(lengths + 256);                          // codes [256]
 
     const int n = a.height * a.width, images = max(1, 256 / n), warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int image = blockIdx.x * images + threadIdx.x / n, position = threadIdx.x % n;
-    const bool own = threadIdx.x < images * n && image < a.batch;
-    const size_t place = static_cast<size_t>(own ? image : 0) * n + position;
+    const int turn_of = blockIdx.x * images + threadIdx.x / n, position = threadIdx.x % n;
+    const bool own = threadIdx.x < images * n && turn_of < a.batch;
+    const int image = own ? image_at(a, turn_of) : 0;
+    const size_t place = static_cast<size_t>(image) * n + position;
     const int y = position / a.width, x = position % a.width, stop = own ? (a.until ? static_cast<int>(a.until[image]) : a.steps) : 0;
 
     float residual[D] = {}, sum[D] = {};

@@ -98,9 +98,10 @@ __device__ void quantize(const Arguments& a) {
     uint32_t* lists = chosen + 2 * ROWS;                                     // [WARPS][32]
 
     const int n = a.height * a.width, images = max(1, ROWS / n), warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int row = threadIdx.x >> 1, part = (threadIdx.x & 1) * OWN, image = blockIdx.x * images + row / n, position = row % n;
-    const bool own = row < images * n && image < a.batch;
-    const size_t place = (static_cast<size_t>(own ? image : 0) * n + position) * D + part, map = static_cast<size_t>(a.batch) * n * D;
+    const int row = threadIdx.x >> 1, part = (threadIdx.x & 1) * OWN, turn_of = blockIdx.x * images + row / n, position = row % n;
+    const bool own = row < images * n && turn_of < a.batch;
+    const int image = own ? image_at(a, turn_of) : 0;
+    const size_t place = (static_cast<size_t>(image) * n + position) * D + part, map = static_cast<size_t>(a.batch) * n * D;
     const int y = position / a.width, x = position % a.width, stop = own ? (a.until ? static_cast<int>(a.until[image]) : a.steps) : 0;
     float *v_row = exact + row * STRIDE + part, *residual = residuals + row * STRIDE + part, *total = totals + row * STRIDE + part;
     uint32_t* list = lists + warp * 32;
@@ -119,7 +120,7 @@ __device__ void quantize(const Arguments& a) {
     }
     int last = 0;  // the block's steps
     for (int i = 0; i < images && blockIdx.x * images + i < a.batch; ++i)
-        last = max(last, a.until ? static_cast<int>(a.until[blockIdx.x * images + i]) : a.steps);
+        last = max(last, a.until ? static_cast<int>(a.until[image_at(a, blockIdx.x * images + i)]) : a.steps);
     const uint32_t tiles_count = (a.k + TILE - 1) / TILE, turns = last * tiles_count;
     __syncthreads();
     uint32_t next = 0, next_tile = 0;  // the turn to be loaded, and its tile: of one thread

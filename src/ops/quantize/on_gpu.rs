@@ -2,7 +2,7 @@
 
 use candle_core::{CudaDevice, Result, Tensor};
 
-use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables};
+use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address, fresh};
 
@@ -50,7 +50,12 @@ pub fn quantize_until(
     let (b, h, w, d) = v.dims4()?;
     let (gpu, v) = (Gpu::of(device)?, v.contiguous()?);
     let source = Source::new(&gpu, noise)?;
+    let order = Buffer::from_host(&gpu, &Until::furthest_first(t))?;
     let t = Buffer::from_host(&gpu, t)?;
+    let until = Until {
+        t: t.address(),
+        order: order.address(),
+    };
     let (noise, noise_at) = fresh::<f32>(device, (b, h, w, d))?;
     let (sum, sum_at) = fresh::<f32>(device, (b, h, w, d))?;
     let (codes, codes_at) = fresh::<u32>(device, (b, h, w))?;
@@ -64,7 +69,7 @@ pub fn quantize_until(
         address::<f32>(&v)?,
         [b, h, w],
         source.at,
-        t.address(),
+        until,
         to,
     )?;
     Ok(Examples { noise, sum, codes })

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
+use half::bf16;
 
 use super::Row;
 use super::kernel::{Floats, Halves, NONE, compare, compare_f32, flat, unwritten, unwritten_f32};
 use crate::model::gpu::Sizes;
 use crate::model::gpu::kernels::{AdalnGradient, Residual, adaln_backward, adaln_forward};
-use crate::ops::cuda::Gpu;
+use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::{gate_residual, rms_norm_modulate};
 
 /// 1/rms of a row that was rounded to bf16.
@@ -58,25 +59,33 @@ fn one(gpu: &Gpu, s: &Sizes, branch: bool) -> Result<Vec<Row>> {
     let (dx, dbranch) = (out()?, out()?);
     let partials = unwritten_f32(gpu, b * s.adaln_blocks() * 3 * c)?;
     let dmodulations = unwritten(gpu, b * s.modulations())?;
-    adaln_backward(
-        gpu,
-        s,
-        &AdalnGradient {
-            dsum: dsum.address(),
-            dy: dy.address(),
-            x: if branch { sum.address() } else { x.address() },
-            rstd: rstd.address(),
-            scale: at(1),
-            branch: or_none(h.address()),
-            gate: or_none(at(2)),
-            dx: dx.address(),
-            dbranch: dbranch.address(),
-            partials: partials.address(),
-            dshift: dmodulations.at(0),
-            dscale: dmodulations.at(c),
-            dgate: or_none(dmodulations.at(2 * c)),
-        },
-    )?;
+    let gradient_of = AdalnGradient {
+        dsum: dsum.address(),
+        dy: dy.address(),
+        x: if branch { sum.address() } else { x.address() },
+        add: false,
+        rstd: rstd.address(),
+        scale: at(1),
+        branch: or_none(h.address()),
+        gate: or_none(at(2)),
+        dx: dx.address(),
+        dbranch: dbranch.address(),
+        partials: partials.address(),
+        dshift: dmodulations.at(0),
+        dscale: dmodulations.at(c),
+        dgate: or_none(dmodulations.at(2 * c)),
+    };
+    let added = unwritten(gpu, s.rows() * c)?;
+    if branch {
+        let gradient_of = AdalnGradient {
+            x: x.address(),
+            add: true,
+            dx: added.address(),
+            ..gradient_of
+        };
+        adaln_backward(gpu, s, &gradient_of)?;
+    }
+    adaln_backward(gpu, s, &gradient_of)?;
 
     let var = |x: &Tensor| Var::from_tensor(&x.contiguous()?);
     let (x_in, h_in) = (var(&x.values)?, var(&h.values)?);
@@ -115,6 +124,12 @@ fn one(gpu: &Gpu, s: &Sizes, branch: bool) -> Result<Vec<Row>> {
     if branch {
         modulation("gradient of the gate", 2, &gate)?;
         rows.push(compare(name("sum"), &sum, &flat(&sum_of)?)?);
+        let bits = |x: &Buffer<bf16>| -> Result<Vec<u32>> {
+            Ok(x.read()?.iter().map(|x| x.to_bits().into()).collect())
+        };
+        let differ = super::share_that_differs(&bits(&added)?, &bits(&dx)?);
+        let what = "gradient of x with the branch added once more, bits that differ";
+        rows.push(super::kernel::row(name(what), differ, 0.0));
         rows.push(compare(
             name("gradient of the branch"),
             &dbranch,

@@ -16,20 +16,21 @@ use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::{RopeKind, RopeTable};
 
 pub fn attention(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let mut kinds = vec![("general", gpu.taken_for(true, 2))];
+    if gpu.is_hopper() {
+        kinds.push(("Hopper's", gpu.taken_for(false, 2)));
+        kinds.push(("Hopper's for few heads", gpu.taken_for(false, 1024)));
+    }
     let mut rows = Vec::new();
-    for general in [false, true] {
-        if !general && !gpu.is_hopper() {
-            continue;
-        }
-        let card = gpu.taken_for(general, 2);
-        for (batch, tokens) in [(3, 35), (2, 77), (1, 131), (1, 263)] {
-            rows.extend(one(&card, general, batch, tokens)?);
+    for (kind, card) in &kinds {
+        for (batch, tokens) in [(3, 35), (2, 77), (1, 131), (2, 256), (1, 263)] {
+            rows.extend(one(card, kind, batch, tokens)?);
         }
     }
     Ok(rows)
 }
 
-fn one(gpu: &Gpu, general: bool, batch: usize, tokens: usize) -> Result<Vec<Row>> {
+fn one(gpu: &Gpu, kind: &str, batch: usize, tokens: usize) -> Result<Vec<Row>> {
     let s = Sizes {
         batch,
         tokens,
@@ -68,7 +69,6 @@ fn one(gpu: &Gpu, general: bool, batch: usize, tokens: usize) -> Result<Vec<Row>
     let y = reference(&var, s.heads, Some(&table))?;
     let gradients = (&y * &dout.values)?.sum_all()?.backward()?;
     let gradient = gradients.get(&var).map_or(Ok(Vec::new()), flat)?;
-    let kind = if general { "general" } else { "Hopper's" };
     let name = |what: &str| format!("attention, {kind}, {batch} images of {tokens} tokens: {what}");
     Ok(vec![
         compare(name("y"), &out, &flat(&y)?)?,

@@ -1,0 +1,142 @@
+// Attention forward for Hopper where a batch has few heads (sampling of one image): at most 256 tokens, a block for 64 queries of a head, so that
+// the multiprocessors share one head's work. Each of four warpgroups takes 64 keys; their parts of a row are added in order.
+#include "../cuda/warpgroup.cuh"
+#include "tiles.cuh"
+
+namespace {
+
+constexpr int QUERIES = 64, GROUPS = 4;
+// Shared memory: Q, K and V of the four groups, then the largest score and the sum of each row in each group. A group's part of the output, f32,
+// takes the place of its K and V.
+constexpr uint32_t TILE = QUERIES * 128, ROWS_AT = (1 + 2 * GROUPS) * TILE;  // and 2·GROUPS·QUERIES·4 bytes
+
+}  // namespace
+
+// grid (⌈N/64⌉, H, B), 512 threads. Rows beyond N are zeros, their weights 0. `cosine` and `lse` may be null.
+extern "C" __global__ void __launch_bounds__(512, 1)
+    attention_forward_few(const bf16* __restrict__ qkv, const float* __restrict__ cosine, const float* __restrict__ sine, bf16* __restrict__ out,
+                          float* __restrict__ lse, int n, int heads, float scale_log2) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    float(*largest)[QUERIES] = reinterpret_cast<float(*)[QUERIES]>(smem + ROWS_AT);
+    float(*total)[QUERIES] = largest + GROUPS;
+    const int group = threadIdx.x >> 7, warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, c = heads * D;
+    const int first = blockIdx.x * QUERIES, head = blockIdx.y, image = blockIdx.z, keys = group * 64;
+    const bf16* from = qkv + static_cast<size_t>(image) * n * 3 * c + head * D;
+    const uint32_t base = shared_address(smem);
+
+    // Tile 0 is Q, 1 + 2·i and 2 + 2·i are K and V of group i.
+    {
+        const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7;
+#pragma unroll
+        for (int tile = 0; tile < 1 + 2 * GROUPS; ++tile) {
+            const int token = (tile == 0 ? first : (tile - 1) / 2 * 64) + row, which = tile == 0 ? 0 : 2 - (tile & 1);
+            const bool valid = token < n;
+            copy_async16(base + tile * TILE + swizzled(row, chunk), from + static_cast<size_t>(valid ? token : 0) * 3 * c + which * c + chunk * 8, valid);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+    }
+    __syncthreads();
+    if (cosine)
+        for (int i = threadIdx.x; i < (1 + GROUPS) * QUERIES * 4; i += 512) {  // Q and all K, four items a row, as rotate_rows takes them
+            const int part = i >> 8, row = ((i >> 5) & 7) * 8 + ((i >> 2) & 1) * 4 + ((i >> 3) & 3);
+            const int token = (part == 0 ? first : (part - 1) * 64) + row;
+            if (token < n) rotate_item(smem + (part == 0 ? 0 : 2 * part - 1) * TILE, row, i & 3, cosine, sine, token);
+        }
+    fence_shared_for_tensor_cores();
+    __syncthreads();
+
+    const bool active = keys < n;
+    const uint32_t own = base + (1 + 2 * group) * TILE;
+    float s[8][4], top[2] = {-INFINITY, -INFINITY};
+    if (active) {
+        warpgroup_arrive();
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<0, 0>(s, tile_descriptor(base + kk * 32), tile_descriptor(own + kk * 32), kk);
+        warpgroup_commit();
+        warpgroup_wait<0>();
+        if (keys + 64 > n) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    if (keys + j * 8 + 2 * t + (e & 1) >= n) s[j][e] = -INFINITY;
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) top[r] = fmaxf(top[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+        }
+    }
+    if (t == 0) {
+        largest[group][warp * 16 + g] = top[0];
+        largest[group][warp * 16 + 8 + g] = top[1];
+    }
+    __syncthreads();
+    if (active) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = warp * 16 + r * 8 + g;
+#pragma unroll
+            for (int other = 0; other < GROUPS; ++other) top[r] = fmaxf(top[r], largest[other][row]);
+            const float shift = top[r] * scale_log2;
+            float sum = 0.f;
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+#pragma unroll
+                for (int e = 2 * r; e < 2 * r + 2; ++e) {
+                    s[j][e] = exp2_fast(fmaf(s[j][e], scale_log2, -shift));
+                    sum += s[j][e];
+                }
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            if (t == 0) total[group][row] = sum;
+        }
+        uint32_t p[4][4];
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk) {
+            p[kk][0] = pack_bf16(s[2 * kk][0], s[2 * kk][1]);
+            p[kk][1] = pack_bf16(s[2 * kk][2], s[2 * kk][3]);
+            p[kk][2] = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
+            p[kk][3] = pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3]);
+        }
+        float o[8][4] = {};
+        warpgroup_arrive();
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<1>(o, p[kk], tile_descriptor(own + TILE + kk * 2048));
+        warpgroup_commit();
+        warpgroup_wait<0>();
+        // All four warps have read K and V.
+        asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+        float* part = reinterpret_cast<float*>(smem + (1 + 2 * group) * TILE);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = warp * 16 + r * 8 + g;
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                *reinterpret_cast<float2*>(part + row * 64 + (j ^ (row & 7)) * 8 + 2 * t) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+        }
+    }
+    __syncthreads();
+
+    const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7, count = (n + 63) / 64, token = first + row;
+    if (token >= n) return;
+    float sum = 0.f, o[8] = {};
+    for (int other = 0; other < count; ++other) {
+        sum += total[other][row];
+        const float* part = reinterpret_cast<const float*>(smem + (1 + 2 * other) * TILE) + row * 64 + (chunk ^ (row & 7)) * 8;
+        const float4 a = *reinterpret_cast<const float4*>(part), b = *reinterpret_cast<const float4*>(part + 4);
+        o[0] += a.x, o[1] += a.y, o[2] += a.z, o[3] += a.w, o[4] += b.x, o[5] += b.y, o[6] += b.z, o[7] += b.w;
+    }
+    const float inverse = 1.f / sum;
+    *reinterpret_cast<uint4*>(out + (static_cast<size_t>(image) * n + token) * c + head * D + chunk * 8) =
+        make_uint4(pack_bf16(o[0] * inverse, o[1] * inverse), pack_bf16(o[2] * inverse, o[3] * inverse), pack_bf16(o[4] * inverse, o[5] * inverse),
+                   pack_bf16(o[6] * inverse, o[7] * inverse));
+    if (lse && chunk == 0) {
+        float top_of_all = -INFINITY;
+        for (int other = 0; other < count; ++other) top_of_all = fmaxf(top_of_all, largest[other][row]);
+        lse[(static_cast<size_t>(image) * heads + head) * n + token] = top_of_all * scale_log2 + log2f(sum);
+    }
+}
