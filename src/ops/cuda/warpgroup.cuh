@@ -55,16 +55,6 @@ __device__ __forceinline__ void warpgroup_mma32(float (&d)[4][4], uint64_t a, ui
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 
-// d[64×16] (+)= a·b, both from shared memory.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma16(float (&d)[2][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %10, 0;"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, %11, %12;}"
-        : RDPM_D8(d, 0)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
-}
-
 // d[64×128] (+)= a·b in f16, a from registers, b from shared memory along k: register 2·j + r holds columns 8j + 2t, +1 of row g + 8r.
 __device__ __forceinline__ void warpgroup_mma128_f16(uint32_t (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
 #define RDPM_U4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
