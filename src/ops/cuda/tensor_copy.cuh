@@ -13,13 +13,13 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
-}
-// Arrival at the barrier of the same place in block `rank` of the cluster.
+// All threads of the cluster are here; what they wrote is not ordered by it (but barriers' inits, after barrier_init_done).
+__device__ __forceinline__ void cluster_sync() { asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait;" ::: "memory"); }
+// Arrival at the barrier of the same place in block `rank` of the cluster. Without ".release.cluster", which would wait for all of the thread's
+// writes: it orders reads of shared memory by finished products, nothing else.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
     asm volatile(
-        "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(barrier),
+        "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
