@@ -83,19 +83,18 @@ __device__ __forceinline__ void warpgroup_mma(float (&d)[16][4], uint64_t a, uin
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 
-// d[64×256] (+)= a·b, both from shared memory.
+// d[64×160] (+)= a·b, both from shared memory.
 template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma(float (&d)[32][4], uint64_t a, uint64_t b, int accumulate) {
+__device__ __forceinline__ void warpgroup_mma(float (&d)[20][4], uint64_t a, uint64_t b, int accumulate) {
     asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %130, 0;"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "{.reg .pred p; setp.ne.b32 p, %82, 0;"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
         "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
         "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
-        "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-        "}, %128, %129, p, 1, 1, %131, %132;}"
+        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+        "}, %80, %81, p, 1, 1, %83, %84;}"
         : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6), RDPM_D8(d, 8), RDPM_D8(d, 10), RDPM_D8(d, 12), RDPM_D8(d, 14),
-          RDPM_D8(d, 16), RDPM_D8(d, 18), RDPM_D8(d, 20), RDPM_D8(d, 22), RDPM_D8(d, 24), RDPM_D8(d, 26), RDPM_D8(d, 28), RDPM_D8(d, 30)
+          RDPM_D8(d, 16), RDPM_D8(d, 18)
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 
