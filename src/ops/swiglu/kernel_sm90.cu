@@ -82,14 +82,14 @@ struct Tiles {
     }
 };
 
-// A warpgroup's turn to multiply: the other one gives it.
+// A warpgroup's turn to multiply: the other one gives it. Without turns a wait for a stage that comes two rounds later would end with this one's.
 __device__ __forceinline__ void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
 __device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
 
 // d = the tile's product, two times 64 rows. `early(k)` is called once the products of step k are on their way.
-template <int TRANSPOSE_B, bool TURNS, int N, class R, class Early>
+template <int TRANSPOSE_B, int N, class R, class Early>
 __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps, int group, Early early) {
-    if (TURNS) take_turn(group);
+    take_turn(group);
     for (int k = 0; k < steps; ++k) {
         barrier_wait(ring.full(), ring.phase);
         const uint32_t a = ring.a(), b = ring.b();
@@ -106,14 +106,14 @@ __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps
         if (k) ring.release_last();
         ring.advance();
     }
-    if (TURNS) give_turn(group ^ 1);
+    give_turn(group ^ 1);
     warpgroup_wait<0>();
     ring.release_last();
     ring.skip(steps);
 }
 
 // HALF: columns of hidden a tile. KEEP: gate_up is written too.
-template <int HALF, int STAGES, int CLUSTER, int GROUP, bool KEEP, bool TURNS>
+template <int HALF, int STAGES, int CLUSTER, int GROUP, bool KEEP>
 struct Forward {
     static constexpr uint32_t BOX = 16 * HALF * 2;  // 16 rows, not swizzled
     using R = Ring<2 * HALF, STAGES, CLUSTER, 2 * BOX>;
@@ -155,12 +155,12 @@ struct Forward {
             const int group = warp >> 2;
             uint32_t box = ring.extra(warp);  // of two, the one to be written next
             bool turn = false;
-            if (TURNS && group == 1) give_turn(0);
+            if (group == 1) give_turn(0);
             if (group == 1) ring.skip(steps);
             for (int i = first + group * stride; i < count; i += 2 * stride) {
                 const int2 tile = tiles[i];
                 float d[2][HALF / 4][4];
-                multiply<0, TURNS>(d, ring, steps, group, [](int) {});
+                multiply<0>(d, ring, steps, group, [](int) {});
                 const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * HALF;
 #pragma unroll
                 for (int m = 0; m < 2; ++m) {
@@ -212,7 +212,7 @@ struct Forward {
 };
 
 // Gate and up arrive in chunks of 16 rows × 64 columns a warp, two at a time, and their gradients leave from their place.
-template <int STAGES, int CLUSTER, int GROUP, bool PREFETCH, bool TURNS>
+template <int STAGES, int CLUSTER, int GROUP, bool PREFETCH>
 struct Backward {
     static constexpr int COLUMNS = 128;
     static constexpr uint32_t BOX = 16 * 128, CHUNK = 3 * BOX;  // gate, up, hidden
@@ -254,7 +254,7 @@ struct Backward {
             const int group = warp >> 2, lane = threadIdx.x & 31;
             const uint32_t chunks = ring.extra(warp), ready = ring.own(warp);
             uint32_t phase = 0;
-            if (TURNS && group == 1) give_turn(0);
+            if (group == 1) give_turn(0);
             if (group == 1) ring.skip(steps);
             for (int i = first + group * stride; i < count; i += 2 * stride) {
                 const int2 tile = tiles[i];
@@ -266,7 +266,7 @@ struct Backward {
                     load_box(to + BOX, gate_up, column + (n & 1) * 64, 1, row + (n >> 1) * 64, barrier);
                 };
                 float d[2][COLUMNS / 8][4];
-                multiply<1, TURNS>(d, ring, steps, group, [&](int k) {
+                multiply<1>(d, ring, steps, group, [&](int k) {
                     if (k != min(2, steps - 1)) return;
                     if (lane == 0) {
                         store_wait_read<0>();
