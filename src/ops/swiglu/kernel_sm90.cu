@@ -12,12 +12,12 @@ constexpr int ROWS = 128;                 // of a tile: two times 64
 constexpr uint32_t A_BYTES = ROWS * 128;  // of 64 k
 
 // A ring of stages, A [128 rows × 64 k] and B [N × 64 k] (or [64 k × N] as boxes of 64 n), after it `EXTRA` bytes for each of eight warps, then
-// the barriers: full and empty ones, and two of each warp's own.
+// the barriers: full and empty ones, and four of each warp's own.
 template <int N, int STAGES, int CLUSTER, int EXTRA>
 struct Ring {
     static constexpr uint32_t STAGE = A_BYTES + N * 128;
     static constexpr uint32_t BARRIERS = STAGES * STAGE + 8 * EXTRA;
-    static constexpr uint32_t BYTES = BARRIERS + (2 * STAGES + 16) * 8;
+    static constexpr uint32_t BYTES = BARRIERS + (2 * STAGES + 32) * 8;
     uint32_t base;
     int stage = 0;
     uint32_t phase = 0;
@@ -28,7 +28,7 @@ struct Ring {
     __device__ uint32_t full() const { return base + BARRIERS + stage * 8; }
     __device__ uint32_t empty(int stage) const { return base + BARRIERS + (STAGES + stage) * 8; }
     __device__ uint32_t extra(int warp) const { return base + STAGES * STAGE + warp * EXTRA; }
-    __device__ uint32_t own(int warp) const { return base + BARRIERS + (2 * STAGES + 2 * warp) * 8; }
+    __device__ uint32_t own(int warp) const { return base + BARRIERS + (2 * STAGES + 4 * warp) * 8; }
     __device__ void advance() {
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
@@ -44,10 +44,7 @@ struct Ring {
                 barrier_init(base + BARRIERS + i * 8, 1);
                 barrier_init(empty(i), 4 * CLUSTER);
             }
-            for (int i = 0; i < 8; ++i) {
-                barrier_init(own(i), 1);
-                barrier_init(own(i) + 8, 1);
-            }
+            for (int i = 0; i < 32; ++i) barrier_init(own(0) + i * 8, 1);
             barrier_init_done();
         }
         if (CLUSTER > 1)
@@ -211,20 +208,23 @@ struct Forward {
     }
 };
 
-// Gate and up arrive in chunks of 16 rows × 64 columns a warp, two at a time, and their gradients leave from their place.
-template <int STAGES, int CLUSTER, int GROUP, bool PREFETCH>
+// Gate and up arrive in chunks of 16 rows × 64 columns a warp, of which SLOTS are on their way at a time; their gradients leave from their place.
+// HIDDEN: hidden is written too. SHARE_A: the cluster's blocks stand side by side and share dbranch's boxes, not the weights'.
+template <int STAGES, int CLUSTER, bool SHARE_A, int SLOTS, bool HIDDEN, bool EARLY>
 struct Backward {
     static constexpr int COLUMNS = 128;
-    static constexpr uint32_t BOX = 16 * 128, CHUNK = 3 * BOX;  // gate, up, hidden
-    using R = Ring<COLUMNS, STAGES, CLUSTER, 2 * CHUNK>;
+    static constexpr uint32_t BOX = 16 * 128, CHUNK = 2 * BOX;  // gate, up
+    using R = Ring<COLUMNS, STAGES, CLUSTER, SLOTS * CHUNK + (HIDDEN ? 2 * BOX : 0)>;
 
     __device__ __forceinline__ static void run(const TensorMap& dbranch, const TensorMap& w, const TensorMap& gate_up, const TensorMap& dgate_up,
-                                               const TensorMap& hidden, int write_hidden, int rows, int c, int f) {
+                                               const TensorMap& hidden, int rows, int c, int f) {
         extern __shared__ __align__(1024) unsigned char smem[];
         R ring(shared_address(smem));
         const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
-        const Tiles<GROUP> tiles(rows, f, ROWS * CLUSTER, COLUMNS);
+        const Tiles<1> tiles(rows, f, SHARE_A ? ROWS : ROWS * CLUSTER, SHARE_A ? COLUMNS * CLUSTER : COLUMNS);
         const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
+        auto tile_row = [&](int2 tile) { return (SHARE_A ? tile.y : tile.y * CLUSTER + rank) * ROWS; };
+        auto tile_column = [&](int2 tile) { return (SHARE_A ? tile.x * CLUSTER + rank : tile.x) * COLUMNS; };
         ring.init();
 
         if (warp >= 8) {
@@ -232,20 +232,21 @@ struct Backward {
             if (warp == 8 && (threadIdx.x & 31) == 0) {
                 for (int i = first; i < count; i += stride) {
                     const int2 tile = tiles[i];
-                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * COLUMNS;
+                    const int row = tile_row(tile), column = tile_column(tile);
                     for (int k = 0; k < steps; ++k) {
                         barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
                         barrier_expect(ring.full(), R::STAGE);
-                        load_box(ring.a(), dbranch, k * 64, row, ring.full());
-                        if (CLUSTER > 1) {
+                        if (CLUSTER > 1 && SHARE_A)
+                            load_box(ring.a() + rank * 8192, dbranch, k * 64, row + rank * 64, ring.full(), (1 << CLUSTER) - 1);
+                        else
+                            load_box(ring.a(), dbranch, k * 64, row, ring.full());
+                        if (CLUSTER > 1 && !SHARE_A) {
                             load_box(ring.b() + rank * 8192, w, column + rank * 64, k * 64, ring.full(), (1 << CLUSTER) - 1);
                         } else {
                             load_box(ring.b(), w, column, k * 64, ring.full());
                             load_box(ring.b() + 8192, w, column + 64, k * 64, ring.full());
                         }
                         ring.advance();
-                        if (PREFETCH && k == 0)
-                            for (int j = 0; j < 32; ++j) prefetch_box(gate_up, column + (j & 1) * 64, (j >> 1) & 1, row + (j >> 2) * 16);
                     }
                 }
             }
@@ -253,37 +254,42 @@ struct Backward {
             registers_up<232>();
             const int group = warp >> 2, lane = threadIdx.x & 31;
             const uint32_t chunks = ring.extra(warp), ready = ring.own(warp);
-            uint32_t phase = 0;
+            uint32_t phases = 0;  // one bit a slot
             if (group == 1) give_turn(0);
             if (group == 1) ring.skip(steps);
             for (int i = first + group * stride; i < count; i += 2 * stride) {
                 const int2 tile = tiles[i];
-                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * COLUMNS;
+                const int row = tile_row(tile) + (warp & 3) * 16, column = tile_column(tile);
                 auto load = [&](int n) {  // chunk n of four
-                    const uint32_t to = chunks + (n & 1) * CHUNK, barrier = ready + (n & 1) * 8;
-                    barrier_expect(barrier, 2 * BOX);
+                    const uint32_t to = chunks + n % SLOTS * CHUNK, barrier = ready + n % SLOTS * 8;
+                    barrier_expect(barrier, CHUNK);
                     load_box(to, gate_up, column + (n & 1) * 64, 0, row + (n >> 1) * 64, barrier);
                     load_box(to + BOX, gate_up, column + (n & 1) * 64, 1, row + (n >> 1) * 64, barrier);
                 };
-                float d[2][COLUMNS / 8][4];
-                multiply<1>(d, ring, steps, group, [&](int k) {
-                    if (k != min(2, steps - 1)) return;
+                auto load_first = [&] {
                     if (lane == 0) {
                         store_wait_read<0>();
-                        load(0);
-                        load(1);
+#pragma unroll
+                        for (int n = 0; n < SLOTS; ++n) load(n);
                     }
                     __syncwarp();
+                };
+                if (EARLY) load_first();
+                float d[2][COLUMNS / 8][4];
+                multiply<1>(d, ring, steps, group, [&](int k) {
+                    if (!EARLY && k == min(2, steps - 1)) load_first();
                 });
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    barrier_wait(ready + (n & 1) * 8, phase);
+                    const uint32_t slot = n % SLOTS, chunk = chunks + slot * CHUNK, out_box = chunks + SLOTS * CHUNK + (n & 1) * BOX;
+                    barrier_wait(ready + slot * 8, phases >> slot & 1);
+                    phases ^= 1 << slot;
 #pragma unroll
                     for (int j = 0; j < 8; j += 2) {
-                        const uint32_t at = chunks + (n & 1) * CHUNK + swizzled(lane & 15, j + (lane >> 4));
+                        const uint32_t at = swizzled(lane & 15, j + (lane >> 4));
                         uint32_t gate[4], up[4], out[4];
-                        load_matrix4(gate, at);
-                        load_matrix4(up, at + BOX);
+                        load_matrix4(gate, chunk + at);
+                        load_matrix4(up, chunk + BOX + at);
 #pragma unroll
                         for (int e = 0; e < 4; ++e) {
                             const float(&a)[4] = d[n >> 1][(n & 1) * 8 + j + (e >> 1)];
@@ -294,28 +300,26 @@ struct Backward {
                             up[e] = pack_bf16(x.up, y.up);
                             out[e] = pack_bf16(x.hidden, y.hidden);
                         }
-                        store_matrix4(at, gate[0], gate[1], gate[2], gate[3]);
-                        store_matrix4(at + BOX, up[0], up[1], up[2], up[3]);
-                        store_matrix4(at + 2 * BOX, out[0], out[1], out[2], out[3]);
+                        store_matrix4(chunk + at, gate[0], gate[1], gate[2], gate[3]);
+                        store_matrix4(chunk + BOX + at, up[0], up[1], up[2], up[3]);
+                        if (HIDDEN) store_matrix4(out_box + at, out[0], out[1], out[2], out[3]);
                     }
                     fence_shared_for_tensor_cores();
                     __syncwarp();
                     if (lane == 0) {
-                        const uint32_t from = chunks + (n & 1) * CHUNK;
                         const int x = column + (n & 1) * 64, y = row + (n >> 1) * 64;
-                        store_box(dgate_up, x, 0, y, from);
-                        store_box(dgate_up, x, 1, y, from + BOX);
-                        if (write_hidden) store_box(hidden, x, y, from + 2 * BOX);
+                        store_box(dgate_up, x, 0, y, chunk);
+                        store_box(dgate_up, x, 1, y, chunk + BOX);
+                        if (HIDDEN) store_box(hidden, x, y, out_box);
                         store_commit();
-                        if (n == 1) {
-                            store_wait_read<1>();
-                            load(2);
+                        store_wait_read<1>();  // the chunk before, and its box of hidden, may be written again
+                        if (n && n - 1 + SLOTS < 4 && !(SLOTS == 2 && n > 1)) load(n - 1 + SLOTS);
+                        if (SLOTS == 2 && n == 1) {
                             store_wait_read<0>();
                             load(3);
                         }
                     }
                     __syncwarp();
-                    if (n & 1) phase ^= 1;
                 }
             }
             if (lane == 0) store_wait<0>();
