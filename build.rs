@@ -2,7 +2,7 @@
 //! link without CUDA's libraries (build/trampolines.rs). Only with the feature `cuda`.
 //!
 //! `RDPM_CUDA_ARCHS` lists what for, separated by spaces or commas: `80` is machine code for compute capability 8.0,
-//! `80+PTX` the intermediate code that a driver compiles for later cards. A `kernel_sm90.cu` is compiled for `90a` alone.
+//! `80+PTX` the intermediate code that a driver compiles for later cards. A `kernel*_sm90.cu` is compiled for `90a` alone.
 
 #[path = "build/trampolines.rs"]
 mod trampolines;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
@@ -64,8 +64,9 @@ impl RunFolder {
     pub fn locate(path: &Path) -> Result<(Self, PathBuf)> {
         // Named from inside its run, a checkpoint's path alone does not say where that is; nor does the place a link leads to.
         let mut no_run = None;
-        for whole in [std::path::absolute(path), fs::canonicalize(path)] {
-            let Ok(whole) = whole else { continue };
+        let plain = path.components().all(|part| part != Component::ParentDir);
+        let named = plain.then(|| std::path::absolute(path).ok()).flatten();
+        for whole in [named, fs::canonicalize(path).ok()].into_iter().flatten() {
             if is_checkpoint(&whole)
                 && let Some(run) = whole.parent().and_then(Path::parent)
             {

@@ -17,7 +17,7 @@ use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Step, Trained};
 use crate::config::{Config, TrainConfig};
-use crate::error::{Context, Result, hinted, usage};
+use crate::error::{Context, Error, Result, hinted, usage};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
@@ -53,7 +53,7 @@ impl GpuGeneratorStage {
         GpuSampler::serves(&config, classes).map_err(|error| {
             usage(
                 error.to_string(),
-                "--set train_gen.compute_type=f32 trains other sizes, slower",
+                "--set train_gen.compute_type=f32 trains other sizes, slower (with recompute_blocks=0)",
             )
         })?;
         let gpu = Arc::new(Gpu::new(device.as_cuda_device()?)?);
@@ -71,13 +71,7 @@ impl GpuGeneratorStage {
             &quantizer.schedule,
             seed,
         )
-        .map_err(|error| match error.to_string().contains("OUT_OF_MEMORY") {
-            true => hinted(
-                format!("the GPU has no memory for {batch} images at a time"),
-                "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate takes less; --dry-run says how much",
-            ),
-            false => error.into(),
-        })?;
+        .map_err(|error| explained(error.into(), batch))?;
         trainer.load(&scope.finish().tensors())?;
         Ok(Self {
             config,
@@ -91,9 +85,27 @@ impl GpuGeneratorStage {
     }
 }
 
+/// An error of the driver for lack of memory, with what takes less.
+fn explained(error: Error, batch: usize) -> Error {
+    if !format!("{error:#}").contains("OUT_OF_MEMORY") {
+        return error;
+    }
+    hinted(
+        format!("the GPU has no memory for {batch} images at a time"),
+        "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate takes less; --dry-run says how much",
+    )
+}
+
 impl Step for GpuGeneratorStage {
-    /// The figures stay on the card until they are logged.
     fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
+        self.launch(config, step, steps)
+            .map_err(|error| explained(error, config.micro_batch()))
+    }
+}
+
+impl GpuGeneratorStage {
+    /// The figures stay on the card until they are logged.
+    fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
         for micro in 0..config.accumulate {
             let batch = self.latents.next(&self.tokenizer, &self.device)?;
             let Asked { t, labels } = ask(&self.config, self.seed, self.classes, &batch);

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{CLASSES, config, flop, generator, spread};
 use crate::cli::{Context, print};
-use crate::config::{ComputeType, Config};
-use crate::error::Result;
+use crate::config::Config;
+use crate::error::{Result, usage};
 use crate::rng::{Purpose, normal};
 
 /// Time the generator's training step (also without a name)
@@ -46,10 +46,16 @@ struct Timing {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut config = config(args.depth, args.side);
-    config.train_gen.compute_type = ComputeType::Bf16;
     config.train_gen.recompute_blocks = args.recompute_blocks;
-    config.validate()?;
     let device = context.device()?;
+    if args.recompute_blocks > config.generator.depth
+        || (args.recompute_blocks > 0 && device.is_cpu())
+    {
+        return Err(usage(
+            format!("--recompute-blocks {}", args.recompute_blocks),
+            format!("at most the depth, {}, and 0 on a CPU", args.depth),
+        ));
+    }
     let timing = match &device {
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => on_gpu(args, &config, cuda)?,
@@ -61,7 +67,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let tokens = u32::from(args.side).pow(2);
     if args.json {
         let line = json!({
-            "work": "train-gen step", "depth": args.depth, "batch_size": args.batch_size, "tokens": tokens,
+            "work": "train-gen step", "depth": args.depth, "batch_size": args.batch_size, "tokens": tokens, "recompute_blocks": args.recompute_blocks,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
             "teraflop_per_second": teraflops, "gib": timing.gib, "loss": timing.loss, "device": timing.device,
         });

@@ -22,6 +22,7 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         (4, 7, 9, 16, 500, 6, false),
         (2, 20, 20, 32, 600, 4, true), // more positions than a block holds
         (3, 5, 6, 8, 300, 5, true),    // a width that it does not hold
+        (2, 17, 16, 12, 90, 3, false), // both, and no convolution
         (2, 3, 4, 6, 50, 3, true),     // and one that no kernel serves
     ] {
         let random = |seed, shape: &[usize], std: f64| {
@@ -48,7 +49,7 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         let v = random(4, &[b, h, w, d], 1.0)?;
         let given = random(5, &[steps, b, h, w, d], 1.0)?;
         let indices: Vec<u64> = (0..b as u64).map(|i| (i << 33) + 5).collect();
-        let t: Vec<u32> = (0..b).map(|i| 1 + (i * 3 % steps) as u32).collect();
+        let t: Vec<u32> = (0..b).map(|i| 1 + ((i + 1) % steps) as u32).collect();
         for (source, is_drawn) in [("given", false), ("drawn", true)] {
             let computed = |device: &Device| {
                 let (v, given) = (v.to_device(device)?, given.to_device(device)?);

@@ -276,13 +276,13 @@ pub fn attention_backward(
         return launch!(gpu, "attention_sm90", "attention_backward", (grid, 1, 1), 512, shared;
             g.qkv, rope.cos, rope.sin, g.out, g.dout, g.lse, g.dqkv, n, heads, units, SCALE);
     }
-    let (kernel, warps) = match s.tokens {
-        ..=64 => ("attention_backward_2", 2),
-        65..=128 => ("attention_backward_4", 4),
-        _ => ("attention_backward_8", 8),
+    let (kernel, keys, warps, stages) = match s.tokens {
+        ..=64 => ("attention_backward_64", 64, 4, 1),
+        65..=128 => ("attention_backward_128", 128, 4, 2),
+        _ => ("attention_backward_256", 256, 8, 2),
     };
-    let grid = (blocks(s.tokens, 32 * warps), s.heads as u32, s.batch as u32);
-    let shared = 3 * 32 * warps * 128 + 4 * 64 * 128 + 512;
+    let grid = (blocks(s.tokens, keys), s.heads as u32, s.batch as u32);
+    let shared = 3 * keys * 128 + stages * 2 * 64 * 128 + 512;
     launch!(gpu, "attention", kernel, grid, 32 * warps, shared;
         g.qkv, rope.cos, rope.sin, g.out, g.dout, g.lse, g.dqkv, g.parts, n, heads, SCALE)?;
     if grid.0 == 1 {

@@ -152,13 +152,14 @@ extern "C" __global__ void __launch_bounds__(128, 3)
 
 namespace {
 
-// A block of WARPS warps holds 32·WARPS keys, a warp 32 of them with their dK and dV in registers, and walks over the queries.
-template <int WARPS>
+// A block of WARPS warps holds 16·M·WARPS keys, a warp 16·M of them with their dK and dV in registers, and walks over STAGES tiles of queries at a
+// time: one where there is no more than one.
+template <int WARPS, int M, int STAGES>
 __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, const float* sine, const bf16* out, const bf16* dout, const float* lse,
                                          bf16* dqkv, float* dq_parts, int n, int heads, float scale) {
-    constexpr int THREADS = 32 * WARPS, BLOCK_KEYS = 32 * WARPS;
+    constexpr int THREADS = 32 * WARPS, KEYS = 16 * M, BLOCK_KEYS = KEYS * WARPS;
     constexpr int K_AT = 0, V_AT = K_AT + BLOCK_KEYS * 128, DS_AT = V_AT + BLOCK_KEYS * 128, Q_AT = DS_AT + BLOCK_KEYS * 128,
-                  DO_AT = Q_AT + 2 * QUERIES * 128, LSE_AT = DO_AT + 2 * QUERIES * 128, DELTA_AT = LSE_AT + QUERIES * 4;
+                  DO_AT = Q_AT + STAGES * QUERIES * 128, LSE_AT = DO_AT + STAGES * QUERIES * 128, DELTA_AT = LSE_AT + QUERIES * 4;
     extern __shared__ __align__(128) unsigned char smem[];
     const uint32_t base = shared_address(smem);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -172,7 +173,7 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
     const float scale_log2 = scale * 1.4426950408889634f;
 
     auto load_queries = [&](int step) {
-        const int stage = step & 1;
+        const int stage = step % STAGES;
         load_rows<THREADS>(base + Q_AT + stage * QUERIES * 128, q, step * QUERIES, QUERIES, n, stride);
         load_rows<THREADS>(base + DO_AT + stage * QUERIES * 128, d_o, step * QUERIES, QUERIES, n, c);
         copy_async_commit();
@@ -181,10 +182,10 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
     load_rows<THREADS>(base + V_AT, v, first, BLOCK_KEYS, n, stride);
     load_queries(0);
 
-    float dk[2][8][4] = {}, dv[2][8][4] = {};
+    float dk[M][8][4] = {}, dv[M][8][4] = {};
     const int steps = (n + QUERIES - 1) / QUERIES;
     for (int step = 0; step < steps; ++step) {
-        const int stage = step & 1, from = step * QUERIES;
+        const int stage = step % STAGES, from = step * QUERIES;
         const uint32_t queries = base + Q_AT + stage * QUERIES * 128, douts = base + DO_AT + stage * QUERIES * 128;
         copy_async_wait<0>();
         __syncthreads();
@@ -221,39 +222,39 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
         __syncthreads();
 
 #pragma unroll 1
-        for (int sub = 0; sub < QUERIES / 16; ++sub) {  // scores transposed: 32 keys of this warp × 16 queries
-            float s[2][2][4] = {}, dp[2][2][4] = {};
+        for (int sub = 0; sub < QUERIES / 16; ++sub) {  // scores transposed: the keys of this warp × 16 queries
+            float s[M][2][4] = {}, dp[M][2][4] = {};
 #pragma unroll
             for (int kk = 0; kk < 4; ++kk) {
                 uint32_t b[4], bo[4];
                 load_matrix4(b, operand_b(queries, sub * 16, kk * 16, lane));
                 load_matrix4(bo, operand_b(douts, sub * 16, kk * 16, lane));
 #pragma unroll
-                for (int m = 0; m < 2; ++m) {
+                for (int m = 0; m < M; ++m) {
                     uint32_t a[4];
-                    load_matrix4(a, operand_a(base + K_AT, warp * 32 + m * 16, kk * 16, lane));
+                    load_matrix4(a, operand_a(base + K_AT, warp * KEYS + m * 16, kk * 16, lane));
                     mma_bf16(s[m][0], a, b[0], b[1]);
                     mma_bf16(s[m][1], a, b[2], b[3]);
-                    load_matrix4(a, operand_a(base + V_AT, warp * 32 + m * 16, kk * 16, lane));
+                    load_matrix4(a, operand_a(base + V_AT, warp * KEYS + m * 16, kk * 16, lane));
                     mma_bf16(dp[m][0], a, bo[0], bo[1]);
                     mma_bf16(dp[m][1], a, bo[2], bo[3]);
                 }
             }
-            uint32_t p[2][4], ds[2][4];
+            uint32_t p[M][4], ds[M][4];
 #pragma unroll
-            for (int m = 0; m < 2; ++m)
+            for (int m = 0; m < M; ++m)
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
                     const float2 l = *reinterpret_cast<const float2*>(shared_lse + sub * 16 + j * 8 + 2 * t);
                     const float2 delta = *reinterpret_cast<const float2*>(shared_delta + sub * 16 + j * 8 + 2 * t);
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
-                        const bool valid = first + warp * 32 + m * 16 + r * 8 + g < n;
+                        const bool valid = first + warp * KEYS + m * 16 + r * 8 + g < n;
                         const float p0 = valid ? exp2_fast(fmaf(s[m][j][2 * r], scale_log2, -l.x)) : 0.f;
                         const float p1 = valid ? exp2_fast(fmaf(s[m][j][2 * r + 1], scale_log2, -l.y)) : 0.f;
                         p[m][2 * j + r] = pack_bf16(p0, p1);
                         ds[m][2 * j + r] = pack_bf16(p0 * (dp[m][j][2 * r] - delta.x), p1 * (dp[m][j][2 * r + 1] - delta.y));
-                        const int row = warp * 32 + m * 16 + r * 8 + g;
+                        const int row = warp * KEYS + m * 16 + r * 8 + g;
                         *reinterpret_cast<uint32_t*>(smem + DS_AT + swizzled(row, sub * 2 + j) + t * 4) = ds[m][2 * j + r];
                     }
                 }
@@ -262,13 +263,13 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
                 uint32_t b[4];
                 load_matrix4_transposed(b, operand_b_transposed(douts, sub * 16, pair * 16, lane));
 #pragma unroll
-                for (int m = 0; m < 2; ++m) {
+                for (int m = 0; m < M; ++m) {
                     mma_bf16(dv[m][2 * pair], p[m], b[0], b[1]);
                     mma_bf16(dv[m][2 * pair + 1], p[m], b[2], b[3]);
                 }
                 load_matrix4_transposed(b, operand_b_transposed(queries, sub * 16, pair * 16, lane));
 #pragma unroll
-                for (int m = 0; m < 2; ++m) {
+                for (int m = 0; m < M; ++m) {
                     mma_bf16(dk[m][2 * pair], ds[m], b[0], b[1]);
                     mma_bf16(dk[m][2 * pair + 1], ds[m], b[2], b[3]);
                 }
@@ -316,10 +317,10 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
     }
 
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const int row = first + warp * 32 + m * 16 + r * 8 + g;
+            const int row = first + warp * KEYS + m * 16 + r * 8 + g;
             if (row >= n) continue;
             uint32_t* to = reinterpret_cast<uint32_t*>(dqkv + (image * n + row) * stride + c + head * D) + t;
 #pragma unroll
@@ -337,18 +338,19 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
 
 }  // namespace
 
-// grid (⌈N/(32·WARPS)⌉, H, B), 32·WARPS threads, 3·32·WARPS·128 + 4·64·128 + 512 bytes of shared memory. dQ of a block's keys goes to
-// `dqkv` where one block holds all keys, else to a slice of `dq_parts` ([blocks, B, N, H, 64] f32) that attention_sum_dq adds up in order.
-#define RDPM_ATTENTION_BACKWARD(WARPS)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)                                                            \
-        attention_backward_##WARPS(const bf16* __restrict__ qkv, const float* __restrict__ cosine, const float* __restrict__ sine, \
-                                   const bf16* __restrict__ out, const bf16* __restrict__ dout, const float* __restrict__ lse,     \
-                                   bf16* __restrict__ dqkv, float* __restrict__ dq_parts, int n, int heads, float scale) {         \
-        backward<WARPS>(qkv, cosine, sine, out, dout, lse, dqkv, dq_parts, n, heads, scale);                                       \
+// grid (⌈N/keys⌉, H, B), 32·WARPS threads, keys of a block 16·M·WARPS, 3·keys·128 + STAGES·2·64·128 + 512 bytes of shared memory. dQ of a block's
+// keys goes to `dqkv` where one block holds all keys, else to a slice of `dq_parts` ([blocks, B, N, H, 64] f32) that attention_sum_dq adds up
+// in order. The kernel for 64 keys serves N up to 64.
+#define RDPM_ATTENTION_BACKWARD(NAME, WARPS, M, STAGES, BLOCKS)                                                                             \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)                                                                        \
+        attention_backward_##NAME(const bf16* __restrict__ qkv, const float* __restrict__ cosine, const float* __restrict__ sine,           \
+                                  const bf16* __restrict__ out, const bf16* __restrict__ dout, const float* __restrict__ lse,               \
+                                  bf16* __restrict__ dqkv, float* __restrict__ dq_parts, int n, int heads, float scale) {                   \
+        backward<WARPS, M, STAGES>(qkv, cosine, sine, out, dout, lse, dqkv, dq_parts, n, heads, scale);                                     \
     }
-RDPM_ATTENTION_BACKWARD(2)
-RDPM_ATTENTION_BACKWARD(4)
-RDPM_ATTENTION_BACKWARD(8)
+RDPM_ATTENTION_BACKWARD(64, 4, 1, 1, 4)
+RDPM_ATTENTION_BACKWARD(128, 4, 2, 2, 2)
+RDPM_ATTENTION_BACKWARD(256, 8, 2, 2, 1)
 
 // dQ of all key blocks, added up in their order: one thread for two columns.
 extern "C" __global__ void attention_sum_dq(const float* __restrict__ dq_parts, bf16* __restrict__ dqkv, int blocks, long long rows, int heads) {

@@ -34,15 +34,26 @@ extern "C" __global__ void __launch_bounds__(512, 1)
             copy_async16(base + tile * TILE + swizzled(row, chunk), from + static_cast<size_t>(valid ? token : 0) * 3 * c + which * c + chunk * 8, valid);
         }
         copy_async_commit();
-        copy_async_wait<0>();
     }
+    // Q and all K, four items a row, as rotate_rows takes them; the angles come while the tiles do.
+    constexpr int ITEMS = ((1 + GROUPS) * QUERIES * 4 + 511) / 512;
+    Angles angles[ITEMS];
+    int item_tile[ITEMS], item_row[ITEMS];
+    bool rotates[ITEMS];
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k) {
+        const int i = threadIdx.x + k * 512, part = i >> 8;
+        item_row[k] = ((i >> 5) & 7) * 8 + ((i >> 2) & 1) * 4 + ((i >> 3) & 3);
+        item_tile[k] = part == 0 ? 0 : 2 * part - 1;
+        const int token = (part == 0 ? first : (part - 1) * 64) + item_row[k];
+        rotates[k] = cosine && part <= GROUPS && token < n;
+        if (rotates[k]) angles[k] = angles_of(cosine, sine, token, threadIdx.x & 3);
+    }
+    copy_async_wait<0>();
     __syncthreads();
-    if (cosine)
-        for (int i = threadIdx.x; i < (1 + GROUPS) * QUERIES * 4; i += 512) {  // Q and all K, four items a row, as rotate_rows takes them
-            const int part = i >> 8, row = ((i >> 5) & 7) * 8 + ((i >> 2) & 1) * 4 + ((i >> 3) & 3);
-            const int token = (part == 0 ? first : (part - 1) * 64) + row;
-            if (token < n) rotate_item(smem + (part == 0 ? 0 : 2 * part - 1) * TILE, row, i & 3, cosine, sine, token);
-        }
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k)
+        if (rotates[k]) rotate_item(smem + item_tile[k] * TILE, item_row[k], threadIdx.x & 3, angles[k]);
     fence_shared_for_tensor_cores();
     __syncthreads();
 

@@ -21,17 +21,25 @@ __device__ __forceinline__ void load_rows(uint32_t tile, const bf16* from, int f
     }
 }
 
+// cos and sin of a token for the eight pairs of chunks `chunk` and `chunk + 4` of a row.
+struct Angles {
+    float4 cosine[2], sine[2];
+};
+__device__ __forceinline__ Angles angles_of(const float* cosine, const float* sine, int token, int chunk) {
+    const float4 *c = reinterpret_cast<const float4*>(cosine + token * 32 + chunk * 8), *s = reinterpret_cast<const float4*>(sine + token * 32 + chunk * 8);
+    return {{c[0], c[1]}, {s[0], s[1]}};
+}
+
 // Rotates chunks `chunk` and `chunk + 4` (16 bytes each) of a tile's row in place: (a, b) → (a·cos − b·sin, a·sin + b·cos), a in the
 // first half of a head, b in the second.
-__device__ __forceinline__ void rotate_item(unsigned char* tile, int row, int chunk, const float* cosine, const float* sine, int token) {
+__device__ __forceinline__ void rotate_item(unsigned char* tile, int row, int chunk, const Angles& angles) {
     uint4* low = reinterpret_cast<uint4*>(tile + swizzled(row, chunk));
     uint4* high = reinterpret_cast<uint4*>(tile + swizzled(row, chunk + 4));
     const uint4 a = *low, b = *high;
     uint32_t pa[4] = {a.x, a.y, a.z, a.w}, pb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const float4 c = *reinterpret_cast<const float4*>(cosine + token * 32 + chunk * 8 + i * 4);
-        const float4 s = *reinterpret_cast<const float4*>(sine + token * 32 + chunk * 8 + i * 4);
+        const float4 c = angles.cosine[i], s = angles.sine[i];
         float2 x = unpack_bf16(pa[2 * i]), y = unpack_bf16(pb[2 * i]);
         pa[2 * i] = pack_bf16(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y);
         pb[2 * i] = pack_bf16(x.x * s.x + y.x * c.x, x.y * s.y + y.y * c.y);
@@ -41,6 +49,9 @@ __device__ __forceinline__ void rotate_item(unsigned char* tile, int row, int ch
     }
     *low = make_uint4(pa[0], pa[1], pa[2], pa[3]);
     *high = make_uint4(pb[0], pb[1], pb[2], pb[3]);
+}
+__device__ __forceinline__ void rotate_item(unsigned char* tile, int row, int chunk, const float* cosine, const float* sine, int token) {
+    rotate_item(tile, row, chunk, angles_of(cosine, sine, token, chunk));
 }
 
 template <int THREADS>

@@ -1,4 +1,4 @@
-// What both quantizer kernels take, and rows of D floats.
+// What all quantizer kernels take, and rows of D floats.
 #pragma once
 #include <stdint.h>
 
@@ -19,10 +19,10 @@ struct Arguments {
     uint32_t* codes;                // [T, B, N], or null
     float* sums;                    // [T + 1, B, N, D], or null
     float* noisy;                   // [T, B, N, D], or null
-    const uint32_t* until;          // [B], or null: the step 1..T at which each image stops; its noise, sum before, and codes go to:
+    const uint32_t* until;          // [B], or null: the step 1..T at which each image stops
     const uint32_t* order;          // [B], or null: the images as the blocks take them
-    float* until_noise;             // [B, N, D]
-    float* until_sum;               // [B, N, D]
+    float* until_noise;             // [B, N, D]: of that step, as are
+    float* until_sum;               // [B, N, D]: z' before it
     uint32_t* until_codes;          // [B, N]
     uint2 seed;
     int batch, height, width, k, steps, taps_count;

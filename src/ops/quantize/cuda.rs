@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use half::{bf16, f16};
 
 use super::{Codebook, Schedule};
-use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::cuda::{Buffer, Gpu, address};
 
 /// Codes `kernel.cu` reads at a time: the tables are padded to a multiple. Stages of tiles in shared memory.
 const TILE: usize = 256;
@@ -28,7 +28,9 @@ pub struct Tables {
     tiles: Buffer<u16>,
     codes_f32: Buffer<f32>,
     minus_half_norms: Buffer<f32>,
-    taps: Buffer<f32>,
+    /// The address of `_taps`.
+    taps: u64,
+    _taps: Tensor,
     bias: Option<Buffer<f32>>,
     bounds: Buffer<f32>,
     alpha: Buffer<f32>,
@@ -79,7 +81,7 @@ pub struct QuantizedAt {
     pub noisy: u64,
 }
 
-/// The kernel's argument, as in `kernel.cu`.
+/// The kernels' argument, as in `arguments.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct Arguments {
@@ -163,17 +165,19 @@ impl Tables {
             tiles.resize(k.next_multiple_of(TILE) * d, 0);
             (tiles, [largest as f32, 0.0, 0.0, 0.0])
         };
+        let card = Device::Cuda(gpu.device().clone());
+        let on_card = |x: &Tensor| x.detach().to_device(&card)?.to_dtype(DType::F32);
         let (taps, taps_count) = match &codebook.bias {
-            None => (embedding.clone(), 1),
+            None => (on_card(&embedding)?, 1),
             Some((weight, _)) => {
                 // [k,c]·[c, tap·out], and e itself in the middle.
-                let by_input = on_cpu(weight)?
-                    .permute((1, 2, 3, 0))?
-                    .contiguous()?
-                    .reshape((d, 9 * d))?;
-                let taps = embedding.matmul(&by_input)?.reshape((k, 9, d))?;
+                let (weight, embedding) = (on_card(weight)?, on_card(&embedding)?);
+                let by_input = weight.permute((1, 2, 3, 0))?.contiguous()?;
+                let taps = embedding.matmul(&by_input.reshape((d, 9 * d))?)?;
+                let taps = taps.reshape((k, 9, d))?;
                 let own = (taps.narrow(1, 4, 1)? + embedding.unsqueeze(1)?)?;
-                (taps.slice_assign(&[0..k, 4..5, 0..d], &own)?, 9)
+                let taps = [taps.narrow(1, 0, 4)?, own, taps.narrow(1, 5, 4)?];
+                (Tensor::cat(&taps, 1)?.contiguous()?, 9)
             }
         };
         let bias = match &codebook.bias {
@@ -185,7 +189,8 @@ impl Tables {
             tiles: Buffer::from_host(gpu, &tiles)?,
             codes_f32: Buffer::from_host(gpu, &rows.concat())?,
             minus_half_norms: Buffer::from_host(gpu, &norms)?,
-            taps: Buffer::from_host(gpu, &taps.flatten_all()?.to_vec1::<f32>()?)?,
+            taps: address::<f32>(&taps)?,
+            _taps: taps,
             bias,
             bounds: Buffer::from_host(gpu, &bounds)?,
             alpha: Buffer::from_host(gpu, &schedule.alpha)?,
@@ -200,7 +205,7 @@ impl Tables {
     /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0: none), and the count, 9 or 1.
     pub fn lookup(&self) -> (u64, u64, usize) {
         let bias = self.bias.as_ref().map_or(0, Buffer::address);
-        (self.taps.address(), bias, self.taps_count)
+        (self.taps, bias, self.taps_count)
     }
 
     /// One training example an image: the latents f32 [B,h·w,d] at an address, stopped at each image's own step.
@@ -266,7 +271,7 @@ impl Tables {
             tiles: self.tiles.address(),
             codes_f32: self.codes_f32.address(),
             minus_half_norms: self.minus_half_norms.address(),
-            taps: self.taps.address(),
+            taps: self.taps,
             bias: self.bias.as_ref().map_or(0, Buffer::address),
             bounds: self.bounds.address(),
             alpha: self.alpha.address(),
@@ -311,9 +316,7 @@ impl Tables {
             )
         }
     }
-}
 
-impl Tables {
     /// The same where an image does not fit one block.
     fn by_steps(&self, gpu: &Gpu, arguments: Arguments) -> Result<()> {
         let a = &arguments;
