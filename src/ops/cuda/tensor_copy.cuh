@@ -47,9 +47,6 @@ __device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int 
                  "r"(barrier), "r"(column), "r"(part), "r"(row)
                  : "memory");
 }
-__device__ __forceinline__ void prefetch_box(const TensorMap& map, int column, int part, int row) {
-    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(column), "r"(part), "r"(row) : "memory");
-}
 __device__ __forceinline__ void store_box(const TensorMap& map, int column, int row, uint32_t from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from), "r"(column), "r"(row)
                  : "memory");

@@ -39,6 +39,7 @@ struct Ring {
     }
 
     __device__ void init() const {
+        static_assert(BYTES <= 232448, "a block has no more shared memory");
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(base + BARRIERS + i * 8, 1);
@@ -65,18 +66,13 @@ struct Ring {
     }
 };
 
-// Tiles in the order in which clusters take them: down `GROUP` tiles, then the next column of them.
-template <int GROUP>
+// Tiles in the order in which clusters take them: row by row, so that the rows are read from memory once and all weights stay in L2.
 struct Tiles {
     int down, across;
     __device__ Tiles(int rows, int columns, int tile_rows, int tile_columns)
         : down((rows + tile_rows - 1) / tile_rows), across((columns + tile_columns - 1) / tile_columns) {}
     __device__ int count() const { return down * across; }
-    __device__ int2 operator[](int i) const {  // x across, y down
-        if (GROUP == 1) return {i % across, i / across};
-        const int group = i / (GROUP * across), within = i - group * GROUP * across, height = min(GROUP, down - group * GROUP);
-        return {within / height, group * GROUP + within % height};
-    }
+    __device__ int2 operator[](int i) const { return {i % across, i / across}; }
 };
 
 // A warpgroup's turn to multiply: the other one gives it. Without turns a wait for a stage that comes two rounds later would end with this one's.
@@ -110,7 +106,7 @@ __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps
 }
 
 // HALF: columns of hidden a tile. KEEP: gate_up is written too.
-template <int HALF, int STAGES, int CLUSTER, int GROUP, bool KEEP>
+template <int HALF, int STAGES, int CLUSTER, bool KEEP>
 struct Forward {
     static constexpr uint32_t BOX = 16 * HALF * 2;  // 16 rows, not swizzled
     using R = Ring<2 * HALF, STAGES, CLUSTER, 2 * BOX>;
@@ -120,7 +116,7 @@ struct Forward {
         extern __shared__ __align__(1024) unsigned char smem[];
         R ring(shared_address(smem));
         const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
-        const Tiles<GROUP> tiles(rows, f, ROWS * CLUSTER, HALF);
+        const Tiles tiles(rows, f, ROWS * CLUSTER, HALF);
         const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
         ring.init();
 
@@ -208,23 +204,20 @@ struct Forward {
     }
 };
 
-// Gate and up arrive in chunks of 16 rows × 64 columns a warp, of which SLOTS are on their way at a time; their gradients leave from their place.
-// HIDDEN: hidden is written too. SHARE_A: the cluster's blocks stand side by side and share dbranch's boxes, not the weights'.
-template <int STAGES, int CLUSTER, bool SHARE_A, int SLOTS, bool HIDDEN, bool EARLY>
+// Gate and up arrive in chunks of 16 rows × 64 columns a warp, SLOTS at a time; their gradients leave from their place.
+template <int STAGES, int CLUSTER, int SLOTS, bool EARLY>
 struct Backward {
     static constexpr int COLUMNS = 128;
     static constexpr uint32_t BOX = 16 * 128, CHUNK = 2 * BOX;  // gate, up
-    using R = Ring<COLUMNS, STAGES, CLUSTER, SLOTS * CHUNK + (HIDDEN ? 2 * BOX : 0)>;
+    using R = Ring<COLUMNS, STAGES, CLUSTER, SLOTS * CHUNK>;
 
     __device__ __forceinline__ static void run(const TensorMap& dbranch, const TensorMap& w, const TensorMap& gate_up, const TensorMap& dgate_up,
-                                               const TensorMap& hidden, int rows, int c, int f) {
+                                               int rows, int c, int f) {
         extern __shared__ __align__(1024) unsigned char smem[];
         R ring(shared_address(smem));
         const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
-        const Tiles<1> tiles(rows, f, SHARE_A ? ROWS : ROWS * CLUSTER, SHARE_A ? COLUMNS * CLUSTER : COLUMNS);
+        const Tiles tiles(rows, f, ROWS * CLUSTER, COLUMNS);
         const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
-        auto tile_row = [&](int2 tile) { return (SHARE_A ? tile.y : tile.y * CLUSTER + rank) * ROWS; };
-        auto tile_column = [&](int2 tile) { return (SHARE_A ? tile.x * CLUSTER + rank : tile.x) * COLUMNS; };
         ring.init();
 
         if (warp >= 8) {
@@ -232,15 +225,12 @@ struct Backward {
             if (warp == 8 && (threadIdx.x & 31) == 0) {
                 for (int i = first; i < count; i += stride) {
                     const int2 tile = tiles[i];
-                    const int row = tile_row(tile), column = tile_column(tile);
+                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * COLUMNS;
                     for (int k = 0; k < steps; ++k) {
                         barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
                         barrier_expect(ring.full(), R::STAGE);
-                        if (CLUSTER > 1 && SHARE_A)
-                            load_box(ring.a() + rank * 8192, dbranch, k * 64, row + rank * 64, ring.full(), (1 << CLUSTER) - 1);
-                        else
-                            load_box(ring.a(), dbranch, k * 64, row, ring.full());
-                        if (CLUSTER > 1 && !SHARE_A) {
+                        load_box(ring.a(), dbranch, k * 64, row, ring.full());
+                        if (CLUSTER > 1) {
                             load_box(ring.b() + rank * 8192, w, column + rank * 64, k * 64, ring.full(), (1 << CLUSTER) - 1);
                         } else {
                             load_box(ring.b(), w, column, k * 64, ring.full());
@@ -259,7 +249,7 @@ struct Backward {
             if (group == 1) ring.skip(steps);
             for (int i = first + group * stride; i < count; i += 2 * stride) {
                 const int2 tile = tiles[i];
-                const int row = tile_row(tile) + (warp & 3) * 16, column = tile_column(tile);
+                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * COLUMNS;
                 auto load = [&](int n) {  // chunk n of four
                     const uint32_t to = chunks + n % SLOTS * CHUNK, barrier = ready + n % SLOTS * 8;
                     barrier_expect(barrier, CHUNK);
@@ -281,13 +271,13 @@ struct Backward {
                 });
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    const uint32_t slot = n % SLOTS, chunk = chunks + slot * CHUNK, out_box = chunks + SLOTS * CHUNK + (n & 1) * BOX;
+                    const uint32_t slot = n % SLOTS, chunk = chunks + slot * CHUNK;
                     barrier_wait(ready + slot * 8, phases >> slot & 1);
                     phases ^= 1 << slot;
 #pragma unroll
                     for (int j = 0; j < 8; j += 2) {
                         const uint32_t at = swizzled(lane & 15, j + (lane >> 4));
-                        uint32_t gate[4], up[4], out[4];
+                        uint32_t gate[4], up[4];
                         load_matrix4(gate, chunk + at);
                         load_matrix4(up, chunk + BOX + at);
 #pragma unroll
@@ -298,11 +288,9 @@ struct Backward {
                             const SwigluGradient x = swiglu_gradient(g.x, u.x, dh.x), y = swiglu_gradient(g.y, u.y, dh.y);
                             gate[e] = pack_bf16(x.gate, y.gate);
                             up[e] = pack_bf16(x.up, y.up);
-                            out[e] = pack_bf16(x.hidden, y.hidden);
                         }
                         store_matrix4(chunk + at, gate[0], gate[1], gate[2], gate[3]);
                         store_matrix4(chunk + BOX + at, up[0], up[1], up[2], up[3]);
-                        if (HIDDEN) store_matrix4(out_box + at, out[0], out[1], out[2], out[3]);
                     }
                     fence_shared_for_tensor_cores();
                     __syncwarp();
@@ -310,9 +298,8 @@ struct Backward {
                         const int x = column + (n & 1) * 64, y = row + (n >> 1) * 64;
                         store_box(dgate_up, x, 0, y, chunk);
                         store_box(dgate_up, x, 1, y, chunk + BOX);
-                        if (HIDDEN) store_box(hidden, x, y, out_box);
                         store_commit();
-                        store_wait_read<1>();  // the chunk before, and its box of hidden, may be written again
+                        store_wait_read<1>();  // the chunk before may be written again
                         if (n && n - 1 + SLOTS < 4 && !(SLOTS == 2 && n > 1)) load(n - 1 + SLOTS);
                         if (SLOTS == 2 && n == 1) {
                             store_wait_read<0>();
@@ -331,4 +318,22 @@ struct Backward {
 }  // namespace
 
 #ifndef RDPM_VARIANTS
+#define LAUNCHED(cluster) extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(cluster, 1, 1)
+#define MAP const __grid_constant__ TensorMap
+
+// y [rows, C] in boxes of 128 × 64, w [2F, C] of 40 × 64, gate_up [rows, 2, F] of 16 × 1 × 80 and hidden [rows, F] of 16 × 80, not swizzled.
+LAUNCHED(2) swiglu_product(MAP y, MAP w, MAP hidden, int rows, int c, int f) {
+    Forward<80, 5, 2, false>::run(y, w, hidden, hidden, rows, c, f);
+}
+LAUNCHED(2) swiglu_product_kept(MAP y, MAP w, MAP gate_up, MAP hidden, int rows, int c, int f) {
+    Forward<80, 5, 2, true>::run(y, w, gate_up, hidden, rows, c, f);
+}
+
+// dbranch [rows, C] in boxes of 128 × 64, w [C, F] of 64 × 64, gate_up and dgate_up [rows, 2, F] of 16 × 1 × 64.
+LAUNCHED(1) swiglu_product_backward(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+    Backward<4, 1, 2, true>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
+}
+LAUNCHED(2) swiglu_product_backward_pairs(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+    Backward<4, 2, 2, true>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
+}
 #endif
