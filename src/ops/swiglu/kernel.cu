@@ -1,8 +1,7 @@
 // SwiGLU on rows [R, 2F] (gate | up) bf16: h = silu(gate)·up. Bytes a row: forward 6F; backward 10F (gate, up, dh in; dgate, dup
 // out), 12F with h, to the same bits as forward. F is a multiple of 8.
 #include "../cuda/vector.cuh"
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
+#include "formula.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_forward(const bf16* x, bf16* h, long long rows, int f) {
     const int width = f / 8;
@@ -13,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_forward(const bf16* x, 
     const Eight gate = load8(x + row * 2 * f + column), up = load8(x + row * 2 * f + f + column);
     Eight out;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) out.x[j] = gate.x[j] * sigmoid(gate.x[j]) * up.x[j];
+    for (int j = 0; j < 8; ++j) out.x[j] = swiglu(gate.x[j], up.x[j]);
     store8(h + row * f + column, out);
 }
 
@@ -27,10 +26,8 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(const bf16* x,
     Eight dgate, dup, out;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-        const float s = sigmoid(gate.x[j]), silu = gate.x[j] * s;
-        out.x[j] = silu * up.x[j];
-        dup.x[j] = d.x[j] * silu;
-        dgate.x[j] = d.x[j] * up.x[j] * fmaf(silu, 1.f - s, s);
+        const SwigluGradient g = swiglu_gradient(gate.x[j], up.x[j], d.x[j]);
+        dgate.x[j] = g.gate, dup.x[j] = g.up, out.x[j] = g.hidden;
     }
     store8(dx + row * 2 * f + column, dgate);
     store8(dx + row * 2 * f + f + column, dup);
