@@ -298,11 +298,11 @@ pub fn swiglu_forward(gpu: &Gpu, s: &Sizes, x: u64, h: u64) -> Result<()> {
     launch!(gpu, "swiglu", "swiglu_forward", grid, THREADS, 0; x, h, s.rows() as i64, s.hidden as i32)
 }
 
-/// dx from dh; h once more, where it is not 0.
-pub fn swiglu_backward(gpu: &Gpu, s: &Sizes, x: u64, dh: u64, dx: u64, h: u64) -> Result<()> {
+/// dx from dh.
+pub fn swiglu_backward(gpu: &Gpu, s: &Sizes, x: u64, dh: u64, dx: u64) -> Result<()> {
     let grid = (blocks(s.rows() * s.hidden / 8, THREADS), 1, 1);
     launch!(gpu, "swiglu", "swiglu_backward", grid, THREADS, 0;
-        x, dh, dx, h, s.rows() as i64, s.hidden as i32)
+        x, dh, dx, s.rows() as i64, s.hidden as i32)
 }
 
 /// Rows from which on SwiGLU within the products beside it is faster than after them: fewer make too few tiles.

@@ -71,9 +71,9 @@ impl TensorMap {
         };
         match status {
             sys::CUresult::CUDA_SUCCESS => Ok(Self(map)),
-            _ => bail!(
-                "the driver has no tensor map of {sizes:?} in boxes of {boxes:?}: {status:?}"
-            ),
+            _ => {
+                bail!("the driver has no tensor map of {sizes:?} in boxes of {boxes:?}: {status:?}")
+            }
         }
     }
 }

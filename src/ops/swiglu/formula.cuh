@@ -12,9 +12,9 @@ __device__ __forceinline__ float sigmoid(float x) {
 __device__ __forceinline__ float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
 
 struct SwigluGradient {
-    float gate, up, hidden;
+    float gate, up;
 };
 __device__ __forceinline__ SwigluGradient swiglu_gradient(float gate, float up, float d) {
     const float s = sigmoid(gate), silu = gate * s;
-    return {d * up * fmaf(silu, 1.f - s, s), d * silu, silu * up};
+    return {d * up * fmaf(silu, 1.f - s, s), d * silu};
 }
