@@ -239,7 +239,7 @@ pub fn attention_forward(
         let grid = (units as u32)
             .div_ceil(heads_a_block)
             .min(gpu.multiprocessors());
-        return launch!(gpu, "attention_sm90", kernel, (grid, 1, 1), 512, 6 * 256 * 128;
+        return launch!(gpu, "attention_sm90", kernel, (grid, 1, 1), 512, 7 * 256 * 128 + 16;
             qkv, rope.cos, rope.sin, out, lse, n, heads, units, scale);
     }
     let grid = (blocks(s.tokens, 128), s.heads as u32, s.batch as u32);
@@ -272,9 +272,10 @@ pub fn attention_backward(
     let (n, heads, units) = (s.tokens as i32, s.heads as i32, (s.batch * s.heads) as i32);
     if gpu.is_hopper() && (129..=256).contains(&s.tokens) {
         let grid = (units as u32).min(gpu.multiprocessors());
-        let shared = 5 * 256 * 128 + 6 * 64 * 128 + 1024;
-        return launch!(gpu, "attention_sm90", "attention_backward", (grid, 1, 1), 512, shared;
-            g.qkv, rope.cos, rope.sin, g.out, g.dout, g.lse, g.dqkv, n, heads, units, SCALE);
+        let shared = 7 * 256 * 128 + 1024 + 64;
+        let scale = SCALE * std::f32::consts::LOG2_E;
+        return launch!(gpu, "attention_sm90", "attention_backward", (grid, 1, 1), 384, shared;
+            g.qkv, rope.cos, rope.sin, g.out, g.dout, g.lse, g.dqkv, n, heads, units, scale);
     }
     let (kernel, keys, warps, stages) = match s.tokens {
         ..=64 => ("attention_backward_64", 64, 4, 1),

@@ -60,16 +60,6 @@ __device__ __forceinline__ void warpgroup_mma32(float (&d)[4][4], uint64_t a, ui
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 
-// d[64×16] (+)= a·b, both from shared memory.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma16(float (&d)[2][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %10, 0;"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, %11, %12;}"
-        : RDPM_D8(d, 0)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
-}
-
 // d[64×128] (+)= a·b, both from shared memory.
 template <int TRANSPOSE_A, int TRANSPOSE_B>
 __device__ __forceinline__ void warpgroup_mma(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {

@@ -1,0 +1,84 @@
+// What forward and backward of Hopper's attention share: operands, a warpgroup's barrier, and the rotation of q and k by a table in shared memory, by
+// which both round the angles alike.
+#pragma once
+#include <cuda_fp16.h>
+
+#include "tiles.cuh"
+
+namespace {
+
+constexpr int ROWS = 256;
+constexpr uint32_t MAP = ROWS * 128;  // bytes of 256 rows of one head's 64 columns
+
+// pack_bf16 and unpack_bf16 without the compiler taking the pair apart and putting it together again.
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) { return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000)); }
+
+// [rows of S or Sᵀ] two accumulator tiles of eight columns are the A operand of 16 k.
+__device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&low)[4], const float (&high)[4]) {
+    a[0] = pack_pair(low[0], low[1]);
+    a[1] = pack_pair(low[2], low[3]);
+    a[2] = pack_pair(high[0], high[1]);
+    a[3] = pack_pair(high[2], high[3]);
+}
+
+__device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+
+// The item of a thread: chunks `chunk` and `chunk + 4` of a row, eight lanes on eight different bank groups.
+__device__ __forceinline__ int item_row(int i) { return (i >> 5) * 8 + ((i >> 2) & 1) * 4 + ((i >> 3) & 3); }
+
+// The table holds (cos, sin) of every token and pair as halves: 11 bits, to bf16's 8. The place of pairs 4·chunk to 4·chunk + 3 of a token, 16
+// bytes, free of bank conflicts for eight neighbouring items and for the rows of an accumulator:
+__device__ __forceinline__ uint32_t table_offset(int token, int chunk) {
+    return token * 128 + ((chunk ^ (((token >> 2) & 1) | ((token & 3) << 1))) << 4);
+}
+
+__device__ __forceinline__ uint32_t pack_cos_sin(float cosine, float sine) {
+    const __half2 pair = __floats2half2_rn(cosine, sine);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ float2 cos_sin(uint32_t pair) { return __half22float2(*reinterpret_cast<__half2*>(&pair)); }
+
+// The table of 256 rows; tokens beyond n are zeros.
+template <int THREADS>
+__device__ __forceinline__ void fill_table(unsigned char* table, const float* cosine, const float* sine, int n) {
+#pragma unroll
+    for (int i = 0; i < (ROWS * 8 + THREADS - 1) / THREADS; ++i) {
+        const int at = threadIdx.x + i * THREADS, token = at >> 3;
+        if (token >= ROWS) break;
+        float4 c = {}, s = {};
+        if (token < n) {
+            c = reinterpret_cast<const float4*>(cosine)[at];
+            s = reinterpret_cast<const float4*>(sine)[at];
+        }
+        *reinterpret_cast<uint4*>(table + table_offset(token, at & 7)) =
+            make_uint4(pack_cos_sin(c.x, s.x), pack_cos_sin(c.y, s.y), pack_cos_sin(c.z, s.z), pack_cos_sin(c.w, s.w));
+    }
+}
+
+// rotate_item with the table in shared memory: `at` is the chunk's place in the tile, `entry` that of its first four pairs in the table.
+__device__ __forceinline__ void rotate_from_table(unsigned char* smem, uint32_t at, uint32_t entry) {
+    uint4* low = reinterpret_cast<uint4*>(smem + at);
+    uint4* high = reinterpret_cast<uint4*>(smem + (at ^ 64));
+    const uint4 a = *low, b = *high;
+    uint32_t pa[4] = {a.x, a.y, a.z, a.w}, pb[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const uint4 entries = *reinterpret_cast<const uint4*>(smem + (entry ^ (i * 16)));
+        const uint32_t e[4] = {entries.x, entries.y, entries.z, entries.w};
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const float2 first = cos_sin(e[2 * j]), second = cos_sin(e[2 * j + 1]), x = unpack_pair(pa[2 * i + j]), y = unpack_pair(pb[2 * i + j]);
+            pa[2 * i + j] = pack_pair(x.x * first.x - y.x * first.y, x.y * second.x - y.y * second.y);
+            pb[2 * i + j] = pack_pair(x.x * first.y + y.x * first.x, x.y * second.y + y.y * second.x);
+        }
+    }
+    *low = make_uint4(pa[0], pa[1], pa[2], pa[3]);
+    *high = make_uint4(pb[0], pb[1], pb[2], pb[3]);
+}
+
+}  // namespace
