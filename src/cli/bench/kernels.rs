@@ -294,7 +294,41 @@ impl Bench {
             weight_decay: 0.03,
         };
         let (x, h) = (kept.gate_up.address(), kept.hidden.address());
-        vec![
+        let product = 2.0 * rows * c * f;
+        let weights = self.network.half.address();
+        let mut cases = Vec::new();
+        if kernels::swiglu_in_products(gpu, s) {
+            cases = vec![
+                case(
+                    "w12 with swiglu",
+                    2.0 * product,
+                    rows * (c + f) * 2.0,
+                    move || {
+                        let y = kept.y2.address();
+                        kernels::swiglu_product_forward(gpu, s, y, weights, 0, h)
+                    },
+                ),
+                case(
+                    "w12 with swiglu, gate and up kept",
+                    2.0 * product,
+                    rows * (c + 3.0 * f) * 2.0,
+                    move || {
+                        let y = kept.y2.address();
+                        kernels::swiglu_product_forward(gpu, s, y, weights, x, h)
+                    },
+                ),
+                case(
+                    "w3 dX with swiglu backward",
+                    product,
+                    rows * (c + 4.0 * f) * 2.0,
+                    move || {
+                        let (dy, dx) = (scratch.dbranch.address(), scratch.dgate_up.address());
+                        kernels::swiglu_product_backward(gpu, s, dy, weights, x, dx)
+                    },
+                ),
+            ];
+        }
+        cases.extend([
             case("adaln forward", 0.0, rows * c * 8.0, move || {
                 kernels::adaln_forward(
                     gpu,
@@ -319,7 +353,6 @@ impl Bench {
                     x,
                     scratch.dhidden.address(),
                     scratch.dgate_up.address(),
-                    0,
                 )
             }),
             case(
@@ -353,7 +386,8 @@ impl Bench {
                     )
                 },
             ),
-        ]
+        ]);
+        cases
     }
 
     fn attention(&self) -> Vec<Case<'_>> {

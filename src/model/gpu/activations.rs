@@ -69,17 +69,24 @@ impl Inner {
 pub struct Sets {
     pub ends: usize,
     pub inner: usize,
+    /// A gradient follows.
+    pub gradient: bool,
 }
 
 impl Sets {
     /// Nothing outlives its block.
-    pub const ONE: Self = Self { ends: 1, inner: 1 };
+    pub const ONE: Self = Self {
+        ends: 1,
+        inner: 1,
+        gradient: false,
+    };
 
     /// For the gradient of `depth` blocks, the first `recomputed` of which keep their ends only.
     pub fn for_gradient(depth: usize, recomputed: usize) -> Self {
         Self {
             ends: depth,
             inner: depth.saturating_sub(recomputed).max(1),
+            gradient: true,
         }
     }
 }
@@ -220,6 +227,7 @@ pub struct Trunk {
     pub mixed: Buffer<bf16>,
     ends: Vec<Ends>,
     inner: Vec<Inner>,
+    gradient: bool,
     /// The residual stream between a block's branches [C].
     pub x_mid: Buffer<bf16>,
     /// The last residual stream, its normalised form [C], 1/rms.
@@ -243,6 +251,7 @@ impl Trunk {
             inner: (0..sets.inner)
                 .map(|_| Inner::new(gpu, s))
                 .collect::<Result<_>>()?,
+            gradient: sets.gradient,
             x_mid: bf(c)?,
             x: bf(c)?,
             y: bf(c)?,
@@ -259,8 +268,8 @@ impl Trunk {
         &self.inner[block % self.inner.len()]
     }
 
-    /// Whether what lies between a block's ends is still there after the forward pass.
+    /// Whether what lies between a block's ends stays for the gradient.
     pub fn keeps_inner(&self, block: usize) -> bool {
-        block + self.inner.len() >= self.ends.len()
+        self.gradient && block + self.inner.len() >= self.ends.len()
     }
 }

@@ -191,34 +191,27 @@ impl Pass<'_> {
         let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
         let dbranch = scratch.dbranch.address();
 
-        let again = !a.trunk.keeps_inner(i);
-        if again {
+        if !a.trunk.keeps_inner(i) {
             let stream = Residual {
                 x: ends.x.address(),
                 branch: 0,
                 gate: 0,
             };
             network.inner(i, s, &a.trunk, stream, a.conditions.modulations.address())?;
+            network.gated(i, s, &a.trunk, true)?;
         }
 
-        // The SwiGLU gradient makes w3's input where it is not kept, so the products of w3 come in two parts.
-        let product = Product::input_gradient(s.rows(), s.hidden, c);
-        network.product(
-            &product,
-            dbranch,
-            network.half(&name("mlp.w3.weight"))?,
-            scratch.dhidden.address(),
-            0,
-        )?;
-        let (dgate_up, hidden) = (scratch.dgate_up.address(), kept.hidden.address());
-        kernels::swiglu_backward(
-            gpu,
-            s,
-            kept.gate_up.address(),
-            scratch.dhidden.address(),
-            dgate_up,
-            if again { hidden } else { 0 },
-        )?;
+        // The products of w3 come in two parts, for SwiGLU's gradient lies within the one or after it.
+        let weight = network.half(&name("mlp.w3.weight"))?;
+        let [gate_up, dgate_up, dhidden] =
+            [&kept.gate_up, &scratch.dgate_up, &scratch.dhidden].map(Buffer::address);
+        if kernels::swiglu_in_products(gpu, s) {
+            kernels::swiglu_product_backward(gpu, s, dbranch, weight, gate_up, dgate_up)?;
+        } else {
+            let product = Product::input_gradient(s.rows(), s.hidden, c);
+            network.product(&product, dbranch, weight, dhidden, 0)?;
+            kernels::swiglu_backward(gpu, s, gate_up, dhidden, dgate_up)?;
+        }
         self.linear(
             &name("mlp.w3"),
             false,
@@ -226,7 +219,7 @@ impl Pass<'_> {
             s.hidden,
             c,
             dbranch,
-            hidden,
+            kept.hidden.address(),
             0,
         )?;
         self.linear(

@@ -268,18 +268,31 @@ impl Network {
         modulations: u64,
     ) -> Result<()> {
         self.inner(i, s, a, before, modulations)?;
-        let [gate_up, hidden] = [&a.inner(i).gate_up, &a.inner(i).hidden].map(Buffer::address);
-        kernels::swiglu_forward(&self.gpu, s, gate_up, hidden)?;
+        self.gated(i, s, a, a.keeps_inner(i))?;
         self.linear(
             &format!("blocks.{i}.mlp.w3"),
             false,
             [s.rows(), s.hidden, s.width],
-            hidden,
+            a.inner(i).hidden.address(),
             a.ends(i).h2.address(),
         )
     }
 
-    /// All between a block's ends but SiLU(gate)·up; the stream before it too, where `before` has a branch.
+    /// SiLU(gate)·up of w12's product; gate | up too, where it is kept or on the way.
+    pub(super) fn gated(&self, i: usize, s: &Sizes, a: &Trunk, keep: bool) -> Result<()> {
+        let (gpu, name) = (&*self.gpu, format!("blocks.{i}.mlp.w12"));
+        let [y, gate_up, hidden] =
+            [&a.inner(i).y2, &a.inner(i).gate_up, &a.inner(i).hidden].map(Buffer::address);
+        if kernels::swiglu_in_products(gpu, s) {
+            let weight = self.half(&format!("{name}.weight"))?;
+            let kept = if keep { gate_up } else { 0 };
+            return kernels::swiglu_product_forward(gpu, s, y, weight, kept, hidden);
+        }
+        self.linear(&name, false, [s.rows(), s.width, 2 * s.hidden], y, gate_up)?;
+        kernels::swiglu_forward(gpu, s, gate_up, hidden)
+    }
+
+    /// All between a block's ends up to w12's input; the stream before it too, where `before` has a branch.
     pub(super) fn inner(
         &self,
         i: usize,
@@ -340,13 +353,6 @@ impl Network {
             a.x_mid.address(),
             inner.y2.address(),
             inner.rstd2.address(),
-        )?;
-        self.linear(
-            &name("mlp.w12"),
-            false,
-            [s.rows(), c, 2 * s.hidden],
-            inner.y2.address(),
-            inner.gate_up.address(),
         )
     }
 }

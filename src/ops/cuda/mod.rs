@@ -13,6 +13,7 @@ pub mod folders;
 pub mod libraries;
 mod matmul;
 mod tensor;
+mod tensor_map;
 mod trampolines;
 mod upload;
 
@@ -30,6 +31,7 @@ use candle_core::{CudaDevice, Result, bail};
 pub use buffer::Buffer;
 pub use matmul::{Epilogue, Matmul, Product, count_differing, fill_operand};
 pub use tensor::{address, fresh};
+pub use tensor_map::TensorMap;
 pub use upload::Upload;
 
 /// Shared memory a block gets without asking for more.
@@ -42,7 +44,7 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 13] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 14] = fat_binaries![
     "adaln",
     "attention",
     "attention_few_sm90",
@@ -56,6 +58,7 @@ static FAT_BINARIES: [(&str, &[u8]); 13] = fat_binaries![
     "quantize_sm90",
     "sample",
     "swiglu",
+    "swiglu_sm90",
 ];
 
 /// A device with the kernels loaded on it.
@@ -285,28 +288,39 @@ fn fat_binary(op: &str) -> Option<&'static [u8]> {
         .map(|(_, binary)| *binary)
 }
 
-/// The arguments of one launch, in the kernel's order, each by value in eight bytes or fewer.
+/// The arguments of one launch, in the kernel's order, each by value.
 pub struct Launch<'a> {
     gpu: &'a Gpu,
     function: &'a CudaFunction,
-    values: Vec<u64>,
+    values: Vec<Value>,
     structure: Vec<u64>,
+}
+
+/// An argument: at most eight bytes, first byte first, or a tensor map.
+pub enum Value {
+    Word(u64),
+    Map(TensorMap),
 }
 
 /// What a kernel takes by value.
 pub trait Argument {
-    /// The value's bytes, first byte first, in a machine word.
-    fn word(self) -> u64;
+    fn value(self) -> Value;
+}
+
+impl Argument for TensorMap {
+    fn value(self) -> Value {
+        Value::Map(self)
+    }
 }
 
 macro_rules! arguments {
     ($($type:ty),*) => {$(
         impl Argument for $type {
-            fn word(self) -> u64 {
+            fn value(self) -> Value {
                 let mut word = [0u8; 8];
                 let bytes = self.to_ne_bytes();
                 word[..bytes.len()].copy_from_slice(&bytes);
-                u64::from_ne_bytes(word)
+                Value::Word(u64::from_ne_bytes(word))
             }
         }
     )*};
@@ -315,7 +329,7 @@ arguments!(u64, i64, i32, u32, f32);
 
 impl Launch<'_> {
     pub fn value(&mut self, value: impl Argument) {
-        self.values.push(value.word());
+        self.values.push(value.value());
     }
 
     /// The only argument, a structure laid out as in C.
@@ -343,7 +357,10 @@ impl Launch<'_> {
             builder.arg(first);
         }
         for value in &self.values {
-            builder.arg(value);
+            match value {
+                Value::Word(word) => builder.arg(word),
+                Value::Map(map) => builder.arg(map),
+            };
         }
         // SAFETY: the caller's promise.
         unsafe { builder.launch(config) }.map_err(candle_core::Error::wrap)?;

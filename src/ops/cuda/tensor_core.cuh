@@ -49,10 +49,11 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
 
 // Two floats as a pair of bf16, the first in the low half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-    __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<uint32_t*>(&p);
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
 }
-__device__ __forceinline__ float2 unpack_bf16(uint32_t pair) { return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&pair)); }
+__device__ __forceinline__ float2 unpack_bf16(uint32_t pair) { return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)}; }
 
 // Addresses of the four 8×8 matrices for one ldmatrix.x4, by lane, of a swizzled tile:
 // an A operand 16 rows × 16 columns at (row, column), stored row by row.

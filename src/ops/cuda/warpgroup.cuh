@@ -9,6 +9,11 @@ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
     return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) | (static_cast<uint64_t>(1) << 16) |
            ((address & 0x3FFFF) >> 4);
 }
+// Transposed and wider than 64: the next 64 m or n lie `step` bytes on.
+__device__ __forceinline__ uint64_t wide_descriptor(uint32_t address, uint32_t step) {
+    return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) | (static_cast<uint64_t>(step >> 4) << 16) |
+           ((address & 0x3FFFF) >> 4);
+}
 
 __device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -52,6 +57,34 @@ __device__ __forceinline__ void warpgroup_mma32(float (&d)[4][4], uint64_t a, ui
         "{.reg .pred p; setp.ne.b32 p, %18, 0;"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, %19, %20;}"
         : RDPM_D8(d, 0), RDPM_D8(d, 2)
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
+}
+
+// d[64×128] (+)= a·b, both from shared memory.
+template <int TRANSPOSE_A, int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %66, 0;"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+        "}, %64, %65, p, 1, 1, %67, %68;}"
+        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6), RDPM_D8(d, 8), RDPM_D8(d, 10), RDPM_D8(d, 12), RDPM_D8(d, 14)
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
+}
+
+// d[64×160] (+)= a·b, both from shared memory.
+template <int TRANSPOSE_A, int TRANSPOSE_B>
+__device__ __forceinline__ void warpgroup_mma(float (&d)[20][4], uint64_t a, uint64_t b, int accumulate) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %82, 0;"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+        "}, %80, %81, p, 1, 1, %83, %84;}"
+        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6), RDPM_D8(d, 8), RDPM_D8(d, 10), RDPM_D8(d, 12), RDPM_D8(d, 14),
+          RDPM_D8(d, 16), RDPM_D8(d, 18)
         : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 

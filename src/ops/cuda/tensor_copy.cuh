@@ -1,0 +1,82 @@
+// Hopper's copies of boxes of a matrix by its tensor map (TMA), clusters of blocks, and what a ring of such boxes needs. The boxes are 64 bf16
+// (128 bytes) wide and swizzled as in tensor_core.cuh; what lies outside the matrix arrives as zeros and is not written.
+#pragma once
+#include "warpgroup.cuh"
+
+// The driver's CUtensorMap, a kernel's argument by value (`const __grid_constant__`).
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// All threads of the cluster are here; what they wrote is not ordered by it (but barriers' inits, after barrier_init_done).
+__device__ __forceinline__ void cluster_sync() { asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait;" ::: "memory"); }
+// Arrival at the barrier of the same place in block `rank` of the cluster. Without ".release.cluster", which would wait for all of the thread's
+// writes: it orders reads of shared memory by finished products, nothing else.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+// One arrival, and `bytes` more to come in this phase.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// The box at (column, row) to shared memory; one thread's doing.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(&map),
+                 "r"(barrier), "r"(column), "r"(row)
+                 : "memory");
+}
+// The same to this place, and to this barrier's account, in every block of the cluster that `blocks` has a bit for.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
+        : "memory");
+}
+// Of a map of three dimensions.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int part, int row, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to), "l"(&map),
+                 "r"(barrier), "r"(column), "r"(part), "r"(row)
+                 : "memory");
+}
+__device__ __forceinline__ void store_box(const TensorMap& map, int column, int row, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from), "r"(column), "r"(row)
+                 : "memory");
+}
+__device__ __forceinline__ void store_box(const TensorMap& map, int column, int part, int row, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map), "r"(from), "r"(column), "r"(part),
+                 "r"(row)
+                 : "memory");
+}
+__device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// All but the last N groups of this thread's stores have been read from shared memory.
+template <int N>
+__device__ __forceinline__ void store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+template <int N>
+__device__ __forceinline__ void store_wait() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Registers a thread of this warpgroup may use from here on.
+template <int N>
+__device__ __forceinline__ void registers_down() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_up() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+__device__ __forceinline__ void store_matrix4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}

@@ -1,0 +1,349 @@
+// SwiGLU within the product before it or after it, for Hopper: forward hidden = silu(y·Wgᵀ)·(y·Wuᵀ), backward dhidden = dbranch·W3 and the
+// gradients of gate and up from it; the same bits as the product and kernel.cu's kernels one after the other.
+//
+// Persistent blocks of one warp that copies boxes (TMA) into a ring and two warpgroups that take tiles in turns: while one multiplies, the other
+// writes. Two blocks of a cluster share the weights' boxes.
+//
+// H100, 65,536 rows, ms; in brackets cuBLASLt's product and kernel.cu's kernel:
+//                                       C 768          C 1024         C 1280
+//   forward                             0.53 (0.82)    0.97 (1.34)    1.50 (2.10)    779, 753, 764 TFLOP/s
+//   forward, gate and up written        0.59 (0.82)    1.02 (1.34)    1.60 (2.10)
+//   backward, alone / in pairs          0.54 / 0.59    1.04 / 0.90    1.48 / 1.41    (0.75, 1.12, 1.67)
+// Forward is at the tensor cores' rate (95 % busy, the card at its power limit); backward moves 1.2 GB at C 768, 0.4 ms at a copy's speed.
+// Slower: both warpgroups on one tile of 128 × (128 + 128) and its results not hidden (0.67; 0.72 with gate and up), whether one started some
+// stages later or not; 128 × (64 + 64) columns (0.59; 0.88); tiles in groups of eight rows (0.54; 0.64); an arrival with release at the cluster's
+// scope, which waits for all of the thread's writes (0.8 to 1.0). Backward: all four chunks on their way and three stages (0.61), blocks side by
+// side that share dbranch (0.59), gate and up fetched to L2 a tile ahead (0.61).
+#include "../cuda/tensor_copy.cuh"
+#include "formula.cuh"
+
+namespace {
+
+constexpr int ROWS = 128;                 // of a tile: two times 64
+constexpr uint32_t A_BYTES = ROWS * 128;  // of 64 k
+
+// A ring of stages, A [128 rows × 64 k] and B [N × 64 k] (or [64 k × N] as boxes of 64 n), after it `EXTRA` bytes for each of eight warps, then
+// the barriers: full and empty ones, and four of each warp's own.
+template <int N, int STAGES, int CLUSTER, int EXTRA>
+struct Ring {
+    static constexpr uint32_t STAGE = A_BYTES + N * 128;
+    static constexpr uint32_t BARRIERS = STAGES * STAGE + 8 * EXTRA;
+    static constexpr uint32_t BYTES = BARRIERS + (2 * STAGES + 32) * 8;
+    uint32_t base;
+    int stage = 0;
+    uint32_t phase = 0;
+
+    __device__ explicit Ring(uint32_t base) : base(base) {}
+    __device__ uint32_t a() const { return base + stage * STAGE; }
+    __device__ uint32_t b() const { return a() + A_BYTES; }
+    __device__ uint32_t full() const { return base + BARRIERS + stage * 8; }
+    __device__ uint32_t empty(int stage) const { return base + BARRIERS + (STAGES + stage) * 8; }
+    __device__ uint32_t extra(int warp) const { return base + STAGES * STAGE + warp * EXTRA; }
+    __device__ uint32_t own(int warp) const { return base + BARRIERS + (2 * STAGES + 4 * warp) * 8; }
+    __device__ void advance() {
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+    __device__ void skip(int stages) {
+        stage += stages;
+        phase ^= stage / STAGES & 1;
+        stage %= STAGES;
+    }
+
+    __device__ void init() const {
+        static_assert(BYTES <= 232448, "a block has no more shared memory");
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; ++i) {
+                barrier_init(base + BARRIERS + i * 8, 1);
+                barrier_init(empty(i), 4 * CLUSTER);
+            }
+            for (int i = 0; i < 32; ++i) barrier_init(own(0) + i * 8, 1);
+            barrier_init_done();
+        }
+        if (CLUSTER > 1)
+            cluster_sync();
+        else
+            __syncthreads();
+    }
+
+    // A warp is done with the stage before the current one.
+    __device__ void release_last() const {
+        const int lane = threadIdx.x & 31;
+        const uint32_t barrier = empty((stage ? stage : STAGES) - 1);
+        if (CLUSTER > 1) {
+            if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
+        } else if (lane == 0) {
+            barrier_arrive(barrier);
+        }
+    }
+};
+
+// Tiles in the order in which clusters take them: row by row, so that the rows are read from memory once and all weights stay in L2.
+struct Tiles {
+    int down, across;
+    __device__ Tiles(int rows, int columns, int tile_rows, int tile_columns)
+        : down((rows + tile_rows - 1) / tile_rows), across((columns + tile_columns - 1) / tile_columns) {}
+    __device__ int count() const { return down * across; }
+    __device__ int2 operator[](int i) const { return {i % across, i / across}; }
+};
+
+// A warpgroup's turn to multiply: the other one gives it. Without turns a wait for a stage that comes two rounds later would end with this one's.
+__device__ __forceinline__ void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
+__device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
+
+// d = the tile's product, two times 64 rows.
+template <int TRANSPOSE_B, int N, class R>
+__device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps, int group) {
+    take_turn(group);
+    for (int k = 0; k < steps; ++k) {
+        barrier_wait(ring.full(), ring.phase);
+        const uint32_t a = ring.a(), b = ring.b();
+        warpgroup_arrive();
+#pragma unroll
+        for (int kk = 0; kk < 4; ++kk)
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+                warpgroup_mma<0, TRANSPOSE_B>(d[m], tile_descriptor(a + m * 8192 + kk * 32),
+                                              TRANSPOSE_B ? wide_descriptor(b + kk * 2048, 64 * 128) : tile_descriptor(b + kk * 32), k | kk);
+        warpgroup_commit();
+        warpgroup_wait<1>();
+        if (k) ring.release_last();
+        ring.advance();
+    }
+    give_turn(group ^ 1);
+    warpgroup_wait<0>();
+    ring.release_last();
+    ring.skip(steps);
+}
+
+// HALF: columns of hidden a tile. KEEP: gate_up is written too.
+template <int HALF, int STAGES, int CLUSTER, bool KEEP>
+struct Forward {
+    static constexpr uint32_t BOX = 16 * HALF * 2;  // 16 rows, not swizzled
+    using R = Ring<2 * HALF, STAGES, CLUSTER, 2 * BOX>;
+
+    __device__ __forceinline__ static void run(const TensorMap& y, const TensorMap& w, const TensorMap& gate_up, const TensorMap& hidden, int rows,
+                                               int c, int f) {
+        extern __shared__ __align__(1024) unsigned char smem[];
+        R ring(shared_address(smem));
+        const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
+        const Tiles tiles(rows, f, ROWS * CLUSTER, HALF);
+        const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
+        ring.init();
+
+        if (warp >= 8) {
+            registers_down<40>();
+            if (warp == 8 && (threadIdx.x & 31) == 0) {
+                for (int i = first; i < count; i += stride) {
+                    const int2 tile = tiles[i];
+                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * HALF;
+                    for (int k = 0; k < steps; ++k) {
+                        barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+                        barrier_expect(ring.full(), R::STAGE);
+                        load_box(ring.a(), y, k * 64, row, ring.full());
+                        constexpr int PART = HALF / CLUSTER;  // rows of the weights' boxes
+                        const uint32_t to = ring.b() + rank * PART * 128;
+                        if (CLUSTER > 1) {
+                            load_box(to, w, k * 64, column + rank * PART, ring.full(), (1 << CLUSTER) - 1);
+                            load_box(to + HALF * 128, w, k * 64, f + column + rank * PART, ring.full(), (1 << CLUSTER) - 1);
+                        } else {
+                            load_box(to, w, k * 64, column, ring.full());
+                            load_box(to + HALF * 128, w, k * 64, f + column, ring.full());
+                        }
+                        ring.advance();
+                    }
+                }
+            }
+        } else {
+            registers_up<232>();
+            const int group = warp >> 2;
+            uint32_t box = ring.extra(warp);  // of two, the one to be written next
+            bool turn = false;
+            if (group == 1) {
+                give_turn(0);
+                ring.skip(steps);
+            }
+            for (int i = first + group * stride; i < count; i += 2 * stride) {
+                const int2 tile = tiles[i];
+                float d[2][HALF / 4][4];
+                multiply<0>(d, ring, steps, group);
+                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * HALF;
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    uint32_t gate[HALF / 8][2], up[HALF / 8][2];
+#pragma unroll
+                    for (int j = 0; j < HALF / 8; ++j)
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            gate[j][r] = pack_bf16(d[m][j][2 * r], d[m][j][2 * r + 1]);
+                            up[j][r] = pack_bf16(d[m][HALF / 8 + j][2 * r], d[m][HALF / 8 + j][2 * r + 1]);
+                        }
+                    if (KEEP) {
+                        emit(box, turn, gate, [&](uint32_t from) { store_box(gate_up, column, 0, row + m * 64, from); });
+                        emit(box, turn, up, [&](uint32_t from) { store_box(gate_up, column, 1, row + m * 64, from); });
+                    }
+#pragma unroll
+                    for (int j = 0; j < HALF / 8; ++j)
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            const float2 g = unpack_bf16(gate[j][r]), u = unpack_bf16(up[j][r]);
+                            gate[j][r] = pack_bf16(swiglu(g.x, u.x), swiglu(g.y, u.y));
+                        }
+                    emit(box, turn, gate, [&](uint32_t from) { store_box(hidden, column, row + m * 64, from); });
+                }
+            }
+            if ((threadIdx.x & 31) == 0) store_wait<0>();
+        }
+        if (CLUSTER > 1) cluster_sync();  // nobody arrives at a block that has ended
+    }
+
+    // 16 rows of a warp, pairs of rows g, g + 8 of eight columns each, through one of its boxes.
+    template <class Store>
+    __device__ __forceinline__ static void emit(uint32_t& box, bool& turn, const uint32_t (&pairs)[HALF / 8][2], Store store) {
+        const int lane = threadIdx.x & 31;
+        if (lane == 0) store_wait_read<1>();
+        __syncwarp();
+        const uint32_t at = box + (lane & 15) * HALF * 2 + (lane >> 4) * 16;
+#pragma unroll
+        for (int j = 0; j < HALF / 8; j += 2) store_matrix4(at + j * 16, pairs[j][0], pairs[j][1], pairs[j + 1][0], pairs[j + 1][1]);
+        fence_shared_for_tensor_cores();
+        __syncwarp();
+        if (lane == 0) {
+            store(box);
+            store_commit();
+        }
+        box += turn ? -BOX : BOX;
+        turn = !turn;
+    }
+};
+
+// Gate and up arrive in chunks of 16 rows × 64 columns a warp, SLOTS at a time; their gradients leave from their place.
+template <int STAGES, int CLUSTER, int SLOTS>
+struct Backward {
+    static constexpr int COLUMNS = 128;
+    static constexpr uint32_t BOX = 16 * 128, CHUNK = 2 * BOX;  // gate, up
+    using R = Ring<COLUMNS, STAGES, CLUSTER, SLOTS * CHUNK>;
+    static_assert(SLOTS == 2 || SLOTS == 3, "of four chunks, the rest is asked for after the second");
+
+    __device__ __forceinline__ static void run(const TensorMap& dbranch, const TensorMap& w, const TensorMap& gate_up, const TensorMap& dgate_up,
+                                               int rows, int c, int f) {
+        extern __shared__ __align__(1024) unsigned char smem[];
+        R ring(shared_address(smem));
+        const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
+        const Tiles tiles(rows, f, ROWS * CLUSTER, COLUMNS);
+        const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
+        ring.init();
+
+        if (warp >= 8) {
+            registers_down<40>();
+            if (warp == 8 && (threadIdx.x & 31) == 0) {
+                for (int i = first; i < count; i += stride) {
+                    const int2 tile = tiles[i];
+                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * COLUMNS;
+                    for (int k = 0; k < steps; ++k) {
+                        barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+                        barrier_expect(ring.full(), R::STAGE);
+                        load_box(ring.a(), dbranch, k * 64, row, ring.full());
+                        if (CLUSTER > 1) {
+                            load_box(ring.b() + rank * 8192, w, column + rank * 64, k * 64, ring.full(), (1 << CLUSTER) - 1);
+                        } else {
+                            load_box(ring.b(), w, column, k * 64, ring.full());
+                            load_box(ring.b() + 8192, w, column + 64, k * 64, ring.full());
+                        }
+                        ring.advance();
+                    }
+                }
+            }
+        } else {
+            registers_up<232>();
+            const int group = warp >> 2, lane = threadIdx.x & 31;
+            const uint32_t chunks = ring.extra(warp), ready = ring.own(warp);
+            uint32_t phases = 0;  // one bit a slot
+            if (group == 1) {
+                give_turn(0);
+                ring.skip(steps);
+            }
+            for (int i = first + group * stride; i < count; i += 2 * stride) {
+                const int2 tile = tiles[i];
+                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * COLUMNS;
+                auto load = [&](int n) {  // chunk n of four
+                    const uint32_t to = chunks + n % SLOTS * CHUNK, barrier = ready + n % SLOTS * 8;
+                    barrier_expect(barrier, CHUNK);
+                    load_box(to, gate_up, column + (n & 1) * 64, 0, row + (n >> 1) * 64, barrier);
+                    load_box(to + BOX, gate_up, column + (n & 1) * 64, 1, row + (n >> 1) * 64, barrier);
+                };
+                if (lane == 0) {
+                    store_wait_read<0>();
+#pragma unroll
+                    for (int n = 0; n < SLOTS; ++n) load(n);
+                }
+                __syncwarp();
+                float d[2][COLUMNS / 8][4];
+                multiply<1>(d, ring, steps, group);
+#pragma unroll
+                for (int n = 0; n < 4; ++n) {
+                    const uint32_t slot = n % SLOTS, chunk = chunks + slot * CHUNK;
+                    barrier_wait(ready + slot * 8, phases >> slot & 1);
+                    phases ^= 1 << slot;
+#pragma unroll
+                    for (int j = 0; j < 8; j += 2) {
+                        const uint32_t at = swizzled(lane & 15, j + (lane >> 4));
+                        uint32_t gate[4], up[4];
+                        load_matrix4(gate, chunk + at);
+                        load_matrix4(up, chunk + BOX + at);
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) {
+                            const float(&a)[4] = d[n >> 1][(n & 1) * 8 + j + (e >> 1)];
+                            const float2 g = unpack_bf16(gate[e]), u = unpack_bf16(up[e]),
+                                         dh = unpack_bf16(pack_bf16(a[2 * (e & 1)], a[2 * (e & 1) + 1]));
+                            const SwigluGradient x = swiglu_gradient(g.x, u.x, dh.x), y = swiglu_gradient(g.y, u.y, dh.y);
+                            gate[e] = pack_bf16(x.gate, y.gate);
+                            up[e] = pack_bf16(x.up, y.up);
+                        }
+                        store_matrix4(chunk + at, gate[0], gate[1], gate[2], gate[3]);
+                        store_matrix4(chunk + BOX + at, up[0], up[1], up[2], up[3]);
+                    }
+                    fence_shared_for_tensor_cores();
+                    __syncwarp();
+                    if (lane == 0) {
+                        const int x = column + (n & 1) * 64, y = row + (n >> 1) * 64;
+                        store_box(dgate_up, x, 0, y, chunk);
+                        store_box(dgate_up, x, 1, y, chunk + BOX);
+                        store_commit();
+                        if (n == 1) {
+                            store_wait_read<1>();  // the first chunk has left
+                            load(SLOTS);
+                            if (SLOTS == 2) {
+                                store_wait_read<0>();
+                                load(3);
+                            }
+                        }
+                    }
+                    __syncwarp();
+                }
+            }
+            if (lane == 0) store_wait<0>();
+        }
+        if (CLUSTER > 1) cluster_sync();
+    }
+};
+
+}  // namespace
+
+#define LAUNCHED(cluster) extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(cluster, 1, 1)
+#define MAP const __grid_constant__ TensorMap
+
+// y [rows, C] in boxes of 128 × 64, w [2F, C] of 40 × 64, gate_up [rows, 2, F] of 16 × 1 × 80 and hidden [rows, F] of 16 × 80, not swizzled.
+LAUNCHED(2) swiglu_product(MAP y, MAP w, MAP hidden, int rows, int c, int f) {
+    Forward<80, 5, 2, false>::run(y, w, hidden, hidden, rows, c, f);
+}
+LAUNCHED(2) swiglu_product_kept(MAP y, MAP w, MAP gate_up, MAP hidden, int rows, int c, int f) {
+    Forward<80, 5, 2, true>::run(y, w, gate_up, hidden, rows, c, f);
+}
+
+// dbranch [rows, C] in boxes of 128 × 64, w [C, F] of 64 × 64, gate_up and dgate_up [rows, 2, F] of 16 × 1 × 64.
+LAUNCHED(1) swiglu_product_backward(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+    Backward<4, 1, 2>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
+}
+LAUNCHED(2) swiglu_product_backward_pairs(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+    Backward<4, 2, 3>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
+}
