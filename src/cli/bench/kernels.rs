@@ -347,13 +347,7 @@ impl Bench {
                 kernels::swiglu_forward(gpu, s, x, h)
             }),
             case("swiglu backward", 0.0, rows * f * 10.0, move || {
-                kernels::swiglu_backward(
-                    gpu,
-                    s,
-                    x,
-                    scratch.dhidden.address(),
-                    scratch.dgate_up.address(),
-                )
+                kernels::swiglu_backward(gpu, s, x, self.wide.address(), scratch.dgate_up.address())
             }),
             case(
                 "cross-entropy with gradient",

@@ -6,7 +6,7 @@
 use candle_core::Result;
 use half::bf16;
 
-use super::kernels::{Sizes, attention_parts, row_sums_scratch};
+use super::kernels::{Sizes, attention_parts, row_sums_scratch, swiglu_in_products};
 use crate::ops::cuda::{Buffer, Gpu};
 
 /// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate.
@@ -98,7 +98,7 @@ pub struct Scratch {
     pub dy: Buffer<bf16>,
     pub dbranch: Buffer<bf16>,
     pub dattention: Buffer<bf16>,
-    /// [3C], [F], [2F]
+    /// [3C], [2F], and [F] where SwiGLU's gradient comes after w3's product.
     pub dqkv: Buffer<bf16>,
     pub dhidden: Buffer<bf16>,
     pub dgate_up: Buffer<bf16>,
@@ -136,7 +136,10 @@ impl Scratch {
             dbranch: bf(c)?,
             dattention: bf(c)?,
             dqkv: bf(3 * c)?,
-            dhidden: bf(s.hidden)?,
+            dhidden: match swiglu_in_products(gpu, s) {
+                true => bf(0)?,
+                false => bf(s.hidden)?,
+            },
             dgate_up: bf(2 * s.hidden)?,
             dmodulations: Buffer::zeros(gpu, s.batch * s.modulations())?,
             partials: Buffer::zeros(gpu, s.batch * s.adaln_blocks() * 3 * c)?,

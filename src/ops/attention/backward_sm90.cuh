@@ -44,20 +44,6 @@ struct Place {
     __device__ size_t offset(int width) const { return static_cast<size_t>(row) * width + column; }
 };
 
-template <int N>
-__device__ __forceinline__ void raise_registers() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N>
-__device__ __forceinline__ void lower_registers() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
-__device__ __forceinline__ void store_matrix4(uint32_t address, const uint32_t (&r)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-                 : "memory");
-}
-
 // The low half of tile_descriptor, to whose address part may be added, and the whole of one `bytes` further on.
 __device__ __forceinline__ uint32_t tile_place(uint32_t address) { return static_cast<uint32_t>(tile_descriptor(address)); }
 __device__ __forceinline__ uint64_t descriptor_at(uint32_t place, uint32_t bytes) {
@@ -162,7 +148,7 @@ struct KeyBlock {
 #pragma unroll
             for (int r = 0; r < 2; ++r)
                 p[j >> 1][(j & 1) * 2 + r] =
-                    pack_pair(exp2_fast(fmaf(s[j][2 * r], scale_log2, -l.x)), exp2_fast(fmaf(s[j][2 * r + 1], scale_log2, -l.y)));
+                    pack_bf16(exp2_fast(fmaf(s[j][2 * r], scale_log2, -l.x)), exp2_fast(fmaf(s[j][2 * r + 1], scale_log2, -l.y)));
         }
     }
     // dP = V·dOᵀ, dV += Pᵀ·dO; `half` is the half of the tile.
@@ -181,8 +167,8 @@ struct KeyBlock {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 uint32_t& pair = p[j >> 1][(j & 1) * 2 + r];
-                const float2 probability = unpack_pair(pair);
-                pair = pack_pair(probability.x * (s[j][2 * r] - d.x), probability.y * (s[j][2 * r + 1] - d.y));
+                const float2 probability = unpack_bf16(pair);
+                pair = pack_bf16(probability.x * (s[j][2 * r] - d.x), probability.y * (s[j][2 * r + 1] - d.y));
             }
         }
 #pragma unroll
@@ -371,7 +357,7 @@ __device__ __forceinline__ void serve(const Backward& b, unsigned char* smem) {
                 const uint32_t px[4] = {x.x, x.y, x.z, x.w}, py[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    const float2 u = unpack_pair(px[j]), v = unpack_pair(py[j]);
+                    const float2 u = unpack_bf16(px[j]), v = unpack_bf16(py[j]);
                     sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
                 }
             }
@@ -478,10 +464,10 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), 1)
     __syncthreads();
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
     if (warp < 4) {
-        lower_registers<88>();
+        registers_down<88>();
         serve(b, smem);
     } else {
-        raise_registers<208>();
+        registers_up<208>();
         accumulate_keys(b, smem, warp - 4);
     }
 }

@@ -152,8 +152,8 @@ extern "C" __global__ void __launch_bounds__(128, 3)
 
 namespace {
 
-// A block of WARPS warps holds 16·M·WARPS keys, a warp 16·M of them with their dK and dV in registers, and walks over STAGES tiles of queries at a
-// time: one where there is no more than one.
+// A block of WARPS warps holds 16·M·WARPS keys, a warp 16·M of them with their dK and dV in registers, and walks over the queries, a tile at a time,
+// with STAGES tiles in shared memory: one where there is no more than one.
 template <int WARPS, int M, int STAGES>
 __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, const float* sine, const bf16* out, const bf16* dout, const float* lse,
                                          bf16* dqkv, float* dq_parts, int n, int heads, float scale) {

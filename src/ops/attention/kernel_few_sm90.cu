@@ -1,7 +1,7 @@
 // Attention forward for Hopper where a batch has few heads (sampling of one image): at most 256 tokens, a block for 64 queries of a head, so that
 // the multiprocessors share one head's work. Each of four warpgroups takes 64 keys; their parts of a row are added in order.
 #include "../cuda/warpgroup.cuh"
-#include "tiles.cuh"
+#include "rows_sm90.cuh"
 
 namespace {
 
@@ -35,17 +35,17 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         }
         copy_async_commit();
     }
-    // Q and all K, four items a row, as rotate_rows takes them; the angles come while the tiles do.
+    // Q and all K, four items a row; the angles come while the tiles do.
     constexpr int ITEMS = ((1 + GROUPS) * QUERIES * 4 + 511) / 512;
     Angles angles[ITEMS];
-    int item_tile[ITEMS], item_row[ITEMS];
+    int item_tile[ITEMS], row_of[ITEMS];
     bool rotates[ITEMS];
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k) {
         const int i = threadIdx.x + k * 512, part = i >> 8;
-        item_row[k] = ((i >> 5) & 7) * 8 + ((i >> 2) & 1) * 4 + ((i >> 3) & 3);
+        row_of[k] = item_row(i & 255);
         item_tile[k] = part == 0 ? 0 : 2 * part - 1;
-        const int token = (part == 0 ? first : (part - 1) * 64) + item_row[k];
+        const int token = (part == 0 ? first : (part - 1) * 64) + row_of[k];
         rotates[k] = cosine && part <= GROUPS && token < n;
         if (rotates[k]) angles[k] = angles_of(cosine, sine, token, threadIdx.x & 3);
     }
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k)
-        if (rotates[k]) rotate_item(smem + item_tile[k] * TILE, item_row[k], threadIdx.x & 3, angles[k]);
+        if (rotates[k]) rotate_item(smem + item_tile[k] * TILE, row_of[k], threadIdx.x & 3, angles[k]);
     fence_shared_for_tensor_cores();
     __syncthreads();
 
@@ -107,12 +107,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         }
         uint32_t p[4][4];
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) {
-            p[kk][0] = pack_bf16(s[2 * kk][0], s[2 * kk][1]);
-            p[kk][1] = pack_bf16(s[2 * kk][2], s[2 * kk][3]);
-            p[kk][2] = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
-            p[kk][3] = pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3]);
-        }
+        for (int kk = 0; kk < 4; ++kk) pack_operand(p[kk], s[2 * kk], s[2 * kk + 1]);
         float o[8][4] = {};
         warpgroup_arrive();
 #pragma unroll
@@ -120,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         warpgroup_commit();
         warpgroup_wait<0>();
         // All four warps have read K and V.
-        asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+        group_barrier(group);
         float* part = reinterpret_cast<float*>(smem + (1 + 2 * group) * TILE);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

@@ -10,20 +10,12 @@ namespace {
 constexpr int ROWS = 256;
 constexpr uint32_t MAP = ROWS * 128;  // bytes of 256 rows of one head's 64 columns
 
-// pack_bf16 and unpack_bf16 without the compiler taking the pair apart and putting it together again.
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair) { return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000)); }
-
 // [rows of S or Sᵀ] two accumulator tiles of eight columns are the A operand of 16 k.
 __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&low)[4], const float (&high)[4]) {
-    a[0] = pack_pair(low[0], low[1]);
-    a[1] = pack_pair(low[2], low[3]);
-    a[2] = pack_pair(high[0], high[1]);
-    a[3] = pack_pair(high[2], high[3]);
+    a[0] = pack_bf16(low[0], low[1]);
+    a[1] = pack_bf16(low[2], low[3]);
+    a[2] = pack_bf16(high[0], high[1]);
+    a[3] = pack_bf16(high[2], high[3]);
 }
 
 __device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
@@ -72,9 +64,9 @@ __device__ __forceinline__ void rotate_from_table(unsigned char* smem, uint32_t 
         const uint32_t e[4] = {entries.x, entries.y, entries.z, entries.w};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            const float2 first = cos_sin(e[2 * j]), second = cos_sin(e[2 * j + 1]), x = unpack_pair(pa[2 * i + j]), y = unpack_pair(pb[2 * i + j]);
-            pa[2 * i + j] = pack_pair(x.x * first.x - y.x * first.y, x.y * second.x - y.y * second.y);
-            pb[2 * i + j] = pack_pair(x.x * first.y + y.x * first.x, x.y * second.y + y.y * second.x);
+            const float2 first = cos_sin(e[2 * j]), second = cos_sin(e[2 * j + 1]), x = unpack_bf16(pa[2 * i + j]), y = unpack_bf16(pb[2 * i + j]);
+            pa[2 * i + j] = pack_bf16(x.x * first.x - y.x * first.y, x.y * second.x - y.y * second.y);
+            pb[2 * i + j] = pack_bf16(x.x * first.y + y.x * first.x, x.y * second.y + y.y * second.x);
         }
     }
     *low = make_uint4(pa[0], pa[1], pa[2], pa[3]);

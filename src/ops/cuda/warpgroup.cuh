@@ -106,6 +106,22 @@ __device__ __forceinline__ uint64_t core_descriptor(uint32_t address, uint32_t s
     return (static_cast<uint64_t>(128 >> 4) << 32) | (static_cast<uint64_t>(step >> 4) << 16) | ((address & 0x3FFFF) >> 4);
 }
 
+// Registers a thread of this warpgroup may use from here on.
+template <int N>
+__device__ __forceinline__ void registers_down() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_up() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// The converse of load_matrix4 (tensor_core.cuh).
+__device__ __forceinline__ void store_matrix4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void store_matrix4(uint32_t address, const uint32_t (&r)[4]) { store_matrix4(address, r[0], r[1], r[2], r[3]); }
+
 // Barriers in shared memory that count arrivals and the bytes of bulk copies.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
