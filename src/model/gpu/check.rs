@@ -174,20 +174,28 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
 /// and those for what no block holds.
 pub fn quantize(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for general in [false, true] {
-        if !general && !gpu.is_hopper() {
-            continue;
-        }
-        let card = gpu.taken_for(general, 2);
-        let kind = if general { ", general" } else { "" };
+    for (kind, card) in kinds(gpu, 2) {
         for d in [16, 32, 64] {
-            rows.extend(quantizer_of(&card, kind, [3, 3, 5, d, 1100, 2])?);
+            rows.extend(quantizer_of(
+                &card,
+                &format!(", {kind}"),
+                [3, 3, 5, d, 1100, 2],
+            )?);
         }
     }
     for sizes in [[3, 3, 5, 12, 300, 3], [2, 13, 21, 32, 70, 2]] {
         rows.extend(quantizer_of(gpu, ", by steps", sizes)?);
     }
     Ok(rows)
+}
+
+/// The card with every kind of kernel it runs, taken for one of so many multiprocessors.
+pub fn kinds(gpu: &Gpu, multiprocessors: u32) -> Vec<(&'static str, Gpu)> {
+    let mut kinds = vec![("general", gpu.taken_for(true, multiprocessors))];
+    if gpu.is_hopper() {
+        kinds.push(("Hopper's", gpu.taken_for(false, multiprocessors)));
+    }
+    kinds
 }
 
 /// The quantizer at larger sizes.

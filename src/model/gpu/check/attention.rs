@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Var};
 
-use super::Row;
 use super::kernel::{Halves, NONE, compare, flat, unwritten, unwritten_f32};
+use super::{Row, kinds};
 use crate::model::gpu::Sizes;
 use crate::model::gpu::kernels::{
     AttentionGradient, Rotation, attention_backward, attention_forward, attention_parts,
@@ -16,9 +16,8 @@ use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::{RopeKind, RopeTable};
 
 pub fn attention(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
-    let mut kinds = vec![("general", gpu.taken_for(true, 2))];
+    let mut kinds = kinds(gpu, 2);
     if gpu.is_hopper() {
-        kinds.push(("Hopper's", gpu.taken_for(false, 2)));
         kinds.push(("Hopper's for few heads", gpu.taken_for(false, 1024)));
     }
     let mut rows = Vec::new();
