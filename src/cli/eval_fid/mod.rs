@@ -280,8 +280,15 @@ fn prepare(
         if options.metrics.is_empty() {
             let sides = || [Some(samples), reference].into_iter().flatten();
             let spatial = |side: Facts| side.statistics.is_none_or(|s| s.spatial.is_some());
+            let logits = tensors.contains_key("fc.weight");
+            if samples.images.is_some() && reference.is_some() && !logits {
+                tracing::warn!(
+                    "no Inception Score: {} has no `fc.weight`; the published weights have it (--weights FILE|URL)",
+                    path.display()
+                );
+            }
             let possible = |metric: &Metric| match metric {
-                Metric::Is => samples.images.is_some() && tensors.contains_key("fc.weight"),
+                Metric::Is => samples.images.is_some() && logits,
                 Metric::Pr => sides().all(|side| side.images.is_some()),
                 Metric::Sfid => sides().all(spatial),
                 _ => true,
