@@ -352,15 +352,8 @@ __device__ __forceinline__ void serve(const Backward& b, unsigned char* smem) {
         for (int i = 0; i < 2; ++i) {
             float sum = 0.f;
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                const uint4 x = *reinterpret_cast<const uint4*>(smem + ((at + QUERY_MAP + i * 4096) ^ (k * 64))), y = o[i][k];
-                const uint32_t px[4] = {x.x, x.y, x.z, x.w}, py[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const float2 u = unpack_bf16(px[j]), v = unpack_bf16(py[j]);
-                    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
-                }
-            }
+            for (int k = 0; k < 2; ++k)
+                sum = add_dot(*reinterpret_cast<const uint4*>(smem + ((at + QUERY_MAP + i * 4096) ^ (k * 64))), o[i][k], sum);
             sum += __shfl_xor_sync(~0u, sum, 1);
             sum += __shfl_xor_sync(~0u, sum, 2);
             if (chunk == 0) {

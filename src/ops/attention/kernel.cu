@@ -203,12 +203,7 @@ __device__ __forceinline__ void backward(const bf16* qkv, const float* cosine, c
                 for (int half = 0; half < 2; ++half) {
                     const uint4 a = po[half],
                                 b = *reinterpret_cast<const uint4*>(smem + DO_AT + stage * QUERIES * 128 + swizzled(row, part * 2 + half));
-                    const uint32_t pa[4] = {a.x, a.y, a.z, a.w}, pb[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const float2 x = unpack_bf16(pa[j]), y = unpack_bf16(pb[j]);
-                        sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
-                    }
+                    sum = add_dot(a, b, sum);
                 }
             }
             sum += __shfl_xor_sync(~0u, sum, 1);

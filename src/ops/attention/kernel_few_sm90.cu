@@ -66,20 +66,9 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<0, 0>(s, tile_descriptor(base + kk * 32), tile_descriptor(own + kk * 32), kk);
         warpgroup_commit();
         warpgroup_wait<0>();
-        if (keys + 64 > n) {
+        mask_keys(s, keys, n);
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    if (keys + j * 8 + 2 * t + (e & 1) >= n) s[j][e] = -INFINITY;
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) top[r] = fmaxf(top[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-        }
+        for (int r = 0; r < 2; ++r) top[r] = row_top(s, r, top[r]);
     }
     if (t == 0) {
         largest[group][warp * 16 + g] = top[0];
@@ -92,15 +81,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
             const int row = warp * 16 + r * 8 + g;
 #pragma unroll
             for (int other = 0; other < GROUPS; ++other) top[r] = fmaxf(top[r], largest[other][row]);
-            const float shift = top[r] * scale_log2;
-            float sum = 0.f;
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-#pragma unroll
-                for (int e = 2 * r; e < 2 * r + 2; ++e) {
-                    s[j][e] = exp2_fast(fmaf(s[j][e], scale_log2, -shift));
-                    sum += s[j][e];
-                }
+            float sum = row_powers(s, r, scale_log2, top[r] * scale_log2);
             sum += __shfl_xor_sync(~0u, sum, 1);
             sum += __shfl_xor_sync(~0u, sum, 2);
             if (t == 0) total[group][row] = sum;

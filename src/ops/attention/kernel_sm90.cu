@@ -136,31 +136,13 @@ __device__ __forceinline__ void forward(const bf16* qkv, const float* cosine, co
 #pragma unroll
             for (int at = 0; at < PADDED; at += 64) {
                 const uint32_t row = (slot * PADDED + at) * 128;
-                if (at + 64 > n) {
-#pragma unroll
-                    for (int j = 0; j < 8; ++j)
-#pragma unroll
-                        for (int e = 0; e < 4; ++e)
-                            if (at + j * 8 + 2 * t + (e & 1) >= n) s[j][e] = -INFINITY;
-                }
+                mask_keys(s, at, n);
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    float top = largest[r];
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) top = fmaxf(top, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-                    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-                    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+                    const float top = row_top(s, r, largest[r]);
                     const float shift = top * scale_log2, correction = exp2_fast(largest[r] * scale_log2 - shift);
                     largest[r] = top;
-                    float sum = 0.f;
-#pragma unroll
-                    for (int j = 0; j < 8; ++j)
-#pragma unroll
-                        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-                            s[j][e] = exp2_fast(fmaf(s[j][e], scale_log2, -shift));
-                            sum += s[j][e];
-                        }
-                    total[r] = total[r] * correction + sum;
+                    total[r] = total[r] * correction + row_powers(s, r, scale_log2, shift);
 #pragma unroll
                     for (int j = 0; j < 8; ++j) {
                         o[j][2 * r] *= correction;

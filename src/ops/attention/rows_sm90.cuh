@@ -20,6 +20,36 @@ __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&low
     a[3] = pack_bf16(high[2], high[3]);
 }
 
+// Of 64 × 64 scores in accumulators: keys beyond N, `first` being the first one; the largest of a row (r of two a thread) and `top`, over the four
+// threads that hold it; the row's powers exp2(s·scale − shift) in its place, and this thread's part of their sum.
+__device__ __forceinline__ void mask_keys(float (&s)[8][4], int first, int n) {
+    const int t = threadIdx.x & 3;
+    if (first + 64 > n) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (first + j * 8 + 2 * t + (e & 1) >= n) s[j][e] = -INFINITY;
+    }
+}
+__device__ __forceinline__ float row_top(const float (&s)[8][4], int r, float top) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) top = fmaxf(top, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+}
+__device__ __forceinline__ float row_powers(float (&s)[8][4], int r, float scale_log2, float shift) {
+    float sum = 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+            s[j][e] = exp2_fast(fmaf(s[j][e], scale_log2, -shift));
+            sum += s[j][e];
+        }
+    return sum;
+}
+
 __device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 
 // The item of a thread: chunks `chunk` and `chunk + 4` of a row, eight lanes on eight different bank groups.

@@ -12,6 +12,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 constexpr int D = 64;  // head dimension
 
+// sum + a·b of eight bf16 each.
+__device__ __forceinline__ float add_dot(uint4 a, uint4 b, float sum) {
+    const uint32_t pa[4] = {a.x, a.y, a.z, a.w}, pb[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const float2 x = unpack_bf16(pa[j]), y = unpack_bf16(pb[j]);
+        sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
+    }
+    return sum;
+}
+
 // `rows` rows of one head from global memory into a swizzled tile; rows beyond `n` are zeros.
 template <int THREADS>
 __device__ __forceinline__ void load_rows(uint32_t tile, const bf16* from, int first, int rows, int n, int stride) {

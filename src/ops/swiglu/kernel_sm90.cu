@@ -86,6 +86,30 @@ struct Tiles {
     __device__ int2 operator[](int i) const { return {i % across, i / across}; }
 };
 
+// A block's share of the tiles, every `stride`-th from `first`, and its place in the cluster.
+template <int CLUSTER>
+struct Share {
+    Tiles tiles;
+    int rank = CLUSTER > 1 ? cluster_rank() : 0, first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count;
+    __device__ Share(int rows, int columns, int tile_columns) : tiles(rows, columns, ROWS * CLUSTER, tile_columns), count(tiles.count()) {}
+    __device__ int row(int2 tile) const { return (tile.y * CLUSTER + rank) * ROWS; }
+};
+
+// The thread that copies: `load(k, row, tile)` brings a stage's boxes.
+template <class R, int CLUSTER, class Load>
+__device__ __forceinline__ void bring(R& ring, const Share<CLUSTER>& share, int steps, Load load) {
+    for (int i = share.first; i < share.count; i += share.stride) {
+        const int2 tile = share.tiles[i];
+        const int row = share.row(tile);
+        for (int k = 0; k < steps; ++k) {
+            barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+            barrier_expect(ring.full(), R::STAGE);
+            load(k, row, tile.x);
+            ring.advance();
+        }
+    }
+}
+
 // A warpgroup's turn to multiply: the other one gives it. Without turns a wait for a stage that comes two rounds later would end with this one's.
 __device__ __forceinline__ void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
 __device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
@@ -125,33 +149,26 @@ struct Forward {
                                                int c, int f) {
         extern __shared__ __align__(1024) unsigned char smem[];
         R ring(shared_address(smem));
-        const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
-        const Tiles tiles(rows, f, ROWS * CLUSTER, HALF);
-        const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
+        const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
+        const Share<CLUSTER> share(rows, f, HALF);
         ring.init();
 
         if (warp >= 8) {
             registers_down<40>();
             if (warp == 8 && (threadIdx.x & 31) == 0) {
-                for (int i = first; i < count; i += stride) {
-                    const int2 tile = tiles[i];
-                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * HALF;
-                    for (int k = 0; k < steps; ++k) {
-                        barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
-                        barrier_expect(ring.full(), R::STAGE);
-                        load_box(ring.a(), y, k * 64, row, ring.full());
-                        constexpr int PART = HALF / CLUSTER;  // rows of the weights' boxes
-                        const uint32_t to = ring.b() + rank * PART * 128;
-                        if (CLUSTER > 1) {
-                            load_box(to, w, k * 64, column + rank * PART, ring.full(), (1 << CLUSTER) - 1);
-                            load_box(to + HALF * 128, w, k * 64, f + column + rank * PART, ring.full(), (1 << CLUSTER) - 1);
-                        } else {
-                            load_box(to, w, k * 64, column, ring.full());
-                            load_box(to + HALF * 128, w, k * 64, f + column, ring.full());
-                        }
-                        ring.advance();
+                bring(ring, share, steps, [&](int k, int row, int tile) {
+                    load_box(ring.a(), y, k * 64, row, ring.full());
+                    constexpr int PART = HALF / CLUSTER;  // rows of the weights' boxes
+                    const int column = tile * HALF;
+                    const uint32_t to = ring.b() + share.rank * PART * 128;
+                    if (CLUSTER > 1) {
+                        load_box(to, w, k * 64, column + share.rank * PART, ring.full(), (1 << CLUSTER) - 1);
+                        load_box(to + HALF * 128, w, k * 64, f + column + share.rank * PART, ring.full(), (1 << CLUSTER) - 1);
+                    } else {
+                        load_box(to, w, k * 64, column, ring.full());
+                        load_box(to + HALF * 128, w, k * 64, f + column, ring.full());
                     }
-                }
+                });
             }
         } else {
             registers_up<232>();
@@ -162,11 +179,11 @@ struct Forward {
                 give_turn(0);
                 ring.skip(steps);
             }
-            for (int i = first + group * stride; i < count; i += 2 * stride) {
-                const int2 tile = tiles[i];
+            for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) {
+                const int2 tile = share.tiles[i];
                 float d[2][HALF / 4][4];
                 multiply<0>(d, ring, steps, group);
-                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * HALF;
+                const int row = share.row(tile) + (warp & 3) * 16, column = tile.x * HALF;
 #pragma unroll
                 for (int m = 0; m < 2; ++m) {
                     uint32_t gate[HALF / 8][2], up[HALF / 8][2];
@@ -228,30 +245,23 @@ struct Backward {
                                                int rows, int c, int f) {
         extern __shared__ __align__(1024) unsigned char smem[];
         R ring(shared_address(smem));
-        const int rank = CLUSTER > 1 ? cluster_rank() : 0, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
-        const Tiles tiles(rows, f, ROWS * CLUSTER, COLUMNS);
-        const int first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count = tiles.count();
+        const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (c + 63) / 64;
+        const Share<CLUSTER> share(rows, f, COLUMNS);
         ring.init();
 
         if (warp >= 8) {
             registers_down<40>();
             if (warp == 8 && (threadIdx.x & 31) == 0) {
-                for (int i = first; i < count; i += stride) {
-                    const int2 tile = tiles[i];
-                    const int row = (tile.y * CLUSTER + rank) * ROWS, column = tile.x * COLUMNS;
-                    for (int k = 0; k < steps; ++k) {
-                        barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
-                        barrier_expect(ring.full(), R::STAGE);
-                        load_box(ring.a(), dbranch, k * 64, row, ring.full());
-                        if (CLUSTER > 1) {
-                            load_box(ring.b() + rank * 8192, w, column + rank * 64, k * 64, ring.full(), (1 << CLUSTER) - 1);
-                        } else {
-                            load_box(ring.b(), w, column, k * 64, ring.full());
-                            load_box(ring.b() + 8192, w, column + 64, k * 64, ring.full());
-                        }
-                        ring.advance();
+                bring(ring, share, steps, [&](int k, int row, int tile) {
+                    const int column = tile * COLUMNS;
+                    load_box(ring.a(), dbranch, k * 64, row, ring.full());
+                    if (CLUSTER > 1) {
+                        load_box(ring.b() + share.rank * 8192, w, column + share.rank * 64, k * 64, ring.full(), (1 << CLUSTER) - 1);
+                    } else {
+                        load_box(ring.b(), w, column, k * 64, ring.full());
+                        load_box(ring.b() + 8192, w, column + 64, k * 64, ring.full());
                     }
-                }
+                });
             }
         } else {
             registers_up<232>();
@@ -262,9 +272,9 @@ struct Backward {
                 give_turn(0);
                 ring.skip(steps);
             }
-            for (int i = first + group * stride; i < count; i += 2 * stride) {
-                const int2 tile = tiles[i];
-                const int row = (tile.y * CLUSTER + rank) * ROWS + (warp & 3) * 16, column = tile.x * COLUMNS;
+            for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) {
+                const int2 tile = share.tiles[i];
+                const int row = share.row(tile) + (warp & 3) * 16, column = tile.x * COLUMNS;
                 auto load = [&](int n) {  // chunk n of four
                     const uint32_t to = chunks + n % SLOTS * CHUNK, barrier = ready + n % SLOTS * 8;
                     barrier_expect(barrier, CHUNK);
