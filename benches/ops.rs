@@ -1,4 +1,5 @@
-//! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py` is the same in PyTorch.
+//! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py` is the same in PyTorch, but for the quantizer,
+//! the optimizer and the noise.
 //!
 //! A line is an operation at one size: milliseconds forward, and forward with all gradients; the median of the runs
 //! and, behind it, the fastest (the one to compare where others use the machine). `rdpm` gives candle's own pool one
@@ -7,7 +8,10 @@
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use rdpm::ops::{self, Activation, Padding, RopeKind, RopeTable};
+use rdpm::config::ScheduleConfig;
+use rdpm::model::schedule::Schedule;
+use rdpm::ops::{self, Activation, AdamStep, Codebook, Noise, Padding, RopeKind, RopeTable};
+use rdpm::rng::{Purpose, Stream};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -27,7 +31,10 @@ fn main() -> Result<()> {
     linears(&bench)?;
     resizing(&bench)?;
     norms(&bench)?;
-    transformer(&bench)
+    transformer(&bench)?;
+    quantizer(&bench)?;
+    optimizer(&bench)?;
+    noise(&bench)
 }
 
 fn convolutions(bench: &Bench) -> Result<()> {
@@ -150,11 +157,91 @@ fn transformer(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+/// All ten steps, with noise that is given and noise that is drawn.
+fn quantizer(bench: &Bench) -> Result<()> {
+    let schedule = Schedule::new(&ScheduleConfig::default(), 10);
+    for (b, side, d, k) in [(16, 8, 8, 512), (16, 8, 32, 4096), (8, 16, 32, 4096)] {
+        let random = |std: f32, shape: &[usize]| Tensor::randn(0f32, std, shape, &Device::Cpu);
+        let codebook = Codebook {
+            embedding: random(0.5, &[k, d])?,
+            bias: Some((random(0.05, &[d, d, 3, 3])?, random(0.1, &[d])?)),
+        };
+        let (v, given) = (
+            random(1.0, &[b, side, side, d])?,
+            random(1.0, &[10, b, side, side, d])?,
+        );
+        let indices: Vec<u64> = (0..b as u64).collect();
+        let drawn = Noise::Drawn {
+            seed: 1,
+            indices: &indices,
+        };
+        for (kind, noise) in [("given", Noise::Given(&given)), ("drawn", drawn)] {
+            bench.forward(
+                &format!("quantize {d}, {k} codes {side}² b{b}, noise {kind}"),
+                || ops::recurrent_quantize(&v, &codebook, &noise, &schedule).map(drop),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn optimizer(bench: &Bench) -> Result<()> {
+    let values = || Var::randn(0f32, 1f32, 1 << 22, &Device::Cpu);
+    let (param, m, v, ema) = (
+        values()?,
+        values()?,
+        Var::ones(1 << 22, DType::F32, &Device::Cpu)?,
+        values()?,
+    );
+    let gradient = values()?;
+    let step = |ema_decay| AdamStep {
+        step: 1,
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.03,
+        grad_scale: 1.0,
+        ema_decay,
+    };
+    bench.forward("AdamW 4M", || {
+        ops::adam_step(&param, &gradient, &m, &v, None, &step(None))
+    })?;
+    bench.forward("AdamW and EMA 4M", || {
+        ops::adam_step(&param, &gradient, &m, &v, Some(&ema), &step(Some(0.999)))
+    })?;
+    bench.forward("gradient norm 4M", || {
+        ops::global_norm([gradient.as_tensor()]).map(drop)
+    })
+}
+
+/// One thread's.
+fn noise(bench: &Bench) -> Result<()> {
+    let stream = Stream::new(1, Purpose::Noise, 0, 1);
+    let mut out = vec![0f32; 1 << 22];
+    bench.forward("uniform 4M", || {
+        stream.fill_uniform(&mut out);
+        Ok(())
+    })?;
+    bench.forward("normal 4M", || {
+        stream.fill_normal(&mut out);
+        Ok(())
+    })
+}
+
 struct Bench {
     wanted: String,
 }
 
 impl Bench {
+    /// Times `f`, which has no gradient.
+    fn forward(&self, name: &str, f: impl FnMut() -> Result<()>) -> Result<()> {
+        if name.contains(&self.wanted) {
+            println!("{name:44} {}", time(f)?);
+        }
+        Ok(())
+    }
+
     /// Times `f` on drawn variables of these shapes.
     fn case(
         &self,

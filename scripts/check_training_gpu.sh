@@ -26,6 +26,7 @@ train() {
 
 "$rdpm" train-vae --config smoke --data "$images" --out "$out/vae" --steps 20 "${sizes[@]}" --device cpu >"$out/vae.log" 2>&1 || { tail -3 "$out/vae.log"; exit 1; }
 train cpu --device cpu &
+cpu=$!
 train f32 --device "$device"
 train bf16 --device "$device" "${bf16[@]}"
 train second --device "$device" "${bf16[@]}"
@@ -37,7 +38,7 @@ pkill -INT -P "$cut" 2>/dev/null || true
 wait "$cut" && { echo 'the run to be resumed ended before it was interrupted: a lower CUT, or more STEPS'; exit 1; }
 echo "interrupted after $(wc -l <"$out/resumed/metrics.jsonl") of $steps steps"
 "$rdpm" train-gen --resume "$out/resumed" --device "$device" "${again[@]}" >"$out/resumed.log" 2>&1 || { tail -3 "$out/resumed.log"; exit 1; }
-wait
+wait "$cpu" || { cat "$out/cpu.log"; exit 1; }
 
 python3 - "$out" "$steps" <<'END'
 import hashlib, json, sys

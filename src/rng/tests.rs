@@ -172,25 +172,3 @@ fn normals_are_normal() {
         }
     }
 }
-
-/// `cargo test --release rng::tests::speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let n = 1 << 22;
-    let stream = Stream::new(1, NOISE, 0, 1);
-    let mut out = vec![0f32; n];
-    let mut median = |kind| {
-        let mut times: Vec<f64> = (0..9)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                stream.fill(kind, 0, &mut out);
-                start.elapsed().as_secs_f64() * 1e9 / n as f64
-            })
-            .collect();
-        times.sort_unstable_by(f64::total_cmp);
-        times[4]
-    };
-    let (uniform, normal) = (median(Kind::Uniform), median(Kind::Normal));
-    eprintln!("one thread: {uniform:.2} ns a uniform, {normal:.2} ns a normal");
-}

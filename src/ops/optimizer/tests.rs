@@ -279,32 +279,3 @@ fn a_gradient_of_another_shape_is_refused_by_name() -> Result<()> {
     assert!(state.step(&random(1, 6)?, &uncounted).is_err());
     Ok(())
 }
-
-/// `cargo test --release optimizer::tests::speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn speed() -> Result<()> {
-    let n = 1 << 22;
-    let (state, grad) = (State::new(&random(0, n)?)?, random(1, n)?);
-    let median = |f: &dyn Fn() -> Result<()>| -> Result<f64> {
-        let mut times = Vec::new();
-        for _ in 0..21 {
-            let start = std::time::Instant::now();
-            f()?;
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-        times.sort_unstable_by(f64::total_cmp);
-        Ok(times[10])
-    };
-    let with = median(&|| state.step(&grad, &STEP))?;
-    let plain = AdamStep {
-        ema_decay: None,
-        ..STEP
-    };
-    let without = median(&|| state.step(&grad, &plain))?;
-    let norm = median(&|| global_norm([&grad]).map(|_| ()))?;
-    eprintln!(
-        "4M parameters: AdamW and EMA {with:.2} ms, AdamW {without:.2} ms, norm {norm:.2} ms"
-    );
-    Ok(())
-}

@@ -311,34 +311,3 @@ fn the_lookup_has_gradients_for_codes_and_convolution() -> Result<()> {
         &inputs,
     )
 }
-
-/// `cargo test --release quantize::tests::speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn speed() -> Result<()> {
-    for (b, side, d, k) in [(16, 8, 8, 512), (16, 8, 32, 4096), (8, 16, 32, 4096)] {
-        let (schedule, book) = (Schedule::new(&POW, 10), codebook(k, d)?);
-        let v = random(5, &[b, side, side, d])?;
-        let noise = random(6, &[10, b, side, side, d])?;
-        let indices: Vec<u64> = (0..b as u64).collect();
-        let drawn = Noise::Drawn {
-            seed: 1,
-            indices: &indices,
-        };
-        let median = |noise: &Noise| -> Result<f64> {
-            let mut times = Vec::new();
-            for _ in 0..15 {
-                let start = std::time::Instant::now();
-                recurrent_quantize(&v, &book, noise, &schedule)?;
-                times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-            times.sort_unstable_by(f64::total_cmp);
-            Ok(times[7])
-        };
-        let (given, drawn) = (median(&Noise::Given(&noise))?, median(&drawn)?);
-        eprintln!(
-            "batch {b}, {side}x{side}, d {d}, K {k}: {given:.2} ms, {drawn:.2} ms with drawn noise"
-        );
-    }
-    Ok(())
-}
