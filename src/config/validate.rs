@@ -195,13 +195,20 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
 /// What is computed again is the generator's, on a GPU.
 fn recomputation(config: &Config) -> Result<()> {
     let train = &config.train_gen;
-    let (most, why) = match train.compute_type {
-        ComputeType::F32 => (0, " with compute_type = \"f32\"".to_string()),
-        ComputeType::Bf16 => (config.generator.depth, String::new()),
+    let (most, allowed) = match train.compute_type {
+        ComputeType::F32 => (0, "0, or compute_type \"bf16\"".to_string()),
+        ComputeType::Bf16 => (
+            config.generator.depth,
+            format!("at most the depth, {}", config.generator.depth),
+        ),
     };
-    let key = "train_gen.recompute_blocks";
     let blocks = train.recompute_blocks;
-    require(blocks <= most, key, blocks, &format!("at most {most}{why}"))?;
+    require(
+        blocks <= most,
+        "train_gen.recompute_blocks",
+        blocks,
+        &allowed,
+    )?;
     let blocks = config.train_vae.recompute_blocks;
     require(
         blocks == 0,
