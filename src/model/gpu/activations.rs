@@ -230,7 +230,8 @@ pub struct Trunk {
     pub mixed: Buffer<bf16>,
     ends: Vec<Ends>,
     inner: Vec<Inner>,
-    gradient: bool,
+    /// Whether one follows.
+    pub(super) gradient: bool,
     /// The residual stream between a block's branches [C].
     pub x_mid: Buffer<bf16>,
     /// The last residual stream, its normalised form [C], 1/rms.

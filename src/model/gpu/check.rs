@@ -5,6 +5,7 @@ mod adaln;
 mod attention;
 mod condition;
 mod cross_entropy;
+mod few;
 mod kernel;
 mod product;
 mod swiglu;

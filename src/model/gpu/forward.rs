@@ -129,13 +129,19 @@ impl Network {
         x: u64,
         y: u64,
     ) -> Result<()> {
+        let weight = self.half(&format!("{name}.weight"))?;
+        let at = match bias {
+            true => self.half(&format!("{name}.bias"))?,
+            false => 0,
+        };
+        if kernels::product_of_few(&self.gpu, [rows, input, output], x, weight, at, y)? {
+            return Ok(());
+        }
         let mut product = Product::forward(rows, input, output);
-        let mut at = 0;
         if bias {
             product.epilogue = Epilogue::Bias;
-            at = self.half(&format!("{name}.bias"))?;
         }
-        self.product(&product, x, self.half(&format!("{name}.weight"))?, y, at)
+        self.product(&product, x, weight, y, at)
     }
 
     /// rows·weightᵀ + bias to f32 rows.
@@ -283,10 +289,15 @@ impl Network {
         let (gpu, name) = (&*self.gpu, format!("blocks.{i}.mlp.w12"));
         let [y, gate_up, hidden] =
             [&a.inner(i).y2, &a.inner(i).gate_up, &a.inner(i).hidden].map(Buffer::address);
+        let weight = self.half(&format!("{name}.weight"))?;
         if kernels::swiglu_in_products(gpu, s) {
-            let weight = self.half(&format!("{name}.weight"))?;
             let kept = if keep { gate_up } else { 0 };
             return kernels::swiglu_product_forward(gpu, s, y, weight, kept, hidden);
+        }
+        let sizes = [s.rows(), s.width, s.hidden];
+        // Where a gradient follows, a block that is computed again takes the same way as the first time.
+        if !a.gradient && kernels::swiglu_product_of_few(gpu, sizes, y, weight, hidden)? {
+            return Ok(());
         }
         self.linear(&name, false, [s.rows(), s.width, 2 * s.hidden], y, gate_up)?;
         kernels::swiglu_forward(gpu, s, gate_up, hidden)

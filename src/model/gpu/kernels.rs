@@ -17,24 +17,31 @@ fn blocks(count: usize, each: u32) -> u32 {
     count.div_ceil(each as usize) as u32
 }
 
-/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`, each argument bound so that it outlives the launch.
+/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`, each argument bound so that it outlives the launch;
+/// `launch!(early gpu, …)` of a kernel that waits for the one before it.
 macro_rules! launch {
-    ($gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
+    (early $gpu:expr, $($rest:tt)*) => { launch!(@ |launch| launch.early(), $gpu, $($rest)*) };
+    (@ $ready:expr, $gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
         let function = $gpu.kernel($op, $kernel, $shared)?;
         let mut launch = $gpu.launch(&function);
+        let ready: fn(&mut crate::ops::cuda::Launch) = $ready;
+        ready(&mut launch);
         $(launch.value($arg);)*
         // SAFETY: the arguments are the kernel's, in type and order; `Activations` and `Flat` sized the buffers for these shapes.
         unsafe { launch.run($grid, $threads, $shared) }
     }};
+    ($gpu:expr, $($rest:tt)*) => { launch!(@ |_| (), $gpu, $($rest)*) };
 }
 
 mod attention;
+mod few;
 mod optimizer;
 mod swiglu;
 
 pub use attention::{
     AttentionGradient, Rotation, attention_backward, attention_forward, attention_parts,
 };
+pub use few::{product_of_few, swiglu_product_of_few};
 pub use optimizer::{Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained, adamw};
 pub use swiglu::{
     swiglu_backward, swiglu_forward, swiglu_in_products, swiglu_product_backward,
@@ -173,7 +180,7 @@ pub fn adaln_forward(
     let each = (wanted / 4 * 4).clamp(4, ADALN_ROWS);
     let grid = ((s.batch * s.tokens.div_ceil(each)) as u32, 1, 1);
     let (threads, shared) = s.adaln_block();
-    launch!(gpu, "adaln", "adaln_forward", grid, threads, shared;
+    launch!(early gpu, "adaln", "adaln_forward", grid, threads, shared;
         from.x, from.branch, from.gate, shift, scale, sum, y, rstd,
         s.tokens as i32, s.width as i32, s.modulations() as i32, EPS, each as i32)
 }

@@ -8,6 +8,7 @@
 // walks over `rows_per_block` rows of one image, four at a time (backward two), the next ones on their way meanwhile; a thread owns eight
 // columns, so that the modulations and the sums over rows stay in registers. Those sums go to partials that adaln_sum adds in order. Bytes a row: forward 8C (x, h in; x', y out),
 // backward 12C (dx', dy, x', h in; dx, dh out).
+#include "../cuda/launch.cuh"
 #include "../cuda/vector.cuh"
 
 namespace {
@@ -62,6 +63,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         s = load8(shift + modulation);
         k = load8(scale + modulation);
     }
+    launch_wait();
+    launch_next();
     constexpr int ROWS = FORWARD_ROWS;
     uint4 next_x[ROWS] = {}, next_h[ROWS] = {};
     auto fetch = [&](int token) {

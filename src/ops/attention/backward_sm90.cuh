@@ -130,7 +130,7 @@ struct KeyBlock {
     }
     __device__ __forceinline__ void scores(uint32_t queries) {
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) warpgroup_mma32<0, 0>(s, descriptor_at(keys, kk * 32), descriptor_at(queries, kk * 32), kk);
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma<0, 0>(s, descriptor_at(keys, kk * 32), descriptor_at(queries, kk * 32), kk);
     }
     // Keys beyond N: their probabilities are 0. `first` is the key of the warp's first row.
     __device__ __forceinline__ void mask(int first, int n) {
@@ -154,9 +154,9 @@ struct KeyBlock {
     // dP = V·dOᵀ, dV += Pᵀ·dO; `half` is the half of the tile.
     __device__ __forceinline__ void value_products(uint32_t douts, int half) {
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) warpgroup_mma32<0, 0>(s, descriptor_at(values, kk * 32), descriptor_at(douts, half * 4096 + kk * 32), kk);
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma<0, 0>(s, descriptor_at(values, kk * 32), descriptor_at(douts, half * 4096 + kk * 32), kk);
 #pragma unroll
-        for (int kk = 0; kk < 2; ++kk) warpgroup_mma64<1>(dv, p[kk], descriptor_at(douts, (half * 2 + kk) * 2048));
+        for (int kk = 0; kk < 2; ++kk) warpgroup_mma<1>(dv, p[kk], descriptor_at(douts, (half * 2 + kk) * 2048));
     }
     // dS = P∘(dP − delta), to the row of 64 queries at `to` as well: matrices of eight keys × eight queries, a lane one row's address.
     __device__ __forceinline__ void score_gradients(const unsigned char* delta, uint32_t to, int half) {
@@ -176,7 +176,7 @@ struct KeyBlock {
     }
     __device__ __forceinline__ void key_products(uint32_t queries, int half) {
 #pragma unroll
-        for (int kk = 0; kk < 2; ++kk) warpgroup_mma64<1>(dk, p[kk], descriptor_at(queries, (half * 2 + kk) * 2048));
+        for (int kk = 0; kk < 2; ++kk) warpgroup_mma<1>(dk, p[kk], descriptor_at(queries, (half * 2 + kk) * 2048));
     }
 };
 
@@ -382,7 +382,7 @@ __device__ __forceinline__ void serve(const Backward& b, unsigned char* smem) {
         const uint32_t ds = tile_place(base + DS_AT + stage * MAP), keys = tile_place(base + ((own ? number : ~number) & 1) * MAP);
         warpgroup_arrive();
 #pragma unroll
-        for (int kk = 0; kk < ROWS / 16; ++kk) warpgroup_mma64<1, 1>(dq, descriptor_at(ds, kk * 2048), descriptor_at(keys, kk * 2048), kk);
+        for (int kk = 0; kk < ROWS / 16; ++kk) warpgroup_mma<1, 1>(dq, descriptor_at(ds, kk * 2048), descriptor_at(keys, kk * 2048), kk);
         warpgroup_commit();
         // K of the next head, a quarter a tile: with tile 1, once dQ of the head before is made, with those from 2 on, and with its own tile 0
         copy_async_wait<1>();

@@ -1,5 +1,6 @@
 // Attention forward for Hopper where a batch has few heads (sampling of one image): at most 256 tokens, a block for 64 queries of a head, so that
 // the multiprocessors share one head's work. Each of four warpgroups takes 64 keys; their parts of a row are added in order.
+#include "../cuda/launch.cuh"
 #include "../cuda/warpgroup.cuh"
 #include "rows_sm90.cuh"
 
@@ -24,18 +25,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const bf16* from = qkv + static_cast<size_t>(image) * n * 3 * c + head * D;
     const uint32_t base = shared_address(smem);
 
-    // Tile 0 is Q, 1 + 2·i and 2 + 2·i are K and V of group i.
-    {
-        const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7;
-#pragma unroll
-        for (int tile = 0; tile < 1 + 2 * GROUPS; ++tile) {
-            const int token = (tile == 0 ? first : (tile - 1) / 2 * 64) + row, which = tile == 0 ? 0 : 2 - (tile & 1);
-            const bool valid = token < n;
-            copy_async16(base + tile * TILE + swizzled(row, chunk), from + static_cast<size_t>(valid ? token : 0) * 3 * c + which * c + chunk * 8, valid);
-        }
-        copy_async_commit();
-    }
-    // Q and all K, four items a row; the angles come while the tiles do.
+    // Q and all K, four items a row; the angles come before the kernel before has ended.
     constexpr int ITEMS = ((1 + GROUPS) * QUERIES * 4 + 511) / 512;
     Angles angles[ITEMS];
     int item_tile[ITEMS], row_of[ITEMS];
@@ -49,7 +39,25 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         rotates[k] = cosine && part <= GROUPS && token < n;
         if (rotates[k]) angles[k] = angles_of(cosine, sine, token, threadIdx.x & 3);
     }
-    copy_async_wait<0>();
+    launch_wait();
+    launch_next();
+    // Tile 0 is Q, 1 + 2·i and 2 + 2·i are K and V of group i; V arrive last.
+    {
+        const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7;
+        auto copy = [&](int tile) {
+            const int token = (tile == 0 ? first : (tile - 1) / 2 * 64) + row, which = tile == 0 ? 0 : 2 - (tile & 1);
+            const bool valid = token < n;
+            copy_async16(base + tile * TILE + swizzled(row, chunk), from + static_cast<size_t>(valid ? token : 0) * 3 * c + which * c + chunk * 8, valid);
+        };
+        copy(0);
+#pragma unroll
+        for (int i = 0; i < GROUPS; ++i) copy(1 + 2 * i);
+        copy_async_commit();
+#pragma unroll
+        for (int i = 0; i < GROUPS; ++i) copy(2 + 2 * i);
+        copy_async_commit();
+    }
+    copy_async_wait<1>();
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k)
@@ -63,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     if (active) {
         warpgroup_arrive();
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<0, 0>(s, tile_descriptor(base + kk * 32), tile_descriptor(own + kk * 32), kk);
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma<0, 0>(s, tile_descriptor(base + kk * 32), tile_descriptor(own + kk * 32), kk);
         warpgroup_commit();
         warpgroup_wait<0>();
         mask_keys(s, keys, n);
@@ -74,6 +82,8 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         largest[group][warp * 16 + g] = top[0];
         largest[group][warp * 16 + 8 + g] = top[1];
     }
+    copy_async_wait<0>();
+    fence_shared_for_tensor_cores();
     __syncthreads();
     if (active) {
 #pragma unroll
@@ -92,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         float o[8][4] = {};
         warpgroup_arrive();
 #pragma unroll
-        for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<1>(o, p[kk], tile_descriptor(own + TILE + kk * 2048));
+        for (int kk = 0; kk < 4; ++kk) warpgroup_mma<1>(o, p[kk], tile_descriptor(own + TILE + kk * 2048));
         warpgroup_commit();
         warpgroup_wait<0>();
         // All four warps have read K and V.

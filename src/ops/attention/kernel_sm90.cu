@@ -130,7 +130,7 @@ __device__ __forceinline__ void forward(const bf16* qkv, const float* cosine, co
             warpgroup_arrive();
 #pragma unroll
             for (int kk = 0; kk < 4; ++kk)
-                warpgroup_mma64<0, 0>(s, tile_descriptor(queries + kk * 32), tile_descriptor(keys + slot * PADDED * 128 + kk * 32), kk);
+                warpgroup_mma<0, 0>(s, tile_descriptor(queries + kk * 32), tile_descriptor(keys + slot * PADDED * 128 + kk * 32), kk);
             warpgroup_commit();
             warpgroup_wait<0>();
 #pragma unroll
@@ -154,11 +154,11 @@ __device__ __forceinline__ void forward(const bf16* qkv, const float* cosine, co
                 for (int kk = 0; kk < 4; ++kk) pack_operand(p[kk], s[2 * kk], s[2 * kk + 1]);
                 warpgroup_arrive();
 #pragma unroll
-                for (int kk = 0; kk < 4; ++kk) warpgroup_mma64<1>(o, p[kk], tile_descriptor(values + row + kk * 2048));
+                for (int kk = 0; kk < 4; ++kk) warpgroup_mma<1>(o, p[kk], tile_descriptor(values + row + kk * 2048));
                 if (at + 64 < PADDED) {  // the next scores
 #pragma unroll
                     for (int kk = 0; kk < 4; ++kk)
-                        warpgroup_mma64<0, 0>(s, tile_descriptor(queries + kk * 32), tile_descriptor(keys + row + 64 * 128 + kk * 32), kk);
+                        warpgroup_mma<0, 0>(s, tile_descriptor(queries + kk * 32), tile_descriptor(keys + row + 64 * 128 + kk * 32), kk);
                 }
                 warpgroup_commit();
                 warpgroup_wait<0>();

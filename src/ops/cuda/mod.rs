@@ -18,13 +18,12 @@ mod trampolines;
 mod upload;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaStream};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Result, bail};
 
@@ -44,7 +43,7 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 14] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 15] = fat_binaries![
     "adaln",
     "attention",
     "attention_few_sm90",
@@ -53,6 +52,7 @@ static FAT_BINARIES: [(&str, &[u8]); 14] = fat_binaries![
     "cross_entropy",
     "optimizer",
     "product",
+    "product_few_sm90",
     "quantize",
     "quantize_any",
     "quantize_sm90",
@@ -277,6 +277,7 @@ impl Gpu {
             function,
             values: Vec::new(),
             structure: Vec::new(),
+            early: false,
         }
     }
 }
@@ -294,6 +295,7 @@ pub struct Launch<'a> {
     function: &'a CudaFunction,
     values: Vec<Value>,
     structure: Vec<u64>,
+    early: bool,
 }
 
 /// An argument: at most eight bytes, first byte first, or a tensor map.
@@ -341,29 +343,65 @@ impl Launch<'_> {
         self.structure = words.to_vec();
     }
 
+    /// On Hopper, may begin while the kernel before it ends; the kernel waits for that itself (launch.cuh).
+    pub fn early(&mut self) {
+        self.early = self.gpu.hopper;
+    }
+
     /// Launches `grid` blocks of `threads` with `shared` bytes of dynamic shared memory.
     ///
     /// # Safety
-    /// The arguments are those of the kernel in type and order, and every address reaches as far as the kernel goes.
+    /// The arguments are those of the kernel in type and order, and every address reaches as far as the kernel goes; an early kernel is one
+    /// that waits.
     pub unsafe fn run(self, grid: (u32, u32, u32), threads: u32, shared: u32) -> Result<()> {
-        let config = LaunchConfig {
-            grid_dim: grid,
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: shared,
-        };
-        let mut builder = self.gpu.stream.launch_builder(self.function);
+        let stream = &self.gpu.stream;
         // The driver copies as many bytes from an argument's address as the kernel's parameter has.
-        if let Some(first) = self.structure.first() {
-            builder.arg(first);
+        let structure = self
+            .structure
+            .first()
+            .map(|first| (&raw const *first).cast::<c_void>());
+        let values = self.values.iter().map(|value| match value {
+            Value::Word(word) => (&raw const *word).cast(),
+            Value::Map(map) => (&raw const *map).cast(),
+        });
+        let mut arguments: Vec<*mut c_void> = structure
+            .into_iter()
+            .chain(values)
+            .map(<*const c_void>::cast_mut)
+            .collect();
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: self.early.into(),
+        };
+        stream
+            .context()
+            .bind_to_thread()
+            .map_err(candle_core::Error::wrap)?;
+        // SAFETY: the configuration and the arguments outlive the call, which copies them; the rest is the caller's promise.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                self.function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         }
-        for value in &self.values {
-            match value {
-                Value::Word(word) => builder.arg(word),
-                Value::Map(map) => builder.arg(map),
-            };
-        }
-        // SAFETY: the caller's promise.
-        unsafe { builder.launch(config) }.map_err(candle_core::Error::wrap)?;
-        Ok(())
+        .result()
+        .map_err(candle_core::Error::wrap)
     }
 }

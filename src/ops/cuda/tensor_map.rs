@@ -1,15 +1,12 @@
 //! Maps of bf16 matrices for Hopper's copy engine (TMA), which a kernel takes by value (tensor_copy.cuh).
 
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, sys};
+use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{Result, bail};
 
 /// The driver's map: where a matrix lies, and the box of it that one copy moves.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub struct TensorMap(sys::CUtensorMap);
-
-// SAFETY: the driver's own structure, which kernels take by value.
-unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
     /// Boxes of 64 columns, in shared memory as swizzled rows of 128 bytes. Sizes with the columns last; nothing between the rows.

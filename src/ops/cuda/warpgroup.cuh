@@ -27,65 +27,45 @@ __device__ __forceinline__ void fence_shared_for_tensor_cores() { asm volatile("
 #define RDPM_D8(d, i) \
     "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), "+f"(d[i + 1][3])
 
-// d[64×64] (+)= a·b, both from shared memory; `accumulate` 0 overwrites d.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma64(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %34, 0;"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, "
-        "%35, %36;}"
-        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
-}
+// d[64×N] (+)= a·b, both from shared memory; `accumulate` 0 overwrites d. The registers of d are numbered first.
+#define RDPM_REGISTERS_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define RDPM_REGISTERS_24 RDPM_REGISTERS_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define RDPM_REGISTERS_32 RDPM_REGISTERS_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define RDPM_REGISTERS_40 RDPM_REGISTERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define RDPM_REGISTERS_64 RDPM_REGISTERS_40 ",%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define RDPM_REGISTERS_80 RDPM_REGISTERS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define RDPM_REGISTERS_96 RDPM_REGISTERS_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define RDPM_REGISTERS_128 RDPM_REGISTERS_96 \
+    ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119" \
+    ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define RDPM_WARPGROUP_MMA(N, COUNT, A, B, P, TA, TB, ...)                                                                      \
+    template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                                 \
+    __device__ __forceinline__ void warpgroup_mma(float(&d)[N / 8][4], uint64_t a, uint64_t b, int accumulate) {                \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {"     \
+                     RDPM_REGISTERS_##COUNT "}, %" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";}"                                \
+                     : __VA_ARGS__                                                                                              \
+                     : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));                                    \
+    }
+#define RDPM_D16(i) RDPM_D8(d, i), RDPM_D8(d, i + 2)
+#define RDPM_D64(i) RDPM_D16(i), RDPM_D16(i + 4), RDPM_D16(i + 8), RDPM_D16(i + 12)
+RDPM_WARPGROUP_MMA(32, 16, 16, 17, 18, 19, 20, RDPM_D16(0))
+RDPM_WARPGROUP_MMA(48, 24, 24, 25, 26, 27, 28, RDPM_D16(0), RDPM_D8(d, 4))
+RDPM_WARPGROUP_MMA(64, 32, 32, 33, 34, 35, 36, RDPM_D16(0), RDPM_D16(4))
+RDPM_WARPGROUP_MMA(80, 40, 40, 41, 42, 43, 44, RDPM_D16(0), RDPM_D16(4), RDPM_D8(d, 8))
+RDPM_WARPGROUP_MMA(128, 64, 64, 65, 66, 67, 68, RDPM_D64(0))
+RDPM_WARPGROUP_MMA(160, 80, 80, 81, 82, 83, 84, RDPM_D64(0), RDPM_D16(16))
+RDPM_WARPGROUP_MMA(192, 96, 96, 97, 98, 99, 100, RDPM_D64(0), RDPM_D16(16), RDPM_D16(20))
+RDPM_WARPGROUP_MMA(256, 128, 128, 129, 130, 131, 132, RDPM_D64(0), RDPM_D64(16))
+#undef RDPM_WARPGROUP_MMA
 
 // d[64×64] += a·b, a from registers (16 rows × 16 k a warp).
 template <int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma64(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void warpgroup_mma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, "
-        "%36, 1, 1, 1, %37;"
-        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6)
+        "{" RDPM_REGISTERS_32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, %37;"
+        : RDPM_D16(0), RDPM_D16(4)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(TRANSPOSE_B));
-}
-
-// d[64×32] (+)= a·b, both from shared memory.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma32(float (&d)[4][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %18, 0;"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, %19, %20;}"
-        : RDPM_D8(d, 0), RDPM_D8(d, 2)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
-}
-
-// d[64×128] (+)= a·b, both from shared memory.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %66, 0;"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-        "}, %64, %65, p, 1, 1, %67, %68;}"
-        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6), RDPM_D8(d, 8), RDPM_D8(d, 10), RDPM_D8(d, 12), RDPM_D8(d, 14)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
-}
-
-// d[64×160] (+)= a·b, both from shared memory.
-template <int TRANSPOSE_A, int TRANSPOSE_B>
-__device__ __forceinline__ void warpgroup_mma(float (&d)[20][4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %82, 0;"
-        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-        "}, %80, %81, p, 1, 1, %83, %84;}"
-        : RDPM_D8(d, 0), RDPM_D8(d, 2), RDPM_D8(d, 4), RDPM_D8(d, 6), RDPM_D8(d, 8), RDPM_D8(d, 10), RDPM_D8(d, 12), RDPM_D8(d, 14),
-          RDPM_D8(d, 16), RDPM_D8(d, 18)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));
 }
 
 // d[64×128] (+)= a·b in f16, a from registers, b from shared memory along k: register 2·j + r holds columns 8j + 2t, +1 of row g + 8r.
@@ -94,8 +74,7 @@ __device__ __forceinline__ void warpgroup_mma128_f16(uint32_t (&d)[32], const ui
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %37, 0;"
         "wgmma.mma_async.sync.aligned.m64n128k16.f16.f16.f16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, "
-        "%36, p, 1, 1, 0;}"
+        "{" RDPM_REGISTERS_32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;}"
         : RDPM_U4(0), RDPM_U4(4), RDPM_U4(8), RDPM_U4(12), RDPM_U4(16), RDPM_U4(20), RDPM_U4(24), RDPM_U4(28)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 #undef RDPM_U4

@@ -1,5 +1,6 @@
 // Sampling (Algorithm 2) around the transformer: `sample_advance` adds the chosen codes' v' to the sums and makes the next step's input rows,
 // `sample_choose_*` takes logits to codes. `state` [2] is the seed, in device memory so that a captured graph serves every seed.
+#include "../cuda/launch.cuh"
 #include "../cuda/philox.cuh"
 #include "../cuda/vector.cuh"
 
@@ -20,6 +21,8 @@ __device__ __forceinline__ uint2 pack4(float4 v) {
 extern "C" __global__ void __launch_bounds__(256)
     sample_advance(const uint32_t* codes, const float* taps, const float* bias, const float* before, float* after, bf16* rows, const uint32_t* state,
                    const uint64_t* indices, int batch, int height, int width, int d, int taps_count, int t, int copies) {
+    launch_wait();
+    launch_next();
     const int parts = d / 4, n = height * width, i = blockIdx.x * THREADS + threadIdx.x, row = i / parts, part = i - row * parts;
     if (row >= batch * n) return;
     const int image = row / n, position = row - image * n, y = position / width, x = position - y * width;
@@ -212,6 +215,8 @@ __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional,
     __shared__ int places[WARPS];
     const int row = blockIdx.x, image = row / n, position = row - image * n, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const bf16* p = logits + static_cast<size_t>(row) * k;
+    launch_wait();
+    launch_next();
     float v[CHUNKS][8];
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {

@@ -48,6 +48,7 @@ pub fn choose(
     let name = format!("sample_choose_{}{chunks}", if cut { "cut_" } else { "" });
     let kernel = gpu.kernel("sample", &name, 0)?;
     let mut launch = gpu.launch(&kernel);
+    launch.early();
     launch.value(logits);
     launch.value(if cuts.lambda == 0.0 {
         0
@@ -94,6 +95,7 @@ pub fn advance(
 ) -> Result<()> {
     let kernel = gpu.kernel("sample", "sample_advance", 0)?;
     let mut launch = gpu.launch(&kernel);
+    launch.early();
     for address in [
         at.codes,
         taps,

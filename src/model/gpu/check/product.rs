@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::Row;
+use super::few::{products_of_few, swiglu_of_few};
 use super::kernel::{
     ALLOWED_F32, Halves, compare, compare_f32, flat, row, unwritten, unwritten_f32,
 };
@@ -30,7 +31,7 @@ pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let differing = Buffer::<u32>::zeros(gpu, 1)?;
     count_differing(gpu, a.address(), b.address(), vectors, differing.address())?;
     let miscounted = f64::from(differing.read()?[0]) - 2.0;
-    Ok(vec![
+    let mut rows = vec![
         row("product, operands of a trial: mean", mean.abs(), 0.02),
         row(
             "product, operands of a trial: variance less 1",
@@ -42,7 +43,12 @@ pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
             miscounted.abs(),
             0.0,
         ),
-    ])
+    ];
+    if gpu.is_hopper() {
+        rows.extend(products_of_few(gpu)?);
+        rows.extend(swiglu_of_few(gpu)?);
+    }
+    Ok(rows)
 }
 
 /// Products of a layer whose algorithms are timed, against f32 on the CPU.

@@ -29,7 +29,7 @@ pub fn attention_forward(
         let grid = (blocks(s.tokens, 64), s.heads as u32, s.batch as u32);
         if grid.0 * grid.1 * grid.2 <= gpu.multiprocessors() {
             let shared = 9 * 64 * 128 + 2 * 4 * 64 * 4;
-            return launch!(gpu, "attention_few_sm90", "attention_forward_few", grid, 512, shared;
+            return launch!(early gpu, "attention_few_sm90", "attention_forward_few", grid, 512, shared;
                 qkv, rope.cos, rope.sin, out, lse, n, heads, scale);
         }
         let (kernel, heads_a_block) = match s.tokens {
