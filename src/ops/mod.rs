@@ -31,7 +31,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod optimizer;
 pub mod pool;
-mod product;
+pub mod product;
 pub mod quantize;
 #[cfg(feature = "cuda")]
 pub mod sample;

@@ -5,8 +5,8 @@ mod adaln;
 mod attention;
 mod condition;
 mod cross_entropy;
-mod few;
 mod kernel;
+mod own_products;
 mod product;
 mod swiglu;
 

@@ -12,6 +12,7 @@ use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
 use crate::model::generator::Generator;
 use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
+use crate::ops::product::cuda::{self as product, Added};
 use crate::ops::{RopeKind, RopeTable};
 use crate::store::Scope;
 
@@ -134,7 +135,7 @@ impl Network {
             true => self.half(&format!("{name}.bias"))?,
             false => 0,
         };
-        if kernels::product_of_few(&self.gpu, [rows, input, output], x, weight, at, y)? {
+        if product::of_few(&self.gpu, [rows, input, output], x, weight, at, y)? {
             return Ok(());
         }
         let mut product = Product::forward(rows, input, output);
@@ -203,12 +204,7 @@ impl Network {
             gate: 0,
         };
         for i in 0..s.depth {
-            self.block(i, s, a, before, modulations)?;
-            before = Residual {
-                x: a.x_mid.address(),
-                branch: a.ends(i).h2.address(),
-                gate: at(self.modulation(i, Modulation::Gate2)),
-            };
+            before = self.block(i, s, a, before, modulations)?;
         }
         kernels::adaln_forward(
             gpu,
@@ -264,7 +260,7 @@ impl Network {
         )
     }
 
-    /// `before`: what the stream before the block is made of; `modulations`: address of f32 [B,(6L+2)C].
+    /// `before`: what the stream before the block is made of; `modulations`: address of f32 [B,(6L+2)C]. Returns the same of the stream after it.
     fn block(
         &self,
         i: usize,
@@ -272,16 +268,51 @@ impl Network {
         a: &Trunk,
         before: Residual,
         modulations: u64,
-    ) -> Result<()> {
+    ) -> Result<Residual> {
         self.inner(i, s, a, before, modulations)?;
         self.gated(i, s, a, a.keeps_inner(i))?;
-        self.linear(
-            &format!("blocks.{i}.mlp.w3"),
-            false,
-            [s.rows(), s.hidden, s.width],
-            a.inner(i).hidden.address(),
-            a.ends(i).h2.address(),
-        )
+        let gate = self.modulation(i, Modulation::Gate2) * size_of::<f32>();
+        let stream = Residual {
+            x: a.x_mid.address(),
+            branch: a.ends(i).h2.address(),
+            gate: modulations + gate as u64,
+        };
+        let name = format!("blocks.{i}.mlp.w3");
+        let hidden = a.inner(i).hidden.address();
+        let after = a.ends(i + 1).x.address();
+        self.branch(s, a, &name, (hidden, s.hidden), stream, after)
+    }
+
+    /// The last product of a branch, of rows of so many columns at an address; the stream it is to be added to. Where no gradient needs
+    /// the branch itself it is added at once, to `sum`.
+    fn branch(
+        &self,
+        s: &Sizes,
+        a: &Trunk,
+        name: &str,
+        (rows, columns): (u64, usize),
+        stream: Residual,
+        sum: u64,
+    ) -> Result<Residual> {
+        if a.gradient || !product::serves_many(&self.gpu, s.rows(), s.width) {
+            let sizes = [s.rows(), columns, s.width];
+            self.linear(name, false, sizes, rows, stream.branch)?;
+            return Ok(stream);
+        }
+        let to = Added {
+            x: stream.x,
+            gate: stream.gate,
+            tokens: s.tokens,
+            stride: s.modulations(),
+        };
+        let weight = self.half(&format!("{name}.weight"))?;
+        let sizes = [s.rows(), columns, s.width];
+        product::added_to(&self.gpu, sizes, rows, weight, to, sum)?;
+        Ok(Residual {
+            x: sum,
+            branch: 0,
+            gate: 0,
+        })
     }
 
     /// SiLU(gate)·up of w12's product; gate | up too, where it is kept or on the way.
@@ -296,7 +327,7 @@ impl Network {
         }
         let sizes = [s.rows(), s.width, s.hidden];
         // Where a gradient follows, a block that is computed again takes the same way as the first time.
-        if !a.gradient && kernels::swiglu_product_of_few(gpu, sizes, y, weight, hidden)? {
+        if !a.gradient && product::swiglu_of_few(gpu, sizes, y, weight, hidden)? {
             return Ok(());
         }
         self.linear(&name, false, [s.rows(), s.width, 2 * s.hidden], y, gate_up)?;
@@ -342,19 +373,14 @@ impl Network {
             inner.attention.address(),
             inner.lse.address(),
         )?;
-        self.linear(
-            &name("attn.proj"),
-            false,
-            [s.rows(), c, c],
-            inner.attention.address(),
-            inner.h1.address(),
-        )?;
-
-        let middle = Residual {
+        let stream = Residual {
             x,
             branch: inner.h1.address(),
             gate: at(Modulation::Gate1),
         };
+        let attention = (inner.attention.address(), c);
+        let sum = a.x_mid.address();
+        let middle = self.branch(s, a, &name("attn.proj"), attention, stream, sum)?;
         let norm = [at(Modulation::Shift2), at(Modulation::Scale2)];
         kernels::adaln_forward(
             gpu,

@@ -34,14 +34,12 @@ macro_rules! launch {
 }
 
 mod attention;
-mod few;
 mod optimizer;
 mod swiglu;
 
 pub use attention::{
     AttentionGradient, Rotation, attention_backward, attention_forward, attention_parts,
 };
-pub use few::{product_of_few, swiglu_product_of_few};
 pub use optimizer::{Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained, adamw};
 pub use swiglu::{
     swiglu_backward, swiglu_forward, swiglu_in_products, swiglu_product_backward,

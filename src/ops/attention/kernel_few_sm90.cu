@@ -85,6 +85,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     copy_async_wait<0>();
     fence_shared_for_tensor_cores();
     __syncthreads();
+    float o[8][4] = {};
     if (active) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -99,14 +100,14 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         uint32_t p[4][4];
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk) pack_operand(p[kk], s[2 * kk], s[2 * kk + 1]);
-        float o[8][4] = {};
         warpgroup_arrive();
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk) warpgroup_mma<1>(o, p[kk], tile_descriptor(own + TILE + kk * 2048));
         warpgroup_commit();
         warpgroup_wait<0>();
-        // All four warps have read K and V.
-        group_barrier(group);
+    }
+    __syncthreads();  // K and V have been read
+    if (active) {
         float* part = reinterpret_cast<float*>(smem + (1 + 2 * group) * TILE);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -120,17 +121,17 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 
     const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7, count = (n + 63) / 64, token = first + row;
     if (token >= n) return;
-    float sum = 0.f, o[8] = {};
+    float sum = 0.f, v[8] = {};
     for (int other = 0; other < count; ++other) {
         sum += total[other][row];
         const float* part = reinterpret_cast<const float*>(smem + (1 + 2 * other) * TILE) + row * 64 + (chunk ^ (row & 7)) * 8;
         const float4 a = *reinterpret_cast<const float4*>(part), b = *reinterpret_cast<const float4*>(part + 4);
-        o[0] += a.x, o[1] += a.y, o[2] += a.z, o[3] += a.w, o[4] += b.x, o[5] += b.y, o[6] += b.z, o[7] += b.w;
+        v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w, v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
     }
     const float inverse = 1.f / sum;
     *reinterpret_cast<uint4*>(out + (static_cast<size_t>(image) * n + token) * c + head * D + chunk * 8) =
-        make_uint4(pack_bf16(o[0] * inverse, o[1] * inverse), pack_bf16(o[2] * inverse, o[3] * inverse), pack_bf16(o[4] * inverse, o[5] * inverse),
-                   pack_bf16(o[6] * inverse, o[7] * inverse));
+        make_uint4(pack_bf16(v[0] * inverse, v[1] * inverse), pack_bf16(v[2] * inverse, v[3] * inverse), pack_bf16(v[4] * inverse, v[5] * inverse),
+                   pack_bf16(v[6] * inverse, v[7] * inverse));
     if (lse && chunk == 0) {
         float top_of_all = -INFINITY;
         for (int other = 0; other < count; ++other) top_of_all = fmaxf(top_of_all, largest[other][row]);

@@ -1,7 +1,7 @@
 //! Matrix products through cuBLASLt: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out.
 //!
-//! The algorithm of a shape is picked once: of the library's candidates that give the same bits as its first, the fastest on this card. So
-//! which one it is may change from run to run, and the results do not. On an H100 the products of a step of depth 12 take 49.4 ms one by one
+//! The algorithm of a shape is picked once: of the library's candidates, and on Hopper our own kernel (ops/product), that give the same bits as
+//! its first, the fastest on this card. So which one it is may change from run to run, and the results do not. On an H100 the products of a step of depth 12 take 49.4 ms one by one
 //! instead of 54.7; a whole step gains 1 to 2 of its 85 ms, for there the card is at its power limit.
 
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::{CudaDevice, Result, bail};
 
 use super::{Buffer, Gpu};
+use crate::ops::product::cuda::{of_many, serves_many};
 
 const WORKSPACE: usize = 32 << 20;
 /// Algorithms that the library is asked for, and the FLOP of a product from which on it pays to time them.
@@ -90,6 +91,11 @@ impl Product {
         }
     }
 
+    /// Rows of bf16 times weights as they are, to bf16: what our own kernels serve.
+    fn like_a_layers(&self) -> bool {
+        !self.transpose_a && !self.f32_out && !self.accumulate && self.epilogue == Epilogue::None
+    }
+
     pub fn flop(&self) -> f64 {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
@@ -103,11 +109,18 @@ pub struct Matmul {
     plans: Mutex<HashMap<Product, Plan>>,
 }
 
+/// Who makes a product.
+#[derive(Clone, Copy)]
+enum Algorithm {
+    Library(sys::cublasLtMatmulAlgo_t),
+    Own,
+}
+
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     /// Of the library's first and second operand and its result: column-major, so B, A and C.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    algorithm: Algorithm,
 }
 
 // SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a lock.
@@ -151,18 +164,26 @@ impl Matmul {
         }
         let plan = &plans[product];
         // SAFETY: the caller's promise.
-        unsafe { self.launch(product, plan, &plan.algorithm, [a, b, c, bias]) }
+        unsafe { self.launch(gpu, product, plan, &plan.algorithm, [a, b, c, bias]) }
     }
 
     /// # Safety
     /// As [`Matmul::run`]'s; `plan` is the product's and `algorithm` one of its candidates.
     unsafe fn launch(
         &self,
+        gpu: &Gpu,
         product: &Product,
         plan: &Plan,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
+        algorithm: &Algorithm,
         [a, b, c, bias]: [u64; 4],
     ) -> Result<()> {
+        let algorithm = match algorithm {
+            Algorithm::Library(algorithm) => algorithm,
+            Algorithm::Own => {
+                let sizes = [product.m, product.k, product.n];
+                return of_many(gpu, sizes, !product.transpose_b, a, b, c);
+            }
+        };
         let (alpha, beta) = (1f32, if product.accumulate { 1f32 } else { 0f32 });
         let (workspace, _guard) = self.workspace.device_ptr(&self.stream);
         // SAFETY: the descriptors live as long as the plan; the addresses are the caller's promise.
@@ -204,8 +225,8 @@ impl Matmul {
         gpu: &Gpu,
         p: &Product,
         plan: &Plan,
-        candidates: &[sys::cublasLtMatmulAlgo_t],
-    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        candidates: &[Algorithm],
+    ) -> Result<Algorithm> {
         let operand = (p.m * p.k).max(p.k * p.n).max(2 * p.n); // the bias may be f32
         let bytes = p.m * p.n * if p.f32_out { 4 } else { 2 };
         let vectors = bytes.div_ceil(16);
@@ -219,7 +240,7 @@ impl Matmul {
         let x = operands.address();
         // SAFETY: operands and results are as large as the product's.
         let run = |i: usize, to: &Buffer<u32>| unsafe {
-            self.launch(p, plan, &candidates[i], [x, x, to.address(), x])
+            self.launch(gpu, p, plan, &candidates[i], [x, x, to.address(), x])
         };
         run(0, &expected)?;
         let mut same = vec![0];
@@ -344,9 +365,9 @@ impl Matmul {
             .result();
             result::destroy_matmul_pref(preference).map_err(failed)?;
             asked.map_err(failed)?;
-            let candidates: Vec<_> = found[..count as usize]
+            let mut candidates: Vec<_> = found[..count as usize]
                 .iter()
-                .map(|found| found.assume_init_ref().algo)
+                .map(|found| Algorithm::Library(found.assume_init_ref().algo))
                 .collect();
             let Some(&algorithm) = candidates.first() else {
                 bail!("cuBLASLt has no algorithm for {p:?}");
@@ -356,6 +377,9 @@ impl Matmul {
                 layouts,
                 algorithm,
             };
+            if p.like_a_layers() && serves_many(gpu, p.m, p.n) {
+                candidates.push(Algorithm::Own);
+            }
             if candidates.len() > 1 && p.flop() >= TIMED {
                 plan.algorithm = self.fastest(gpu, p, &plan, &candidates)?;
             }

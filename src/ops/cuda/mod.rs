@@ -43,7 +43,7 @@ macro_rules! fat_binaries {
 }
 
 /// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 15] = fat_binaries![
+static FAT_BINARIES: [(&str, &[u8]); 16] = fat_binaries![
     "adaln",
     "attention",
     "attention_few_sm90",
@@ -53,6 +53,7 @@ static FAT_BINARIES: [(&str, &[u8]); 15] = fat_binaries![
     "optimizer",
     "product",
     "product_few_sm90",
+    "product_sm90",
     "quantize",
     "quantize_any",
     "quantize_sm90",

@@ -6,6 +6,8 @@
 //! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused
 //! multiply-adds over at most [`DEPTH`] terms, chains added in order; `matrix` says how `gemm` is held to that.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod matrix;
 mod outer;
 mod times;

@@ -1,9 +1,6 @@
 // SwiGLU within the product before it or after it, for Hopper: forward hidden = silu(y·Wgᵀ)·(y·Wuᵀ), backward dhidden = dbranch·W3 and the
 // gradients of gate and up from it; the same bits as the product and kernel.cu's kernels one after the other.
 //
-// Persistent blocks of one warp that copies boxes (TMA) into a ring and two warpgroups that take tiles in turns: while one multiplies, the other
-// writes. Two blocks of a cluster share the weights' boxes.
-//
 // H100, 65,536 rows, ms; in brackets cuBLASLt's product and kernel.cu's kernel:
 //                                       C 768          C 1024         C 1280
 //   forward                             0.53 (0.82)    0.97 (1.34)    1.50 (2.10)    779, 753, 764 TFLOP/s
@@ -14,130 +11,10 @@
 // stages later or not; 128 × (64 + 64) columns (0.59; 0.88); tiles in groups of eight rows (0.54; 0.64); an arrival with release at the cluster's
 // scope, which waits for all of the thread's writes (0.8 to 1.0). Backward: all four chunks on their way and three stages (0.61), blocks side by
 // side that share dbranch (0.59), gate and up fetched to L2 a tile ahead (0.61).
-#include "../cuda/tensor_copy.cuh"
+#include "../product/tiles_sm90.cuh"
 #include "formula.cuh"
 
 namespace {
-
-constexpr int ROWS = 128;                 // of a tile: two times 64
-constexpr uint32_t A_BYTES = ROWS * 128;  // of 64 k
-
-// A ring of stages, A [128 rows × 64 k] and B [N × 64 k] (or [64 k × N] as boxes of 64 n), after it `EXTRA` bytes for each of eight warps, then
-// the barriers: full and empty ones, and four of each warp's own.
-template <int N, int STAGES, int CLUSTER, int EXTRA>
-struct Ring {
-    static constexpr uint32_t STAGE = A_BYTES + N * 128;
-    static constexpr uint32_t BARRIERS = STAGES * STAGE + 8 * EXTRA;
-    static constexpr uint32_t BYTES = BARRIERS + (2 * STAGES + 32) * 8;
-    uint32_t base;
-    int stage = 0;
-    uint32_t phase = 0;
-
-    __device__ explicit Ring(uint32_t base) : base(base) {}
-    __device__ uint32_t a() const { return base + stage * STAGE; }
-    __device__ uint32_t b() const { return a() + A_BYTES; }
-    __device__ uint32_t full() const { return base + BARRIERS + stage * 8; }
-    __device__ uint32_t empty(int stage) const { return base + BARRIERS + (STAGES + stage) * 8; }
-    __device__ uint32_t extra(int warp) const { return base + STAGES * STAGE + warp * EXTRA; }
-    __device__ uint32_t own(int warp) const { return base + BARRIERS + (2 * STAGES + 4 * warp) * 8; }
-    __device__ void advance() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-    __device__ void skip(int stages) {
-        stage += stages;
-        phase ^= stage / STAGES & 1;
-        stage %= STAGES;
-    }
-
-    __device__ void init() const {
-        static_assert(BYTES <= 232448, "a block has no more shared memory");
-        if (threadIdx.x == 0) {
-            for (int i = 0; i < STAGES; ++i) {
-                barrier_init(base + BARRIERS + i * 8, 1);
-                barrier_init(empty(i), 4 * CLUSTER);
-            }
-            for (int i = 0; i < 32; ++i) barrier_init(own(0) + i * 8, 1);
-            barrier_init_done();
-        }
-        if (CLUSTER > 1)
-            cluster_sync();
-        else
-            __syncthreads();
-    }
-
-    // A warp is done with the stage before the current one.
-    __device__ void release_last() const {
-        const int lane = threadIdx.x & 31;
-        const uint32_t barrier = empty((stage ? stage : STAGES) - 1);
-        if (CLUSTER > 1) {
-            if (lane < CLUSTER) barrier_arrive_at(barrier, lane);
-        } else if (lane == 0) {
-            barrier_arrive(barrier);
-        }
-    }
-};
-
-// Tiles in the order in which clusters take them: row by row, so that the rows are read from memory once and all weights stay in L2.
-struct Tiles {
-    int down, across;
-    __device__ Tiles(int rows, int columns, int tile_rows, int tile_columns)
-        : down((rows + tile_rows - 1) / tile_rows), across((columns + tile_columns - 1) / tile_columns) {}
-    __device__ int count() const { return down * across; }
-    __device__ int2 operator[](int i) const { return {i % across, i / across}; }
-};
-
-// A block's share of the tiles, every `stride`-th from `first`, and its place in the cluster.
-template <int CLUSTER>
-struct Share {
-    Tiles tiles;
-    int rank = CLUSTER > 1 ? cluster_rank() : 0, first = blockIdx.x / CLUSTER, stride = gridDim.x / CLUSTER, count;
-    __device__ Share(int rows, int columns, int tile_columns) : tiles(rows, columns, ROWS * CLUSTER, tile_columns), count(tiles.count()) {}
-    __device__ int row(int2 tile) const { return (tile.y * CLUSTER + rank) * ROWS; }
-};
-
-// The thread that copies: `load(k, row, tile)` brings a stage's boxes.
-template <class R, int CLUSTER, class Load>
-__device__ __forceinline__ void bring(R& ring, const Share<CLUSTER>& share, int steps, Load load) {
-    for (int i = share.first; i < share.count; i += share.stride) {
-        const int2 tile = share.tiles[i];
-        const int row = share.row(tile);
-        for (int k = 0; k < steps; ++k) {
-            barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
-            barrier_expect(ring.full(), R::STAGE);
-            load(k, row, tile.x);
-            ring.advance();
-        }
-    }
-}
-
-// A warpgroup's turn to multiply: the other one gives it. Without turns a wait for a stage that comes two rounds later would end with this one's.
-__device__ __forceinline__ void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
-__device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
-
-// d = the tile's product, two times 64 rows.
-template <int TRANSPOSE_B, int N, class R>
-__device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps, int group) {
-    take_turn(group);
-    for (int k = 0; k < steps; ++k) {
-        barrier_wait(ring.full(), ring.phase);
-        const uint32_t a = ring.a(), b = ring.b();
-        warpgroup_arrive();
-#pragma unroll
-        for (int kk = 0; kk < 4; ++kk)
-#pragma unroll
-            for (int m = 0; m < 2; ++m)
-                warpgroup_mma<0, TRANSPOSE_B>(d[m], tile_descriptor(a + m * 8192 + kk * 32),
-                                              TRANSPOSE_B ? wide_descriptor(b + kk * 2048, 64 * 128) : tile_descriptor(b + kk * 32), k | kk);
-        warpgroup_commit();
-        warpgroup_wait<1>();
-        if (k) ring.release_last();
-        ring.advance();
-    }
-    give_turn(group ^ 1);
-    warpgroup_wait<0>();
-    ring.release_last();
-    ring.skip(steps);
-}
 
 // HALF: columns of hidden a tile. KEEP: gate_up is written too.
 template <int HALF, int STAGES, int CLUSTER, bool KEEP>

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::Row;
-use super::few::{products_of_few, swiglu_of_few};
 use super::kernel::{
     ALLOWED_F32, Halves, compare, compare_f32, flat, row, unwritten, unwritten_f32,
 };
+use super::own_products::{products_of_few, products_of_many, swiglu_of_few};
 use crate::ops::cuda::{Buffer, Gpu, Product, count_differing, fill_operand};
 
 /// The kernels alone.
@@ -47,6 +47,7 @@ pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     if gpu.is_hopper() {
         rows.extend(products_of_few(gpu)?);
         rows.extend(swiglu_of_few(gpu)?);
+        rows.extend(products_of_many(gpu)?);
     }
     Ok(rows)
 }
