@@ -16,6 +16,7 @@ use crate::model::gpu::kernels::{
 };
 use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu, Product};
+use crate::ops::product::cuda::{self as product, Added};
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 use crate::rng::{Purpose, Stream};
@@ -294,14 +295,14 @@ impl Bench {
             weight_decay: 0.03,
         };
         let (x, h) = (kept.gate_up.address(), kept.hidden.address());
-        let product = 2.0 * rows * c * f;
+        let flop = 2.0 * rows * c * f;
         let weights = self.network.half.address();
         let mut cases = Vec::new();
         if kernels::swiglu_in_products(gpu, s) {
             cases = vec![
                 case(
                     "w12 with swiglu",
-                    2.0 * product,
+                    2.0 * flop,
                     rows * (c + f) * 2.0,
                     move || {
                         let y = kept.y2.address();
@@ -310,7 +311,7 @@ impl Bench {
                 ),
                 case(
                     "w12 with swiglu, gate and up kept",
-                    2.0 * product,
+                    2.0 * flop,
                     rows * (c + 3.0 * f) * 2.0,
                     move || {
                         let y = kept.y2.address();
@@ -319,7 +320,7 @@ impl Bench {
                 ),
                 case(
                     "w3 dX with swiglu backward",
-                    product,
+                    flop,
                     rows * (c + 4.0 * f) * 2.0,
                     move || {
                         let (dy, dx) = (scratch.dbranch.address(), scratch.dgate_up.address());
@@ -327,6 +328,19 @@ impl Bench {
                     },
                 ),
             ];
+        }
+        if product::serves_many(gpu, s.rows(), s.width) {
+            let to = Added {
+                x: a.trunk.x.address(),
+                gate: at(5),
+                tokens: s.tokens,
+                stride: s.modulations(),
+            };
+            let sizes = [s.rows(), s.hidden, s.width];
+            let bytes = rows * (f + 2.0 * c) * 2.0;
+            cases.push(case("w3 added to the stream", flop, bytes, move || {
+                product::added_to(gpu, sizes, h, weights, to, a.trunk.x_mid.address())
+            }));
         }
         cases.extend([
             case("adaln forward", 0.0, rows * c * 8.0, move || {
@@ -435,22 +449,26 @@ impl Bench {
                 ("dX", Product::input_gradient(rows, input, output)),
                 ("dW", Product::weight_gradient(rows, input, output)),
             ];
-            for (kind, product) in kinds {
-                let (m, n, k) = (product.m as f64, product.n as f64, product.k as f64);
-                let out = if product.f32_out { 4.0 } else { 2.0 };
+            for (kind, shape) in kinds {
+                let (m, n, k) = (shape.m as f64, shape.n as f64, shape.k as f64);
+                let out = if shape.f32_out { 4.0 } else { 2.0 };
                 let bytes = 2.0 * (m * k + k * n) + out * m * n;
                 cases.push(case(
                     format!("product {name} {kind}"),
-                    product.flop(),
+                    shape.flop(),
                     bytes,
                     move || {
                         let a = self.wide.address();
-                        let (b, to) = match product.f32_out {
+                        let (b, to) = match shape.f32_out {
                             true => (a, self.gradients.address()),
                             false => (self.network.half.address(), self.products.address()),
                         };
+                        let sizes = [rows, input, output];
+                        if kind == "forward" && product::of_few(&self.gpu, sizes, a, b, 0, to)? {
+                            return Ok(());
+                        }
                         // SAFETY: `wide` and `products` hold rows of the widest product, the gradients and the halves every weight.
-                        unsafe { self.gpu.matmul()?.run(&self.gpu, &product, a, b, to, 0) }
+                        unsafe { self.gpu.matmul()?.run(&self.gpu, &shape, a, b, to, 0) }
                     },
                 ));
             }
