@@ -11,7 +11,7 @@ use super::gpu::GpuSampler;
 use super::sampler::{Draws, SampleOptions, Sampler};
 use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
-use crate::model::gpu::check::{Row, randomize, relative, share_that_differs, small};
+use crate::model::gpu::check::{Row, bits, randomize, relative, share_that_differs, small};
 use crate::model::schedule::Schedule;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::Codebook;
@@ -194,6 +194,9 @@ fn seeded(gpu: &Gpu, indices: &[u64]) -> Result<(Buffer<u32>, Buffer<u64>)> {
     ))
 }
 
+/// Runs in which a kernel that does not wait for the one before it should show.
+const EARLY_RUNS: usize = 100;
+
 fn options() -> SampleOptions {
     SampleOptions {
         cfg: 1.5,
@@ -226,16 +229,13 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         .latents(&labels, &draws, &options())
         .map_err(candle_core::Error::wrap)?;
     let parameters: BTreeMap<String, Tensor> = params.tensors();
-    let on_gpu = GpuSampler::new(
-        gpu.clone(),
-        &config,
-        CLASSES,
-        &parameters,
-        &tokenizer.quantizer,
-    )?;
-    let sample = |from: usize, to: usize| {
-        on_gpu.latents(&labels[from..to], SEED, &indices[from..to], &options())
+    let quantizer = &tokenizer.quantizer;
+    let sampler_on = |gpu| GpuSampler::new(gpu, &config, CLASSES, &parameters, quantizer);
+    let sample_on = |sampler: &GpuSampler, from: usize, to: usize| {
+        sampler.latents(&labels[from..to], SEED, &indices[from..to], &options())
     };
+    let on_gpu = sampler_on(gpu.clone())?;
+    let sample = |from, to| sample_on(&on_gpu, from, to);
     // Ahead of the batch of 12, whose buffers would serve a single image too.
     let mut one_by_one = Vec::new();
     for i in 0..12 {
@@ -269,6 +269,31 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         differing(&one_by_one, &whole, d),
         0.15,
     ));
+    // Where a batch is large for the card, branches are added to the stream within their products.
+    let on_few = sampler_on(Arc::new(gpu.taken_for(false, 4)))?;
+    rows.push(row(
+        "sampling: sums of a batch large for the card that differ from the CPU's in f32, share",
+        differing(
+            &flat(&sample_on(&on_few, 0, 12)?[2])?,
+            &flat(&expected[2])?,
+            d,
+        ),
+        0.15,
+    ));
+    let in_order = sampler_on(Arc::new(gpu.in_order()))?;
+    for (from, to) in [(0, 1), (0, 12)] {
+        let expected = bits(&flat(&sample_on(&in_order, from, to)?[2])?);
+        let mut most = 0f64;
+        for _ in 0..EARLY_RUNS {
+            let found = bits(&flat(&sample(from, to)?[2])?);
+            most = most.max(share_that_differs(&found, &expected));
+        }
+        rows.push(row(
+            format!("sampling: sums of {to} images by kernels that begin before the last one has ended, bits that differ"),
+            most,
+            0.0,
+        ));
+    }
     Ok(rows)
 }
 

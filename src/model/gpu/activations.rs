@@ -9,7 +9,8 @@ use half::bf16;
 use super::kernels::{Sizes, attention_parts, row_sums_scratch, swiglu_in_products};
 use crate::ops::cuda::{Buffer, Gpu};
 
-/// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate.
+/// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate, unless that is
+/// added within its product.
 pub struct Ends {
     pub x: Buffer<bf16>,
     pub h2: Buffer<bf16>,
@@ -230,11 +231,11 @@ pub struct Trunk {
     pub mixed: Buffer<bf16>,
     ends: Vec<Ends>,
     inner: Vec<Inner>,
-    /// Whether one follows.
+    /// Whether a gradient follows.
     pub(super) gradient: bool,
     /// The residual stream between a block's branches [C].
     pub x_mid: Buffer<bf16>,
-    /// The last residual stream, its normalised form [C], 1/rms.
+    /// The last residual stream (unless its branch is added within a product), its normalised form [C], 1/rms.
     pub x: Buffer<bf16>,
     pub y: Buffer<bf16>,
     pub rstd: Buffer<f32>,

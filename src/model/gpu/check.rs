@@ -306,7 +306,7 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
     Ok(rows)
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 

@@ -279,7 +279,7 @@ impl Network {
         };
         let name = format!("blocks.{i}.mlp.w3");
         let hidden = a.inner(i).hidden.address();
-        let after = a.ends(i + 1).x.address();
+        let after = a.ends(i + 1).x.address(); // without a gradient all blocks' are one
         self.branch(s, a, &name, (hidden, s.hidden), stream, after)
     }
 
@@ -294,8 +294,8 @@ impl Network {
         stream: Residual,
         sum: u64,
     ) -> Result<Residual> {
+        let sizes = [s.rows(), columns, s.width];
         if a.gradient || !product::serves_many(&self.gpu, s.rows(), s.width) {
-            let sizes = [s.rows(), columns, s.width];
             self.linear(name, false, sizes, rows, stream.branch)?;
             return Ok(stream);
         }
@@ -306,7 +306,6 @@ impl Network {
             stride: s.modulations(),
         };
         let weight = self.half(&format!("{name}.weight"))?;
-        let sizes = [s.rows(), columns, s.width];
         product::added_to(&self.gpu, sizes, rows, weight, to, sum)?;
         Ok(Residual {
             x: sum,

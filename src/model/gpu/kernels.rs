@@ -20,17 +20,18 @@ fn blocks(count: usize, each: u32) -> u32 {
 /// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`, each argument bound so that it outlives the launch;
 /// `launch!(early gpu, …)` of a kernel that waits for the one before it.
 macro_rules! launch {
-    (early $gpu:expr, $($rest:tt)*) => { launch!(@ |launch| launch.early(), $gpu, $($rest)*) };
-    (@ $ready:expr, $gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
+    (early $gpu:expr, $($rest:tt)*) => { launch!(@ true, $gpu, $($rest)*) };
+    (@ $early:literal, $gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
         let function = $gpu.kernel($op, $kernel, $shared)?;
         let mut launch = $gpu.launch(&function);
-        let ready: fn(&mut crate::ops::cuda::Launch) = $ready;
-        ready(&mut launch);
+        if $early {
+            launch.early();
+        }
         $(launch.value($arg);)*
         // SAFETY: the arguments are the kernel's, in type and order; `Activations` and `Flat` sized the buffers for these shapes.
         unsafe { launch.run($grid, $threads, $shared) }
     }};
-    ($gpu:expr, $($rest:tt)*) => { launch!(@ |_| (), $gpu, $($rest)*) };
+    ($gpu:expr, $($rest:tt)*) => { launch!(@ false, $gpu, $($rest)*) };
 }
 
 mod attention;
@@ -49,7 +50,7 @@ pub use swiglu::{
 /// The residual stream before a branch, and what the branch's gradient needs again. Addresses of rows [B·N, C].
 #[derive(Debug, Clone, Copy)]
 pub struct Residual {
-    /// x before, and the branch and gate [B] rows of f32 modulations to add; 0 and 0 for the first.
+    /// x before, and the branch and gate [B] rows of f32 modulations to add; 0 and 0 where there is none, or it is added already.
     pub x: u64,
     pub branch: u64,
     pub gate: u64,

@@ -49,9 +49,8 @@ __device__ __forceinline__ Eight widen(uint4 raw) {
 
 // grid B·⌈N/rows_per_block⌉; C/8 threads, rounded up to a warp. `h` and `gate` may be null (x' = x, nothing is written to `sum`).
 extern "C" __global__ void __launch_bounds__(256, 2)
-    adaln_forward(const bf16* __restrict__ x, const bf16* __restrict__ h, const float* __restrict__ gate, const float* __restrict__ shift,
-                  const float* __restrict__ scale, bf16* __restrict__ sum, bf16* __restrict__ y, float* __restrict__ rstd, int n, int c,
-                  int modulation_stride, float eps, int rows_per_block) {
+    adaln_forward(const bf16* x, const bf16* h, const float* __restrict__ gate, const float* __restrict__ shift, const float* __restrict__ scale,
+                  bf16* sum, bf16* y, float* rstd, int n, int c, int modulation_stride, float eps, int rows_per_block) {
     extern __shared__ float shared[];
     const int blocks = (n + rows_per_block - 1) / rows_per_block, image = blockIdx.x / blocks, from = (blockIdx.x % blocks) * rows_per_block,
               to = min(from + rows_per_block, n), column = threadIdx.x * 8;

@@ -15,8 +15,8 @@ constexpr uint32_t TILE = QUERIES * 128, ROWS_AT = (1 + 2 * GROUPS) * TILE;  // 
 
 // grid (⌈N/64⌉, H, B), 512 threads. Rows beyond N are zeros, their weights 0. `cosine` and `lse` may be null.
 extern "C" __global__ void __launch_bounds__(512, 1)
-    attention_forward_few(const bf16* __restrict__ qkv, const float* __restrict__ cosine, const float* __restrict__ sine, bf16* __restrict__ out,
-                          float* __restrict__ lse, int n, int heads, float scale_log2) {
+    attention_forward_few(const bf16* qkv, const float* __restrict__ cosine, const float* __restrict__ sine, bf16* out, float* lse, int n, int heads,
+                          float scale_log2) {
     extern __shared__ __align__(1024) unsigned char smem[];
     float(*largest)[QUERIES] = reinterpret_cast<float(*)[QUERIES]>(smem + ROWS_AT);
     float(*total)[QUERIES] = largest + GROUPS;
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const bf16* from = qkv + static_cast<size_t>(image) * n * 3 * c + head * D;
     const uint32_t base = shared_address(smem);
 
-    // Q and all K, four items a row; the angles come before the kernel before has ended.
+    // Q and all K, four items a row; the angles are fetched while the kernel before ends.
     constexpr int ITEMS = ((1 + GROUPS) * QUERIES * 4 + 511) / 512;
     Angles angles[ITEMS];
     int item_tile[ITEMS], row_of[ITEMS];
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         warpgroup_commit();
         warpgroup_wait<0>();
     }
-    __syncthreads();  // K and V have been read
+    __syncthreads();  // K and V have been read. group_barrier would do, but racecheck then takes the parts for unordered.
     if (active) {
         float* part = reinterpret_cast<float*>(smem + (1 + 2 * group) * TILE);
 #pragma unroll

@@ -1,5 +1,7 @@
-// A kernel that may begin while the one before it ends (`Launch::early` on the host): it reads what the kernel right before it wrote, and writes
-// anything, after `launch_wait`; what was written two launches ago is there from the start. Elsewhere both do nothing.
+// A kernel that may begin while the one before it ends (`Launch::early` on the host). Before `launch_wait` it writes nothing, and reads only what the
+// kernel right before it does not write and an earlier launch than that one has long written: weights, tables, the modulations of a pass. What it
+// reads after `launch_wait` must not be `__restrict__`: the compiler may load what is never written in a kernel as early as it likes.
+// Elsewhere both do nothing.
 #pragma once
 
 // Until the kernel before has ended and its writes are seen.
@@ -9,7 +11,7 @@ __device__ __forceinline__ void launch_wait() {
 #endif
 }
 
-// The next kernel may begin, once every block has said so or ended. After `launch_wait`, so that the next one finds all before this one done.
+// The next kernel may begin, once every block has said so or ended. After `launch_wait`: so the next one finds all before this one ended.
 __device__ __forceinline__ void launch_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

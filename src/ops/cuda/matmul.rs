@@ -1,8 +1,9 @@
-//! Matrix products through cuBLASLt: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out.
+//! Matrix products: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out. By cuBLASLt, and on Hopper by a kernel of our own
+//! (ops/product) where that is faster.
 //!
-//! The algorithm of a shape is picked once: of the library's candidates, and on Hopper our own kernel (ops/product), that give the same bits as
-//! its first, the fastest on this card. So which one it is may change from run to run, and the results do not. On an H100 the products of a step of depth 12 take 49.4 ms one by one
-//! instead of 54.7; a whole step gains 1 to 2 of its 85 ms, for there the card is at its power limit.
+//! The algorithm of a shape is picked once: of those that give the same bits as the library's first, on a trial's operands, the fastest on this
+//! card. So which one it is may change from run to run, and the results do not. The products of a step of depth 12 take 49.4 ms one by one on an
+//! H100, by the library's algorithms alone, instead of 54.7; a whole step gains 1 to 2 of its 85 ms, for there the card is at its power limit.
 
 use std::collections::HashMap;
 use std::ffi::c_void;

@@ -70,6 +70,8 @@ pub struct Gpu {
     matmul: OnceLock<Matmul>,
     capability: (i32, i32),
     hopper: bool,
+    /// Kernels that can may begin while the one before them ends.
+    early: bool,
     multiprocessors: u32,
 }
 
@@ -100,6 +102,7 @@ impl Gpu {
             capability,
             hopper: capability == (9, 0)
                 && fat_binary("attention_sm90").is_some_and(|b| !b.is_empty()),
+            early: true,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             device: device.clone(),
             stream,
@@ -117,7 +120,16 @@ impl Gpu {
             matmul: OnceLock::new(),
             capability: self.capability,
             hopper: self.hopper && !general,
+            early: self.early,
             multiprocessors,
+        }
+    }
+
+    /// The same device, on which no kernel begins before the last one has ended.
+    pub fn in_order(&self) -> Self {
+        Self {
+            early: false,
+            ..self.taken_for(false, self.multiprocessors)
         }
     }
 
@@ -346,7 +358,7 @@ impl Launch<'_> {
 
     /// On Hopper, may begin while the kernel before it ends; the kernel waits for that itself (launch.cuh).
     pub fn early(&mut self) {
-        self.early = self.gpu.hopper;
+        self.early = self.gpu.hopper && self.gpu.early;
     }
 
     /// Launches `grid` blocks of `threads` with `shared` bytes of dynamic shared memory.

@@ -8,6 +8,13 @@ struct alignas(64) TensorMap {
     uint64_t words[16];
 };
 
+// Stops a kernel that was given less shared memory than it lays out.
+__device__ __forceinline__ void require_shared(uint32_t bytes) {
+    uint32_t given;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(given));
+    if (given < bytes) __trap();
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -65,4 +72,15 @@ __device__ __forceinline__ void store_wait_read() {
 template <int N>
 __device__ __forceinline__ void store_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 16 rows of a warp, pairs of rows g, g + 8 of eight columns each, to a box of COLUMNS columns that is not swizzled; then it may be stored.
+template <int COLUMNS>
+__device__ __forceinline__ void fill_box(uint32_t box, const uint32_t (&pairs)[COLUMNS / 8][2]) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t at = box + (lane & 15) * COLUMNS * 2 + (lane >> 4) * 16;
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; j += 2) store_matrix4(at + j * 16, pairs[j][0], pairs[j][1], pairs[j + 1][0], pairs[j + 1][1]);
+    fence_shared_for_tensor_cores();
+    __syncwarp();
 }

@@ -1,12 +1,14 @@
-// Products of few rows for Hopper, y = x·Wᵀ (+ bias) in bf16 with f32 sums, and SwiGLU within one: what sampling of one image is made of. At most
-// one tile a multiprocessor, sized so that all have one; every element is one chain over k, so that its bits depend on no tile.
+// Products of few rows for Hopper, y = x·Wᵀ (+ bias) in bf16 with f32 sums, and SwiGLU within one: what sampling of one image is made of. A
+// multiprocessor has one tile at most, of the size by which most have one; every element is one chain over k, so that its bits depend on no tile.
 //
 // A block is one or two warpgroups of 64 rows each and a thread that copies (TMA) into a ring. The weights' first boxes are asked for before the
-// kernel before has ended. Two blocks of a cluster, one under the other, share the weights' boxes: each copies every second stage's to both.
+// kernel before has ended. Two blocks of a cluster, one under the other, share the weights' boxes: each copies every second stage's to both, when
+// both have room; rows come as soon as the own block has.
 //
 // H200, 512 rows, C 768, in a graph, after a kernel that writes x; µs: qkv 5.8, proj 3.9, w12 with SwiGLU 8.6, w3 7.4. Each is as long as its
-// boxes take to arrive at about 42 bytes a clock and multiprocessor. Slower: rows shared too, in clusters of 2 × 1 (6.2, 4.1, 8.9, 8.5), clusters
-// of four and eight, which do not find room for 128 blocks at once (twice the time), 96 columns for w3 (8.5).
+// boxes take to arrive at about 42 bytes a clock and multiprocessor: qkv 37 MB, w3 57 MB (1.8 and 1.6 GFLOP). Slower: clusters of two blocks side by
+// side that share the rows (6.2, 4.1, 8.9, 8.5), clusters of four and eight, for 128 blocks of which there is no room at once (twice the time), 96
+// columns for w3 (8.5).
 #include "../cuda/launch.cuh"
 #include "../cuda/tensor_copy.cuh"
 #include "../swiglu/formula.cuh"
@@ -32,6 +34,7 @@ struct Tile {
         const uint32_t base = shared_address(smem), full = base + BARRIERS, empty = full + STAGES * 8, shared_empty = empty + STAGES * 8;
         const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, steps = (k + 63) / 64, rank = cluster_rank();
         const int row = blockIdx.y * ROWS, column = blockIdx.x * COLUMNS;
+        require_shared(BYTES);
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(full + i * 8, 1);
@@ -104,20 +107,14 @@ struct Tile {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 if constexpr (RESULT == SWIGLU) {
-                    // of gate and up as they would be written
-                    const float2 gate = unpack_bf16(pack_bf16(d[j][2 * r], d[j][2 * r + 1]));
-                    const float2 up = unpack_bf16(pack_bf16(d[COLUMNS / 8 + j][2 * r], d[COLUMNS / 8 + j][2 * r + 1]));
-                    pairs[j][r] = pack_bf16(swiglu(gate.x, up.x), swiglu(gate.y, up.y));
+                    const float(&gate)[4] = d[j], (&up)[4] = d[COLUMNS / 8 + j];
+                    pairs[j][r] = swiglu(pack_bf16(gate[2 * r], gate[2 * r + 1]), pack_bf16(up[2 * r], up[2 * r + 1]));
                 } else {
                     pairs[j][r] = pack_bf16(d[j][2 * r] + add.x, d[j][2 * r + 1] + add.y);
                 }
             }
         }
-        const uint32_t at = box + (lane & 15) * COLUMNS * 2 + (lane >> 4) * 16;
-#pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j += 2) store_matrix4(at + j * 16, pairs[j][0], pairs[j][1], pairs[j + 1][0], pairs[j + 1][1]);
-        fence_shared_for_tensor_cores();
-        __syncwarp();
+        fill_box<COLUMNS>(box, pairs);
         if (lane == 0) {
             store_box(y, column, row, box);
             store_commit();

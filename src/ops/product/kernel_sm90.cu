@@ -1,10 +1,10 @@
-// Products of many rows for Hopper, y = x·Wᵀ or dx = dy·W in bf16 with f32 sums: one chain over k an element, which gives the bits of cuBLASLt where
-// that does not split k. And x + gate·(h·Wᵀ), the end of a block's branch where no gradient needs the branch itself: the bits of the product and
-// adaln_forward's sum.
+// Products of many rows for Hopper, y = x·Wᵀ or dx = dy·W in bf16 with f32 sums: one chain over k an element, which at all sizes tried gave the bits
+// of cuBLASLt where that does not split k. And x + gate·(h·Wᵀ), the end of a block's branch where no gradient needs the branch itself: the bits of
+// product_many and adaln_forward's sum.
 //
 // H200, 65,536 rows, C 768, ms (cuBLASLt's best): proj 0.116 (0.126), w3 0.272 (0.312), qkv 0.303 (0.303), head 0.62 (0.54); dX of proj 0.119 (0.127),
 // of qkv 0.316 (0.308), of w12 0.550 (0.609): 650 to 766 TFLOP/s. Added to x: proj 0.143, w3 0.294, of which adaln_forward saves 0.056.
-// Slower: tiles of 128 columns (w3 0.303).
+// Slower: tiles of 128 columns (w3 0.303). The accumulators take 192 of 240 registers; a few of the others are spilled, outside the loop over k.
 #include "tiles_sm90.cuh"
 
 namespace {
@@ -14,15 +14,16 @@ constexpr int PART = 48;                     // columns that a warp writes at a 
 constexpr uint32_t BOX = 16 * PART * 2;      // of 16 rows, not swizzled
 constexpr int ACROSS = N / PART, CHUNKS = 2 * ACROSS;  // of a warp and tile: side by side, and 64 rows apart
 
+// What the product is added to.
 struct Gates {
-    const float* first;  // of image 0
-    int tokens, stride;  // rows an image, floats from one image's to the next one's
+    const float* first = nullptr;  // of image 0
+    int tokens = 1, stride = 0;    // rows an image, floats from one image's to the next one's
 };
 
 // W is [columns, K], or with TRANSPOSE [K, columns].
 template <bool TRANSPOSE, bool ADD>
-__device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, const TensorMap& x, const TensorMap& y, const Gates gates, int rows,
-                                        int k, int columns) {
+__device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, const TensorMap& y, int rows, int k, int columns, const TensorMap& x,
+                                        const Gates gates = {}) {
     extern __shared__ __align__(1024) unsigned char smem[];
     Ring<N, STAGES, PAIR, 2 * BOX> ring(shared_address(smem));
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), steps = (k + 63) / 64;
@@ -69,6 +70,7 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
                 load(0);
                 load(1);
             }
+            __syncwarp();
             float d[2][N / 8][4];
             multiply<TRANSPOSE>(d, ring, steps, group);
 #pragma unroll
@@ -83,7 +85,7 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
                 }
                 const float* gate[2];  // of rows g and g + 8
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
+                for (int r = 0; ADD && r < 2; ++r) {
                     const int image = min(at(n).y + r * 8 + (lane >> 2), rows - 1) / gates.tokens;
                     gate[r] = gates.first + static_cast<size_t>(image) * gates.stride + at(n).x + 2 * (lane & 3);
                 }
@@ -131,12 +133,10 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
 #define MAP const __grid_constant__ TensorMap
 
 // a [rows, K] in boxes of 128 × 64, w [columns, K] of 96 × 64, y [rows, columns] of 16 × 48, not swizzled.
-LAUNCHED product_many(MAP a, MAP w, MAP y, int rows, int k, int columns) { product<false, false>(a, w, y, y, {nullptr, 1, 0}, rows, k, columns); }
+LAUNCHED product_many(MAP a, MAP w, MAP y, int rows, int k, int columns) { product<false, false>(a, w, y, rows, k, columns, y); }
 // w [K, columns] in boxes of 32 × 64.
-LAUNCHED product_many_transposed(MAP a, MAP w, MAP y, int rows, int k, int columns) {
-    product<true, false>(a, w, y, y, {nullptr, 1, 0}, rows, k, columns);
-}
-// y = x + gate·(a·wᵀ), x as y, gate f32 [columns] an image of `tokens` rows, `stride` floats apart. x and y may be the same.
-LAUNCHED product_many_added(MAP a, MAP w, MAP x, MAP y, const float* gate, int rows, int k, int columns, int tokens, int stride) {
-    product<false, true>(a, w, x, y, {gate, tokens, stride}, rows, k, columns);
+LAUNCHED product_many_transposed(MAP a, MAP w, MAP y, int rows, int k, int columns) { product<true, false>(a, w, y, rows, k, columns, y); }
+// y = x + gate·(a·wᵀ), x as y, gate f32 [columns] an image of `tokens` rows, `stride` floats apart.
+LAUNCHED product_many_added(MAP a, MAP w, MAP y, int rows, int k, int columns, MAP x, const float* gate, int tokens, int stride) {
+    product<false, true>(a, w, y, rows, k, columns, x, {gate, tokens, stride});
 }

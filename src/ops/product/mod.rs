@@ -1,4 +1,4 @@
-//! Products of many rows with one matrix: what convolution and linear layers are made of on the CPU.
+//! Products of many rows with one matrix: what convolution and linear layers are made of on the CPU (on a GPU: [`cuda`]).
 //!
 //! Rows x [N,K] come from an implementation of [`Rows`], a block at a time, so that gathered rows never exist all at
 //! once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O], the weight's gradient [O,K].

@@ -37,6 +37,7 @@ struct Ring {
 
     __device__ void init() const {
         static_assert(BYTES <= 232448, "a block has no more shared memory");
+        require_shared(BYTES);
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(base + BARRIERS + i * 8, 1);

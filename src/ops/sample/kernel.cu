@@ -21,12 +21,15 @@ __device__ __forceinline__ uint2 pack4(float4 v) {
 extern "C" __global__ void __launch_bounds__(256)
     sample_advance(const uint32_t* codes, const float* taps, const float* bias, const float* before, float* after, bf16* rows, const uint32_t* state,
                    const uint64_t* indices, int batch, int height, int width, int d, int taps_count, int t, int copies) {
-    launch_wait();
-    launch_next();
     const int parts = d / 4, n = height * width, i = blockIdx.x * THREADS + threadIdx.x, row = i / parts, part = i - row * parts;
-    if (row >= batch * n) return;
+    const bool own = row < batch * n;
     const int image = row / n, position = row - image * n, y = position / width, x = position - y * width;
     const size_t at = static_cast<size_t>(row) * d + part * 4;
+    uint2 noise = {};
+    if (own && rows) noise = pack4(philox_normal4(make_uint2(state[0], state[1]), 0, indices[image], t, position * parts + part));
+    launch_wait();
+    launch_next();
+    if (!own) return;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     if (codes) {
         float4 add = bias ? *reinterpret_cast<const float4*>(bias + part * 4) : sum;
@@ -41,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(256)
         *reinterpret_cast<float4*>(after + at) = sum;
     }
     if (!rows) return;
-    const uint2 noise = pack4(philox_normal4(make_uint2(state[0], state[1]), 0, indices[image], t, position * parts + part)), total = pack4(sum);
+    const uint2 total = pack4(sum);
     for (int copy = 0; copy < copies; ++copy) {
         bf16* to = rows + (static_cast<size_t>(copy) * batch * n + row) * 2 * d + part * 4;
         *reinterpret_cast<uint2*>(to) = noise;
@@ -215,6 +218,24 @@ __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional,
     __shared__ int places[WARPS];
     const int row = blockIdx.x, image = row / n, position = row - image * n, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const bf16* p = logits + static_cast<size_t>(row) * k;
+    const uint2 seed = make_uint2(state[0], state[1]);
+    auto gumbel = [&](float(&g)[8], int column) {  // log(−log u)
+        const uint32_t block = static_cast<uint32_t>((static_cast<size_t>(position) * k + column) / 4);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint4 w = philox_words(seed, 1, indices[image], choice.t, block + half);
+            const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) g[half * 4 + j] = exact_ln(-exact_ln(philox_uniform(words[j])));
+        }
+    };
+    // Where registers suffice, while the head's product ends.
+    constexpr bool AHEAD = CHUNKS <= 2 && !CUTS;
+    float noise[CHUNKS][8];
+    if (AHEAD && choice.gumbel) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; ++i) gumbel(noise[i], (i * THREADS + threadIdx.x) * 8);
+    }
     launch_wait();
     launch_next();
     float v[CHUNKS][8];
@@ -235,20 +256,14 @@ __device__ __forceinline__ void choose(const bf16* logits, size_t unconditional,
     if (CUTS) cut(v, k, choice);
     float best = -INFINITY;
     int index = k;
-    const uint2 seed = make_uint2(state[0], state[1]);
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
         const int column = (i * THREADS + threadIdx.x) * 8;
         if (column >= k) continue;
         if (choice.gumbel) {
-            const uint32_t block = static_cast<uint32_t>((static_cast<size_t>(position) * k + column) / 4);
+            if (!AHEAD) gumbel(noise[i], column);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const uint4 w = philox_words(seed, 1, indices[image], choice.t, block + half);
-                const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) v[i][half * 4 + j] = __fsub_rn(v[i][half * 4 + j], exact_ln(-exact_ln(philox_uniform(words[j]))));
-            }
+            for (int j = 0; j < 8; ++j) v[i][j] = __fsub_rn(v[i][j], noise[i][j]);
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j)

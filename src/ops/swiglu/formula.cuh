@@ -1,5 +1,6 @@
 // What all SwiGLU kernels compute, so that they give the same bits.
 #pragma once
+#include "../cuda/tensor_core.cuh"
 
 // 1/(1 + 2^(−x·log₂e)), both functions to about two units in the last place of f32; results below 2^-126 are 0.
 __device__ __forceinline__ float sigmoid(float x) {
@@ -10,6 +11,12 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
+
+// Of a pair of bf16 each.
+__device__ __forceinline__ uint32_t swiglu(uint32_t gate, uint32_t up) {
+    const float2 g = unpack_bf16(gate), u = unpack_bf16(up);
+    return pack_bf16(swiglu(g.x, u.x), swiglu(g.y, u.y));
+}
 
 struct SwigluGradient {
     float gate, up;

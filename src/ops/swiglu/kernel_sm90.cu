@@ -79,8 +79,7 @@ struct Forward {
                     for (int j = 0; j < HALF / 8; ++j)
 #pragma unroll
                         for (int r = 0; r < 2; ++r) {
-                            const float2 g = unpack_bf16(gate[j][r]), u = unpack_bf16(up[j][r]);
-                            gate[j][r] = pack_bf16(swiglu(g.x, u.x), swiglu(g.y, u.y));
+                            gate[j][r] = swiglu(gate[j][r], up[j][r]);
                         }
                     emit(box, turn, gate, [&](uint32_t from) { store_box(hidden, column, row + m * 64, from); });
                 }
@@ -96,11 +95,7 @@ struct Forward {
         const int lane = threadIdx.x & 31;
         if (lane == 0) store_wait_read<1>();
         __syncwarp();
-        const uint32_t at = box + (lane & 15) * HALF * 2 + (lane >> 4) * 16;
-#pragma unroll
-        for (int j = 0; j < HALF / 8; j += 2) store_matrix4(at + j * 16, pairs[j][0], pairs[j][1], pairs[j + 1][0], pairs[j + 1][1]);
-        fence_shared_for_tensor_cores();
-        __syncwarp();
+        fill_box<HALF>(box, pairs);
         if (lane == 0) {
             store(box);
             store_commit();

@@ -1,4 +1,4 @@
-//! Hopper's own products: of few rows, each of the kernels by a size and a number of multiprocessors that it alone fits; and of many.
+//! Hopper's own products: of few rows, each of the kernels by a size and a number of multiprocessors for which it is the one chosen; and of many.
 
 use std::sync::Arc;
 
@@ -16,10 +16,11 @@ pub fn products_of_few(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (multiprocessors, [n, input, output]) in [
         (8, [70, 1048, 104]),
-        (2, [70, 40, 56]),
+        (2, [70, 584, 56]),
         (2, [3, 520, 80]),
+        (2, [70, 40, 80]),
         (2, [200, 712, 72]),
-        (4, [200, 328, 168]),
+        (4, [200, 456, 168]),
     ] {
         let card = gpu.taken_for(false, multiprocessors);
         let (x, weight) = operands(&card, [n, input, output])?;
@@ -53,7 +54,7 @@ pub fn swiglu_of_few(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     for (multiprocessors, [n, c, f]) in [
         (4, [200, 520, 120]),
         (2, [70, 264, 72]),
-        (2, [131, 72, 104]),
+        (2, [131, 328, 104]),
     ] {
         let card = gpu.taken_for(false, multiprocessors);
         let (y, weight) = operands(&card, [n, c, 2 * f])?;

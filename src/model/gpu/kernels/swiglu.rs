@@ -4,6 +4,7 @@ use candle_core::Result;
 
 use super::{Sizes, THREADS, blocks};
 use crate::ops::cuda::{Gpu, TensorMap};
+use crate::ops::product::cuda::{ROWS, Ring, STAGE, WARP_ROWS};
 
 pub fn swiglu_forward(gpu: &Gpu, s: &Sizes, x: u64, h: u64) -> Result<()> {
     let grid = (blocks(s.rows() * s.hidden / 8, THREADS), 1, 1);
@@ -19,10 +20,6 @@ pub fn swiglu_backward(gpu: &Gpu, s: &Sizes, x: u64, dh: u64, dx: u64) -> Result
 
 /// Rows from which on SwiGLU within the products beside it is faster than after them: fewer make too few tiles.
 const PRODUCT_ROWS: usize = 1024;
-/// Of their kernels: rows of a tile, rows that a warp copies at a time, ks of a stage.
-const TILE_ROWS: usize = 128;
-const WARP_ROWS: usize = 16;
-const STAGE: usize = 64;
 
 /// Whether SwiGLU happens within the products: same bits.
 pub fn swiglu_in_products(gpu: &Gpu, s: &Sizes) -> bool {
@@ -39,14 +36,17 @@ pub fn swiglu_product_forward(
     hidden: u64,
 ) -> Result<()> {
     const COLUMNS: usize = 80; // of a tile
-    const SHARED: usize = 5 * (TILE_ROWS + 2 * COLUMNS) * 128 + 8 * 2 * WARP_ROWS * COLUMNS * 2;
+    const RING: Ring = Ring {
+        columns: 2 * COLUMNS,
+        stages: 5,
+        a_warp: 2 * WARP_ROWS * COLUMNS * 2,
+        cluster: 2,
+    };
     let (rows, c, f) = (s.rows(), s.width, s.hidden);
-    let y = TensorMap::swizzled(y, [rows, c], [TILE_ROWS, STAGE])?;
+    let y = TensorMap::swizzled(y, [rows, c], [ROWS, STAGE])?;
     let weight = TensorMap::swizzled(weight, [2 * f, c], [COLUMNS / 2, STAGE])?;
     let hidden = TensorMap::plain(hidden, [rows, f], [WARP_ROWS, COLUMNS])?;
-    let pairs = rows.div_ceil(2 * TILE_ROWS) * f.div_ceil(COLUMNS);
-    let grid = 2 * (pairs as u32).min(gpu.multiprocessors() / 2);
-    let (grid, shared) = ((grid, 1, 1), (SHARED + 42 * 8) as u32);
+    let (grid, shared) = (RING.grid(gpu, rows, f.div_ceil(COLUMNS)), RING.bytes());
     if gate_up == 0 {
         return launch!(gpu, "swiglu_sm90", "swiglu_product", grid, 384, shared;
             y, weight, hidden, rows as i32, c as i32, f as i32);
@@ -67,18 +67,22 @@ pub fn swiglu_product_backward(
 ) -> Result<()> {
     const COLUMNS: usize = 128;
     let (rows, c, f) = (s.rows(), s.width, s.hidden);
-    let dbranch = TensorMap::swizzled(dbranch, [rows, c], [TILE_ROWS, STAGE])?;
+    let dbranch = TensorMap::swizzled(dbranch, [rows, c], [ROWS, STAGE])?;
     let weight = TensorMap::swizzled(weight, [c, f], [STAGE, 64])?;
     let [gate_up, dgate_up] =
         [gate_up, dgate_up].map(|at| TensorMap::swizzled(at, [rows, 2, f], [WARP_ROWS, 1, 64]));
     // With more ks the weights' way to the blocks is what takes time: then two share it.
-    let (kernel, blocks, slots) = match c {
+    let (kernel, cluster, slots) = match c {
         ..=768 => ("swiglu_product_backward", 1, 2),
         _ => ("swiglu_product_backward_pairs", 2, 3),
     };
-    let shared = 4 * (TILE_ROWS + COLUMNS) * 128 + 8 * slots * WARP_ROWS * 256 + 40 * 8;
-    let tiles = rows.div_ceil(blocks as usize * TILE_ROWS) * f.div_ceil(COLUMNS);
-    let grid = blocks * (tiles as u32).min(gpu.multiprocessors() / blocks);
-    launch!(gpu, "swiglu_sm90", kernel, (grid, 1, 1), 384, shared as u32;
+    let ring = Ring {
+        columns: COLUMNS,
+        stages: 4,
+        a_warp: slots * WARP_ROWS * 2 * 64 * 2,
+        cluster,
+    };
+    let grid = ring.grid(gpu, rows, f.div_ceil(COLUMNS));
+    launch!(gpu, "swiglu_sm90", kernel, grid, 384, ring.bytes();
         dbranch, weight, gate_up?, dgate_up?, rows as i32, c as i32, f as i32)
 }
