@@ -6,7 +6,8 @@
 // what it fetched itself, so that one barrier a tile is enough.
 //
 // 3072 heads of 256 tokens on an H100: forward 52 GFLOP and 403 MB (0.13 ms at 3 TB/s) in 0.19 ms, 0.23 with a barrier of the whole block a head
-// and the table read from global memory.
+// and the table read from global memory; on an H200 0.18. There schedulers issue in 62 % of all cycles: 15 % of the instructions are the rotation's,
+// 11 % correct the sums so far for a new largest score, 7 % are exponentials.
 #include "../cuda/warpgroup.cuh"
 #include "backward_sm90.cuh"
 #include "rows_sm90.cuh"
