@@ -139,17 +139,19 @@ pub fn swiglu_of_few(
     }
 }
 
-/// Rows of a tile of the kernels of many rows (tiles_sm90.cuh); columns, stages and the part of a tile that a warp writes at a time of those here.
+/// Rows of a tile of the kernels of many rows (tiles_sm90.cuh).
 pub const ROWS: usize = 128;
+/// Of those in kernel_sm90.cu: columns of a tile, stages, and columns that a warp writes at a time.
 const COLUMNS: usize = 192;
 const STAGES: usize = 5;
 const PART: usize = 48;
 
-/// Of a kernel with tiles of so many columns.
+/// What a kernel of many rows is built with; from it its shared memory and its grid.
 pub struct Ring {
+    /// Columns of a tile, of SwiGLU those of gate and of up.
     pub columns: usize,
     pub stages: usize,
-    /// Bytes that each of eight warps has beside it.
+    /// Bytes beside the ring for each of eight warps.
     pub a_warp: usize,
     /// Blocks of a cluster.
     pub cluster: usize,
