@@ -118,7 +118,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
     let scratch = Scratch::new(gpu, &network.sizes)?;
     let gradients = Buffer::<f32>::zeros(gpu, network.flat.len)?;
     network.forward(&a)?;
-    let found: Vec<f32> = a.trunk.logits.read()?.iter().map(|x| x.to_f32()).collect();
+    let found = kernel::widened(&a.trunk.logits)?;
     let row = |name: &str, found: &[f32], reference: &Tensor| -> Result<Row> {
         Ok(Row {
             name: format!("generator {side}×{side}: {name}"),

@@ -92,9 +92,10 @@ impl Product {
         }
     }
 
-    /// Rows of bf16 times weights as they are, to bf16: what our own kernels serve.
-    fn like_a_layers(&self) -> bool {
-        !self.transpose_a && !self.f32_out && !self.accumulate && self.epilogue == Epilogue::None
+    /// Whether our own kernel serves it: bf16 rows times weights, to bf16, of enough rows.
+    fn served_by_own(&self, gpu: &Gpu) -> bool {
+        let plain = !self.f32_out && !self.accumulate && self.epilogue == Epilogue::None;
+        plain && !self.transpose_a && serves_many(gpu, self.m, self.n)
     }
 
     pub fn flop(&self) -> f64 {
@@ -378,7 +379,7 @@ impl Matmul {
                 layouts,
                 algorithm,
             };
-            if p.like_a_layers() && serves_many(gpu, p.m, p.n) {
+            if p.served_by_own(gpu) {
                 candidates.push(Algorithm::Own);
             }
             if candidates.len() > 1 && p.flop() >= TIMED {

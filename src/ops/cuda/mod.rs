@@ -70,7 +70,7 @@ pub struct Gpu {
     matmul: OnceLock<Matmul>,
     capability: (i32, i32),
     hopper: bool,
-    /// Kernels that can may begin while the one before them ends.
+    /// Whether a kernel that waits by itself may begin while the one before it ends.
     early: bool,
     multiprocessors: u32,
 }

@@ -3,10 +3,11 @@
 #pragma once
 #include "warpgroup.cuh"
 
-// The driver's CUtensorMap, a kernel's argument by value (`const __grid_constant__`).
+// The driver's CUtensorMap, a kernel's argument by value.
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
+#define RDPM_MAP const __grid_constant__ TensorMap
 
 // Stops a kernel that was given less shared memory than it lays out.
 __device__ __forceinline__ void require_shared(uint32_t bytes) {

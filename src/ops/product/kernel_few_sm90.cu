@@ -129,8 +129,7 @@ struct Tile {
 // (of SwiGLU [2·columns, K]) of COLUMNS × 64, y [rows, columns] of 16 × COLUMNS, not swizzled. `bias` [columns] may be null.
 #define RDPM_FEW(NAME, GROUPS, N, STAGES, RESULT)                                                                             \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS + 32, 1) __cluster_dims__(1, PAIR, 1)                           \
-        NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap y,   \
-             const bf16* bias, int k, int columns) {                                                                          \
+        NAME(RDPM_MAP x, RDPM_MAP w, RDPM_MAP y, const bf16* bias, int k, int columns) {                                      \
         Tile<GROUPS, N, STAGES, RESULT>::run(x, w, y, bias, k, columns);                                                      \
     }
 RDPM_FEW(product_few_64_48, 1, 48, 8, SUM)

@@ -3,15 +3,15 @@
 // product_many and adaln_forward's sum.
 //
 // H200, 65,536 rows, C 768, ms (cuBLASLt's best): proj 0.116 (0.126), w3 0.272 (0.312), qkv 0.303 (0.303), head 0.62 (0.54); dX of proj 0.119 (0.127),
-// of qkv 0.316 (0.308), of w12 0.550 (0.609): 650 to 766 TFLOP/s. Added to x: proj 0.143, w3 0.294, of which adaln_forward saves 0.056.
+// of qkv 0.316 (0.308), of w12 0.550 (0.609): 650 to 766 TFLOP/s. Added to x: proj 0.143, w3 0.294; adaln_forward then moves half its bytes.
 // Slower: tiles of 128 columns (w3 0.303). The accumulators take 192 of 240 registers; a few of the others are spilled, outside the loop over k.
 #include "tiles_sm90.cuh"
 
 namespace {
 
 constexpr int N = 192, STAGES = 5, PAIR = 2;
-constexpr int PART = 48;                     // columns that a warp writes at a time
-constexpr uint32_t BOX = 16 * PART * 2;      // of 16 rows, not swizzled
+constexpr int PART = 48;                               // columns that a warp writes at a time
+constexpr uint32_t BOX = 16 * PART * 2;                // of 16 rows, not swizzled
 constexpr int ACROSS = N / PART, CHUNKS = 2 * ACROSS;  // of a warp and tile: side by side, and 64 rows apart
 
 // What the product is added to.
@@ -129,14 +129,11 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
 
 }  // namespace
 
-#define LAUNCHED extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(PAIR, 1, 1)
-#define MAP const __grid_constant__ TensorMap
-
 // a [rows, K] in boxes of 128 × 64, w [columns, K] of 96 × 64, y [rows, columns] of 16 × 48, not swizzled.
-LAUNCHED product_many(MAP a, MAP w, MAP y, int rows, int k, int columns) { product<false, false>(a, w, y, rows, k, columns, y); }
+RDPM_MANY(PAIR) product_many(RDPM_MAP a, RDPM_MAP w, RDPM_MAP y, int rows, int k, int columns) { product<false, false>(a, w, y, rows, k, columns, y); }
 // w [K, columns] in boxes of 32 × 64.
-LAUNCHED product_many_transposed(MAP a, MAP w, MAP y, int rows, int k, int columns) { product<true, false>(a, w, y, rows, k, columns, y); }
+RDPM_MANY(PAIR) product_many_transposed(RDPM_MAP a, RDPM_MAP w, RDPM_MAP y, int rows, int k, int columns) { product<true, false>(a, w, y, rows, k, columns, y); }
 // y = x + gate·(a·wᵀ), x as y, gate f32 [columns] an image of `tokens` rows, `stride` floats apart.
-LAUNCHED product_many_added(MAP a, MAP w, MAP y, int rows, int k, int columns, MAP x, const float* gate, int tokens, int stride) {
+RDPM_MANY(PAIR) product_many_added(RDPM_MAP a, RDPM_MAP w, RDPM_MAP y, int rows, int k, int columns, RDPM_MAP x, const float* gate, int tokens, int stride) {
     product<false, true>(a, w, y, rows, k, columns, x, {gate, tokens, stride});
 }

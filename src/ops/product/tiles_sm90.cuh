@@ -127,3 +127,6 @@ __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps
 }
 
 }  // namespace
+
+// A kernel built of these; its matrices come as RDPM_MAP.
+#define RDPM_MANY(cluster) extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(cluster, 1, 1)

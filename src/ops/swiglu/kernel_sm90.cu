@@ -211,21 +211,18 @@ struct Backward {
 
 }  // namespace
 
-#define LAUNCHED(cluster) extern "C" __global__ void __launch_bounds__(384, 1) __cluster_dims__(cluster, 1, 1)
-#define MAP const __grid_constant__ TensorMap
-
 // y [rows, C] in boxes of 128 × 64, w [2F, C] of 40 × 64, gate_up [rows, 2, F] of 16 × 1 × 80 and hidden [rows, F] of 16 × 80, not swizzled.
-LAUNCHED(2) swiglu_product(MAP y, MAP w, MAP hidden, int rows, int c, int f) {
+RDPM_MANY(2) swiglu_product(RDPM_MAP y, RDPM_MAP w, RDPM_MAP hidden, int rows, int c, int f) {
     Forward<80, 5, 2, false>::run(y, w, hidden, hidden, rows, c, f);
 }
-LAUNCHED(2) swiglu_product_kept(MAP y, MAP w, MAP gate_up, MAP hidden, int rows, int c, int f) {
+RDPM_MANY(2) swiglu_product_kept(RDPM_MAP y, RDPM_MAP w, RDPM_MAP gate_up, RDPM_MAP hidden, int rows, int c, int f) {
     Forward<80, 5, 2, true>::run(y, w, gate_up, hidden, rows, c, f);
 }
 
 // dbranch [rows, C] in boxes of 128 × 64, w [C, F] of 64 × 64, gate_up and dgate_up [rows, 2, F] of 16 × 1 × 64.
-LAUNCHED(1) swiglu_product_backward(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+RDPM_MANY(1) swiglu_product_backward(RDPM_MAP dbranch, RDPM_MAP w, RDPM_MAP gate_up, RDPM_MAP dgate_up, int rows, int c, int f) {
     Backward<4, 1, 2>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
 }
-LAUNCHED(2) swiglu_product_backward_pairs(MAP dbranch, MAP w, MAP gate_up, MAP dgate_up, int rows, int c, int f) {
+RDPM_MANY(2) swiglu_product_backward_pairs(RDPM_MAP dbranch, RDPM_MAP w, RDPM_MAP gate_up, RDPM_MAP dgate_up, int rows, int c, int f) {
     Backward<4, 2, 3>::run(dbranch, w, gate_up, dgate_up, rows, c, f);
 }

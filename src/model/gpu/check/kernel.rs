@@ -99,10 +99,14 @@ pub fn row(name: impl Into<String>, error: f64, allowed: f64) -> Row {
     }
 }
 
+/// A bf16 output, widened.
+pub fn widened(found: &Buffer<bf16>) -> Result<Vec<f32>> {
+    Ok(found.read()?.iter().map(|x| x.to_f32()).collect())
+}
+
 /// A bf16 output against its reference.
 pub fn compare(name: String, found: &Buffer<bf16>, expected: &[f32]) -> Result<Row> {
-    let found: Vec<f32> = found.read()?.iter().map(|x| x.to_f32()).collect();
-    Ok(row(name, relative(&found, expected), ALLOWED))
+    Ok(row(name, relative(&widened(found)?, expected), ALLOWED))
 }
 
 /// The same of an f32 output.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::Row;
-use super::kernel::{Floats, Halves, NONE, compare, flat, row, same_bits, unwritten};
+use super::kernel::{Floats, Halves, NONE, compare, flat, row, same_bits, unwritten, widened};
 use crate::model::gpu::{Sizes, kernels};
 use crate::ops::cuda::Gpu;
 use crate::ops::product::cuda::{self as product, Added};
@@ -80,11 +80,10 @@ pub fn swiglu_of_few(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         };
         let apart = unwritten(&card, n * f)?;
         kernels::swiglu_forward(&card, &s, gate_up.address(), apart.address())?;
-        let apart: Vec<f32> = apart.read()?.iter().map(|x| x.to_f32()).collect();
         rows.push(same_bits(
             name(": bits that differ from a kernel after the product"),
             &hidden,
-            &apart,
+            &widened(&apart)?,
         )?);
     }
     Ok(rows)
@@ -104,7 +103,7 @@ pub fn products_of_many(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         let [x_at, w_at, y_at] = [x.address(), weight.address(), found.address()];
         product::of_many(&card, sizes, false, x_at, w_at, y_at)?;
         rows.push(compare(name(""), &found, &flat(&expected)?)?);
-        let branch: Vec<f32> = found.read()?.iter().map(|x| x.to_f32()).collect();
+        let branch = widened(&found)?;
         let again = unwritten(&card, n * output)?;
         product::of_many(&card, sizes, true, x_at, across.address(), again.address())?;
         rows.push(same_bits(
