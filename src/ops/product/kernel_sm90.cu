@@ -52,12 +52,7 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
         const int group = warp >> 2, lane = threadIdx.x & 31;
         const uint32_t boxes = ring.extra(warp), ready = ring.own(warp), place = (lane & 15) * PART * 2 + (lane >> 4) * 16;
         uint32_t phases = 0;  // one bit a box
-        if (group == 1) {
-            give_turn(0);
-            ring.skip(steps);
-        }
-        for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) {
-            const int2 tile = share.tiles[i];
+        in_turns(ring, share, steps, group, [&](int2 tile) {
             const int row = share.row(tile) + (warp & 3) * 16, column = tile.x * N;
             auto at = [&](int n) { return make_int2(column + n % ACROSS * PART, row + n / ACROSS * 64); };
             auto load = [&](int n) {
@@ -121,7 +116,7 @@ __device__ __forceinline__ void product(const TensorMap& a, const TensorMap& w, 
                 }
                 __syncwarp();
             }
-        }
+        });
         if (lane == 0) store_wait<0>();
     }
     cluster_sync();

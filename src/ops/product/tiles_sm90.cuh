@@ -101,6 +101,16 @@ __device__ __forceinline__ void bring(R& ring, const Share<CLUSTER>& share, int 
 __device__ __forceinline__ void take_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
 __device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
 
+// A warpgroup of the two that take tiles in turns: `take(tile)` multiplies one and writes it.
+template <class R, int CLUSTER, class Take>
+__device__ __forceinline__ void in_turns(R& ring, const Share<CLUSTER>& share, int steps, int group, Take take) {
+    if (group == 1) {
+        give_turn(0);
+        ring.skip(steps);
+    }
+    for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) take(share.tiles[i]);
+}
+
 // d = the tile's product, two times 64 rows.
 template <int TRANSPOSE_B, int N, class R>
 __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps, int group) {

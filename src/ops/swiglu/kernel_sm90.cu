@@ -52,12 +52,7 @@ struct Forward {
             const int group = warp >> 2;
             uint32_t box = ring.extra(warp);  // of two, the one to be written next
             bool turn = false;
-            if (group == 1) {
-                give_turn(0);
-                ring.skip(steps);
-            }
-            for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) {
-                const int2 tile = share.tiles[i];
+            in_turns(ring, share, steps, group, [&](int2 tile) {
                 float d[2][HALF / 4][4];
                 multiply<0>(d, ring, steps, group);
                 const int row = share.row(tile) + (warp & 3) * 16, column = tile.x * HALF;
@@ -83,7 +78,7 @@ struct Forward {
                         }
                     emit(box, turn, gate, [&](uint32_t from) { store_box(hidden, column, row + m * 64, from); });
                 }
-            }
+            });
             if ((threadIdx.x & 31) == 0) store_wait<0>();
         }
         if (CLUSTER > 1) cluster_sync();  // nobody arrives at a block that has ended
@@ -140,12 +135,7 @@ struct Backward {
             const int group = warp >> 2, lane = threadIdx.x & 31;
             const uint32_t chunks = ring.extra(warp), ready = ring.own(warp);
             uint32_t phases = 0;  // one bit a slot
-            if (group == 1) {
-                give_turn(0);
-                ring.skip(steps);
-            }
-            for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) {
-                const int2 tile = share.tiles[i];
+            in_turns(ring, share, steps, group, [&](int2 tile) {
                 const int row = share.row(tile) + (warp & 3) * 16, column = tile.x * COLUMNS;
                 auto load = [&](int n) {  // chunk n of four
                     const uint32_t to = chunks + n % SLOTS * CHUNK, barrier = ready + n % SLOTS * 8;
@@ -202,7 +192,7 @@ struct Backward {
                     }
                     __syncwarp();
                 }
-            }
+            });
             if (lane == 0) store_wait<0>();
         }
         if (CLUSTER > 1) cluster_sync();
