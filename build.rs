@@ -35,7 +35,9 @@ fn main() {
     let archs: Vec<&str> = archs.split([' ', ',']).filter(|a| !a.is_empty()).collect();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     trampolines::write(&nvcc(), &out).unwrap_or_else(|e| fail(&format!("{e}; {TOOLKIT}")));
-    let compilations: Vec<_> = kernels()
+    let kernels = kernels();
+    list(&kernels, &out);
+    let compilations: Vec<_> = kernels
         .into_iter()
         .map(|source| {
             std::thread::spawn({
@@ -72,6 +74,21 @@ fn kernels() -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// What `src/ops/cuda/mod.rs` includes: each fat binary by the name of its operation.
+fn list(kernels: &[PathBuf], out: &Path) {
+    let entries: String = kernels
+        .iter()
+        .map(|source| {
+            let file = fat_binary_name(source);
+            let name = file.trim_end_matches(".fatbin");
+            let path = out.join(&file);
+            format!("({name:?}, include_bytes!({path:?}).as_slice()),\n")
+        })
+        .collect();
+    std::fs::write(out.join("fat_binaries.rs"), format!("&[{entries}]"))
+        .expect("OUT_DIR can be written");
 }
 
 /// `attention/kernel_sm90.cu` becomes `attention_sm90.fatbin`, `attention/kernel.cu` `attention.fatbin`.

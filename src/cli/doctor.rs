@@ -24,8 +24,9 @@ pub struct Args {
 }
 
 /// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 13] = [
     "adaln",
+    "add",
     "attention",
     "condition",
     "cross_entropy",
@@ -40,7 +41,7 @@ const FAMILIES: [&str; 12] = [
 ];
 /// How many of them are single kernels': together these run every kernel there is.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 9;
+const KERNELS: usize = 10;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -151,6 +152,7 @@ fn libraries() -> Result<()> {
 fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
     match name {
         "adaln" => check::adaln(gpu),
+        "add" => crate::ops::add::check::check(gpu),
         "attention" => check::attention(gpu),
         "condition" => check::condition(gpu),
         "cross_entropy" => check::cross_entropy(gpu),

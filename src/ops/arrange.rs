@@ -1,54 +1,9 @@
-//! Sums and rearrangements between the operations: candle's own, noted on the [`Tape`](super::Tape); a sum of two maps of
-//! f32 on the CPU in one parallel pass.
+//! Rearrangements between the operations: candle's own, noted on the [`Tape`](super::Tape).
 
 use candle_core::shape::ShapeWithOneHole;
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::tape::{self, note};
-use super::{blocks, slices};
-
-/// a + b, of one shape.
-pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.shape() == b.shape() && slices::are_f32_on_cpu(&[a, b]) {
-        return tape::apply2(a, b, Add);
-    }
-    a + b
-}
-
-struct Add;
-
-impl CustomOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (slices::of(a, a_layout)?, slices::of(b, b_layout)?);
-        let y = blocks::each_pair(
-            a,
-            b,
-            #[inline(always)]
-            |a, b| a + b,
-        );
-        Ok((CpuStorage::F32(y), a_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(dy.clone()), Some(dy.clone())))
-    }
-}
+use super::tape::note;
 
 /// x [B,..] + rows [1,..], the same for every image.
 pub fn add_to_each(x: &Tensor, rows: &Tensor) -> Result<Tensor> {

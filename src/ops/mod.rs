@@ -2,8 +2,9 @@
 //!
 //! An operation's folder: `mod.rs` says what it computes (formula, shapes, gradient) and checks the shapes,
 //! `reference.rs` is the oracle out of plain candle operations, `cpu.rs` the fast side (rayon, `gemm`, `pulp`).
-//! The public function dispatches: f32 on the CPU takes the fast side; every other type and device takes the
-//! reference, which is right everywhere, until a kernel for it stands beside it.
+//! `cuda.rs` and `kernel*.cu` the GPU's. The public function dispatches: f32 on the CPU, f32 and bf16 on a GPU take the
+//! fast side where it stands beside the reference, which is right everywhere and takes the rest. On a GPU, maps of bf16
+//! meet weights of f32: an operation rounds its weights itself, and gives their gradients in f32.
 //!
 //! Rules of the fast side: a row's result never depends on the number of rows or threads, bit for bit
 //! (fixed blocks); sums over rows are taken in chunks that the shape alone fixes, added in order; an input
@@ -15,6 +16,7 @@
 
 pub mod activation;
 pub mod adaln;
+pub mod add;
 pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
@@ -47,7 +49,8 @@ mod window;
 
 pub use activation::{Activation, leaky_relu, relu};
 pub use adaln::{gate_residual, rms_norm_modulate};
-pub use arrange::{add, add_to_each};
+pub use add::add;
+pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use conv2d::{FrozenConv2d, conv2d, conv2d_weight_grad};

@@ -9,6 +9,16 @@ pub(super) fn are_f32_on_cpu(tensors: &[&Tensor]) -> bool {
         .all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
+/// Whether maps of these types lie where an operation with a GPU's side has kernels: f32 on the CPU, f32 or bf16 on a GPU.
+pub(super) fn have_kernels(maps: &[&Tensor]) -> bool {
+    let on_gpu = |t: &Tensor| {
+        cfg!(feature = "cuda")
+            && t.device().is_cuda()
+            && matches!(t.dtype(), DType::F32 | DType::BF16)
+    };
+    are_f32_on_cpu(maps) || maps.iter().all(|t| on_gpu(t))
+}
+
 /// The values of an operation's input.
 pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

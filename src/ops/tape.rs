@@ -1,4 +1,4 @@
-//! Reverse-mode differentiation over this module's operations, in place of candle's own backward on the CPU.
+//! Reverse-mode differentiation over this module's operations, in place of candle's own backward.
 //!
 //! candle adds every gradient, also a tensor's only one, to a tensor of zeros: three serial passes over memory an
 //! operation, a tenth of a small training step. A [`Tape`] notes each operation of its thread while it exists;
@@ -47,14 +47,11 @@ impl Tape {
         })
     }
 
-    /// d`loss`/dx of every variable x that `loss` depends on. On other devices, candle's own backward.
+    /// d`loss`/dx of every variable x that `loss` depends on.
     ///
     /// Give away what else holds the graph beforehand: its memory is then free as soon as it is walked.
     /// Errors: a gradient reaches a result of an operation that was not noted.
     pub fn backward(self, loss: Tensor) -> Result<GradStore> {
-        if !loss.device().is_cpu() {
-            return loss.backward();
-        }
         let notes = TAPES.with_borrow_mut(|tapes| {
             tapes.truncate(self.place + 1);
             tapes[self.place].take().unwrap_or_default()

@@ -26,26 +26,13 @@ use super::{Activations, Network, Scratch};
 use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
 use crate::model::schedule::Schedule;
+pub use crate::ops::cuda::compare::Row;
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::quantize::recurrent_quantize;
 use crate::ops::{Codebook, Noise, cross_entropy as cross_entropy_on_cpu, quantize_until};
 use crate::rng::{Purpose, Stream, normal};
 use crate::store::{Params, Scope};
-
-/// One comparison: ‖Δ‖/‖reference‖ and what is allowed.
-#[derive(Debug, Clone)]
-pub struct Row {
-    pub name: String,
-    pub error: f64,
-    pub allowed: f64,
-}
-
-impl Row {
-    pub fn good(&self) -> bool {
-        self.error <= self.allowed // NaN is not
-    }
-}
 
 /// bf16 activations through a few blocks, against f32.
 const ALLOWED: f64 = 2e-2;

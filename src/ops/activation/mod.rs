@@ -22,7 +22,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 /// x where positive, `slope`·x elsewhere.
 pub fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
     if !slices::are_f32_on_cpu(&[x]) {
-        return reference::leaky_relu(x, slope);
+        return tape::plain([x], move |[x]| reference::leaky_relu(x, slope));
     }
     let slope = slope as f32;
     tape::apply1(x, cpu::LeakyRelu { slope })

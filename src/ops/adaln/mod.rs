@@ -21,7 +21,9 @@ pub fn rms_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -
     if slices::are_f32_on_cpu(&[x, shift, scale]) {
         return tape::apply3(x, shift, scale, cpu::RmsNormModulate { eps });
     }
-    reference::rms_norm_modulate(x, shift, scale, eps)
+    tape::plain([x, shift, scale], move |[x, shift, scale]| {
+        reference::rms_norm_modulate(x, shift, scale, eps)
+    })
 }
 
 /// x, branch [B,N,C]; gate [B,C].
@@ -32,5 +34,7 @@ pub fn gate_residual(x: &Tensor, gate: &Tensor, branch: &Tensor) -> Result<Tenso
     if slices::are_f32_on_cpu(&[x, gate, branch]) {
         return tape::apply3(x, gate, branch, cpu::GateResidual);
     }
-    reference::gate_residual(x, gate, branch)
+    tape::plain([x, gate, branch], |[x, gate, branch]| {
+        reference::gate_residual(x, gate, branch)
+    })
 }

@@ -42,5 +42,8 @@ pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result
         };
         return tape::apply1(qkv, attention);
     }
-    reference::attention(qkv, heads, rope)
+    let rope = rope.cloned();
+    tape::plain([qkv], move |[qkv]| {
+        reference::attention(qkv, heads, rope.as_ref())
+    })
 }

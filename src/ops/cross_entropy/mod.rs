@@ -37,5 +37,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> 
         let correct = Tensor::from_iter(correct, logits.device())?;
         return Ok(CrossEntropy { loss, correct });
     }
-    reference::cross_entropy(logits, targets)
+    let correct = reference::cross_entropy(&logits.detach(), targets)?.correct;
+    let targets = targets.clone();
+    let loss = tape::plain([logits], move |[logits]| {
+        Ok(reference::cross_entropy(logits, &targets)?.loss)
+    })?;
+    Ok(CrossEntropy { loss, correct })
 }

@@ -7,6 +7,7 @@
 //! program runs where they are missing.
 
 mod buffer;
+pub mod compare;
 mod contents;
 pub mod driver;
 pub mod folders;
@@ -16,6 +17,7 @@ mod tensor;
 mod tensor_map;
 mod trampolines;
 mod upload;
+mod view;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
@@ -32,35 +34,31 @@ pub use matmul::{Epilogue, Matmul, Product, count_differing, fill_operand};
 pub use tensor::{address, fresh};
 pub use tensor_map::TensorMap;
 pub use upload::Upload;
+pub use view::{Element, Output, View, ViewMut};
 
 /// Shared memory a block gets without asking for more.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
-macro_rules! fat_binaries {
-    ($($name:literal),* $(,)?) => {
-        [$(($name, include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")).as_slice())),*]
-    };
-}
+/// One fat binary for each kernel file, by name; the build script lists them.
+static FAT_BINARIES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fat_binaries.rs"));
 
-/// One fat binary an operation's kernel file.
-static FAT_BINARIES: [(&str, &[u8]); 16] = fat_binaries![
-    "adaln",
-    "attention",
-    "attention_few_sm90",
-    "attention_sm90",
-    "condition",
-    "cross_entropy",
-    "optimizer",
-    "product",
-    "product_few_sm90",
-    "product_sm90",
-    "quantize",
-    "quantize_any",
-    "quantize_sm90",
-    "sample",
-    "swiglu",
-    "swiglu_sm90",
-];
+/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`; `launch!(early gpu, …)` of a kernel that
+/// waits for the one before it. An `unsafe` operation: the arguments are the kernel's in type and order, and each
+/// address reaches as far as the kernel goes.
+macro_rules! launch {
+    (early $gpu:expr, $($rest:tt)*) => { $crate::ops::cuda::launch!(@ true, $gpu, $($rest)*) };
+    (@ $early:literal, $gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
+        let function = $gpu.kernel($op, $kernel, $shared)?;
+        let mut launch = $gpu.launch(&function);
+        if $early {
+            launch.early();
+        }
+        $(launch.value($arg);)*
+        launch.run($grid, $threads, $shared)
+    }};
+    ($gpu:expr, $($rest:tt)*) => { $crate::ops::cuda::launch!(@ false, $gpu, $($rest)*) };
+}
+pub(crate) use launch;
 
 /// A device with the kernels loaded on it.
 pub struct Gpu {
@@ -270,7 +268,7 @@ impl Gpu {
             .lock()
             .expect("no thread panics while it holds this lock");
         let mut unused = BTreeSet::new();
-        for (op, binary) in FAT_BINARIES {
+        for &(op, binary) in FAT_BINARIES {
             if binary.is_empty() || (op.ends_with("_sm90") && !self.hopper) {
                 continue;
             }
@@ -293,6 +291,12 @@ impl Gpu {
             early: false,
         }
     }
+}
+
+/// Blocks that take `count` elements, `each` a block and turn, in as many turns as many blocks would need.
+pub fn grid_of(count: usize, each: usize) -> (u32, u32, u32) {
+    const MOST: usize = 132 * 16;
+    (count.div_ceil(each).clamp(1, MOST) as u32, 1, 1)
 }
 
 fn fat_binary(op: &str) -> Option<&'static [u8]> {

@@ -24,5 +24,7 @@ pub fn feature_distance(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tenso
     if slices::are_f32_on_cpu(&[a, b, weight]) && !weight.track_op() {
         return tape::apply3(a, b, weight, cpu::FeatureDistance);
     }
-    reference::feature_distance(a, b, weight)
+    tape::plain([a, b, weight], |[a, b, weight]| {
+        reference::feature_distance(a, b, weight)
+    })
 }

@@ -36,5 +36,7 @@ pub fn group_norm(
         };
         return tape::apply3(x, weight, bias, norm);
     }
-    reference::group_norm(x, weight, bias, groups, eps, activation)
+    tape::plain([x, weight, bias], move |[x, weight, bias]| {
+        reference::group_norm(x, weight, bias, groups, eps, activation)
+    })
 }

@@ -20,7 +20,7 @@ use cpu::{Kind, Pool};
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("max_pool2d", x, kernel, stride, padding)?;
     if !slices::are_f32_on_cpu(&[x]) {
-        return reference::max_pool2d(x, &window);
+        return tape::plain([x], move |[x]| reference::max_pool2d(x, &window));
     }
     let kind = Kind::Max;
     tape::apply1(x, Pool { window, kind })
@@ -30,7 +30,7 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) ->
 pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("avg_pool2d", x, kernel, stride, padding)?;
     if !slices::are_f32_on_cpu(&[x]) {
-        return reference::avg_pool2d(x, &window);
+        return tape::plain([x], move |[x]| reference::avg_pool2d(x, &window));
     }
     let kind = Kind::Average;
     tape::apply1(x, Pool { window, kind })

@@ -53,7 +53,7 @@ pub fn quantization_loss(
     if v.device().is_cpu() {
         tape::apply2(v, lookup, op)
     } else {
-        op.by_tensors(v, lookup)
+        tape::plain([v, lookup], move |[v, lookup]| op.by_tensors(v, lookup))
     }
 }
 

@@ -1,0 +1,28 @@
+//! The GPU's side: one pass.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaStorage, DType, Layout, Result, bail};
+use half::bf16;
+
+use crate::ops::cuda::{Element, Gpu, Output, View, grid_of, launch};
+
+type Input<'a> = (&'a CudaStorage, &'a Layout);
+
+pub(super) fn forward(a: Input, b: Input) -> Result<CudaStorage> {
+    match a.0.dtype() {
+        DType::F32 => of::<f32>(a, b),
+        DType::BF16 => of::<bf16>(a, b),
+        other => bail!("add: {other:?} has no kernel"),
+    }
+}
+
+fn of<T: Element>(a: Input, b: Input) -> Result<CudaStorage> {
+    let gpu = Gpu::of(a.0.device())?;
+    let (a, b) = (View::<T>::stored(a.0, a.1)?, View::<T>::stored(b.0, b.1)?);
+    let mut y = Output::<T>::new(gpu.device(), a.len())?;
+    let name = format!("add_{}", T::NAME);
+    let (grid, count) = (grid_of(a.len(), 8 * 256), a.len() as i64);
+    // SAFETY: `count` elements of a, b and y each.
+    unsafe { launch!(gpu, "add", &name, grid, 256, 0; a, b, y.view_mut(), count)? };
+    Ok(y.storage())
+}

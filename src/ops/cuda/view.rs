@@ -1,0 +1,230 @@
+//! Elements on the device as kernels take them: where they begin, of which type, and how many.
+//!
+//! A [`View`] is read, a [`ViewMut`] written; both borrow what owns the memory, which is freed in the stream's order, so
+//! that it may be dropped as soon as the launch is made. An [`Output`] is memory that one kernel writes whole.
+
+use std::marker::PhantomData;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+use half::{bf16, f16};
+
+use super::tensor::of_slice;
+use super::{Argument, Buffer, Value};
+
+/// An element type of the kernels, and how their names end in it.
+pub trait Element: CudaDType + DeviceRepr {
+    const NAME: &'static str;
+}
+
+macro_rules! elements {
+    ($($type:ty: $name:literal),*) => {$(
+        impl Element for $type {
+            const NAME: &'static str = $name;
+        }
+    )*};
+}
+elements!(f32: "f32", bf16: "bf16", f16: "f16", u8: "u8", u32: "u32");
+
+/// `len` elements from an address on, to be read.
+pub struct View<'a, T> {
+    address: u64,
+    len: usize,
+    elements: PhantomData<&'a [T]>,
+}
+
+impl<T> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for View<'_, T> {}
+
+impl<'a, T: Element> View<'a, T> {
+    /// The elements of a contiguous tensor.
+    ///
+    /// Errors: another type, not contiguous, not on a GPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            bail!("a tensor of {:?} is not on the GPU", tensor.shape());
+        };
+        let View { address, len, .. } = View::<T>::stored(storage, layout)?;
+        // The tensor keeps its storage alive, which the guard only locks.
+        Ok(Self {
+            address,
+            len,
+            elements: PhantomData,
+        })
+    }
+
+    /// The elements of an operation's contiguous input.
+    ///
+    /// Errors: another type, not contiguous.
+    pub fn stored(storage: &'a CudaStorage, layout: &Layout) -> Result<Self> {
+        let Some((from, to)) = layout.contiguous_offsets() else {
+            bail!("a contiguous tensor is required, found {layout:?}");
+        };
+        let stream = storage.device().cuda_stream();
+        let (address, _guard) = storage.as_cuda_slice::<T>()?.device_ptr(&stream);
+        Ok(Self {
+            address: address + (from * size_of::<T>()) as u64,
+            len: to - from,
+            elements: PhantomData,
+        })
+    }
+}
+
+impl<'a, T> View<'a, T> {
+    /// The elements of a buffer.
+    pub fn buffer(buffer: &'a Buffer<T>) -> Self
+    where
+        T: DeviceRepr + candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits,
+    {
+        Self {
+            address: buffer.address(),
+            len: buffer.len(),
+            elements: PhantomData,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where a driver's call or a tensor map begins to read.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// `len` of the elements, from `from` on.
+    pub fn part(&self, from: usize, len: usize) -> Self {
+        assert!(
+            from + len <= self.len,
+            "elements {from}..{} of {}",
+            from + len,
+            self.len
+        );
+        Self {
+            address: self.address + (from * size_of::<T>()) as u64,
+            len,
+            elements: PhantomData,
+        }
+    }
+}
+
+/// `len` elements from an address on, to be written.
+pub struct ViewMut<'a, T> {
+    address: u64,
+    len: usize,
+    elements: PhantomData<&'a mut [T]>,
+}
+
+impl<T> ViewMut<'_, T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where a driver's call or a tensor map begins to write.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The same elements, borrowed for one of several launches.
+    pub fn again(&mut self) -> ViewMut<'_, T> {
+        ViewMut {
+            address: self.address,
+            len: self.len,
+            elements: PhantomData,
+        }
+    }
+
+    /// The same elements, to be read.
+    pub fn read(&self) -> View<'_, T> {
+        View {
+            address: self.address,
+            len: self.len,
+            elements: PhantomData,
+        }
+    }
+}
+
+impl<T> Argument for View<'_, T> {
+    fn value(self) -> Value {
+        Value::Word(self.address)
+    }
+}
+
+impl<T> Argument for ViewMut<'_, T> {
+    fn value(self) -> Value {
+        Value::Word(self.address)
+    }
+}
+
+/// A pointer that a kernel takes for none where it is null.
+impl<T> Argument for Option<View<'_, T>> {
+    fn value(self) -> Value {
+        Value::Word(self.map_or(0, |view| view.address))
+    }
+}
+
+/// Memory that a kernel is to write, every element of it, before anything reads it.
+pub struct Output<T> {
+    slice: CudaSlice<T>,
+    device: CudaDevice,
+}
+
+impl<T: Element> Output<T> {
+    pub fn new(device: &CudaDevice, len: usize) -> Result<Self> {
+        // SAFETY: the caller has every element written before anything reads it, in the stream's order.
+        let slice = unsafe { device.alloc::<T>(len)? };
+        Ok(Self {
+            slice,
+            device: device.clone(),
+        })
+    }
+
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        let stream = self.device.cuda_stream();
+        let len = self.slice.len();
+        let (address, _guard) = self.slice.device_ptr_mut(&stream);
+        ViewMut {
+            address,
+            len,
+            elements: PhantomData,
+        }
+    }
+
+    pub fn view(&self) -> View<'_, T> {
+        let stream = self.device.cuda_stream();
+        let (address, _guard) = self.slice.device_ptr(&stream);
+        View {
+            address,
+            len: self.slice.len(),
+            elements: PhantomData,
+        }
+    }
+
+    /// What an operation gives back.
+    pub fn storage(self) -> CudaStorage {
+        CudaStorage::wrap_cuda_slice(self.slice, self.device)
+    }
+
+    /// A tensor of these elements that no graph tracks.
+    pub fn tensor(self, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.elem_count(), self.slice.len());
+        of_slice(self.slice, shape, &self.device)
+    }
+}
