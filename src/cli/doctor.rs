@@ -24,11 +24,12 @@ pub struct Args {
 }
 
 /// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 14] = [
     "adaln",
     "add",
     "attention",
     "condition",
+    "conv2d",
     "cross_entropy",
     "optimizer",
     "product",
@@ -41,7 +42,7 @@ const FAMILIES: [&str; 13] = [
 ];
 /// How many of them are single kernels': together these run every kernel there is.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 10;
+const KERNELS: usize = 11;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -153,8 +154,13 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
     match name {
         "adaln" => check::adaln(gpu),
         "add" => crate::ops::add::check::check(gpu),
-        "attention" => check::attention(gpu),
+        "attention" => {
+            let mut rows = check::attention(gpu)?;
+            rows.extend(crate::ops::attention::check::check(gpu)?);
+            Ok(rows)
+        }
         "condition" => check::condition(gpu),
+        "conv2d" => crate::ops::conv2d::check::check(gpu),
         "cross_entropy" => check::cross_entropy(gpu),
         "optimizer" => crate::train::check::optimizer(gpu),
         "product" => check::product(gpu),

@@ -23,6 +23,8 @@ pub mod batch_norm;
 mod blocks;
 mod channel_norm;
 mod check;
+#[cfg(feature = "cuda")]
+pub mod column_sums;
 pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]

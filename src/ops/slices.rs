@@ -19,6 +19,14 @@ pub(super) fn have_kernels(maps: &[&Tensor]) -> bool {
     are_f32_on_cpu(maps) || maps.iter().all(|t| on_gpu(t))
 }
 
+/// As [`have_kernels`], of maps that meet weights: f32 beside them on the same device.
+pub(super) fn meet_kernels(maps: &[&Tensor], weights: &[&Tensor]) -> bool {
+    have_kernels(maps)
+        && weights
+            .iter()
+            .all(|t| t.dtype() == DType::F32 && t.device().is_cuda() == maps[0].device().is_cuda())
+}
+
 /// The values of an operation's input.
 pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

@@ -3,6 +3,8 @@
 //! y = softmax(R(q)·R(k)ᵀ/√d)·v for every image and head of width d = C/heads, R the rotation of RoPE (Su et al. 2021) in
 //! LLaMA's half-split form, or the identity. qkv [B,N,3C] = [q | k | v], each heads·d wide → [B,N,C]. Gradient to qkv.
 
+#[cfg(feature = "cuda")]
+pub mod check;
 mod cpu;
 mod head;
 mod reference;
@@ -10,6 +12,8 @@ mod rope;
 mod rotation;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+mod wide;
 
 use super::{check, slices, tape};
 use candle_core::{Result, Tensor, bail};
@@ -41,6 +45,10 @@ pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result
             log_sums: OnceLock::new(),
         };
         return tape::apply1(qkv, attention);
+    }
+    #[cfg(feature = "cuda")]
+    if heads == 1 && rope.is_none() && slices::have_kernels(&[qkv]) {
+        return tape::apply1(qkv, wide::WideAttention::default());
     }
     let rope = rope.cloned();
     tape::plain([qkv], move |[qkv]| {

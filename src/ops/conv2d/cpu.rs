@@ -3,33 +3,17 @@
 //! The gradient for x is a convolution of dy as well, one for each remainder (i mod s, j mod s) of an input's
 //! position: only every s-th tap of the kernel reaches it, so nothing is multiplied by a zero.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::gather::Gather;
+use super::op::Conv2d;
 use super::pack;
-use crate::ops::Padding;
 use crate::ops::product::{Matrix, Plain, outer, times, times_then};
 use crate::ops::window::Window;
 use crate::ops::{simd, slices};
 
-/// A convolution: (x, weight) or (x, weight, bias) to y.
-pub(super) struct Conv2d {
-    pub window: Window,
-    /// I and O.
-    pub channels: (usize, usize),
-}
-
 impl Conv2d {
-    fn taps(&self) -> usize {
-        self.window.kernel.0 * self.window.kernel.1
-    }
-
-    /// Whether the windows are the rows of the map itself.
-    fn is_pointwise(&self) -> bool {
-        self.taps() == 1 && self.window.stride == 1 && self.window.padding == Padding::same(0)
-    }
-
     fn windows<'a>(&self, x: &'a [f32]) -> Gather<'a> {
         let Window {
             kernel,
@@ -71,7 +55,7 @@ impl Conv2d {
         }
     }
 
-    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
+    pub fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         let (i, o) = self.channels;
         let weight = pack::by_output(weight, o, i, self.taps());
         let weight = Matrix::dense(&weight, (i * self.taps(), o));
@@ -111,9 +95,7 @@ impl Conv2d {
         let (height, width) = self.window.input;
         let maps = grad.len() / (self.window.output.0 * self.window.output.1 * o);
         let mut dx = vec![0f32; maps * height * width * i];
-        for phase in
-            (0..stride.min(height)).flat_map(|y| (0..stride.min(width)).map(move |x| (y, x)))
-        {
+        for phase in self.phases() {
             let (windows, taps) = self.reaching(grad, phase);
             if taps.is_empty() {
                 continue;
@@ -138,22 +120,9 @@ impl Conv2d {
 
     /// The windows of `grad` that reach the inputs (phase.0 + s·u, phase.1 + s·v), and the taps by which they do.
     fn reaching<'a>(&self, grad: &'a [f32], phase: (usize, usize)) -> (Gather<'a>, Vec<usize>) {
-        let Window {
-            kernel,
-            stride,
-            padding,
-            input,
-            output,
-        } = self.window;
-        // Input phase + s·u lies under output m by tap phase + s·u + padding − s·m: tap first + s·q for m = u + base − q.
-        let along = |phase: usize, padding: usize, kernel: usize, input: usize| {
-            let (first, base) = ((phase + padding) % stride, (phase + padding) / stride);
-            let taps: Vec<usize> = (first..kernel).step_by(stride).rev().collect();
-            let origin = base as isize + 1 - taps.len() as isize;
-            (taps, origin, (input - phase).div_ceil(stride))
-        };
-        let (rows, top, lines) = along(phase.0, padding.top, kernel.0, input.0);
-        let (cols, left, columns) = along(phase.1, padding.left, kernel.1, input.1);
+        let Window { kernel, output, .. } = self.window;
+        let [down, across] = self.reach(phase);
+        let (rows, cols) = (down.taps(), across.taps());
         let taps = rows
             .iter()
             .flat_map(|y| cols.iter().map(move |x| y * kernel.1 + x))
@@ -164,13 +133,13 @@ impl Conv2d {
             channels: self.channels.1,
             kernel: (rows.len(), cols.len()),
             stride: 1,
-            origin: (top, left),
-            output: (lines, columns),
+            origin: (down.origin, across.origin),
+            output: (down.positions, across.positions),
         };
         (windows, taps)
     }
 
-    fn backward(
+    pub fn backward(
         &self,
         x: &Tensor,
         weight: &Tensor,
@@ -196,65 +165,5 @@ impl Conv2d {
             let db = Tensor::from_vec(db, self.channels.1, device)?;
             Ok([dx, weight.track_op().then_some(dw), bias.then_some(db)])
         })?
-    }
-}
-
-impl CustomOp2 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = slices::of(x, x_layout)?;
-        Ok(self.forward(x, slices::of(weight, weight_layout)?, None))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, _] = self.backward(x, weight, None, grad)?;
-        Ok((dx, dw))
-    }
-}
-
-impl CustomOp3 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = slices::of(x, x_layout)?;
-        let bias = slices::of(bias, bias_layout)?;
-        Ok(self.forward(x, slices::of(weight, weight_layout)?, Some(bias)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, db] = self.backward(x, weight, Some(bias), grad)?;
-        Ok((dx, dw, db))
     }
 }

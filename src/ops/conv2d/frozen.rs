@@ -5,7 +5,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::cpu::Conv2d;
+use super::op::Conv2d;
 use super::{check_bias, pack, slices, window};
 use crate::ops::{Padding, activation, conv2d};
 

@@ -4,9 +4,16 @@
 //! Gradients: dx is the transposed convolution of dy, dw the correlation of x with dy, dbias the sum of dy over
 //! positions; each only where the graph tracks the input.
 
+#[cfg(feature = "cuda")]
+pub mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod frozen;
 mod gather;
+#[cfg(feature = "cuda")]
+mod general;
+mod op;
 pub(super) mod pack;
 mod reference;
 
@@ -17,8 +24,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::window::{Padding, Window};
 use super::{slices, tape};
-use cpu::Conv2d;
 pub use frozen::FrozenConv2d;
+use op::Conv2d;
 
 /// Convolution of `x` [B,H,W,I] with `weight` [O,I,kh,kw] and `bias` [O]: [B,H',W',O].
 pub fn conv2d(
@@ -35,8 +42,8 @@ pub fn conv2d(
     let window = window("conv2d", x, Some(channels), kernel, stride, padding)?;
     check_bias("conv2d", bias, weight.dim(0)?)?;
     check_elements("conv2d", &[x, weight])?;
-    if !slices::are_f32_on_cpu(&[x, weight]) {
-        return reference::conv2d(x, weight, bias, &window);
+    if !slices::meet_kernels(&[x], &[weight]) {
+        return by_reference(x, weight, bias, window);
     }
     let channels = (channels, weight.dim(0)?);
     let op = Conv2d { window, channels };
@@ -63,13 +70,34 @@ pub fn conv2d_weight_grad(
         ),
     }
     check_elements("conv2d_weight_grad", &[x, grad])?;
+    let channels = (x.dim(3)?, grad.dim(3)?);
+    let op = Conv2d { window, channels };
+    #[cfg(feature = "cuda")]
+    if slices::have_kernels(&[x, grad]) && x.device().is_cuda() {
+        return cuda::weight_grad(&op, &x.contiguous()?, &grad.contiguous()?);
+    }
     if !slices::are_f32_on_cpu(&[x, grad]) {
         return reference::weight_grad(&x.detach(), &grad.detach(), &window);
     }
-    let channels = (x.dim(3)?, grad.dim(3)?);
-    let op = Conv2d { window, channels };
     let (dw, _) = slices::read([x, grad], |[x, grad]| op.weight_grad(x, grad))?;
     Tensor::from_vec(dw, (channels.1, channels.0, kernel.0, kernel.1), x.device())
+}
+
+/// Out of candle operations, for types that have no kernels.
+fn by_reference(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    window: Window,
+) -> Result<Tensor> {
+    match bias {
+        Some(bias) => tape::plain([x, weight, bias], move |[x, weight, bias]| {
+            reference::conv2d(x, weight, Some(bias), &window)
+        }),
+        None => tape::plain([x, weight], move |[x, weight]| {
+            reference::conv2d(x, weight, None, &window)
+        }),
+    }
 }
 
 fn window(

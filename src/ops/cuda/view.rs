@@ -150,6 +150,21 @@ impl<T> ViewMut<'_, T> {
         }
     }
 
+    /// `len` of the elements, from `from` on.
+    pub fn part(&mut self, from: usize, len: usize) -> ViewMut<'_, T> {
+        assert!(
+            from + len <= self.len,
+            "elements {from}..{} of {}",
+            from + len,
+            self.len
+        );
+        ViewMut {
+            address: self.address + (from * size_of::<T>()) as u64,
+            len,
+            elements: PhantomData,
+        }
+    }
+
     /// The same elements, to be read.
     pub fn read(&self) -> View<'_, T> {
         View {
@@ -193,6 +208,17 @@ impl<T: Element> Output<T> {
             slice,
             device: device.clone(),
         })
+    }
+
+    /// Every byte zero.
+    pub fn zero(&mut self) -> Result<()>
+    where
+        T: candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits,
+    {
+        let stream = self.device.cuda_stream();
+        stream
+            .memset_zeros(&mut self.slice)
+            .map_err(candle_core::Error::wrap)
     }
 
     pub fn view_mut(&mut self) -> ViewMut<'_, T> {

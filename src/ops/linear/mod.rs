@@ -11,7 +11,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::conv2d::{check_bias, check_elements};
-use super::{slices, tape};
+use super::{Padding, arrange, conv2d, slices, tape};
 use cpu::Linear;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
@@ -31,7 +31,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     check_bias("linear", bias, o)?;
     check_elements("linear", &[x, weight])?;
     if !slices::are_f32_on_cpu(&[x, weight]) {
-        return reference::linear(x, weight, bias);
+        return elsewhere(x, weight, bias, [o, i]);
     }
     let op = Linear {
         inputs: i,
@@ -40,5 +40,31 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     match bias {
         Some(bias) => tape::apply3(x, weight, bias, op),
         None => tape::apply2(x, weight, op),
+    }
+}
+
+/// On a GPU a convolution of single positions, where that has kernels; else out of candle operations.
+fn elsewhere(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    [o, i]: [usize; 2],
+) -> Result<Tensor> {
+    if slices::meet_kernels(&[x], &[weight]) {
+        let mut shape = x.dims().to_vec();
+        shape.pop();
+        shape.push(o);
+        let rows = arrange::reshape(x, (1, (), 1, i))?;
+        let weight = arrange::reshape(weight, (o, i, 1, 1))?;
+        let y = conv2d(&rows, &weight, bias, 1, Padding::same(0))?;
+        return arrange::reshape(&y, shape);
+    }
+    match bias {
+        Some(bias) => tape::plain([x, weight, bias], |[x, weight, bias]| {
+            reference::linear(x, weight, Some(bias))
+        }),
+        None => tape::plain([x, weight], |[x, weight]| {
+            reference::linear(x, weight, None)
+        }),
     }
 }

@@ -7,10 +7,14 @@
 //! multiply-adds over at most [`DEPTH`] terms, chains added in order; `matrix` says how `gemm` is held to that.
 
 #[cfg(feature = "cuda")]
+pub mod batched;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod matrix;
 mod outer;
 mod times;
+#[cfg(feature = "cuda")]
+pub mod views;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,54 @@
+//! Convolutions of odd sizes: kernels, strides and paddings of every network here, channels that fill vectors and not.
+
+use candle_core::Result;
+
+use super::conv2d;
+use crate::ops::Padding;
+use crate::ops::cuda::Gpu;
+use crate::ops::cuda::compare::{Row, compare, random};
+
+/// (B, H, W, I, O, kh, kw, stride, padding)
+type Case = (
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    Padding,
+);
+
+const CASES: [Case; 16] = [
+    (2, 7, 9, 64, 72, 3, 3, 1, Padding::same(1)),
+    (3, 8, 8, 96, 64, 3, 3, 1, Padding::same(1)),
+    (1, 13, 6, 128, 128, 3, 3, 1, Padding::same(1)),
+    (2, 16, 16, 192, 256, 3, 3, 1, Padding::same(1)),
+    (2, 9, 7, 64, 64, 3, 3, 2, Padding::new(0, 1, 0, 1)),
+    (2, 10, 12, 128, 96, 3, 3, 2, Padding::new(0, 1, 0, 1)),
+    (1, 11, 11, 40, 48, 3, 3, 2, Padding::same(0)),
+    (2, 8, 10, 64, 128, 4, 4, 2, Padding::same(1)),
+    (1, 9, 9, 128, 64, 4, 4, 1, Padding::same(1)),
+    (2, 5, 7, 64, 40, 1, 1, 1, Padding::same(0)),
+    (2, 17, 17, 64, 64, 1, 7, 1, Padding::new(0, 0, 3, 3)),
+    (2, 17, 17, 64, 64, 7, 1, 1, Padding::new(3, 3, 0, 0)),
+    (1, 12, 12, 48, 64, 5, 5, 1, Padding::same(2)),
+    (2, 9, 12, 3, 64, 3, 3, 1, Padding::same(1)),
+    (2, 9, 12, 64, 3, 3, 3, 1, Padding::same(1)),
+    (1, 6, 6, 64, 1, 4, 4, 1, Padding::same(1)),
+];
+
+pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (b, h, w, i, o, kh, kw, stride, padding) in CASES {
+        let name = format!("conv2d {b}×{h}×{w}, {i} to {o}, {kh}×{kw}, stride {stride}");
+        let maps = [random(1, &[b, h, w, i])?];
+        let scale = 1.0 / ((i * kh * kw) as f64).sqrt();
+        let weights = [(random(2, &[o, i, kh, kw])? * scale)?, random(3, &[o])?];
+        rows.extend(compare(gpu, &name, &maps, &weights, |maps, weights| {
+            conv2d(&maps[0], &weights[0], Some(&weights[1]), stride, padding)
+        })?);
+    }
+    Ok(rows)
+}

@@ -1,0 +1,176 @@
+//! A convolution as a candle operation: its geometry, and who computes it on which device.
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::cuda;
+use crate::ops::window::Window;
+use crate::ops::{Padding, slices};
+
+/// A convolution: (x, weight) or (x, weight, bias) to y.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Conv2d {
+    pub window: Window,
+    /// I and O.
+    pub channels: (usize, usize),
+}
+
+/// Along one axis, the taps by which outputs reach the inputs phase + s·u, u under `positions`, in the order of the
+/// outputs: the first output of input u is `origin` + u.
+pub(super) struct Reach {
+    /// The taps of the first output, and by how much each next one is less.
+    pub highest: usize,
+    pub step: usize,
+    pub count: usize,
+    pub origin: isize,
+    pub positions: usize,
+}
+
+impl Reach {
+    /// Input phase + s·u lies under output m by tap phase + s·u + padding − s·m: tap first + s·q for m = u + base − q.
+    fn new(phase: usize, padding: usize, kernel: usize, input: usize, stride: usize) -> Self {
+        let (first, base) = ((phase + padding) % stride, (phase + padding) / stride);
+        let count = kernel.saturating_sub(first).div_ceil(stride);
+        Self {
+            highest: first + stride * count.saturating_sub(1),
+            step: stride,
+            count,
+            origin: base as isize + 1 - count as isize,
+            positions: (input - phase).div_ceil(stride),
+        }
+    }
+
+    pub fn taps(&self) -> Vec<usize> {
+        (0..self.count)
+            .map(|i| self.highest - i * self.step)
+            .collect()
+    }
+}
+
+impl Conv2d {
+    pub fn taps(&self) -> usize {
+        self.window.kernel.0 * self.window.kernel.1
+    }
+
+    /// Whether the windows are the rows of the map itself.
+    pub fn is_pointwise(&self) -> bool {
+        self.taps() == 1 && self.window.stride == 1 && self.window.padding == Padding::same(0)
+    }
+
+    /// How outputs reach the inputs (phase.0 + s·u, phase.1 + s·v): down and across.
+    pub fn reach(&self, phase: (usize, usize)) -> [Reach; 2] {
+        let w = &self.window;
+        [
+            Reach::new(phase.0, w.padding.top, w.kernel.0, w.input.0, w.stride),
+            Reach::new(phase.1, w.padding.left, w.kernel.1, w.input.1, w.stride),
+        ]
+    }
+
+    /// The phases of an input's positions: those of each reach outputs by taps of their own.
+    pub fn phases(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (stride, (height, width)) = (self.window.stride, self.window.input);
+        (0..stride.min(height)).flat_map(move |y| (0..stride.min(width)).map(move |x| (y, x)))
+    }
+
+    /// Gradients of x, the weight and the bias, each where the graph tracks it.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        #[cfg(feature = "cuda")]
+        if grad.device().is_cuda() {
+            return cuda::backward(self, x, weight, bias, &grad.contiguous()?);
+        }
+        self.backward(x, weight, bias, grad)
+    }
+}
+
+impl CustomOp2 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = slices::of(x, x_layout)?;
+        Ok(self.forward(x, slices::of(weight, weight_layout)?, None))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(self, (x, x_layout), (weight, weight_layout), None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, _] = self.gradients(x, weight, None, grad)?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = slices::of(x, x_layout)?;
+        let bias = slices::of(bias, bias_layout)?;
+        Ok(self.forward(x, slices::of(weight, weight_layout)?, Some(bias)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let bias = Some((bias, bias_layout));
+        cuda::forward(self, (x, x_layout), (weight, weight_layout), bias)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, db] = self.gradients(x, weight, Some(bias), grad)?;
+        Ok((dx, dw, db))
+    }
+}
