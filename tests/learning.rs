@@ -64,20 +64,24 @@ fn move_from_zero(params: &Params) -> Result<()> {
 fn by_tape_and_graph(tape: Tape, loss: Tensor, params: &Params) -> Result<GradStore> {
     let by_graph = loss.backward()?;
     let by_tape = tape.backward(loss)?;
-    let whole = global_norm(params.iter().filter_map(|(_, var)| by_graph.get(var)))?;
+    let whole = norm(params.iter().filter_map(|(_, var)| by_graph.get(var)))?;
     for (name, var) in params.iter() {
         let [found, expected] = [&by_tape, &by_graph].map(|store| store.get(var));
         let (Some(found), Some(expected)) = (found, expected) else {
             panic!("no gradient for {name}");
         };
-        let difference = global_norm([&(found - expected)?])?;
-        let scale = global_norm([expected])?.max(1e-6 * whole);
+        let difference = norm([&(found - expected)?])?;
+        let scale = norm([expected])?.max(1e-6 * whole);
         assert!(
             difference < 1e-4 * scale,
             "{name}: {difference:.1e} of {scale:.1e}"
         );
     }
     Ok(by_tape)
+}
+
+fn norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
+    global_norm(grads)?.to_scalar()
 }
 
 /// Asserts that every gradient is there and finite, and that all but those whose name ends in one of `zero` are
@@ -88,7 +92,7 @@ fn assert_all_reached(params: &Params, grads: &GradStore, zero: &[&str]) -> Resu
         let grad = grads
             .get(var)
             .unwrap_or_else(|| panic!("no gradient for {name}"));
-        norms.push((name, global_norm([grad])?));
+        norms.push((name, norm([grad])?));
     }
     let whole = norms.iter().map(|(_, n)| n * n).sum::<f64>().sqrt();
     assert!(whole.is_finite());

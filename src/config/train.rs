@@ -1,5 +1,6 @@
 //! `[train_vae]` and `[train_gen]`: what both stages share; their defaults differ.
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,16 @@ pub enum LrSchedule {
 pub enum ComputeType {
     F32,
     Bf16,
+}
+
+impl ComputeType {
+    /// As tensors call it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// What both stages share; their defaults differ (`TrainConfig::vae`, `TrainConfig::generator`).

@@ -6,7 +6,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 
 use super::layers::{Conv2d, default_init};
-use crate::ops::{self, Activation, Padding};
+use crate::ops::{self, Activation, Padding, arrange};
 use crate::store::{Init, Scope};
 
 /// Filters of the first layer.
@@ -18,6 +18,8 @@ pub struct Discriminator {
     conv_in: Conv2d,
     blocks: Vec<(Conv2d, BatchNorm)>,
     conv_out: Conv2d,
+    /// The element type of the maps inside.
+    compute: DType,
 }
 
 /// Mean and unbiased variance [C] of each BatchNorm's batch, in order: averaged over processes before they are kept.
@@ -42,18 +44,27 @@ impl Discriminator {
             conv_in: conv(3, width, 2, true, &scope.push(0))?,
             blocks,
             conv_out: conv(c, 1, 1, true, &scope.push(3 * layers + 2))?,
+            compute: DType::F32,
         })
     }
 
+    /// The same with maps of `compute`, f32 or on a GPU bf16; weights, images and logits stay f32.
+    pub fn computing(self, compute: DType) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// Images [B,H,W,3] → logits [B,H',W',1], and each BatchNorm's statistics of this batch.
     pub fn forward(&self, images: &Tensor) -> Result<(Tensor, Statistics)> {
-        let mut h = ops::leaky_relu(&self.conv_in.forward(images)?, LEAKY)?;
+        let pixels = arrange::cast(images, self.compute)?;
+        let mut h = ops::leaky_relu(&self.conv_in.forward(&pixels)?, LEAKY)?;
         let mut statistics = Vec::new();
         for (conv, norm) in &self.blocks {
             let (y, mean, variance) = norm.forward(&conv.forward(&h)?)?;
             statistics.push((mean, variance));
             h = y;
         }
-        Ok((self.conv_out.forward(&h)?, statistics))
+        let logits = arrange::cast(&self.conv_out.forward(&h)?, DType::F32)?;
+        Ok((logits, statistics))
     }
 
     /// Moves the running statistics a tenth of the way, as PyTorch does at every forward in training.

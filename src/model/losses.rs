@@ -23,9 +23,9 @@ pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
     plain([fake], |[fake]| fake.mean_all()?.neg())
 }
 
-/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight.
-pub fn adaptive_weight(reconstruction: f64, adversarial: f64) -> f64 {
-    (reconstruction / (adversarial + 1e-4)).clamp(0.0, 1e4)
+/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight: scalars.
+pub fn adaptive_weight(reconstruction: &Tensor, adversarial: &Tensor) -> Result<Tensor> {
+    (reconstruction / (adversarial + 1e-4)?)?.clamp(0f64, 1e4f64)
 }
 
 /// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak is 2.
@@ -49,9 +49,14 @@ mod tests {
     }
 
     #[test]
-    fn the_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes() {
-        assert_eq!(adaptive_weight(2.0, 0.0), 1e4);
-        assert!((adaptive_weight(3.0, 1.5) - 2.0).abs() < 1e-3);
+    fn the_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes() -> Result<()> {
+        let weight = |a: f64, b: f64| {
+            let [a, b] = [a, b].map(|x| Tensor::new(x, &Device::Cpu));
+            adaptive_weight(&a?, &b?)?.to_scalar::<f64>()
+        };
+        assert_eq!(weight(2.0, 0.0)?, 1e4);
+        assert!((weight(3.0, 1.5)? - 2.0).abs() < 1e-3);
+        Ok(())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::ops::tape::plain;
-use crate::ops::{self, Padding};
+use crate::ops::{self, Padding, arrange};
 use crate::store::{Init, Scope};
 
 /// VGG16's widths at the five resolutions.
@@ -69,9 +69,24 @@ pub struct Lpips {
     heads: Vec<Tensor>,
     shift: Tensor,
     scale: Tensor,
+    /// The element type of the network's maps.
+    compute: DType,
 }
 
 impl Lpips {
+    /// The number and the weight's shape [O,I,3,3] of each convolution of VGG16's `features`.
+    pub fn convolutions(widths: &[usize; 5]) -> Vec<(usize, [usize; 4])> {
+        let mut input = 3;
+        let stages = CONVOLUTIONS.iter().zip(widths);
+        stages
+            .flat_map(|(numbers, &width)| numbers.iter().map(move |&number| (number, width)))
+            .map(|(number, width)| {
+                let shape = [width, std::mem::replace(&mut input, width), 3, 3];
+                (number, shape)
+            })
+            .collect()
+    }
+
     /// From torchvision's `features.N.weight|bias` and the heads' `linK.model.1.weight` [1,C,1,1], of any float type.
     ///
     /// Errors: a tensor is missing or of another shape than `widths` ([`WIDTHS`] but for tests) asks for.
@@ -91,7 +106,13 @@ impl Lpips {
             heads: widths.iter().enumerate().map(head).collect::<Result<_>>()?,
             shift: Tensor::new(&[-0.030f32, -0.088, -0.188], device)?,
             scale: Tensor::new(&[0.458f32, 0.448, 0.450], device)?,
+            compute: DType::F32,
         })
+    }
+
+    /// The same with maps of `compute`, f32 or on a GPU bf16; weights and images stay f32.
+    pub fn computing(self, compute: DType) -> Self {
+        Self { compute, ..self }
     }
 
     /// The mean distance of x and y, differentiable in both.
@@ -109,7 +130,7 @@ impl Lpips {
         let x = plain([images], move |[images]| {
             images.broadcast_sub(&shift)?.broadcast_div(&scale)
         })?;
-        self.net.forward(&x)
+        self.net.forward(&arrange::cast(&x, self.compute)?)
     }
 }
 

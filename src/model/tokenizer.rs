@@ -2,7 +2,7 @@
 //!
 //! Images [B,H,W,3] in [-1,1] ↔ latents [B,h,w,d]; the latent v is layer-normalised over d at every position.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::decoder::Decoder;
 use super::encoder::Encoder;
@@ -21,6 +21,8 @@ pub struct Tokenizer {
     latent_norm: (Tensor, Tensor),
     pub quantizer: Quantizer,
     patch: usize,
+    /// The element type of the maps inside encoder and decoder.
+    compute: DType,
 }
 
 impl Tokenizer {
@@ -43,13 +45,30 @@ impl Tokenizer {
                 &scope.push("quantize"),
             )?,
             patch: tokenizer.patch,
+            compute: DType::F32,
         })
+    }
+
+    /// The same with maps of `compute`, f32 or on a GPU bf16; weights, latents and images stay f32.
+    pub fn computing(self, compute: DType) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// The same for use without training: maps of bf16 on a GPU, of f32 on a CPU.
+    pub fn for_inference(self, device: &Device) -> Self {
+        let compute = if device.is_cuda() {
+            DType::BF16
+        } else {
+            DType::F32
+        };
+        self.computing(compute)
     }
 
     /// Images [B,H,W,3] → v [B,h,w,d] in f32.
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
-        let h = self.encoder.forward(&space_to_depth(images, self.patch)?)?;
-        let h = self.quant_conv.forward(&h)?.to_dtype(DType::F32)?;
+        let pixels = arrange::cast(&space_to_depth(images, self.patch)?, self.compute)?;
+        let h = self.quant_conv.forward(&self.encoder.forward(&pixels)?)?;
+        let h = arrange::cast(&h, DType::F32)?;
         ops::layer_norm(&h, &self.latent_norm.0, &self.latent_norm.1, 1e-5)
     }
 
@@ -60,18 +79,20 @@ impl Tokenizer {
 
     /// The decoder's last features [B,H/patch,W/patch,ch].
     pub fn features(&self, z: &Tensor) -> Result<Tensor> {
-        self.decoder.features(&self.post_quant_conv.forward(z)?)
+        let z = arrange::cast(z, self.compute)?;
+        self.decoder.features(&self.post_quant_conv.forward(&z)?)
     }
 
-    /// The decoder's last layer: features → images [B,H,W,3].
+    /// The decoder's last layer: features → images [B,H,W,3] in f32.
     pub fn output(&self, features: &Tensor) -> Result<Tensor> {
-        depth_to_space(&self.decoder.conv_out.forward(features)?, self.patch)
+        let pixels = arrange::cast(&self.decoder.conv_out.forward(features)?, DType::F32)?;
+        depth_to_space(&pixels, self.patch)
     }
 
     /// ∂L/∂W of the decoder's last weight W, from L's gradient at the images: its norm is what the adaptive weight
     /// compares.
     pub fn last_layer_grad(&self, features: &Tensor, image_grad: &Tensor) -> Result<Tensor> {
-        let grad = space_to_depth(image_grad, self.patch)?;
+        let grad = space_to_depth(image_grad, self.patch)?.to_dtype(features.dtype())?;
         self.decoder.conv_out.weight_grad(features, &grad)
     }
 }
@@ -114,7 +135,6 @@ pub fn depth_to_space(x: &Tensor, p: usize) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn depth_to_space_undoes_space_to_depth() -> Result<()> {

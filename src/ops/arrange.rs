@@ -1,7 +1,7 @@
 //! Rearrangements between the operations: candle's own, noted on the [`Tape`](super::Tape).
 
 use candle_core::shape::ShapeWithOneHole;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::tape::note;
 
@@ -30,6 +30,11 @@ pub fn mean(x: &Tensor) -> Result<Tensor> {
 pub fn reshape(x: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
     let y = x.reshape(shape)?;
     rearranged(x, y, |dy, x| dy.reshape(x.shape()))
+}
+
+/// The same values in another element type; a gradient goes back in x's.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    rearranged(x, x.to_dtype(dtype)?, |dy, x| dy.to_dtype(x.dtype()))
 }
 
 /// `y`, made of `x` by moving its values; `back` moves a gradient back.

@@ -37,7 +37,7 @@ impl Pretrained {
     fn new(bundle: Bundle, path: &Path, device: &Device) -> Result<Self> {
         let config = &bundle.config;
         let tokenizer = built(&bundle.tokenizer, device, |scope| {
-            Tokenizer::new(config, scope)
+            Ok(Tokenizer::new(config, scope)?.for_inference(device))
         })?;
         let generator = match &bundle.generator {
             Some(tensors) => Some(generator(tensors, config, device)?),

@@ -38,10 +38,12 @@ pub struct Judged {
 
 impl Adversary {
     pub fn new(loss: &LossConfig, train: &TrainConfig, seed: u64, device: &Device) -> Result<Self> {
+        let compute = train.compute_type.dtype();
         let (weights, buffers) = (Scope::init(seed, device), Scope::init(seed, device));
         let build = |weights: &Scope, buffers: &Scope| {
             let [weights, buffers] = [weights, buffers].map(|scope| scope.push(PREFIX));
-            Discriminator::new(WIDTH, loss.disc_layers, &weights, &buffers)
+            let model = Discriminator::new(WIDTH, loss.disc_layers, &weights, &buffers)?;
+            Ok::<_, crate::error::Error>(model.computing(compute))
         };
         let model = build(&weights, &buffers)?;
         let (params, buffers) = (weights.finish(), buffers.finish());
@@ -63,10 +65,10 @@ impl Adversary {
     }
 
     /// The adversarial loss of `images` and its gradient at them; no gradient of a weight is computed.
-    pub fn image_gradient(&self, images: &Tensor) -> Result<(f64, Tensor)> {
+    pub fn image_gradient(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let (at, tape) = (Var::from_tensor(images)?, Tape::start());
         let loss = hinge_generator(&self.frozen.forward(&at)?.0)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
+        let value = loss.detach();
         Ok((value, grads::at(tape.backward(loss)?, &at)?))
     }
 
@@ -77,18 +79,13 @@ impl Adversary {
         let (real, real_statistics) = self.model.forward(real)?;
         let (fake, fake_statistics) = self.model.forward(fake)?;
         let loss = hinge_discriminator(&real, &fake)?;
-        let share = |right: Tensor| -> Result<f64> {
-            let right = right.to_dtype(candle_core::DType::F32)?.mean_all()?;
-            Ok(f64::from(right.to_scalar::<f32>()?))
-        };
-        figures.add("disc_loss", f64::from(loss.to_scalar::<f32>()?));
-        figures.add("disc_real", share(real.gt(0f32)?)?);
-        figures.add("disc_fake", share(fake.lt(0f32)?)?);
+        let share = |right: Tensor| right.to_dtype(candle_core::DType::F32)?.mean_all();
+        figures.add_scalar("disc_loss", &loss);
+        figures.add_scalar("disc_real", &share(real.gt(0f32)?)?);
+        figures.add_scalar("disc_fake", &share(fake.lt(0f32)?)?);
         let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
-        figures.add(
-            "disc_grad_norm",
-            crate::ops::global_norm(gradients.values())?,
-        );
+        let norm = crate::ops::global_norm(gradients.values())?;
+        figures.add_scalar("disc_grad_norm", &norm);
         Ok(Judged {
             gradients,
             statistics: [real_statistics, fake_statistics],

@@ -90,7 +90,7 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
             partials.address(),
             control.address(),
         )?;
-        let norm = global_norm(drawn.values())?;
+        let norm = global_norm(drawn.values())?.to_scalar::<f64>()?;
         if norm.is_finite() {
             on_cpu
                 .update(&drawn, lr, clip(config.clip, norm))

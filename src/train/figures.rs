@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use serde_json::{Map, Value, json};
 
 /// Weighted sums by name; a scalar has one entry, a curve over t has T.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Figures(BTreeMap<String, Vec<Mean>>);
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    means: BTreeMap<String, Vec<Mean>>,
+    /// Scalars that still lie on the device.
+    pending: Vec<(String, Tensor)>,
+}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Mean {
@@ -23,9 +27,30 @@ impl Figures {
         self.add_curve(name, &[(value, 1.0)]);
     }
 
+    /// One more value of the scalar `name`, f32 or f64, which stays on its device until [`Figures::fetch`].
+    pub fn add_scalar(&mut self, name: &str, value: &Tensor) {
+        self.pending.push((name.to_string(), value.detach()));
+    }
+
+    /// Brings what lies on the device to the host, all of it in one wait.
+    pub fn fetch(&mut self) -> Result<()> {
+        let (names, scalars): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pending).into_iter().unzip();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let wide = |scalar: &Tensor| scalar.to_dtype(DType::F64)?.reshape(1);
+        let scalars = scalars.iter().map(wide).collect::<Result<Vec<_>>>()?;
+        let values = Tensor::cat(&scalars, 0)?.to_vec1::<f64>()?;
+        for (name, value) in names.iter().zip(values) {
+            self.add(name, value);
+        }
+        Ok(())
+    }
+
     /// One more (sum, weight) of every entry of the curve `name`.
     pub fn add_curve(&mut self, name: &str, sums: &[(f64, f64)]) {
-        let entry = self.0.entry(name.to_string()).or_default();
+        let entry = self.means.entry(name.to_string()).or_default();
         entry.resize(sums.len().max(entry.len()), Mean::default());
         for (mean, (sum, weight)) in entry.iter_mut().zip(sums) {
             mean.sum += sum;
@@ -34,15 +59,16 @@ impl Figures {
     }
 
     pub fn merge(&mut self, other: &Figures) {
-        for (name, means) in &other.0 {
+        for (name, means) in &other.means {
             let sums: Vec<(f64, f64)> = means.iter().map(|m| (m.sum, m.weight)).collect();
             self.add_curve(name, &sums);
         }
+        self.pending.extend(other.pending.iter().cloned());
     }
 
     /// The first name with a value that is not finite.
     pub fn first_bad(&self) -> Option<&str> {
-        self.0
+        self.means
             .iter()
             .find(|(_, means)| means.iter().any(|m| !m.sum.is_finite()))
             .map(|(name, _)| name.as_str())
@@ -50,7 +76,7 @@ impl Figures {
 
     /// The mean of the scalar `name`.
     pub fn mean(&self, name: &str) -> Option<f64> {
-        self.0.get(name)?.first().map(Mean::value)
+        self.means.get(name)?.first().map(Mean::value)
     }
 
     /// The means as JSON; an entry that saw nothing is null.
@@ -59,7 +85,7 @@ impl Figures {
             true => json!(round(m.value())),
             false => Value::Null,
         };
-        self.0
+        self.means
             .iter()
             .map(|(name, means)| {
                 let json = match means.as_slice() {
@@ -73,7 +99,7 @@ impl Figures {
 
     /// Sums and weights as f64 tensors [n,2] named `interval.NAME`.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.0
+        self.means
             .iter()
             .map(|(name, means)| {
                 let flat: Vec<f64> = means.iter().flat_map(|m| [m.sum, m.weight]).collect();
@@ -133,7 +159,7 @@ mod tests {
         assert_eq!(json["loss"], json!(0.833333));
         assert_eq!(json["ce_t"], json!([2.0, null]));
         let mut tensors = figures.tensors()?;
-        assert_eq!(Figures::take(&mut tensors)?, figures);
+        assert_eq!(Figures::take(&mut tensors)?.means, figures.means);
         assert!(tensors.is_empty());
         Ok(())
     }

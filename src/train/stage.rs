@@ -90,8 +90,10 @@ impl<S: Stage> Step for S {
             rest.push(micro.rest);
         }
         let sum = reduce::gradients(sum)?;
-        let norm = global_norm(sum.values())? / config.accumulate as f64;
-        figures.add("grad_norm", norm);
+        let norm = (global_norm(sum.values())? / config.accumulate as f64)?;
+        figures.add_scalar("grad_norm", &norm);
+        figures.fetch()?;
+        let norm = figures.mean("grad_norm").unwrap_or(f64::NAN);
         let mut figures = reduce::figures(figures)?;
         if figures.first_bad().is_none() {
             let update = Update {

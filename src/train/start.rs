@@ -199,10 +199,6 @@ pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) 
                 "on the CPU, --set {section}.compute_type=f32, and recompute_blocks=0 where it is set"
             ),
         )),
-        (ComputeType::Bf16, false) if section == "train_vae" => Err(usage(
-            format!("{section}.compute_type is \"bf16\", whose kernels this version does not have"),
-            format!("--set {section}.compute_type=f32"),
-        )),
         (ComputeType::Bf16, false) => Ok(()),
     }
 }

@@ -53,7 +53,13 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         config: config.clone(),
         seed,
         device: device.clone(),
-        loader: Loader::shuffled(source.clone(), &options, augment, seed, index)?,
+        batches: Box::new(Loader::shuffled(
+            source.clone(),
+            &options,
+            augment,
+            seed,
+            index,
+        )?),
         validation: validation_images(
             config,
             &source,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
 use serde_json::{Map, Value, json};
 use tracing::info_span;
 
@@ -25,7 +25,7 @@ use super::stage::{Micro, Stage, Trained, Update};
 use super::usage::{Usage, choices};
 use super::validation::Validation;
 use crate::config::Config;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::Batch;
 use crate::error::{Context, Result};
 use crate::model::losses::{adaptive_weight, mean_squared_error};
 use crate::model::perceptual::Lpips;
@@ -44,7 +44,7 @@ pub struct VaeStage {
     config: Config,
     seed: u64,
     device: Device,
-    loader: Loader,
+    batches: Batches,
     tokenizer: Tokenizer,
     /// The tokenizer of the moving average.
     average: Tokenizer,
@@ -55,6 +55,9 @@ pub struct VaeStage {
     usage: Usage,
     dead_codes: DeadCodes,
 }
+
+/// Where batches come from.
+pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 
 /// What an update needs of a micro-batch beside the gradients.
 pub struct Rest {
@@ -67,8 +70,8 @@ pub struct Parts {
     pub config: Config,
     pub seed: u64,
     pub device: Device,
-    /// Batches of a micro-batch's size.
-    pub loader: Loader,
+    /// Of a micro-batch's size, without end.
+    pub batches: Batches,
     /// [B,H,W,3] in [-1,1]
     pub validation: Tensor,
     pub lpips: Option<Lpips>,
@@ -83,9 +86,11 @@ impl VaeStage {
             ..
         } = parts;
         let scope = Scope::init(seed, &device);
-        let tokenizer = Tokenizer::new(&config, &scope)?;
+        let compute = config.train_vae.compute_type.dtype();
+        let tokenizer = Tokenizer::new(&config, &scope)?.computing(compute);
         let optimizer = Optimizer::new(scope.finish(), &config.train_vae, true)?;
-        let average = Tokenizer::new(&config, &Scope::load(&optimizer.average(), &device))?;
+        let average = Scope::load(&optimizer.average(), &device);
+        let average = Tokenizer::new(&config, &average)?.computing(compute);
         let adversary = (config.loss.disc_weight > 0.0)
             .then(|| Adversary::new(&config.loss, &config.train_vae, seed, &device))
             .transpose()?;
@@ -93,8 +98,8 @@ impl VaeStage {
             usage: Usage::new(config.quantizer.steps, config.quantizer.codebook_size),
             dead_codes: DeadCodes::new(config.quantizer.codebook_size),
             validation: Validation::new(parts.validation.to_device(&device)?, seed)?,
-            loader: parts.loader,
-            lpips: parts.lpips,
+            batches: parts.batches,
+            lpips: parts.lpips.map(|lpips| lpips.computing(compute)),
             config,
             seed,
             device,
@@ -117,20 +122,21 @@ impl VaeStage {
         x: &Tensor,
         o: &Tensor,
         figures: &mut Figures,
-    ) -> TensorResult<(f64, Tensor)> {
+    ) -> TensorResult<(Tensor, Tensor)> {
         let _span = info_span!("losses").entered();
         let (at, tape) = (Var::from_tensor(o)?, Tape::start());
         let mut loss = mean_squared_error(&at, x)?;
-        figures.add("mse", scalar(&loss)?);
+        figures.add_scalar("mse", &loss);
         if let Some(lpips) = &self.lpips {
             let perceptual = lpips.distance(x, &at)?;
-            figures.add("perceptual", scalar(&perceptual)?);
+            figures.add_scalar("perceptual", &perceptual);
             loss = weighted_sum(&loss, &perceptual, self.config.loss.perceptual_weight)?;
         }
-        Ok((scalar(&loss)?, grads::at(tape.backward(loss)?, &at)?))
+        let value = loss.detach();
+        Ok((value, grads::at(tape.backward(loss)?, &at)?))
     }
 
-    /// The adversarial loss and its gradient at `o`, both times η·λ·ramp.
+    /// The adversarial loss (f64) and its gradient at `o`, both times η·λ·ramp.
     fn adversarial(
         &self,
         adversary: &Adversary,
@@ -139,19 +145,21 @@ impl VaeStage {
         o: &Tensor,
         reconstruction: &Tensor,
         figures: &mut Figures,
-    ) -> Result<(f64, Tensor)> {
+    ) -> Result<(Tensor, Tensor)> {
         let _span = info_span!("losses").entered();
         let (loss, gradient) = adversary.image_gradient(o)?;
-        let at_weight = |gradient: &Tensor| -> Result<f64> {
+        let at_weight = |gradient: &Tensor| -> Result<Tensor> {
             let gradient = self.tokenizer.last_layer_grad(features, gradient)?;
             Ok(global_norm([&reduce::mean(gradient)?])?)
         };
-        let lambda = adaptive_weight(at_weight(reconstruction)?, at_weight(&gradient)?);
+        let lambda = adaptive_weight(&at_weight(reconstruction)?, &at_weight(&gradient)?)?;
         let config = &self.config.loss;
-        let weight = config.disc_weight * lambda * ramp(step, config.disc_start, config.disc_ramp);
-        figures.add("adversarial", loss);
-        figures.add("adaptive_weight", lambda);
-        Ok((loss * weight, (gradient * weight)?))
+        let ramp = ramp(step, config.disc_start, config.disc_ramp);
+        let weight = (&lambda * (config.disc_weight * ramp))?;
+        figures.add_scalar("adversarial", &loss);
+        figures.add_scalar("adaptive_weight", &lambda);
+        let gradient = gradient.broadcast_mul(&weight.to_dtype(gradient.dtype())?)?;
+        Ok(((loss.to_dtype(DType::F64)? * weight)?, gradient))
     }
 
     /// Counts the step's choices and, when it is time, restarts what is hardly chosen.
@@ -183,7 +191,7 @@ impl Stage for VaeStage {
     type Rest = Rest;
 
     fn next(&mut self) -> Result<Batch> {
-        let batch = info_span!("data wait").in_scope(|| self.loader.next());
+        let batch = info_span!("data wait").in_scope(|| self.batches.next());
         batch.context("the loader has ended")?
     }
 
@@ -204,7 +212,8 @@ impl Stage for VaeStage {
         let out = self.tokenizer.output(&features)?; // [B,H,W,3]
         drop(decode);
         let o = out.detach();
-        let (mut total, mut at_image) = self.reconstruction(&x, &o, &mut figures)?;
+        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut figures)?;
+        let mut total = loss.to_dtype(DType::F64)?;
         let adversary = self
             .adversary
             .as_ref()
@@ -213,17 +222,15 @@ impl Stage for VaeStage {
             let features = features.detach();
             let (more, gradient) =
                 self.adversarial(adversary, step, &features, &o, &at_image, &mut figures)?;
-            total += more;
+            total = (total + more)?;
             at_image = (at_image + gradient)?;
         }
         let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
-        figures.add("quant", scalar(&quant)?);
-        figures.add(
-            "loss",
-            total + scalar(&quant)? * self.config.loss.quant_weight,
-        );
-        let backward = info_span!("backward").entered();
         let weight = self.config.loss.quant_weight;
+        figures.add_scalar("quant", &quant);
+        let weighted = (quant.to_dtype(DType::F64)? * weight)?;
+        figures.add_scalar("loss", &(total + weighted)?);
+        let backward = info_span!("backward").entered();
         let loss = weighted_sum(&seed(&out, &at_image)?, &quant, weight)?;
         // Nothing but the tape holds the graph now: it goes as the tape is walked.
         drop((quant, out, features, v));
@@ -314,8 +321,4 @@ impl Trained for VaeStage {
 /// a + weight·b, scalars.
 fn weighted_sum(a: &Tensor, b: &Tensor, weight: f64) -> TensorResult<Tensor> {
     plain([a, b], move |[a, b]| a + (b * weight)?)
-}
-
-fn scalar(x: &Tensor) -> TensorResult<f64> {
-    Ok(f64::from(x.to_scalar::<f32>()?))
 }

@@ -7,6 +7,7 @@ mod kernels;
 mod ops;
 mod sample;
 mod train_gen;
+mod train_vae;
 
 use candle_core::Device;
 
@@ -30,6 +31,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Work {
     TrainGen(train_gen::Args),
+    TrainVae(train_vae::Args),
     Sample(sample::Args),
     Ops(ops::Args),
 }
@@ -40,6 +42,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     match &args.work {
         None => train_gen::run(&args.train_gen, context),
         Some(Work::TrainGen(args)) => train_gen::run(args, context),
+        Some(Work::TrainVae(args)) => train_vae::run(args, context),
         Some(Work::Sample(args)) => sample::run(args, context),
         Some(Work::Ops(args)) => ops::run(args, context),
     }

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 #[cfg(feature = "cuda")]
 use super::cuda;
 use crate::ops::window::Window;
-use crate::ops::{Padding, slices};
+use crate::ops::{Padding, flop, slices};
 
 /// A convolution: (x, weight) or (x, weight, bias) to y.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +74,13 @@ impl Conv2d {
         (0..stride.min(height)).flat_map(move |y| (0..stride.min(width)).map(move |x| (y, x)))
     }
 
+    /// Counts a product over all windows of `maps` maps.
+    pub fn count(&self, maps: usize) {
+        let windows = maps * self.window.output.0 * self.window.output.1;
+        let (i, o) = self.channels;
+        flop::count(windows, i * self.taps(), o);
+    }
+
     /// Gradients of x, the weight and the bias, each where the graph tracks it.
     fn gradients(
         &self,
@@ -82,6 +89,11 @@ impl Conv2d {
         bias: Option<&Tensor>,
         grad: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
+        let maps = x.dim(0)?;
+        [x, weight]
+            .iter()
+            .filter(|t| t.track_op())
+            .for_each(|_| self.count(maps));
         #[cfg(feature = "cuda")]
         if grad.device().is_cuda() {
             return cuda::backward(self, x, weight, bias, &grad.contiguous()?);
@@ -102,6 +114,7 @@ impl CustomOp2 for Conv2d {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        self.count(x_layout.dims()[0]);
         let x = slices::of(x, x_layout)?;
         Ok(self.forward(x, slices::of(weight, weight_layout)?, None))
     }
@@ -114,6 +127,7 @@ impl CustomOp2 for Conv2d {
         weight: &CudaStorage,
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
+        self.count(x_layout.dims()[0]);
         cuda::forward(self, (x, x_layout), (weight, weight_layout), None)
     }
 
@@ -143,6 +157,7 @@ impl CustomOp3 for Conv2d {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        self.count(x_layout.dims()[0]);
         let x = slices::of(x, x_layout)?;
         let bias = slices::of(bias, bias_layout)?;
         Ok(self.forward(x, slices::of(weight, weight_layout)?, Some(bias)))
@@ -159,6 +174,7 @@ impl CustomOp3 for Conv2d {
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let bias = Some((bias, bias_layout));
+        self.count(x_layout.dims()[0]);
         cuda::forward(self, (x, x_layout), (weight, weight_layout), bias)
     }
 

@@ -76,19 +76,25 @@ pub fn adam_step(
     }
 }
 
-/// √Σg² over all gradients, summed in f64 in the order given: by name, for equal bits.
+/// √Σg² over all gradients as an f64 scalar on their device, summed in f64 in the order given: by name, for equal bits.
 ///
-/// Errors: a gradient that is not f32.
-pub fn global_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
-    let mut total = 0f64;
+/// Errors: a gradient that is not f32; no gradient.
+pub fn global_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    let mut total: Option<Tensor> = None;
     for grad in grads {
         check::dtype("global_norm", "a gradient", grad, DType::F32)?;
-        total += if grad.device().is_cpu() {
-            cpu::sum_of_squares(grad)?
+        let squares = if grad.device().is_cpu() {
+            Tensor::new(cpu::sum_of_squares(grad)?, grad.device())?
         } else {
-            let squares = grad.to_dtype(DType::F64)?.sqr()?;
-            squares.sum_all()?.to_scalar::<f64>()?
+            grad.to_dtype(DType::F64)?.sqr()?.sum_all()?
         };
+        total = Some(match total {
+            Some(total) => (total + squares)?,
+            None => squares,
+        });
     }
-    Ok(total.sqrt())
+    match total {
+        Some(total) => total.sqrt(),
+        None => bail!("global_norm: no gradients"),
+    }
 }

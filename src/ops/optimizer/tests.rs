@@ -256,13 +256,14 @@ fn the_global_norm_is_that_of_all_values_together() -> Result<()> {
         .flatten()
         .map(|x| f64::from(*x).powi(2))
         .sum();
-    let norm = global_norm(&grads)?;
+    let norm = global_norm(&grads)?.to_scalar::<f64>()?;
     assert!((norm / exact.sqrt() - 1.0).abs() < 1e-12);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3);
     let other = pool
         .build()
         .expect("a pool of threads")
-        .install(|| global_norm(&grads))?;
+        .install(|| global_norm(&grads))?
+        .to_scalar::<f64>()?;
     assert_eq!(norm.to_bits(), other.to_bits());
     Ok(())
 }
