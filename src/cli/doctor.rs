@@ -24,25 +24,34 @@ pub struct Args {
 }
 
 /// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 23] = [
+    "activation",
     "adaln",
     "add",
     "attention",
+    "batch_norm",
     "condition",
     "conv2d",
     "cross_entropy",
+    "feature_distance",
+    "group_norm",
+    "layer_norm",
+    "lookup",
+    "mean_squared_error",
     "optimizer",
+    "pool",
     "product",
     "quantize",
     "sample",
     "swiglu",
+    "upsample",
     "generator",
     "quantizer",
     "sampling",
 ];
 /// How many of them are single kernels': together these run every kernel there is.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 11;
+const KERNELS: usize = 20;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -151,22 +160,40 @@ fn libraries() -> Result<()> {
 
 #[cfg(feature = "cuda")]
 fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
+    use crate::ops;
     match name {
+        "activation" => ops::activation::check::check(gpu),
         "adaln" => check::adaln(gpu),
-        "add" => crate::ops::add::check::check(gpu),
+        "add" => ops::add::check::check(gpu),
         "attention" => {
             let mut rows = check::attention(gpu)?;
-            rows.extend(crate::ops::attention::check::check(gpu)?);
+            rows.extend(ops::attention::check::check(gpu)?);
             Ok(rows)
         }
+        "batch_norm" => ops::batch_norm::check::check(gpu),
         "condition" => check::condition(gpu),
-        "conv2d" => crate::ops::conv2d::check::check(gpu),
+        "conv2d" => ops::conv2d::check::check(gpu),
         "cross_entropy" => check::cross_entropy(gpu),
-        "optimizer" => crate::train::check::optimizer(gpu),
+        "feature_distance" => ops::feature_distance::check::check(gpu),
+        "group_norm" => ops::group_norm::check::check(gpu),
+        "layer_norm" => ops::layer_norm::check::check(gpu),
+        "lookup" => ops::lookup::check::check(gpu),
+        "mean_squared_error" => ops::mean_squared_error::check::check(gpu),
+        "optimizer" => {
+            let mut rows = ops::optimizer::check::check(gpu)?;
+            rows.extend(crate::train::check::optimizer(gpu)?);
+            Ok(rows)
+        }
+        "pool" => ops::pool::check::check(gpu),
         "product" => check::product(gpu),
-        "quantize" => check::quantize(gpu),
+        "quantize" => {
+            let mut rows = check::quantize(gpu)?;
+            rows.extend(ops::quantize::check_loss::check(gpu)?);
+            Ok(rows)
+        }
         "sample" => crate::sample::check::sample(gpu),
         "swiglu" => check::swiglu(gpu),
+        "upsample" => ops::upsample::check::check(gpu),
         "generator" => {
             let mut rows = check::products(gpu)?;
             rows.extend(check::generator(gpu)?);

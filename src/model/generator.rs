@@ -77,7 +77,7 @@ impl Generator {
     pub fn condition(&self, labels: &Tensor, t: &Tensor) -> Result<Tensor> {
         let time = self.t_embedder.0.forward(&time_features(t)?)?;
         let time = self.t_embedder.1.forward(&ops::silu(&time)?)?;
-        let label = arrange::rows(&self.y_embedder, labels)?;
+        let label = ops::lookup(&self.y_embedder, labels)?;
         ops::silu(&ops::add(&time, &label)?)
     }
 

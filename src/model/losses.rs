@@ -1,26 +1,27 @@
 //! The tokenizer's losses apart from L_quant and LPIPS: squared error, hinge, adaptive weight; and PSNR.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::ops::tape::plain;
 
-/// Mean squared error over all elements.
-pub fn mean_squared_error(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    plain([x, y], |[x, y]| (x - y)?.sqr()?.mean_all())
-}
+pub use crate::ops::mean_squared_error;
 
-/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any shape.
+/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any shape
+/// and type, in f32.
 pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     plain([real, fake], |[real, fake]| {
+        let (real, fake) = (real.to_dtype(DType::F32)?, fake.to_dtype(DType::F32)?);
         let real = real.affine(-1.0, 1.0)?.relu()?.mean_all()?;
         let fake = fake.affine(1.0, 1.0)?.relu()?.mean_all()?;
         (real + fake)? * 0.5
     })
 }
 
-/// −mean(fake): what the decoder pays to be taken for real.
+/// −mean(fake), in f32: what the decoder pays to be taken for real.
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
-    plain([fake], |[fake]| fake.mean_all()?.neg())
+    plain([fake], |[fake]| {
+        fake.to_dtype(DType::F32)?.mean_all()?.neg()
+    })
 }
 
 /// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight: scalars.

@@ -77,14 +77,3 @@ pub fn stacked(tensors: &[&Tensor]) -> Result<Tensor> {
     });
     Ok(y)
 }
-
-/// Rows of `table` [K,C] by their numbers, u32 [R]: [R,C].
-pub fn rows(table: &Tensor, numbers: &Tensor) -> Result<Tensor> {
-    let y = table.index_select(numbers, 0)?;
-    let numbers = numbers.clone();
-    note(&[table], &y, move |inputs, _, dy| {
-        let zeros = inputs[0].detach().zeros_like()?;
-        Ok(vec![Some(zeros.index_add(&numbers, dy, 0)?)])
-    });
-    Ok(y)
-}

@@ -34,6 +34,8 @@ pub mod flop;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod lookup;
+pub mod mean_squared_error;
 pub mod optimizer;
 pub mod pool;
 pub mod product;
@@ -43,6 +45,8 @@ pub mod sample;
 pub mod silu;
 mod simd;
 mod slices;
+#[cfg(feature = "cuda")]
+mod sums;
 pub mod swiglu;
 pub mod tape;
 #[cfg(test)]
@@ -62,7 +66,9 @@ pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use optimizer::{AdamStep, adam_step, global_norm};
+pub use lookup::lookup;
+pub use mean_squared_error::mean_squared_error;
+pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
 pub use pool::{avg_pool2d, max_pool2d};
 pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,

@@ -11,7 +11,7 @@ use super::grads::Gradients;
 use super::lr::ema_decay;
 use crate::config::TrainConfig;
 use crate::error::{Result, hinted};
-use crate::ops::optimizer::{AdamStep, adam_step};
+use crate::ops::optimizer::{AdamStep, Trained, adam_step_all};
 use crate::store::Params;
 
 const EPS: f64 = 1e-8;
@@ -55,30 +55,37 @@ impl Optimizer {
         let decay = ema_decay(self.decay, self.updates);
         self.updates += 1;
         let missing = |name: &str| hinted(format!("no gradient for `{name}`"), "");
+        let step = AdamStep {
+            lr,
+            beta1: self.betas.0,
+            beta2: self.betas.1,
+            eps: EPS,
+            weight_decay: self.weight_decay,
+            step: self.updates,
+            grad_scale: scale as f32,
+            ema_decay: self.ema.as_ref().map(|_| decay as f32),
+        };
+        let mut all = Vec::with_capacity(self.params.len());
         for (name, param) in self.params.iter() {
-            let step = AdamStep {
-                lr,
-                beta1: self.betas.0,
-                beta2: self.betas.1,
-                eps: EPS,
+            let grad = gradients.get(name).ok_or_else(|| missing(name))?;
+            let [first, second] = [&self.first, &self.second].map(|p| p.get(name));
+            let (Some(m), Some(v)) = (first, second) else {
+                return Err(missing(name));
+            };
+            all.push(Trained {
+                param,
+                grad,
+                m,
+                v,
+                ema: self.ema.as_ref().and_then(|e| e.get(name)),
                 weight_decay: if param.rank() > 1 {
                     self.weight_decay
                 } else {
                     0.0
                 },
-                step: self.updates,
-                grad_scale: scale as f32,
-                ema_decay: self.ema.as_ref().map(|_| decay as f32),
-            };
-            let gradient = gradients.get(name).ok_or_else(|| missing(name))?;
-            let [first, second] = [&self.first, &self.second].map(|p| p.get(name));
-            let (Some(first), Some(second)) = (first, second) else {
-                return Err(missing(name));
-            };
-            let ema = self.ema.as_ref().and_then(|e| e.get(name));
-            adam_step(param, gradient, first, second, ema, &step)?;
+            });
         }
-        Ok(())
+        Ok(adam_step_all(&all, &step)?)
     }
 
     /// The moving average by name; empty where there is none.

@@ -1,8 +1,6 @@
 //! The CPU's side: one pass each way.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-
-use crate::ops::{blocks, slices};
+use crate::ops::blocks;
 
 /// slope·value where x ≤ 0, and 0 there for a slope of 0 even if the value is infinite; the value elsewhere.
 #[inline(always)]
@@ -11,37 +9,20 @@ fn select(x: f32, value: f32, slope: f32) -> f32 {
     if x <= 0.0 { below } else { value }
 }
 
-/// x where positive, slope·x elsewhere.
-pub(super) struct LeakyRelu {
-    pub slope: f32,
+pub(super) fn forward(x: &[f32], slope: f32) -> Vec<f32> {
+    blocks::each(
+        x,
+        #[inline(always)]
+        |x| select(x, x, slope),
+    )
 }
 
-impl CustomOp1 for LeakyRelu {
-    fn name(&self) -> &'static str {
-        "leaky-relu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slices::of(x, layout)?;
-        let slope = self.slope;
-        let y = blocks::each(
-            x,
-            #[inline(always)]
-            |x| select(x, x, slope),
-        );
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let slope = self.slope;
-        let dx = slices::read([x, grad], |[x, grad]| {
-            blocks::each_pair(
-                x,
-                grad,
-                #[inline(always)]
-                |x, grad| select(x, grad, slope),
-            )
-        })?;
-        slices::gradient(x, dx)
-    }
+/// dx
+pub(super) fn backward(x: &[f32], dy: &[f32], slope: f32) -> Vec<f32> {
+    blocks::each_pair(
+        x,
+        dy,
+        #[inline(always)]
+        |x, dy| select(x, dy, slope),
+    )
 }

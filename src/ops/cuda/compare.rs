@@ -59,9 +59,31 @@ pub fn compare(
     weights: &[Tensor],
     f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
 ) -> Result<Vec<Row>> {
+    compare_in(&[DType::F32, DType::BF16], gpu, name, maps, weights, f)
+}
+
+/// [`compare`] of an operation that knows f32 alone.
+pub fn compare_f32(
+    gpu: &Gpu,
+    name: &str,
+    maps: &[Tensor],
+    weights: &[Tensor],
+    f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
+) -> Result<Vec<Row>> {
+    compare_in(&[DType::F32], gpu, name, maps, weights, f)
+}
+
+fn compare_in(
+    dtypes: &[DType],
+    gpu: &Gpu,
+    name: &str,
+    maps: &[Tensor],
+    weights: &[Tensor],
+    f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
+) -> Result<Vec<Row>> {
     let device = Device::Cuda(gpu.device().clone());
     let mut rows = Vec::new();
-    for dtype in [DType::F32, DType::BF16] {
+    for &dtype in dtypes {
         let round = |t: &Tensor| t.to_dtype(dtype)?.to_dtype(DType::F32);
         let maps = maps.iter().map(round).collect::<Result<Vec<_>>>()?;
         let expected = with_gradients(&maps, weights, &f)?;

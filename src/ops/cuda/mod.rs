@@ -299,6 +299,12 @@ pub fn grid_of(count: usize, each: usize) -> (u32, u32, u32) {
     (count.div_ceil(each).clamp(1, MOST) as u32, 1, 1)
 }
 
+/// A block for every line of the maps, and as many beside it as its work needs.
+pub fn lines(images: usize, lines: usize, columns: usize, vectors: usize) -> (u32, u32, u32) {
+    let across = (columns * vectors).div_ceil(256);
+    ((images * lines) as u32, across as u32, 1)
+}
+
 fn fat_binary(op: &str) -> Option<&'static [u8]> {
     FAT_BINARIES
         .iter()
@@ -344,7 +350,7 @@ macro_rules! arguments {
         }
     )*};
 }
-arguments!(u64, i64, i32, u32, f32);
+arguments!(u64, i64, i32, u32, f32, f64);
 
 impl Launch<'_> {
     pub fn value(&mut self, value: impl Argument) {

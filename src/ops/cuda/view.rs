@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr};
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use half::{bf16, f16};
 
 use super::tensor::of_slice;
@@ -26,7 +26,7 @@ macro_rules! elements {
         }
     )*};
 }
-elements!(f32: "f32", bf16: "bf16", f16: "f16", u8: "u8", u32: "u32");
+elements!(f32: "f32", f64: "f64", bf16: "bf16", f16: "f16", u8: "u8", u32: "u32");
 
 /// `len` elements from an address on, to be read.
 pub struct View<'a, T> {
@@ -104,6 +104,22 @@ impl<'a, T> View<'a, T> {
         self.address
     }
 
+    /// How many channels of a map's rows a thread takes at a time: eight where rows and address allow 16 bytes, else one.
+    pub fn vector(&self, channels: usize) -> usize {
+        match channels.is_multiple_of(8) && self.address.is_multiple_of(16) {
+            true => 8,
+            false => 1,
+        }
+    }
+
+    /// How many of the elements, the first ones, are read in vectors of eight: none where the address does not allow 16 bytes.
+    pub fn whole(&self) -> usize {
+        match self.address.is_multiple_of(16) {
+            true => self.len / 8 * 8,
+            false => 0,
+        }
+    }
+
     /// `len` of the elements, from `from` on.
     pub fn part(&self, from: usize, len: usize) -> Self {
         assert!(
@@ -125,6 +141,21 @@ pub struct ViewMut<'a, T> {
     address: u64,
     len: usize,
     elements: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// The elements of a variable, to be changed in place: what was made of them before keeps what it was made of, in the
+    /// stream's order.
+    ///
+    /// Errors: another type, not contiguous, not on a GPU.
+    pub fn variable(var: &'a Var) -> Result<Self> {
+        let View { address, len, .. } = View::<T>::of(var.as_tensor())?;
+        Ok(Self {
+            address,
+            len,
+            elements: PhantomData,
+        })
+    }
 }
 
 impl<T> ViewMut<'_, T> {
@@ -189,6 +220,13 @@ impl<T> Argument for ViewMut<'_, T> {
 
 /// A pointer that a kernel takes for none where it is null.
 impl<T> Argument for Option<View<'_, T>> {
+    fn value(self) -> Value {
+        Value::Word(self.map_or(0, |view| view.address))
+    }
+}
+
+/// A pointer that a kernel writes nothing to where it is null.
+impl<T> Argument for Option<ViewMut<'_, T>> {
     fn value(self) -> Value {
         Value::Word(self.map_or(0, |view| view.address))
     }

@@ -1,11 +1,6 @@
 //! Layer normalisation on the CPU: a row's moments are taken again on the way back, while the row is at hand.
 
 use crate::ops::{blocks, simd, slices};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-
-pub(super) struct LayerNorm {
-    pub eps: f64,
-}
 
 /// Mean and 1/√(σ² + eps) of a row.
 #[inline(always)]
@@ -16,76 +11,57 @@ fn moments(x: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (f64::from(variance) + eps).sqrt()) as f32)
 }
 
-impl CustomOp3 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer_norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = slices::of(x, layout)?;
-        let weight = slices::of(weight, weight_layout)?;
-        let bias = slices::of(bias, bias_layout)?;
-        let c = weight.len();
-        let y = blocks::filled(x.len(), c, |first, y| {
-            let x = &x[first * c..][..y.len()];
-            simd::vectorized(
-                #[inline(always)]
-                || {
-                    let (weight, bias) = (&weight[..c], &bias[..c]);
-                    for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                        let (mean, r) = moments(x, self.eps);
-                        for i in 0..c {
-                            y[i] = ((x[i] - mean) * r).mul_add(weight[i], bias[i]);
-                        }
+/// y of rows x [R,C].
+pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
+    let c = weight.len();
+    blocks::filled(x.len(), c, |first, y| {
+        let x = &x[first * c..][..y.len()];
+        simd::vectorized(
+            #[inline(always)]
+            || {
+                let (weight, bias) = (&weight[..c], &bias[..c]);
+                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                    let (mean, r) = moments(x, eps);
+                    for i in 0..c {
+                        y[i] = ((x[i] - mean) * r).mul_add(weight[i], bias[i]);
                     }
-                },
-            )
-        });
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
+                }
+            },
+        )
+    })
+}
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dweight, dbias) = slices::read([x, weight, dy], |[x, weight, dy]| {
-            let c = weight.len();
-            let (dx, mut dweight) =
-                blocks::filled_and_summed(x.len(), c, 2 * c, |first, dx, sums| {
-                    let range = first * c..first * c + dx.len();
-                    let (x, dy) = (&x[range.clone()], &dy[range]);
-                    simd::vectorized(
-                        #[inline(always)]
-                        || backward(x, weight, dy, self.eps, dx, sums),
-                    )
-                });
-            let dbias = dweight.split_off(c);
-            (dx, slices::narrowed(dweight), slices::narrowed(dbias))
-        })?;
-        Ok((
-            slices::gradient(x, dx)?,
-            slices::gradient(weight, dweight)?,
-            slices::gradient(bias, dbias)?,
-        ))
-    }
+/// dx, dweight and dbias.
+pub(super) fn backward(
+    x: &[f32],
+    weight: &[f32],
+    dy: &[f32],
+    eps: f64,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let c = weight.len();
+    let (dx, mut dweight) = blocks::filled_and_summed(x.len(), c, 2 * c, |first, dx, sums| {
+        let range = first * c..first * c + dx.len();
+        let (x, dy) = (&x[range.clone()], &dy[range]);
+        simd::vectorized(
+            #[inline(always)]
+            || rows_backward(x, weight, dy, eps, dx, sums),
+        )
+    });
+    let dbias = dweight.split_off(c);
+    (dx, slices::narrowed(dweight), slices::narrowed(dbias))
 }
 
 /// Rows of dx, and dweight and dbias added to `sums`. With x̂ = (x − μ)·r and g = dy·weight:
 /// dx = r·(g − mean(g) − x̂·mean(g·x̂)), dweight = Σ dy·x̂, dbias = Σ dy.
 #[inline(always)]
-fn backward(x: &[f32], weight: &[f32], dy: &[f32], eps: f64, dx: &mut [f32], sums: &mut [f32]) {
+fn rows_backward(
+    x: &[f32],
+    weight: &[f32],
+    dy: &[f32],
+    eps: f64,
+    dx: &mut [f32],
+    sums: &mut [f32],
+) {
     let c = weight.len();
     let (dweight, dbias) = sums.split_at_mut(c);
     let (dweight, dbias) = (&mut dweight[..c], &mut dbias[..c]);

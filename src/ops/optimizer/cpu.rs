@@ -59,20 +59,20 @@ pub fn adam_step(
 
 /// What multiplies what, as PyTorch rounds it: computed in f64, used in f32.
 #[derive(Clone, Copy)]
-struct Factors {
-    keep: f32,
-    grad_scale: f32,
-    rate1: f32,
-    beta2: f32,
-    rate2: f32,
-    root_correction2: f32,
-    eps: f32,
-    step_size: f32,
-    ema_rate: f32,
+pub(super) struct Factors {
+    pub keep: f32,
+    pub grad_scale: f32,
+    pub rate1: f32,
+    pub beta2: f32,
+    pub rate2: f32,
+    pub root_correction2: f32,
+    pub eps: f32,
+    pub step_size: f32,
+    pub ema_rate: f32,
 }
 
 impl Factors {
-    fn new(step: &AdamStep) -> Self {
+    pub(super) fn new(step: &AdamStep) -> Self {
         let (correction1, correction2) = step.corrections();
         Self {
             keep: (1.0 - step.lr * step.weight_decay) as f32,

@@ -280,3 +280,42 @@ fn a_gradient_of_another_shape_is_refused_by_name() -> Result<()> {
     assert!(state.step(&random(1, 6)?, &uncounted).is_err());
     Ok(())
 }
+
+#[test]
+fn many_tensors_at_once_are_stepped_as_each_alone_with_its_own_weight_decay() -> Result<()> {
+    let (grads, decays) = ([random(1, 7)?, random(2, 5)?], [0.0, 0.3]);
+    let states = || -> Result<Vec<State>> {
+        let params = [random(3, 7)?, random(4, 5)?];
+        params.iter().map(State::new).collect()
+    };
+    let (together, alone) = (states()?, states()?);
+    let trained = |((state, grad), weight_decay)| -> Trained {
+        let state: &State = state;
+        Trained {
+            param: &state.param,
+            grad,
+            m: &state.m,
+            v: &state.v,
+            ema: Some(&state.ema),
+            weight_decay,
+        }
+    };
+    let all: Vec<Trained> = together
+        .iter()
+        .zip(&grads)
+        .zip(decays)
+        .map(trained)
+        .collect();
+    adam_step_all(&all, &STEP)?;
+    for (((state, grad), weight_decay), together) in
+        alone.iter().zip(&grads).zip(decays).zip(&together)
+    {
+        let step = AdamStep {
+            weight_decay,
+            ..STEP
+        };
+        state.step(grad, &step)?;
+        assert_eq!(state.values()?, together.values()?);
+    }
+    Ok(())
+}

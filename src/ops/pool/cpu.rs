@@ -1,22 +1,13 @@
 //! The CPU's side: a line of windows at a time forward, a map at a time backward (windows may overlap).
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::ops::Range;
 
+use super::{Kind, Pool};
 use crate::ops::window::Window;
-use crate::ops::{blocks, simd, slices};
+use crate::ops::{blocks, simd};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Max,
-    Average,
-}
-
-/// [B,H,W,C] → [B,H',W',C].
-pub(super) struct Pool {
-    pub window: Window,
-    pub kind: Kind,
-}
+/// B, H, W and C.
+type Dims = (usize, usize, usize, usize);
 
 impl Pool {
     /// The positions of the map under window (i, j).
@@ -115,21 +106,10 @@ impl Pool {
             }
         }
     }
-}
 
-impl CustomOp1 for Pool {
-    fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Max => "max-pool2d",
-            Kind::Average => "avg-pool2d",
-        }
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, h, w, c) = layout.shape().dims4()?;
+    pub(super) fn forward(&self, x: &[f32], (b, h, w, c): Dims) -> Vec<f32> {
         let (lines, columns) = self.window.output;
-        let x = slices::of(x, layout)?;
-        let y = blocks::filled(b * lines * columns * c, columns * c, |first, block| {
+        blocks::filled(b * lines * columns * c, columns * c, |first, block| {
             simd::vectorized(
                 #[inline(always)]
                 || {
@@ -142,24 +122,20 @@ impl CustomOp1 for Pool {
                     }
                 },
             )
-        });
-        Ok((CpuStorage::F32(y), (b, lines, columns, c).into()))
+        })
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, h, w, c) = x.dims4()?;
+    /// dx
+    pub(super) fn backward(&self, x: &[f32], dy: &[f32], (_, h, w, c): Dims) -> Vec<f32> {
         let (lines, columns) = self.window.output;
-        let dx = slices::read([x, grad], |[x, grad]| {
-            let (map, pooled) = (h * w * c, lines * columns * c);
-            let of_map = |b: usize, dx: &mut [f32]| {
-                let (x, grad) = (&x[b * map..][..map], &grad[b * pooled..][..pooled]);
-                simd::vectorized(
-                    #[inline(always)]
-                    || self.map_grad(x, grad, dx, c),
-                )
-            };
-            blocks::images(x.len(), map, of_map).0
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        let (map, pooled) = (h * w * c, lines * columns * c);
+        let of_map = |b: usize, dx: &mut [f32]| {
+            let (x, dy) = (&x[b * map..][..map], &dy[b * pooled..][..pooled]);
+            simd::vectorized(
+                #[inline(always)]
+                || self.map_grad(x, dy, dx, c),
+            )
+        };
+        blocks::images(x.len(), map, of_map).0
     }
 }

@@ -4,22 +4,25 @@
 //! Gradient of the maximum: all of dy to the first of the largest values in row order (PyTorch's rule);
 //! of the mean: dy / count to every value of the window.
 
+#[cfg(feature = "cuda")]
+pub mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::window::{Padding, Window};
 use super::{slices, tape};
-use cpu::{Kind, Pool};
 
 /// The largest value of every `kernel`×`kernel` window of `x` [B,H,W,C].
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("max_pool2d", x, kernel, stride, padding)?;
-    if !slices::are_f32_on_cpu(&[x]) {
+    if !slices::have_kernels(&[x]) {
         return tape::plain([x], move |[x]| reference::max_pool2d(x, &window));
     }
     let kind = Kind::Max;
@@ -29,11 +32,64 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) ->
 /// The mean of every `kernel`×`kernel` window of `x` [B,H,W,C], over the positions inside the map.
 pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("avg_pool2d", x, kernel, stride, padding)?;
-    if !slices::are_f32_on_cpu(&[x]) {
+    if !slices::have_kernels(&[x]) {
         return tape::plain([x], move |[x]| reference::avg_pool2d(x, &window));
     }
     let kind = Kind::Average;
     tape::apply1(x, Pool { window, kind })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Max,
+    Average,
+}
+
+/// [B,H,W,C] → [B,H',W',C].
+struct Pool {
+    window: Window,
+    kind: Kind,
+}
+
+impl Pool {
+    fn output(&self, layout: &Layout) -> Result<Shape> {
+        let (b, _, _, c) = layout.shape().dims4()?;
+        let (lines, columns) = self.window.output;
+        Ok((b, lines, columns, c).into())
+    }
+}
+
+impl CustomOp1 for Pool {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Max => "max-pool2d",
+            Kind::Average => "avg-pool2d",
+        }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.forward(slices::of(x, layout)?, layout.shape().dims4()?);
+        Ok((CpuStorage::F32(y), self.output(layout)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((cuda::forward(self, x, layout)?, self.output(layout)?))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::backward(self, x, dy);
+        }
+        let shape = x.dims4()?;
+        let dx = slices::read([x, dy], |[x, dy]| self.backward(x, dy, shape))?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
 }
 
 fn window(op: &str, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Window> {

@@ -50,22 +50,31 @@ pub fn quantization_loss(
         weight: gamma.iter().map(|g| g / total).collect(),
         delta,
     };
-    if v.device().is_cpu() {
+    if op.has_kernels(v, lookup) {
         tape::apply2(v, lookup, op)
     } else {
         tape::plain([v, lookup], move |[v, lookup]| op.by_tensors(v, lookup))
     }
 }
 
-struct QuantizationLoss {
-    noisy: Tensor,
-    alpha: Vec<f32>,
-    weight: Vec<f32>,
-    delta: f32,
+pub(super) struct QuantizationLoss {
+    pub noisy: Tensor,
+    pub alpha: Vec<f32>,
+    /// w_t
+    pub weight: Vec<f32>,
+    pub delta: f32,
 }
 
 impl QuantizationLoss {
-    /// The same out of candle operations: where there is no kernel yet.
+    fn has_kernels(&self, v: &Tensor, lookup: &Tensor) -> bool {
+        #[cfg(feature = "cuda")]
+        if super::loss_cuda::serves(self.weight.len()) {
+            return slices::meet_kernels(&[v], &[v, lookup, &self.noisy]);
+        }
+        slices::are_f32_on_cpu(&[v, lookup, &self.noisy])
+    }
+
+    /// The same out of candle operations: for what has no kernel.
     fn by_tensors(&self, v: &Tensor, lookup: &Tensor) -> Result<Tensor> {
         let n = v.elem_count() as f64;
         let mut total = Tensor::zeros((), v.dtype(), v.device())?;
@@ -112,6 +121,19 @@ impl CustomOp2 for QuantizationLoss {
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        v: &candle_core::CudaStorage,
+        v_layout: &Layout,
+        lookup: &candle_core::CudaStorage,
+        lookup_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let n = v_layout.shape().elem_count();
+        let loss = super::loss_cuda::forward(self, v, n, (lookup, lookup_layout))?;
+        Ok((loss, Shape::from(())))
+    }
+
     fn bwd(
         &self,
         v: &Tensor,
@@ -119,6 +141,10 @@ impl CustomOp2 for QuantizationLoss {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if v.device().is_cuda() {
+            return super::loss_cuda::backward(self, v, lookup, grad);
+        }
         let n = v.elem_count() as f64;
         let (mut to_v, mut to_lookup) = (None, Vec::new());
         for (t, (&weight, &alpha)) in self.weight.iter().zip(&self.alpha).enumerate() {

@@ -6,10 +6,14 @@
 //! v, ε_t, v_t, v'_t and z'_t are [B,h,w,d] f32, codes [B,h,w] u32; T stands in front of stacks.
 //! The recurrence itself has no gradient. [`Codebook::lookup`] and [`quantization_loss`] have.
 
+#[cfg(feature = "cuda")]
+pub mod check_loss;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod loss;
+#[cfg(feature = "cuda")]
+mod loss_cuda;
 mod nearest;
 #[cfg(feature = "cuda")]
 mod on_gpu;

@@ -14,7 +14,7 @@ pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
         candle_core::bail!("lookup: codes must be [..,h,w], found {dims:?}");
     };
     let (images, h, w) = (front.iter().product::<usize>(), *h, *w);
-    let e = arrange::rows(&codebook.embedding, &codes.flatten_all()?)?;
+    let e = crate::ops::lookup(&codebook.embedding, &codes.flatten_all()?)?;
     let e = arrange::reshape(&e, (images, h, w, d))?;
     let e = match &codebook.bias {
         None => e,

@@ -1,14 +1,7 @@
 // What all SwiGLU kernels compute, so that they give the same bits.
 #pragma once
+#include "../cuda/activation.cuh"
 #include "../cuda/tensor_core.cuh"
-
-// 1/(1 + 2^(−x·log₂e)), both functions to about two units in the last place of f32; results below 2^-126 are 0.
-__device__ __forceinline__ float sigmoid(float x) {
-    float power, s;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.f + power));
-    return s;
-}
 
 __device__ __forceinline__ float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
 

@@ -1,8 +1,11 @@
-//! What GroupNorm and BatchNorm share on the CPU: a matrix [P,C] of positions and channels, normalised by the moments over
+//! What GroupNorm and BatchNorm share. The CPU's side, here: a matrix [P,C] of positions and channels, normalised by the moments over
 //! its rows and over groups of neighbouring columns, scaled, shifted and activated.
 //!
 //! y = act((x − μ_g)·r_g·weight_c + bias_c), r = 1/√(σ² + eps). GroupNorm calls it image by image, BatchNorm once with
-//! one column a group.
+//! one column a group. The GPU's is `cuda.rs`.
+
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 
 use super::activation::fused::{Activation, Identity, LeakyRelu, Pointwise, Silu};
 use super::{blocks, simd};

@@ -1,0 +1,249 @@
+//! The GPU's side: tiles of every image, merged in order, then one pass that writes. `kernel.cu` says what each pass reads.
+//!
+//! The moments' first step can be another's: whatever writes [`Tiles`] (a convolution's epilogue) saves that pass.
+
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
+
+use crate::ops::cuda::{Element, Gpu, Output, View, launch};
+use crate::ops::{Activation, sums};
+
+const THREADS: usize = 256;
+/// Blocks that fill a large card several times over, whatever card there is: the sums must not depend on it.
+const BLOCKS: usize = 2048;
+/// Rows that one thread adds up at most.
+const ROWS: usize = 128;
+/// Rows that it takes at a time.
+const DEEP: usize = 8;
+
+/// A map [B, P, C] and its groups: an image's for GroupNorm; BatchNorm has one image, whose groups are channels.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct Sizes {
+    pub images: usize,
+    pub positions: usize,
+    pub channels: usize,
+    pub groups: usize,
+}
+
+impl Sizes {
+    /// Positions of a tile, which the sizes alone fix, where a thread takes `vector` channels.
+    fn rows(&self, vector: usize) -> usize {
+        let lanes = THREADS / (self.channels / vector).min(THREADS);
+        let even = (self.images * self.positions).div_ceil(BLOCKS);
+        let most = (lanes * ROWS).min(self.positions.next_multiple_of(lanes * DEEP));
+        even.next_multiple_of(lanes * DEEP).min(most)
+    }
+
+    /// Tiles, images, and slabs of the channels that one block's threads hold.
+    fn grid(&self, vector: usize) -> (u32, u32, u32) {
+        let slabs = (self.channels / vector).div_ceil(THREADS);
+        let tiles = self.positions.div_ceil(self.rows(vector));
+        (tiles as u32, self.images as u32, slabs as u32)
+    }
+
+    fn check(&self, elements: usize) -> Result<()> {
+        let Self {
+            images,
+            positions,
+            channels,
+            ..
+        } = *self;
+        assert_eq!(images * positions * channels, elements);
+        if elements == 0 || images > 65_535 || positions > i32::MAX as usize / 2 {
+            bail!("norm: {self:?} is more, or less, than the kernels serve");
+        }
+        Ok(())
+    }
+}
+
+/// Each tile's mean and Σ(x − mean)² of every channel: f32 [B, tiles, 2, C], tiles of `rows` positions, the last one
+/// what is left.
+pub(in crate::ops) struct Tiles {
+    pub values: Output<f32>,
+    pub rows: usize,
+}
+
+impl Tiles {
+    /// A pass over `x`.
+    pub fn of<T: Element>(gpu: &Gpu, x: View<T>, sizes: Sizes) -> Result<Self> {
+        sizes.check(x.len())?;
+        let vector = x.vector(sizes.channels);
+        let (grid, rows) = (sizes.grid(vector), sizes.rows(vector));
+        let tiles = grid.0 as usize;
+        let mut values = Output::new(gpu.device(), sizes.images * tiles * 2 * sizes.channels)?;
+        let name = format!("tile_moments_{}_{vector}", T::NAME);
+        let (positions, channels) = (sizes.positions as i32, sizes.channels as i32);
+        // SAFETY: the map has B·P·C elements; a block writes its tile's 2·C values.
+        unsafe {
+            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+                x, values.view_mut(), positions, channels, rows as i32)?
+        };
+        Ok(Self { values, rows })
+    }
+
+    /// The moments of every image's groups, f32 [3,B,G]: mean, biased variance, 1/√(variance + eps).
+    pub fn merge(&self, gpu: &Gpu, sizes: Sizes, eps: f64) -> Result<Tensor> {
+        let tiles = sizes.positions.div_ceil(self.rows);
+        assert_eq!(
+            self.values.view().len(),
+            sizes.images * tiles * 2 * sizes.channels
+        );
+        let mut moments = Output::new(gpu.device(), 3 * sizes.images * sizes.groups)?;
+        let grid = (sizes.groups as u32, sizes.images as u32, 1);
+        // SAFETY: tiles as asserted; three values a group and image.
+        unsafe {
+            launch!(gpu, "channel_norm", "merge_moments", grid, 128, 0;
+                self.values.view(), moments.view_mut(), sizes.positions as i32, sizes.channels as i32,
+                sizes.groups as i32, self.rows as i32, tiles as i32, eps)?
+        };
+        Ok(moments.tensor((3, sizes.images, sizes.groups)))
+    }
+}
+
+/// What normalises a map: moments [3,B,G], weight and bias [C].
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Norm<'a> {
+    pub sizes: Sizes,
+    pub moments: &'a Tensor,
+    pub weight: View<'a, f32>,
+    pub bias: View<'a, f32>,
+    pub activation: Activation,
+}
+
+impl Norm<'_> {
+    fn name(&self, pass: &str, element: &str, vector: usize) -> String {
+        let activation = match self.activation {
+            Activation::None => "none",
+            Activation::Silu => "silu",
+            Activation::LeakyRelu(_) => "leaky",
+        };
+        format!("{pass}_{activation}_{element}_{vector}")
+    }
+
+    fn slope(&self) -> f32 {
+        match self.activation {
+            Activation::LeakyRelu(slope) => slope as f32,
+            _ => 0.0,
+        }
+    }
+
+    fn moments(&self) -> Result<View<'_, f32>> {
+        let Sizes { images, groups, .. } = self.sizes;
+        let moments = View::of(self.moments)?;
+        assert_eq!(moments.len(), 3 * images * groups);
+        assert!(self.weight.len() == self.sizes.channels && self.bias.len() == self.sizes.channels);
+        Ok(moments)
+    }
+
+    /// y of `x`.
+    pub fn forward<T: Element>(&self, gpu: &Gpu, x: View<T>) -> Result<Output<T>> {
+        self.sizes.check(x.len())?;
+        let mut y = Output::<T>::new(gpu.device(), x.len())?;
+        let Sizes {
+            positions,
+            channels,
+            groups,
+            ..
+        } = self.sizes;
+        let vector = x.vector(channels);
+        let name = self.name("normalize", T::NAME, vector);
+        let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
+        // SAFETY: x and y have B·P·C elements, moments, weight and bias what `moments` asserts.
+        unsafe {
+            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+                x, self.moments()?, self.weight, self.bias, y.view_mut(), positions as i32, channels as i32,
+                groups as i32, rows as i32, self.slope())?
+        };
+        Ok(y)
+    }
+
+    /// dx where it is wanted, and dbias and dweight [2,C], from `x` and `dy`.
+    pub fn backward<T: Element>(
+        &self,
+        gpu: &Gpu,
+        x: View<T>,
+        dy: View<T>,
+        wants_dx: bool,
+    ) -> Result<(Option<Output<T>>, Tensor)> {
+        self.sizes.check(x.len())?;
+        assert_eq!(x.len(), dy.len());
+        let Sizes {
+            images,
+            positions,
+            channels,
+            groups,
+        } = self.sizes;
+        let vector = x.vector(channels).min(dy.vector(channels));
+        let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
+        let (count, moments) = (grid.0, self.moments()?);
+        let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
+        let name = self.name("tile_sums", T::NAME, vector);
+        // SAFETY: as forward; a block writes its tile's 2·C values.
+        unsafe {
+            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+                x, dy, moments, self.weight, self.bias, tiles.view_mut(), positions as i32, channels as i32,
+                groups as i32, rows as i32, self.slope())?
+        };
+        let mut of_images = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
+        let mut means = Output::<f32>::new(gpu.device(), 2 * images * groups)?;
+        let of_groups = (groups as u32, images as u32, 1);
+        // SAFETY: a block writes the 2·C/G sums and the two means of its group.
+        unsafe {
+            launch!(gpu, "channel_norm", "merge_sums", of_groups, 128, 0;
+                tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32, channels as i32,
+                groups as i32, count as i32)?
+        };
+        let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?.tensor((2, channels));
+        if !wants_dx {
+            return Ok((None, parameters));
+        }
+        let mut dx = Output::<T>::new(gpu.device(), x.len())?;
+        let name = self.name("gradient", T::NAME, vector);
+        // SAFETY: as forward.
+        unsafe {
+            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+                x, dy, moments, self.weight, self.bias, means.view(), dx.view_mut(), positions as i32,
+                channels as i32, groups as i32, rows as i32, self.slope())?
+        };
+        Ok((Some(dx), parameters))
+    }
+}
+
+/// [`Tiles`] and their moments of a tensor of any type that has kernels.
+pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F32 => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?.merge(gpu, sizes, eps),
+        DType::BF16 => Tiles::of(gpu, View::<bf16>::of(x)?, sizes)?.merge(gpu, sizes, eps),
+        other => bail!("norm: {other:?} has no kernel"),
+    }
+}
+
+/// Gradients of x, weight and bias, each where the graph tracks it.
+pub(in crate::ops) fn gradients(
+    gpu: &Gpu,
+    norm: &Norm,
+    [x, weight, bias]: [&Tensor; 3],
+    dy: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn of<T: Element>(
+        gpu: &Gpu,
+        norm: &Norm,
+        x: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Tensor)> {
+        let (x_view, dy) = (View::<T>::of(x)?, View::<T>::of(dy)?);
+        let (dx, parameters) = norm.backward(gpu, x_view, dy, x.track_op())?;
+        Ok((dx.map(|dx| dx.tensor(x.shape())), parameters))
+    }
+    let dy = dy.contiguous()?;
+    let (dx, parameters) = match x.dtype() {
+        DType::F32 => of::<f32>(gpu, norm, x, &dy)?,
+        DType::BF16 => of::<bf16>(gpu, norm, x, &dy)?,
+        other => bail!("norm: {other:?} has no kernel"),
+    };
+    let part = |of: &Tensor, i: usize| match of.track_op() {
+        true => Ok::<_, candle_core::Error>(Some(parameters.get(i)?)),
+        false => Ok(None),
+    };
+    Ok((dx, part(weight, 1)?, part(bias, 0)?))
+}

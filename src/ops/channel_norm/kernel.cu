@@ -1,0 +1,353 @@
+// Normalisation of a map [B, P, C] (P positions, channels last) by the moments of each image's groups of w = C/G channels, scaled, shifted and
+// activated: y = act(x̂·weight + bias), x̂ = (x − μ)·r, r = 1/√(σ² + eps). GroupNorm; BatchNorm is B = 1, G = C.
+//
+// Every image is cut into tiles of `rows` positions, which the shape alone fixes; all sums have a fixed order.
+//   forward   tile_moments   x → each tile's mean and Σ(x − mean)² of every channel     reads e (bytes of an element) each
+//             merge_moments  tiles and a group's channels together (Chan et al. 1983)    nothing beside
+//             normalize      y                                                           reads e, writes e
+//   backward  tile_sums      each tile's Σ dz and Σ dz·x̂, dz = dy·act′(z)                reads 2e
+//             merge_sums     the same of an image, and the groups' means of weight times them
+//                            (ops/sums adds the images: dbias = Σ dz, dweight = Σ dz·x̂)
+//             gradient       dx = r·(weight·dz − a − x̂·b), a and b the group's means     reads 2e, writes e
+// So 3e forward and 5e backward an element: bf16 6 and 10 bytes. Passes that come second go through the images backwards: they find the end of
+// what the first one read in the L2.
+#include "../cuda/activation.cuh"
+#include "../cuda/map.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+// Rows a thread has in flight: of moments, and where it reads two maps.
+constexpr int DEEP = 8, BOTH = 2;
+
+// The rows [from, to) of a block's tile, and its image.
+struct Tile {
+    int image, from, to;
+};
+__device__ __forceinline__ Tile tile_of(int positions, int rows) {
+    const int from = blockIdx.x * rows;
+    return {static_cast<int>(blockIdx.y), from, min(positions, from + rows)};
+}
+__device__ __forceinline__ Tile tile_backwards(int positions, int rows) {
+    const int from = (gridDim.x - 1 - blockIdx.x) * rows;
+    return {static_cast<int>(gridDim.y - 1 - blockIdx.y), from, min(positions, from + rows)};
+}
+
+// Mean and M2 of rows together with those of `rows` more.
+__device__ __forceinline__ void merge(float& mean, float& m2, float more_mean, float more_m2, float share, float weight) {
+    const float delta = more_mean - mean;
+    mean = fmaf(delta, share, mean);
+    m2 += fmaf(delta * delta, weight, more_m2);
+}
+
+// tiles [B, tiles, 2, C]: mean, M2. Each thread: batches of DEEP rows exactly (two passes in registers), merged one after the other; then the
+// block's lanes in order, exactly.
+template <class T, int V>
+__device__ __forceinline__ void tile_moments(const T* x, float* tiles, int positions, int channels, int rows) {
+    __shared__ float means[THREADS * V], squares[THREADS * V];
+    const Place p = place_of<THREADS, V>(channels);
+    const Tile tile = tile_of(positions, rows);
+    const T* image = x + static_cast<long long>(tile.image) * positions * channels + p.channel;
+    float mean[V], m2[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) mean[i] = m2[i] = 0.f;
+    if (p.works) {
+        int row = tile.from + p.lane, count = 0;
+        for (; row + (DEEP - 1) * p.lanes < tile.to; row += DEEP * p.lanes) {
+            Channels<V> in[DEEP];
+#pragma unroll
+            for (int k = 0; k < DEEP; ++k) in[k] = load_channels<V>(image + static_cast<long long>(row + k * p.lanes) * channels);
+            const float share = static_cast<float>(DEEP) / (count + DEEP), weight = share * count;
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                float sum = 0.f, square = 0.f;
+#pragma unroll
+                for (int k = 0; k < DEEP; ++k) sum += in[k].x[i];
+                const float centre = sum * (1.f / DEEP);
+#pragma unroll
+                for (int k = 0; k < DEEP; ++k) {
+                    const float d = in[k].x[i] - centre;
+                    square = fmaf(d, d, square);
+                }
+                merge(mean[i], m2[i], centre, square, share, weight);
+            }
+            count += DEEP;
+        }
+        for (; row < tile.to; row += p.lanes) {
+            const Channels<V> in = load_channels<V>(image + static_cast<long long>(row) * channels);
+            const float share = 1.f / (count + 1), weight = share * count;
+#pragma unroll
+            for (int i = 0; i < V; ++i) merge(mean[i], m2[i], in.x[i], 0.f, share, weight);
+            ++count;
+        }
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const int at = (p.lane * V + i) * p.vectors + p.vector; // neighbours in neighbouring banks
+            means[at] = mean[i];
+            squares[at] = m2[i];
+        }
+    }
+    __syncthreads();
+    const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V), total = tile.to - tile.from;
+    float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels;
+    for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
+        const int c = (j % p.vectors) * V + j / p.vectors;
+        if (c >= taken) continue;
+        float sum = 0.f, m2 = 0.f;
+        for (int lane = 0; lane < p.lanes && lane < total; ++lane) sum += means[lane * p.vectors * V + j] * ((total - lane - 1) / p.lanes + 1);
+        const float centre = sum / total;
+        for (int lane = 0; lane < p.lanes && lane < total; ++lane) {
+            const float d = means[lane * p.vectors * V + j] - centre;
+            m2 += fmaf(d * d, static_cast<float>((total - lane - 1) / p.lanes + 1), squares[lane * p.vectors * V + j]);
+        }
+        const int channel = blockIdx.z * p.vectors * V + c;
+        out[channel] = centre;
+        out[channels + channel] = m2;
+    }
+}
+
+template <class T, int V, int A>
+__device__ __forceinline__ void normalize(const T* x, const float* moments, const float* weight, const float* bias, T* y, int positions,
+                                          int channels, int groups, int rows, float slope) {
+    const Place p = place_of<THREADS, V>(channels);
+    if (!p.works) return;
+    const Tile tile = tile_backwards(positions, rows);
+    const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
+    const int width = channels / groups;
+    const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
+    float mean[V], scale[V], shift[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        const int c = p.channel + i, g = c / width;
+        mean[i] = means[g];
+        scale[i] = rs[g] * weight[c];
+        shift[i] = bias[c];
+    }
+    for (int row = tile.from + p.lane; row < tile.to; row += 4 * p.lanes) {
+        Channels<V> in[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            if (row + k * p.lanes < tile.to) in[k] = load_channels<V>(x + image + static_cast<long long>(row + k * p.lanes) * channels);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (row + k * p.lanes >= tile.to) break;
+#pragma unroll
+            for (int i = 0; i < V; ++i) in[k].x[i] = activated<A>(fmaf(in[k].x[i] - mean[i], scale[i], shift[i]), slope);
+            store_channels<V>(y + image + static_cast<long long>(row + k * p.lanes) * channels, in[k]);
+        }
+    }
+}
+
+// tiles [B, tiles, 2, C]: Σ dz, Σ dz·x̂.
+template <class T, int V, int A>
+__device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* moments, const float* weight, const float* bias, float* tiles,
+                                          int positions, int channels, int groups, int rows, float slope) {
+    __shared__ float plain[THREADS * V], scaled[THREADS * V];
+    const Place p = place_of<THREADS, V>(channels);
+    const Tile tile = tile_of(positions, rows);
+    const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
+    const int width = channels / groups;
+    const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
+    if (p.works) {
+        float mean[V], r[V], w[V], b[V], sum[V], sum_normal[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const int c = p.channel + i, g = c / width;
+            mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c];
+            sum[i] = sum_normal[i] = 0.f;
+        }
+        for (int row = tile.from + p.lane; row < tile.to; row += BOTH * p.lanes) {
+            Channels<V> in[BOTH], grad[BOTH];
+#pragma unroll
+            for (int k = 0; k < BOTH; ++k)
+                if (row + k * p.lanes < tile.to) {
+                    const long long at = image + static_cast<long long>(row + k * p.lanes) * channels;
+                    in[k] = load_channels<V>(x + at);
+                    grad[k] = load_channels<V>(dy + at);
+                }
+#pragma unroll
+            for (int k = 0; k < BOTH; ++k) {
+                if (row + k * p.lanes >= tile.to) break;
+#pragma unroll
+                for (int i = 0; i < V; ++i) {
+                    const float normal = (in[k].x[i] - mean[i]) * r[i];
+                    const float dz = grad[k].x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
+                    sum[i] += dz;
+                    sum_normal[i] = fmaf(dz, normal, sum_normal[i]);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const int at = (p.lane * V + i) * p.vectors + p.vector;
+            plain[at] = sum[i];
+            scaled[at] = sum_normal[i];
+        }
+    }
+    __syncthreads();
+    const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V);
+    float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels + blockIdx.z * p.vectors * V;
+    for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
+        const int c = (j % p.vectors) * V + j / p.vectors;
+        if (c >= taken) continue;
+        float sum = 0.f, sum_normal = 0.f;
+        for (int lane = 0; lane < p.lanes; ++lane) {
+            sum += plain[lane * p.vectors * V + j];
+            sum_normal += scaled[lane * p.vectors * V + j];
+        }
+        out[c] = sum;
+        out[channels + c] = sum_normal;
+    }
+}
+
+template <class T, int V, int A>
+__device__ __forceinline__ void gradient(const T* x, const T* dy, const float* moments, const float* weight, const float* bias, const float* means_of,
+                                         T* dx, int positions, int channels, int groups, int rows, float slope) {
+    const Place p = place_of<THREADS, V>(channels);
+    if (!p.works) return;
+    const Tile tile = tile_backwards(positions, rows);
+    const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
+    const int width = channels / groups;
+    const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups, *a_of = means_of + tile.image * groups,
+                *b_of = a_of + gridDim.y * groups;
+    float mean[V], r[V], w[V], b[V], along[V], across[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        const int c = p.channel + i, g = c / width;
+        mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c], across[i] = a_of[g], along[i] = b_of[g];
+    }
+    for (int row = tile.from + p.lane; row < tile.to; row += BOTH * p.lanes) {
+        Channels<V> in[BOTH], grad[BOTH];
+#pragma unroll
+        for (int k = 0; k < BOTH; ++k)
+            if (row + k * p.lanes < tile.to) {
+                const long long at = image + static_cast<long long>(row + k * p.lanes) * channels;
+                in[k] = load_channels<V>(x + at);
+                grad[k] = load_channels<V>(dy + at);
+            }
+#pragma unroll
+        for (int k = 0; k < BOTH; ++k) {
+            if (row + k * p.lanes >= tile.to) break;
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                const float normal = (in[k].x[i] - mean[i]) * r[i];
+                const float dz = grad[k].x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
+                in[k].x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w[i], -across[i]));
+            }
+            store_channels<V>(dx + image + static_cast<long long>(row + k * p.lanes) * channels, in[k]);
+        }
+    }
+}
+
+// Σ in double over the block's threads, in a fixed order, at all of them.
+template <int N>
+__device__ __forceinline__ double block_total(double x, double* warps) {
+#pragma unroll
+    for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(~0u, x, d);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = x;
+    __syncthreads();
+    double sum = 0.;
+#pragma unroll
+    for (int w = 0; w < N / 32; ++w) sum += warps[w];
+    return sum;
+}
+
+}  // namespace
+
+// A block for each group (x) and image (y): moments [3, B, G] mean, biased variance, r, out of tiles [B, tiles, 2, C] of `rows` positions each but
+// the last.
+extern "C" __global__ void __launch_bounds__(128)
+    merge_moments(const float* tiles, float* moments, int positions, int channels, int groups, int rows, int count, double eps) {
+    __shared__ double warps[4];
+    const int group = blockIdx.x, image = blockIdx.y, width = channels / groups;
+    const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + group * width;
+    const double values = static_cast<double>(positions) * width;
+    double sum = 0.;
+    for (int i = threadIdx.x; i < count * width; i += 128) {
+        const int tile = i / width, c = i - tile * width;
+        sum += static_cast<double>(from[static_cast<long long>(tile) * 2 * channels + c]) * min(rows, positions - tile * rows);
+    }
+    const double mean = block_total<128>(sum, warps) / values;
+    double m2 = 0.;
+    for (int i = threadIdx.x; i < count * width; i += 128) {
+        const int tile = i / width, c = i - tile * width;
+        const float* at = from + static_cast<long long>(tile) * 2 * channels + c;
+        const double d = at[0] - mean;
+        m2 += at[channels] + d * d * min(rows, positions - tile * rows);
+    }
+    const float variance = static_cast<float>(block_total<128>(m2, warps) / values);
+    if (threadIdx.x == 0) {
+        const int at = image * groups + group, all = gridDim.y * groups;
+        moments[at] = static_cast<float>(mean);
+        moments[all + at] = variance;
+        moments[2 * all + at] = static_cast<float>(1. / sqrt(static_cast<double>(variance) + eps));
+    }
+}
+
+// A block for each group (x) and image (y): sums [B, 2, C] over an image's tiles, and means [2, B, G] of weight times both over a group.
+extern "C" __global__ void __launch_bounds__(128) merge_sums(const float* tiles, const float* weight, float* sums, float* means, int positions,
+                                                             int channels, int groups, int count) {
+    __shared__ float products[2][4];
+    const int group = blockIdx.x, image = blockIdx.y, width = channels / groups, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    float plain = 0.f, scaled = 0.f;
+    for (int i = warp; i < width; i += 4) {
+        const int c = group * width + i;
+        const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + c;
+        float sum = 0.f, sum_normal = 0.f;
+#pragma unroll 4
+        for (int tile = lane; tile < count; tile += 32) {
+            sum += from[static_cast<long long>(tile) * 2 * channels];
+            sum_normal += from[static_cast<long long>(tile) * 2 * channels + channels];
+        }
+        sum = warp_sum(sum);
+        sum_normal = warp_sum(sum_normal);
+        if (lane == 0) {
+            sums[static_cast<long long>(image) * 2 * channels + c] = sum;
+            sums[static_cast<long long>(image) * 2 * channels + channels + c] = sum_normal;
+        }
+        plain = fmaf(weight[c], sum, plain);
+        scaled = fmaf(weight[c], sum_normal, scaled);
+    }
+    if (lane == 0) products[0][warp] = plain, products[1][warp] = scaled;
+    __syncthreads();
+    if (threadIdx.x < 2) {
+        const float* p = products[threadIdx.x];
+        const float values = static_cast<float>(positions) * width;
+        means[(threadIdx.x * gridDim.y + image) * groups + group] = ((p[0] + p[1]) + (p[2] + p[3])) / values;
+    }
+}
+
+#define RDPM_MOMENTS(NAME, T, V)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                              \
+        tile_moments_##NAME(const T* __restrict__ x, float* __restrict__ tiles, int positions, int channels, int rows) {               \
+        tile_moments<T, V>(x, tiles, positions, channels, rows);                                                                       \
+    }
+#define RDPM_NORM(NAME, T, V, A)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                              \
+        normalize_##NAME(const T* __restrict__ x, const float* __restrict__ moments, const float* __restrict__ weight,                 \
+                         const float* __restrict__ bias, T* __restrict__ y, int positions, int channels, int groups, int rows,         \
+                         float slope) {                                                                                                \
+        normalize<T, V, A>(x, moments, weight, bias, y, positions, channels, groups, rows, slope);                                     \
+    }                                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
+        tile_sums_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                         \
+                         const float* __restrict__ weight, const float* __restrict__ bias, float* __restrict__ tiles, int positions,   \
+                         int channels, int groups, int rows, float slope) {                                                            \
+        tile_sums<T, V, A>(x, dy, moments, weight, bias, tiles, positions, channels, groups, rows, slope);                             \
+    }                                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
+        gradient_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                          \
+                        const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ means,             \
+                        T* __restrict__ dx, int positions, int channels, int groups, int rows, float slope) {                          \
+        gradient<T, V, A>(x, dy, moments, weight, bias, means, dx, positions, channels, groups, rows, slope);                          \
+    }
+#define RDPM_ALL(NAME, T, V)            \
+    RDPM_MOMENTS(NAME, T, V)            \
+    RDPM_NORM(none_##NAME, T, V, NONE)  \
+    RDPM_NORM(silu_##NAME, T, V, SILU)  \
+    RDPM_NORM(leaky_##NAME, T, V, LEAKY)
+RDPM_ALL(f32_8, float, 8)
+RDPM_ALL(f32_1, float, 1)
+RDPM_ALL(bf16_8, bf16, 8)
+RDPM_ALL(bf16_1, bf16, 1)

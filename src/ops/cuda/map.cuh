@@ -1,0 +1,70 @@
+// Maps [.., C], channels last, as passes over memory read them: V channels a thread at a time, eight where C allows it (16 bytes of bf16), else one.
+#pragma once
+#include "vector.cuh"
+
+template <int V>
+struct Channels {
+    float x[V];
+};
+
+template <int V, class T>
+__device__ __forceinline__ Channels<V> load_channels(const T* p) {
+    Channels<V> out;
+    if constexpr (V == 8) {
+        const Eight eight = load8(p);
+#pragma unroll
+        for (int i = 0; i < V; ++i) out.x[i] = eight.x[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) out.x[i] = static_cast<float>(p[i]);
+    }
+    return out;
+}
+
+template <int V, class T>
+__device__ __forceinline__ void store_channels(T* p, const Channels<V>& v) {
+    if constexpr (V == 8) {
+        Eight eight;
+#pragma unroll
+        for (int i = 0; i < V; ++i) eight.x[i] = v.x[i];
+        store8(p, eight);
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) p[i] = static_cast<T>(v.x[i]);
+    }
+}
+
+// Where a thread of a block works that takes rows of a map: always the same V channels, from `channel` on, of every `lanes`th row from `lane` on.
+// A block takes as many channels as its threads hold; where C is more, gridDim.z blocks share a row.
+struct Place {
+    int vectors, lanes, vector, lane, channel;
+    bool works;
+};
+
+template <int THREADS, int V>
+__device__ __forceinline__ Place place_of(int channels) {
+    Place p;
+    const int all = channels / V;
+    p.vectors = min(all, THREADS);
+    p.lanes = THREADS / p.vectors;
+    const int tid = threadIdx.x;
+    p.lane = tid / p.vectors;
+    p.vector = tid - p.lane * p.vectors;
+    const int at = blockIdx.z * p.vectors + p.vector;
+    p.channel = at * V;
+    p.works = p.lane < p.lanes && at < all;
+    return p;
+}
+
+// Σ over the block's threads in a fixed order, at all of them; `warps` has room for a float a warp. All threads call it.
+template <int THREADS>
+__device__ __forceinline__ float block_sum(float x, float* warps) {
+    x = warp_sum(x);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = x;
+    __syncthreads();
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; ++w) sum += warps[w];
+    return sum;
+}

@@ -1,0 +1,33 @@
+//! The kernels at groups of 1 to 300 channels, rows that do and do not divide into vectors, and one or many tiles an image.
+
+use candle_core::Result;
+
+use super::group_norm;
+use crate::ops::Activation;
+use crate::ops::cuda::Gpu;
+use crate::ops::cuda::compare::{Row, compare, random};
+
+pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (shape, groups, activation) in [
+        ([2, 5, 7, 96], 32, Activation::Silu),
+        ([3, 1, 1, 64], 4, Activation::None),
+        ([1, 3, 2, 6], 3, Activation::Silu),
+        ([2, 37, 23, 64], 32, Activation::LeakyRelu(0.2)),
+        ([2, 129, 67, 128], 32, Activation::Silu),
+        ([3, 9, 31, 128], 128, Activation::None),
+        ([1, 11, 13, 300], 1, Activation::Silu),
+        ([1, 19, 5, 33], 11, Activation::LeakyRelu(0.2)),
+        ([2, 31, 3, 2304], 16, Activation::None),
+    ] {
+        let c = shape[3];
+        // Far enough from 0 that squares less a squared mean would lose digits.
+        let x = ((random(1, &shape)? * 2.0)? + 5.0)?;
+        let weights = [(random(2, &[c])? + 1.0)?, random(3, &[c])?];
+        let name = format!("group_norm {shape:?} in {groups}, {activation:?}");
+        rows.extend(compare(gpu, &name, &[x], &weights, |maps, weights| {
+            group_norm(&maps[0], &weights[0], &weights[1], groups, 1e-6, activation)
+        })?);
+    }
+    Ok(rows)
+}

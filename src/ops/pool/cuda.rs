@@ -1,0 +1,101 @@
+//! The GPU's side: `kernel.cu`'s 2×2 windows of stride 2, or its general ones.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
+use half::bf16;
+
+use super::{Kind, Pool};
+use crate::ops::Padding;
+use crate::ops::cuda::{Element, Gpu, Output, View, launch, lines};
+
+impl Pool {
+    fn in_pairs(&self) -> bool {
+        let window = &self.window;
+        self.kind == Kind::Max
+            && (window.kernel, window.stride) == ((2, 2), 2)
+            && window.padding == Padding::same(0)
+    }
+
+    fn kernel(&self, direction: &str, element: &str, vector: usize) -> String {
+        let kind = match self.kind {
+            Kind::Max if self.in_pairs() => "pairs",
+            Kind::Max => "max",
+            Kind::Average => "average",
+        };
+        format!("{kind}_{direction}_{element}_{vector}")
+    }
+
+    /// The kernels' arguments: kernel, stride, padding in front, sizes of the map and of the result, channels.
+    fn arguments(&self, channels: usize) -> [i32; 9] {
+        let window = &self.window;
+        let (input, output) = (window.input, window.output);
+        [
+            window.kernel.0,
+            window.stride,
+            window.padding.top,
+            window.padding.left,
+            input.0,
+            input.1,
+            output.0,
+            output.1,
+            channels,
+        ]
+        .map(|n| n as i32)
+    }
+}
+
+pub(super) fn forward(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+    match x.dtype() {
+        DType::F32 => forward_of::<f32>(pool, x, layout),
+        DType::BF16 => forward_of::<bf16>(pool, x, layout),
+        other => bail!("pool: {other:?} has no kernel"),
+    }
+}
+
+fn forward_of<T: Element>(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+    let gpu = Gpu::of(x.device())?;
+    let (b, _, _, c) = layout.shape().dims4()?;
+    let x = View::<T>::stored(x, layout)?;
+    let output = pool.window.output;
+    let mut y = Output::<T>::new(gpu.device(), b * output.0 * output.1 * c)?;
+    let vector = x.vector(c);
+    let name = pool.kernel("forward", T::NAME, vector);
+    let grid = lines(b, output.0, output.1, c / vector);
+    let [k, s, top, left, h, w, oh, ow, c] = pool.arguments(c);
+    // SAFETY: B·H·W·C elements of x, B·H'·W'·C of y.
+    unsafe {
+        launch!(gpu, "pool", &name, grid, 256, 0; x, y.view_mut(), k, s, top, left, h, w, oh, ow, c)?
+    };
+    Ok(y.storage())
+}
+
+/// dx
+pub(super) fn backward(pool: &Pool, x: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    match x.dtype() {
+        DType::F32 => backward_of::<f32>(pool, x, dy),
+        DType::BF16 => backward_of::<bf16>(pool, x, dy),
+        other => bail!("pool: {other:?} has no kernel"),
+    }
+}
+
+fn backward_of<T: Element>(pool: &Pool, x: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    let gpu = Gpu::of(x.device().as_cuda_device()?)?;
+    let (shape, (b, h, w, c), dy) = (x.shape(), x.dims4()?, dy.contiguous()?);
+    let (x, dy) = (View::<T>::of(x)?, View::<T>::of(&dy)?);
+    let output = pool.window.output;
+    assert_eq!(dy.len(), b * output.0 * output.1 * c);
+    let mut dx = Output::<T>::new(gpu.device(), x.len())?;
+    let vector = x.vector(c).min(dy.vector(c));
+    let name = pool.kernel("backward", T::NAME, vector);
+    let grid = match pool.in_pairs() {
+        true => lines(b, h.div_ceil(2), w.div_ceil(2), c / vector),
+        false => lines(b, h, w, c / vector),
+    };
+    let [k, s, top, left, h, w, oh, ow, c] = pool.arguments(c);
+    // SAFETY: as asserted; every element of dx belongs to one thread.
+    unsafe {
+        launch!(gpu, "pool", &name, grid, 256, 0;
+            x, dy, dx.view_mut(), k, s, top, left, h, w, oh, ow, c)?
+    };
+    Ok(Some(dx.tensor(shape)))
+}
