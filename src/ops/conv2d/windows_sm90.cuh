@@ -24,6 +24,7 @@ struct alignas(64) Convolution {
     Phase phases[4];
     int blocks, columns;      // channels of x in 64s, those of y
     int stride;               // of the windows in x
+    int segment, base;
     int height, width;        // of y, whose every second position down and across a phase takes
     float slope;              // below zero: 1 leaves y as it is, 0 is ReLU
     const float* bias;        // of the columns, or null
@@ -34,19 +35,19 @@ struct alignas(64) Convolution {
 
 // How a kernel cuts its work: M times 64 positions a warpgroup by N columns; in turns a tile is one warpgroup's, otherwise the two lie one under
 // the other. A warp writes PART columns at a time.
-template <int M_, int N_, int STAGES_, int CLUSTER_, bool TURNS_, int PART_>
+template <int M_, int N_, int STAGES_, int CLUSTER_, bool TURNS_, int PART_, int TAPS_ = 1>
 struct Cut {
-    static constexpr int M = M_, N = N_, STAGES = STAGES_, CLUSTER = CLUSTER_, PART = PART_;
+    static constexpr int M = M_, N = N_, STAGES = STAGES_, CLUSTER = CLUSTER_, PART = PART_, TAPS = TAPS_;
     static constexpr bool TURNS = TURNS_, SWAPPED = false;
-    static constexpr int HEIGHT = M * (TURNS ? 64 : 128);
+    static constexpr int HEIGHT = M * (TURNS ? 64 : 128), LINES = TAPS > 1 ? HEIGHT * 9 / 8 : HEIGHT;
     static constexpr uint32_t BOX = 16 * PART * 2;  // a warp's
     float d[M][N / 8][4];
 };
 // For 64 columns: the weights are the product's rows and 256 positions its columns, so that shared memory is read 80 bytes a clock instead of 128.
 // In turns; a warpgroup writes 64 positions at a time.
-template <int STAGES_, int CLUSTER_>
+template <int STAGES_, int CLUSTER_, int TAPS_ = 1>
 struct Swapped {
-    static constexpr int N = 64, STAGES = STAGES_, CLUSTER = CLUSTER_, PART = 64, HEIGHT = 256;
+    static constexpr int N = 64, STAGES = STAGES_, CLUSTER = CLUSTER_, PART = 64, HEIGHT = 256, TAPS = TAPS_, LINES = TAPS > 1 ? 272 : HEIGHT;
     static constexpr bool TURNS = true, SWAPPED = true;
     static constexpr uint32_t BOX = 16 * PART * 2;  // a quarter of the warpgroup's
     float d[32][4];
@@ -85,15 +86,35 @@ struct Work {
     }
     __device__ int steps(int i) const {
         const Phase& p = c.phases[PHASES ? (*this)[i].phase : 0];
-        return p.down * p.across * c.blocks;
+        return p.down * (C::TAPS > 1 ? 1 : p.across) * c.blocks;
     }
 };
+
+// The weights of a tap, of which each block of the cluster copies its part to all.
+template <class C, bool TRANSPOSE>
+__device__ __forceinline__ void bring_weights(const Convolution& c, uint32_t to, int rank, int column, int tap, int block, uint32_t full) {
+    constexpr uint16_t ALL = (1 << C::CLUSTER) - 1;
+    const int part = rank * (TRANSPOSE ? 64 : C::N) / C::CLUSTER;
+    to += part * 128;
+    if (TRANSPOSE) {
+#pragma unroll
+        for (int n = 0; n < (C::N + 63) / 64; ++n) {
+            if (C::CLUSTER > 1)
+                load_box(to + n * 8192, c.w, column + n * 64, tap, block * 64 + part, full, ALL);
+            else
+                load_box(to + n * 8192, c.w, column + n * 64, tap, block * 64 + part, full);
+        }
+    } else if (C::CLUSTER > 1) {
+        load_box(to, c.w, block * 64, tap, column + part, full, ALL);
+    } else {
+        load_box(to, c.w, block * 64, tap, column, full);
+    }
+}
 
 // The thread that copies.
 template <class C, bool TRANSPOSE, class R, class W>
 __device__ __forceinline__ void bring_windows(R& ring, const W& work) {
     const Convolution& c = work.c;
-    constexpr uint16_t ALL = (1 << C::CLUSTER) - 1;
     for (int i = work.first; i < work.count; i += work.stride) {
         const Place place = work[i];
         const Phase& p = c.phases[place.phase];
@@ -101,32 +122,42 @@ __device__ __forceinline__ void bring_windows(R& ring, const W& work) {
         const int line = rest / p.width;
         const int y = p.low_y + line * c.stride, x = p.low_x + (rest - line * p.width) * c.stride;
         for (int r = 0; r < p.down; ++r)
-            for (int s = 0; s < p.across; ++s) {
-                const int tap = p.tap + r * p.tap_y + s * p.tap_x;
+            for (int s = 0; s < p.across; ++s)
                 for (int block = 0; block < c.blocks; ++block) {
                     barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
                     const uint32_t full = ring.full();
                     barrier_expect(full, R::STAGE);
                     load_windows(ring.a(), p.x, block * 64, x, y, image, s, r, full);
-                    // Each block of the cluster copies its part of the weights to all.
-                    const int part = work.rank * (TRANSPOSE ? 64 : C::N) / C::CLUSTER;
-                    const uint32_t to = ring.b() + part * 128;
-                    if (TRANSPOSE) {
-#pragma unroll
-                        for (int n = 0; n < (C::N + 63) / 64; ++n) {
-                            const int column = place.column + n * 64, o = block * 64 + part;
-                            if (C::CLUSTER > 1)
-                                load_box(to + n * 8192, c.w, column, tap, o, full, ALL);
-                            else
-                                load_box(to + n * 8192, c.w, column, tap, o, full);
-                        }
-                    } else if (C::CLUSTER > 1) {
-                        load_box(to, c.w, block * 64, tap, place.column + part, full, ALL);
-                    } else {
-                        load_box(to, c.w, block * 64, tap, place.column, full);
-                    }
+                    bring_weights<C, TRANSPOSE>(c, ring.b(), work.rank, place.column, p.tap + r * p.tap_y + s * p.tap_x, block, full);
                     ring.advance();
                 }
+    }
+}
+
+// The same where a line is a multiple of a segment: the taps of a line are one copy of it, from shifted addresses.
+template <class C, bool TRANSPOSE, class R, class W>
+__device__ __forceinline__ void bring_lines(R& ring, const W& work) {
+    const Convolution& c = work.c;
+    const int length = C::SWAPPED ? 136 : c.segment + 8, boxes = C::SWAPPED ? 2 : C::HEIGHT / c.segment;
+    for (int i = work.first; i < work.count; i += work.stride) {
+        const Place place = work[i];
+        const Phase& p = c.phases[place.phase];
+        for (int r = 0; r < p.down; ++r)
+            for (int block = 0; block < c.blocks; ++block) {
+                barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+                const uint32_t full = ring.full();
+                barrier_expect(full, boxes * length * 128 + R::STAGE - R::A);
+                for (int n = 0; n < boxes; ++n) {
+                    const int row = place.row + (C::SWAPPED ? 0 : n * c.segment);
+                    const int image = row / (p.height * p.width), rest = row - image * p.height * p.width, line = rest / p.width;
+                    load_box(ring.a() + n * length * 128, p.x, block * 64, p.low_x + rest - line * p.width + (C::SWAPPED ? n * length : 0),
+                             p.low_y + line + r, image, full);
+                }
+#pragma unroll
+                for (int s = 0; s < C::TAPS; ++s)
+                    bring_weights<C, TRANSPOSE>(c, ring.b() + s * ((R::STAGE - R::A) / C::TAPS), work.rank, place.column, p.tap + r * p.tap_y + s * p.tap_x,
+                                                block, full);
+                ring.advance();
             }
     }
 }
@@ -430,9 +461,48 @@ __device__ __forceinline__ void accumulate_swapped(float (&d)[32][4], R& ring, i
     }
 }
 
+__device__ __forceinline__ uint64_t shifted(uint64_t descriptor, int rows) { return descriptor | static_cast<uint64_t>(rows & 7) << 49; }
+// The products of lines.
+template <class C, bool TRANSPOSE, class R, class D>
+__device__ __forceinline__ void accumulate_lines(D& d, R& ring, int steps, int group, const Convolution& c) {
+    constexpr uint32_t WEIGHTS = (R::STAGE - R::A) / C::TAPS;
+    const int base = c.base;
+    uint32_t from[8];  // of a stage, 64 positions each
+#pragma unroll
+    for (int m = 0; m < C::HEIGHT / (C::TURNS ? 64 : 128); ++m) {
+        const int row = ((C::TURNS ? 0 : group * C::HEIGHT / 128) + m) * 64;
+        from[m] = (row + (C::SWAPPED ? 0 : row / c.segment * 8)) * 128;
+    }
+    for (int k = 0; k < steps; ++k) {
+        barrier_wait(ring.full(), ring.phase);
+        const uint32_t a = ring.a(), b = ring.b();
+        warpgroup_arrive();
+#pragma unroll
+        for (int s = 0; s < C::TAPS; ++s)
+#pragma unroll
+            for (int kk = 0; kk < 4; ++kk) {
+                const uint32_t w = b + s * WEIGHTS;
+                if constexpr (C::SWAPPED) {
+                    warpgroup_mma<TRANSPOSE, 0>(d, tile_descriptor(w + kk * (TRANSPOSE ? 2048 : 32)),
+                                                shifted(tile_descriptor(a + s * 128 + kk * 32), s * base), k | s | kk);
+                } else {
+#pragma unroll
+                    for (int m = 0; m < C::M; ++m) {
+                        warpgroup_mma<0, TRANSPOSE>(d[m], shifted(tile_descriptor(a + from[m] + s * 128 + kk * 32), s * base),
+                                                    TRANSPOSE ? wide_descriptor(w + kk * 2048, 64 * 128) : tile_descriptor(w + kk * 32), k | s | kk);
+                    }
+                }
+            }
+        warpgroup_commit();
+        warpgroup_wait<1>();
+        if (k) ring.release_last();
+        ring.advance();
+    }
+}
+
 // Transposed weights lie in boxes of 64 columns. After the stages two boxes a warp, and its columns' sums.
 template <class C, bool TRANSPOSE, bool SUMS>
-using RingOf = Ring<(TRANSPOSE ? (C::N + 63) / 64 * 64 : C::N), C::STAGES, C::CLUSTER, 2 * C::BOX + (SUMS && !C::SWAPPED ? C::N * 8 : 0), C::HEIGHT,
+using RingOf = Ring<C::TAPS * (TRANSPOSE ? (C::N + 63) / 64 * 64 : C::N), C::STAGES, C::CLUSTER, 2 * C::BOX + (SUMS && !C::SWAPPED ? C::N * 8 : 0), C::LINES,
                     (C::TURNS ? 4 : 8)>;
 
 // TRANSPOSE: the sums run over the weights' first dimension. ADD: a map as y is added. SUMS: of every 64 positions. PHASES: several convolutions,
@@ -448,7 +518,12 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
 
     if (warp >= 8) {
         registers_down<40>();
-        if (warp == 8 && (threadIdx.x & 31) == 0) bring_windows<C, TRANSPOSE>(ring, work);
+        if (warp == 8 && (threadIdx.x & 31) == 0) {
+            if constexpr (C::TAPS > 1)
+                bring_lines<C, TRANSPOSE>(ring, work);
+            else
+                bring_windows<C, TRANSPOSE>(ring, work);
+        }
     } else {
         registers_up<232>();
         const int group = warp >> 2;
@@ -467,7 +542,9 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
             writer.begin(place);
             decltype(C::d) d;
             if (C::TURNS) take_turn(group);
-            if constexpr (C::SWAPPED)
+            if constexpr (C::TAPS > 1)
+                accumulate_lines<C, TRANSPOSE>(d, ring, steps, group, c);
+            else if constexpr (C::SWAPPED)
                 accumulate_swapped<TRANSPOSE>(d, ring, steps);
             else
                 accumulate<TRANSPOSE>(d, ring, steps, C::TURNS ? 0 : group * C::M * 8192);
