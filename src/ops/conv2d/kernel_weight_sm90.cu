@@ -21,7 +21,8 @@ struct alignas(64) WeightGradient {
     int steps, workers;               // of 64 positions; parts of all tiles' steps
     int across, boxes;                // tiles side by side, boxes of x a tile
     int chunks, a_row, taps;          // channels of x in 64s; boxes that a row of taps takes; taps of a box
-    int box, next;                    // bytes from a box to the next one, and from 64 columns of a product to the next ones
+    int box, product, next;           // bytes from a box to the next one, a product's operand to the next one's, 64 of its columns to the next ones
+    int box_columns, view_columns;    // columns of a tile from a box's first tap, and from a tap, to the next one's
     int x_bytes, stages;              // bytes of a box, and stages of the ring
     int k[4];                         // bytes in a box before each 16 positions of a stage
     int outputs, inputs, rows, columns;  // O, I, kh, kw
@@ -33,12 +34,12 @@ struct alignas(64) WeightGradient {
 // Part `worker` of the steps of all tiles.
 __device__ __forceinline__ long part(const WeightGradient& g, long steps, int worker) { return steps * worker / g.workers; }
 
-// What a block takes: M times 64 of O, and PRODUCTS times 64·TAPS columns. With SIDE the warpgroups lie side by side, PRODUCTS each, over the same
+// What a block takes: M times 64 of O, and PRODUCTS times N columns. With SIDE the warpgroups lie side by side, PRODUCTS each, over the same
 // 64 of O; otherwise one under the other.
-template <int WARPGROUPS, bool SIDE, int TAPS, int PRODUCTS>
+template <int WARPGROUPS, bool SIDE, int N, int PRODUCTS>
 struct Shape {
     static constexpr int M = SIDE ? 1 : WARPGROUPS, ALL = SIDE ? WARPGROUPS * PRODUCTS : PRODUCTS;
-    static constexpr int BM = 64 * M, BN = 64 * TAPS * ALL;
+    static constexpr int BM = 64 * M, BN = N * ALL;
     static constexpr uint32_t A = M * 8192;
     static constexpr int MOST_STAGES = 8;
     static constexpr int REGISTERS = WARPGROUPS == 2 ? 240 : 160;
@@ -57,7 +58,7 @@ struct Shape {
     __device__ __forceinline__ static void run(const WeightGradient& g) {
         extern __shared__ __align__(1024) unsigned char smem[];
         __shared__ __align__(8) uint64_t barriers[2 * MOST_STAGES];
-        __shared__ int of_box[TAPS * ALL];  // channels, and the first tap across and down
+        __shared__ int of_box[(N + 63) / 64 * ALL];  // channels, and the first tap across and down
         const uint32_t base = shared_address(smem), full = shared_address(barriers), empty = full + MOST_STAGES * 8;
         const uint32_t stage_bytes = A + g.boxes * g.box;
         const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), stages = g.stages;
@@ -108,11 +109,11 @@ struct Shape {
         } else {
             registers_up<REGISTERS>();
             const int group = warp >> 2, lane = threadIdx.x & 31;
-            const uint32_t of_a = SIDE ? 0 : group * 8192, product = g.boxes / ALL * g.box, of_b = A + (SIDE ? group * PRODUCTS * product : 0);
+            const uint32_t of_a = SIDE ? 0 : group * 8192, product = g.product, of_b = A + (SIDE ? group * PRODUCTS * product : 0);
             const uint32_t k[4] = {static_cast<uint32_t>(g.k[0]), static_cast<uint32_t>(g.k[1]), static_cast<uint32_t>(g.k[2]), static_cast<uint32_t>(g.k[3])};
             const uint32_t next = g.next;
             each(g, [&](int tile, int first, int count) {
-                float d[PRODUCTS][TAPS * 8][4];
+                float d[PRODUCTS][N / 8][4];
                 uint32_t last = 0;
                 for (int step = 0; step < count; ++step) {
                     barrier_wait(full + stage * 8, phase);
@@ -132,15 +133,15 @@ struct Shape {
                 warpgroup_wait<0>();
                 if (lane == 0) barrier_arrive(last);
                 const int row = (SIDE ? 0 : group * 64) + (warp & 3) * 16 + (lane >> 2), rows = g.outputs - tile / g.across * BM;
-                float* to = g.slots + (static_cast<size_t>(blockIdx.x) + tile) * (BM * BN) + row * BN + (SIDE ? group * PRODUCTS * 64 * TAPS : 0) + 2 * (lane & 3);
+                float* to = g.slots + (static_cast<size_t>(blockIdx.x) + tile) * (BM * BN) + row * BN + (SIDE ? group * PRODUCTS * N : 0) + 2 * (lane & 3);
 #pragma unroll
                 for (int r = 0; r < 2; ++r)
                     if (row + r * 8 < rows)
 #pragma unroll
                         for (int i = 0; i < PRODUCTS; ++i)
 #pragma unroll
-                            for (int j = 0; j < TAPS * 8; ++j)
-                                *reinterpret_cast<float2*>(to + r * 8 * BN + (i * TAPS * 8 + j) * 8) = make_float2(d[i][j][2 * r], d[i][j][2 * r + 1]);
+                            for (int j = 0; j < N / 8; ++j)
+                                *reinterpret_cast<float2*>(to + r * 8 * BN + i * N + j * 8) = make_float2(d[i][j][2 * r], d[i][j][2 * r + 1]);
             });
         }
     }
@@ -149,25 +150,26 @@ struct Shape {
 }  // namespace
 
 // As many blocks as workers; 128 threads a warpgroup and 128.
-#define RDPM_WEIGHT(NAME, WARPGROUPS, SIDE, TAPS, PRODUCTS)                                                                 \
+#define RDPM_WEIGHT(NAME, WARPGROUPS, SIDE, N, PRODUCTS)                                                                    \
     extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1) NAME(const __grid_constant__ WeightGradient g) { \
-        Shape<WARPGROUPS, SIDE, TAPS, PRODUCTS>::run(g);                                                                    \
+        Shape<WARPGROUPS, SIDE, N, PRODUCTS>::run(g);                                                                       \
     }
-RDPM_WEIGHT(weight_128_384_by_3, 2, false, 3, 2)
-RDPM_WEIGHT(weight_128_384_by_2, 2, false, 2, 3)
-RDPM_WEIGHT(weight_128_128, 2, false, 2, 1)
-RDPM_WEIGHT(weight_128_256, 2, false, 4, 1)
-RDPM_WEIGHT(weight_192_192, 3, false, 3, 1)
-RDPM_WEIGHT(weight_64_576, 3, true, 3, 1)
+RDPM_WEIGHT(weight_128_192_192, 2, false, 192, 2)
+RDPM_WEIGHT(weight_128_128_128_128, 2, false, 128, 3)
+RDPM_WEIGHT(weight_128_96_96_96, 2, false, 96, 3)
+RDPM_WEIGHT(weight_128_128, 2, false, 128, 1)
+RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
+RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
+RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
 
-// dW from the tiles' slots, of tiles BM × BN, 64·TAPS columns a product: grid (I in 64s, O), threads (16, kh·kw, groups), at most 1024 in all; each
+// dW from the slots of tiles BM × BN: grid (I in 64s, O), threads (16, kh·kw, groups), at most 1024 in all; each
 // of the groups adds an equal part of the slots in order, then the groups' sums are added in order.
 extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn) {
     __shared__ float4 sums[1024];
     const int o = blockIdx.y, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.y, r = tap / g.columns, s = tap % g.columns;
     const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
     const int box = (r * g.a_row + in_row) * g.chunks + chunk;
-    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * 64 * g.taps + view * 64 + threadIdx.x * 4;
+    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + threadIdx.x * 4;
     const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + bm - 1) / bm), from = static_cast<long>(tile) * g.steps;
     // The workers that have part of the tile.
     auto worker = [&](long step) { return static_cast<int>(((step + 1) * g.workers - 1) / steps); };
@@ -179,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_const
     const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(o % bm) * bn + column;
     float4 sum = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 4
-    for (int i = begin; i < end; ++i) {
+    for (int i = begin; i < end && chunk * 64 + threadIdx.x * 4 < g.inputs; ++i) {
         const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
