@@ -201,7 +201,7 @@ __device__ __forceinline__ void gather(const Thin& g, const bf16* many, const fl
                 for (int q = 0; q < 4; ++q)
 #pragma unroll
                     for (int r = 0; r < 2; ++r)
-                        a[q][r] = (c + q) * 32 + t * 8 < g.channels ? __ldg(reinterpret_cast<const uint4*>(from[r] + (c + q) * 32)) : make_uint4(0, 0, 0, 0);
+                        a[q][r] = (c + q) * 32 + t * 8 < g.channels ? *reinterpret_cast<const uint4*>(from[r] + (c + q) * 32) : make_uint4(0, 0, 0, 0);
 #pragma unroll
                 for (int q = 0; q < 4; ++q) {
                     if (c + q >= blocks) break;
@@ -283,7 +283,7 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
 #pragma unroll
             for (int q = 0; q < 4; ++q) {
                 const int beside = (q & 1) + (q >> 1) * 8;
-                v[q] = live && n < GROUPS && y < g.height && x + beside < g.width ? __ldg(reinterpret_cast<const uint4*>(at + static_cast<size_t>(beside) * g.channels))
+                v[q] = live && n < GROUPS && y < g.height && x + beside < g.width ? *reinterpret_cast<const uint4*>(at + static_cast<size_t>(beside) * g.channels)
                                                                               : make_uint4(0, 0, 0, 0);
             }
         };
@@ -376,26 +376,28 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
     RDPM_WEIGHT(3, 4, 2, 1, T) \
     RDPM_WEIGHT(1, 1, 1, 2, T) \
     RDPM_WEIGHT(1, 2, 1, 2, T)
-RDPM_THIN(float)
+using f32 = float;
+RDPM_THIN(f32)
 RDPM_THIN(bf16)
 
-// Adds up the blocks' sums in order: grid (2 · C in 64s, window values and one more), threads (32, groups). The first `values` rows go to dw, of a
+// Adds up the blocks' sums in order: grid (2 · C in 64s, window values and one more), threads 32 · groups. The first `values` rows go to dw, of a
 // second map's to dw2; the last row, the bias's gradient, to db where that is not null.
 extern "C" __global__ void thin_weight_sum(const __grid_constant__ Thin g, const float* sums, int blocks, int rows, int few, float* dw, float* dw2, float* db, int accumulate) {
-    __shared__ float parts[32][32];
-    const int taps = g.down * g.across, values = taps * few, row = blockIdx.y, block = blockIdx.x / 2, channel = blockIdx.x * 32 + threadIdx.x;
+    __shared__ float parts[8][32];
+    const int taps = g.down * g.across, values = taps * few, row = blockIdx.y, block = blockIdx.x / 2, lane = threadIdx.x & 31, group = threadIdx.x >> 5;
+    const int groups = blockDim.x >> 5, channel = blockIdx.x * 32 + lane;
     launch_wait();
     launch_next();
-    const float* at = sums + (static_cast<size_t>(block) * blocks * rows + row) * BLOCK + blockIdx.x % 2 * 32 + threadIdx.x;
-    const int begin = blocks * threadIdx.y / blockDim.y, end = blocks * (threadIdx.y + 1) / blockDim.y;
+    const float* at = sums + (static_cast<size_t>(block) * blocks * rows + row) * BLOCK + blockIdx.x % 2 * 32 + lane;
+    const int begin = blocks * group / groups, end = blocks * (group + 1) / groups;
     float sum = 0.f;
 #pragma unroll 8
     for (int i = begin; i < end; ++i) sum += at[static_cast<size_t>(i) * rows * BLOCK];
-    parts[threadIdx.y][threadIdx.x] = sum;
+    parts[group][lane] = sum;
     __syncthreads();
-    if (threadIdx.y || channel >= g.channels) return;
+    if (group || channel >= g.channels) return;
     sum = 0.f;
-    for (int i = 0; i < blockDim.y; ++i) sum += parts[i][threadIdx.x];
+    for (int i = 0; i < groups; ++i) sum += parts[i][lane];
     const int maps = dw2 ? 2 : 1, map = row / values, k = row % values, tap = k / few;
     float* to = map == maps ? (db ? db + channel : nullptr)
                             : (map ? dw2 : dw) + static_cast<size_t>(channel) * g.of_many + k % few * g.of_few + (g.flip ? taps - 1 - tap : tap);

@@ -13,9 +13,8 @@
 
 namespace {
 
-// As in weight_hopper.rs.
-struct alignas(64) WeightGradient {
-    TensorMap dy, x;                  // im2col
+// As in weight_plan.rs.
+struct WeightGradient {
     int height, width;                // positions of an image as k: H' lines of `width`
     int stride, top, left;            // of the windows in x
     int steps, workers;               // of 64 positions; parts of all tiles' steps
@@ -55,7 +54,7 @@ struct Shape {
         }
     }
 
-    __device__ __forceinline__ static void run(const WeightGradient& g) {
+    __device__ __forceinline__ static void run(const WeightGradient& g, const TensorMap& dy, const TensorMap& of_x) {
         extern __shared__ __align__(1024) unsigned char smem[];
         __shared__ __align__(8) uint64_t barriers[2 * MOST_STAGES];
         __shared__ int of_box[(N + 63) / 64 * ALL];  // channels, and the first tap across and down
@@ -95,10 +94,10 @@ struct Shape {
                         barrier_wait(empty + stage * 8, phase ^ 1);
                         barrier_expect(barrier, A + g.boxes * g.x_bytes);
 #pragma unroll
-                        for (int m = 0; m < M; ++m) load_windows(to + m * 8192, g.dy, row + m * 64, x, y, image, 0, 0, barrier);
+                        for (int m = 0; m < M; ++m) load_windows(to + m * 8192, dy, row + m * 64, x, y, image, 0, 0, barrier);
                         for (int b = 0; b < g.boxes; ++b) {
                             const int of = of_box[b];
-                            load_windows(to + A + b * g.box, g.x, of >> 16 << 6, x * g.stride - g.left, y * g.stride - g.top, image, of >> 8 & 255, of & 255, barrier);
+                            load_windows(to + A + b * g.box, of_x, of >> 16 << 6, x * g.stride - g.left, y * g.stride - g.top, image, of >> 8 & 255, of & 255, barrier);
                         }
                         advance();
                         for (x += 64; x >= g.width; x -= g.width)
@@ -149,10 +148,10 @@ struct Shape {
 
 }  // namespace
 
-// As many blocks as workers; 128 threads a warpgroup and 128.
+// As many blocks as workers; 128 threads a warpgroup and 128. dy and x by im2col, in columns of 64 positions and of `x_bytes` / 128.
 #define RDPM_WEIGHT(NAME, WARPGROUPS, SIDE, N, PRODUCTS)                                                                    \
-    extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1) NAME(const __grid_constant__ WeightGradient g) { \
-        Shape<WARPGROUPS, SIDE, N, PRODUCTS>::run(g);                                                                       \
+    extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1) NAME(const __grid_constant__ WeightGradient g, RDPM_MAP dy, RDPM_MAP x) { \
+        Shape<WARPGROUPS, SIDE, N, PRODUCTS>::run(g, dy, x);                                                                       \
     }
 RDPM_WEIGHT(weight_128_192_192, 2, false, 192, 2)
 RDPM_WEIGHT(weight_128_128_128_128, 2, false, 128, 3)
@@ -162,36 +161,36 @@ RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
 RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
 RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
 
-// dW from the slots of tiles BM × BN: grid (I in 64s, O), threads (16, kh·kw, groups), at most 1024 in all; each
+// dW from the slots of tiles BM × BN: grid (I in 64s, O), threads 16 · kh·kw · groups, at most 1024; each
 // of the groups adds an equal part of the slots in order, then the groups' sums are added in order.
 extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn) {
     __shared__ float4 sums[1024];
-    const int o = blockIdx.y, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.y, r = tap / g.columns, s = tap % g.columns;
+    const int lane = threadIdx.x % 16, o = blockIdx.y, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.x / 16 % taps, r = tap / g.columns, s = tap % g.columns;
     const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
     const int box = (r * g.a_row + in_row) * g.chunks + chunk;
-    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + threadIdx.x * 4;
+    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + lane * 4;
     const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + bm - 1) / bm), from = static_cast<long>(tile) * g.steps;
     // The workers that have part of the tile.
     auto worker = [&](long step) { return static_cast<int>(((step + 1) * g.workers - 1) / steps); };
     launch_wait();
     launch_next();
-    const int first = worker(from), count = worker(from + g.steps - 1) - first + 1, groups = blockDim.z, group = threadIdx.z;
+    const int first = worker(from), count = worker(from + g.steps - 1) - first + 1, groups = blockDim.x / (16 * taps), group = threadIdx.x / (16 * taps);
     const int begin = count * group / groups, end = count * (group + 1) / groups;
     const size_t slot = static_cast<size_t>(bm) * bn;
     const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(o % bm) * bn + column;
     float4 sum = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 4
-    for (int i = begin; i < end && chunk * 64 + threadIdx.x * 4 < g.inputs; ++i) {
+    for (int i = begin; i < end && chunk * 64 + lane * 4 < g.inputs; ++i) {
         const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-    sums[(group * taps + tap) * 16 + threadIdx.x] = sum;
+    sums[threadIdx.x] = sum;
     __syncthreads();
     // In the order of dW: taps of an input after each other.
     const float* flat = reinterpret_cast<const float*>(sums);
-    const int inputs = min(64, g.inputs - chunk * 64), thread = (group * taps + tap) * 16 + threadIdx.x;
+    const int inputs = min(64, g.inputs - chunk * 64);
     float* to = g.dw + (static_cast<size_t>(o) * g.inputs + chunk * 64) * taps;
-    for (int i = thread; i < inputs * taps; i += 16 * taps * groups) {
+    for (int i = threadIdx.x; i < inputs * taps; i += blockDim.x) {
         const int from_tap = i % taps, input = i / taps;
         float total = g.accumulate ? to[i] : 0.f;
         for (int j = 0; j < groups; ++j) total += flat[(j * taps + from_tap) * 64 + input];
