@@ -179,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_const
     const size_t slot = static_cast<size_t>(bm) * bn;
     const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(o % bm) * bn + column;
     float4 sum = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 4
+#pragma unroll 8
     for (int i = begin; i < end && chunk * 64 + lane * 4 < g.inputs; ++i) {
         const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
@@ -192,8 +192,8 @@ extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_const
     float* to = g.dw + (static_cast<size_t>(o) * g.inputs + chunk * 64) * taps;
     for (int i = threadIdx.x; i < inputs * taps; i += blockDim.x) {
         const int from_tap = i % taps, input = i / taps;
-        float total = g.accumulate ? to[i] : 0.f;
-        for (int j = 0; j < groups; ++j) total += flat[(j * taps + from_tap) * 64 + input];
-        to[i] = total;
+        float total = flat[from_tap * 64 + input];
+        for (int j = 1; j < groups; ++j) total += flat[(j * taps + from_tap) * 64 + input];
+        to[i] = g.accumulate ? to[i] + total : total;
     }
 }
