@@ -16,6 +16,12 @@ mod general;
 mod op;
 pub(super) mod pack;
 mod reference;
+#[cfg(feature = "cuda")]
+mod thin;
+#[cfg(feature = "cuda")]
+mod weight_hopper;
+#[cfg(any(test, feature = "cuda"))]
+mod weight_plan;
 
 #[cfg(test)]
 mod tests;

@@ -55,6 +55,28 @@ __device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int 
                  "r"(barrier), "r"(column), "r"(part), "r"(row)
                  : "memory");
 }
+// The same to every block of the cluster that `blocks` has a bit for.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int part, int row, uint32_t barrier, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(column), "r"(part), "r"(row), "h"(blocks)
+        : "memory");
+}
+// Of a map of four dimensions.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int channel, int x, int y, int image, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+                 "l"(&map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image)
+                 : "memory");
+}
+// Positions of a map [B, H, W, C] by an im2col map (`TensorMap::im2col`): from (x, y, image) on, counted without the tap, in the order of the
+// windows, across lines and images; of each, 64 channels from `channel` on at the tap (across, down).
+__device__ __forceinline__ void load_windows(uint32_t to, const TensorMap& map, int channel, int x, int y, int image, uint16_t across, uint16_t down,
+                                             uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"(across), "h"(down)
+        : "memory");
+}
 __device__ __forceinline__ void store_box(const TensorMap& map, int column, int row, uint32_t from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from), "r"(column), "r"(row)
                  : "memory");

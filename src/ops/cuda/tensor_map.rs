@@ -1,4 +1,4 @@
-//! Maps of bf16 matrices for Hopper's copy engine (TMA), which a kernel takes by value (tensor_copy.cuh).
+//! Maps of bf16 matrices, and of windows over maps, for Hopper's copy engine (TMA), which a kernel takes by value (tensor_copy.cuh).
 
 use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{Result, bail};
@@ -31,6 +31,54 @@ impl TensorMap {
     ) -> Result<Self> {
         use sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE;
         Self::new(address, sizes, boxes, CU_TENSOR_MAP_SWIZZLE_NONE)
+    }
+
+    /// Windows of a map [B,H,W,C] (im2col): one copy moves `positions` windows' values of 64 channels under one tap, swizzled as above.
+    /// The windows' first taps lie from `low` = (y, x) on, negative in the padding before the map, every `stride`-th up to and with
+    /// (H - 1, W - 1) + `high`.
+    ///
+    /// Errors: as above.
+    pub fn im2col(
+        address: u64,
+        sizes: [usize; 4],
+        low: [i32; 2],
+        high: [i32; 2],
+        stride: usize,
+        positions: usize,
+    ) -> Result<Self> {
+        let [images, height, width, channels] = sizes.map(|size| size as u64);
+        let lengths = [channels, width, height, images];
+        let line = channels * width * 2;
+        let strides = [channels * 2, line, line * height];
+        let steps = [1, stride as u32, stride as u32, 1];
+        let (low, high) = ([low[1], low[0]], [high[1], high[0]]); // across first
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: every array has as many elements as the driver reads; the address is kept, not followed.
+        let status = unsafe {
+            sys::cuTensorMapEncodeIm2col(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                address as *mut _,
+                lengths.as_ptr(),
+                strides.as_ptr(),
+                low.as_ptr(),
+                high.as_ptr(),
+                64,
+                positions as u32,
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        match status {
+            sys::CUresult::CUDA_SUCCESS => Ok(Self(map)),
+            _ => bail!(
+                "the driver has no map of windows of {sizes:?} from {low:?} to {high:?}, stride {stride}: {status:?}"
+            ),
+        }
     }
 
     fn new<const N: usize>(

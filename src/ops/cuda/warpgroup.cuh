@@ -32,7 +32,8 @@ __device__ __forceinline__ void fence_shared_for_tensor_cores() { asm volatile("
 #define RDPM_REGISTERS_24 RDPM_REGISTERS_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define RDPM_REGISTERS_32 RDPM_REGISTERS_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
 #define RDPM_REGISTERS_40 RDPM_REGISTERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
-#define RDPM_REGISTERS_64 RDPM_REGISTERS_40 ",%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define RDPM_REGISTERS_48 RDPM_REGISTERS_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define RDPM_REGISTERS_64 RDPM_REGISTERS_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define RDPM_REGISTERS_80 RDPM_REGISTERS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
 #define RDPM_REGISTERS_96 RDPM_REGISTERS_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define RDPM_REGISTERS_128 RDPM_REGISTERS_96 \
@@ -52,6 +53,7 @@ RDPM_WARPGROUP_MMA(32, 16, 16, 17, 18, 19, 20, RDPM_D16(0))
 RDPM_WARPGROUP_MMA(48, 24, 24, 25, 26, 27, 28, RDPM_D16(0), RDPM_D8(d, 4))
 RDPM_WARPGROUP_MMA(64, 32, 32, 33, 34, 35, 36, RDPM_D16(0), RDPM_D16(4))
 RDPM_WARPGROUP_MMA(80, 40, 40, 41, 42, 43, 44, RDPM_D16(0), RDPM_D16(4), RDPM_D8(d, 8))
+RDPM_WARPGROUP_MMA(96, 48, 48, 49, 50, 51, 52, RDPM_D16(0), RDPM_D16(4), RDPM_D16(8))
 RDPM_WARPGROUP_MMA(128, 64, 64, 65, 66, 67, 68, RDPM_D64(0))
 RDPM_WARPGROUP_MMA(160, 80, 80, 81, 82, 83, 84, RDPM_D64(0), RDPM_D16(16))
 RDPM_WARPGROUP_MMA(192, 96, 96, 97, 98, 99, 100, RDPM_D64(0), RDPM_D16(16), RDPM_D16(20))
@@ -100,6 +102,11 @@ __device__ __forceinline__ void store_matrix4(uint32_t address, uint32_t a, uint
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 __device__ __forceinline__ void store_matrix4(uint32_t address, const uint32_t (&r)[4]) { store_matrix4(address, r[0], r[1], r[2], r[3]); }
+// The same of load_matrix4_transposed.
+__device__ __forceinline__ void store_matrix4_transposed(uint32_t address, const uint32_t (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
 
 // Barriers in shared memory that count arrivals and the bytes of bulk copies.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {

@@ -5,14 +5,13 @@
 
 namespace {
 
-constexpr int ROWS = 128;                 // of a tile: two times 64
-constexpr uint32_t A_BYTES = ROWS * 128;  // of 64 k
+constexpr int ROWS = 128;  // of a tile: two times 64
 
-// A ring of stages, A [128 rows × 64 k] and B [N × 64 k] (or [64 k × N] as boxes of 64 n), after it `EXTRA` bytes for each of eight warps, then
-// the barriers: full and empty ones, and four of each warp's own.
-template <int N, int STAGES, int CLUSTER, int EXTRA>
+// A ring of stages, A [HEIGHT rows × 64 k] and B [N × 64 k] (or [64 k × N] as boxes of 64 n), after it `EXTRA` bytes for each of eight warps, then
+// the barriers: full and empty ones, and four of each warp's own. WARPS of a block read a stage.
+template <int N, int STAGES, int CLUSTER, int EXTRA, int HEIGHT = ROWS, int WARPS = 4>
 struct Ring {
-    static constexpr uint32_t STAGE = A_BYTES + N * 128;
+    static constexpr uint32_t A = HEIGHT * 128, STAGE = A + N * 128;
     static constexpr uint32_t BARRIERS = STAGES * STAGE + 8 * EXTRA;
     static constexpr uint32_t BYTES = BARRIERS + (2 * STAGES + 32) * 8;
     uint32_t base;
@@ -21,7 +20,7 @@ struct Ring {
 
     __device__ explicit Ring(uint32_t base) : base(base) {}
     __device__ uint32_t a() const { return base + stage * STAGE; }
-    __device__ uint32_t b() const { return a() + A_BYTES; }
+    __device__ uint32_t b() const { return a() + A; }
     __device__ uint32_t full() const { return base + BARRIERS + stage * 8; }
     __device__ uint32_t empty(int stage) const { return base + BARRIERS + (STAGES + stage) * 8; }
     __device__ uint32_t extra(int warp) const { return base + STAGES * STAGE + warp * EXTRA; }
@@ -41,7 +40,7 @@ struct Ring {
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(base + BARRIERS + i * 8, 1);
-                barrier_init(empty(i), 4 * CLUSTER);
+                barrier_init(empty(i), WARPS * CLUSTER);
             }
             for (int i = 0; i < 32; ++i) barrier_init(own(0) + i * 8, 1);
             barrier_init_done();
@@ -111,18 +110,17 @@ __device__ __forceinline__ void in_turns(R& ring, const Share<CLUSTER>& share, i
     for (int i = share.first + group * share.stride; i < share.count; i += 2 * share.stride) take(share.tiles[i]);
 }
 
-// d = the tile's product, two times 64 rows.
-template <int TRANSPOSE_B, int N, class R>
-__device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps, int group) {
-    take_turn(group);
+// d = the product of `steps` stages, M times 64 rows from `a` of each stage on; all but the last stage are given back.
+template <int TRANSPOSE_B, int M, int N, class R>
+__device__ __forceinline__ void accumulate(float (&d)[M][N][4], R& ring, int steps, uint32_t from = 0) {
     for (int k = 0; k < steps; ++k) {
         barrier_wait(ring.full(), ring.phase);
-        const uint32_t a = ring.a(), b = ring.b();
+        const uint32_t a = ring.a() + from, b = ring.b();
         warpgroup_arrive();
 #pragma unroll
         for (int kk = 0; kk < 4; ++kk)
 #pragma unroll
-            for (int m = 0; m < 2; ++m)
+            for (int m = 0; m < M; ++m)
                 warpgroup_mma<0, TRANSPOSE_B>(d[m], tile_descriptor(a + m * 8192 + kk * 32),
                                               TRANSPOSE_B ? wide_descriptor(b + kk * 2048, 64 * 128) : tile_descriptor(b + kk * 32), k | kk);
         warpgroup_commit();
@@ -130,6 +128,13 @@ __device__ __forceinline__ void multiply(float (&d)[2][N][4], R& ring, int steps
         if (k) ring.release_last();
         ring.advance();
     }
+}
+
+// d = the tile's product, M times 64 rows.
+template <int TRANSPOSE_B, int M, int N, class R>
+__device__ __forceinline__ void multiply(float (&d)[M][N][4], R& ring, int steps, int group) {
+    take_turn(group);
+    accumulate<TRANSPOSE_B>(d, ring, steps);
     give_turn(group ^ 1);
     warpgroup_wait<0>();
     ring.release_last();

@@ -1,0 +1,1 @@
+#include "windows_sm90.cuh"

@@ -1,0 +1,199 @@
+// The weight gradient of Hopper's convolutions, dW[o, i, r, s] = Σ over positions p of dy[p, o] · x[under p at the tap (r, s), i], f32 from bf16
+// maps: an implicit GEMM whose k are positions, with dy transposed as A and x transposed as B.
+//
+// One box of x serves all taps of a line: a tap one pixel on is a view of the box that begins one row, 128 bytes, later; the swizzle goes by the
+// address, so that such a view is an operand as it is, and "the next 64 columns lie 128 bytes on" makes several taps one product. For that
+// the boxes hold T - 1 pixels more than positions, in the padded lines' order. Where lines are 16, 32 or a multiple of 64 long, the k of a product
+// pass over those pixels; elsewhere they are k like others, and dy is zero there (its own map ends as much later).
+//
+// Split-K: the steps of all tiles, one after the other, are cut into `workers` equal parts, a number that the shape fixes. A block writes its
+// part of a tile to a slot of its own; `weight_sum` adds a tile's slots in order. No atomics: the same bits twice.
+#include "../cuda/launch.cuh"
+#include "../cuda/tensor_copy.cuh"
+
+namespace {
+
+// As in weight_plan.rs.
+struct WeightGradient {
+    int height, width;                // positions of an image as k: H' lines of `width`
+    int stride, top, left;            // of the windows in x
+    int steps, workers;               // of 64 positions; parts of all tiles' steps
+    int across, boxes;                // tiles side by side, boxes of x a tile
+    int chunks, a_row, taps;          // channels of x in 64s; boxes that a row of taps takes; taps of a box
+    int box, product, next;           // bytes from a box to the next one, a product's operand to the next one's, 64 of its columns to the next ones
+    int box_columns, view_columns;    // columns of a tile from a box's first tap, and from a tap, to the next one's
+    int x_bytes, stages;              // bytes of a box, and stages of the ring
+    int k[4];                         // bytes in a box before each 16 positions of a stage
+    int outputs, inputs, rows, columns;  // O, I, kh, kw
+    int accumulate;                   // dW is added to
+    float* slots;                     // [workers + tiles, BM, BN]
+    float* dw;                        // [O, I, kh, kw]
+};
+
+// Part `worker` of the steps of all tiles.
+__device__ __forceinline__ long part(const WeightGradient& g, long steps, int worker) { return steps * worker / g.workers; }
+
+// What a block takes: M times 64 of O, and PRODUCTS times N columns. With SIDE the warpgroups lie side by side, PRODUCTS each, over the same
+// 64 of O; otherwise one under the other.
+template <int WARPGROUPS, bool SIDE, int N, int PRODUCTS>
+struct Shape {
+    static constexpr int M = SIDE ? 1 : WARPGROUPS, ALL = SIDE ? WARPGROUPS * PRODUCTS : PRODUCTS;
+    static constexpr int BM = 64 * M, BN = N * ALL;
+    static constexpr uint32_t A = M * 8192;
+    static constexpr int MOST_STAGES = 8;
+    static constexpr int REGISTERS = WARPGROUPS == 2 ? 240 : 160;
+
+    // `take(tile, first step, steps)` of each tile that this block has a part of.
+    template <class Take>
+    __device__ __forceinline__ static void each(const WeightGradient& g, Take take) {
+        const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + BM - 1) / BM), end = part(g, steps, blockIdx.x + 1);
+        for (long at = part(g, steps, blockIdx.x); at < end;) {
+            const int tile = at / g.steps, first = at % g.steps, count = min(static_cast<long>(g.steps - first), end - at);
+            take(tile, first, count);
+            at += count;
+        }
+    }
+
+    __device__ __forceinline__ static void run(const WeightGradient& g, const TensorMap& dy, const TensorMap& of_x) {
+        extern __shared__ __align__(1024) unsigned char smem[];
+        __shared__ __align__(8) uint64_t barriers[2 * MOST_STAGES];
+        __shared__ int of_box[(N + 63) / 64 * ALL];  // channels, and the first tap across and down
+        const uint32_t base = shared_address(smem), full = shared_address(barriers), empty = full + MOST_STAGES * 8;
+        const uint32_t stage_bytes = A + g.boxes * g.box;
+        const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), stages = g.stages;
+        require_shared(stages * stage_bytes);
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < stages; ++i) {
+                barrier_init(full + i * 8, 1);
+                barrier_init(empty + i * 8, 4 * WARPGROUPS);
+            }
+            barrier_init_done();
+        }
+        __syncthreads();
+        launch_wait();
+        launch_next();
+
+        int stage = 0;
+        uint32_t phase = 0;
+        auto advance = [&] {
+            if (++stage == stages) stage = 0, phase ^= 1;
+        };
+        if (warp >= 4 * WARPGROUPS) {
+            registers_down<24>();
+            if (warp == 4 * WARPGROUPS && (threadIdx.x & 31) == 0) {
+                each(g, [&](int tile, int first, int count) {
+                    const int row = tile / g.across * BM, box = tile % g.across * g.boxes, line = first * 64 / g.width;
+                    for (int b = 0; b < g.boxes; ++b) {
+                        // Boxes beyond the last row of taps are loaded like others, and nobody reads what becomes of them.
+                        const int group = (box + b) / g.chunks, in_row = group % g.a_row, across = in_row / g.stride * (g.stride * g.taps) + in_row % g.stride;
+                        of_box[b] = (box + b) % g.chunks << 16 | across << 8 | min(group / g.a_row, g.rows - 1);
+                    }
+                    int x = first * 64 % g.width, y = line % g.height, image = line / g.height;
+                    for (int step = 0; step < count; ++step) {
+                        const uint32_t to = base + stage * stage_bytes, barrier = full + stage * 8;
+                        barrier_wait(empty + stage * 8, phase ^ 1);
+                        barrier_expect(barrier, A + g.boxes * g.x_bytes);
+#pragma unroll
+                        for (int m = 0; m < M; ++m) load_windows(to + m * 8192, dy, row + m * 64, x, y, image, 0, 0, barrier);
+                        for (int b = 0; b < g.boxes; ++b) {
+                            const int of = of_box[b];
+                            load_windows(to + A + b * g.box, of_x, of >> 16 << 6, x * g.stride - g.left, y * g.stride - g.top, image, of >> 8 & 255, of & 255, barrier);
+                        }
+                        advance();
+                        for (x += 64; x >= g.width; x -= g.width)
+                            if (++y == g.height) y = 0, ++image;
+                    }
+                });
+            }
+        } else {
+            registers_up<REGISTERS>();
+            const int group = warp >> 2, lane = threadIdx.x & 31;
+            const uint32_t of_a = SIDE ? 0 : group * 8192, product = g.product, of_b = A + (SIDE ? group * PRODUCTS * product : 0);
+            const uint32_t k[4] = {static_cast<uint32_t>(g.k[0]), static_cast<uint32_t>(g.k[1]), static_cast<uint32_t>(g.k[2]), static_cast<uint32_t>(g.k[3])};
+            const uint32_t next = g.next;
+            each(g, [&](int tile, int first, int count) {
+                float d[PRODUCTS][N / 8][4];
+                uint32_t last = 0;
+                for (int step = 0; step < count; ++step) {
+                    barrier_wait(full + stage * 8, phase);
+                    const uint32_t a = base + stage * stage_bytes + of_a, b = base + stage * stage_bytes + of_b;
+                    warpgroup_arrive();
+#pragma unroll
+                    for (int kk = 0; kk < 4; ++kk)
+#pragma unroll
+                        for (int i = 0; i < PRODUCTS; ++i)
+                            warpgroup_mma<1, 1>(d[i], tile_descriptor(a + kk * 2048), wide_descriptor(b + i * product + k[kk], next), step | kk);
+                    warpgroup_commit();
+                    warpgroup_wait<1>();
+                    if (step && lane == 0) barrier_arrive(last);
+                    last = empty + stage * 8;
+                    advance();
+                }
+                warpgroup_wait<0>();
+                if (lane == 0) barrier_arrive(last);
+                const int row = (SIDE ? 0 : group * 64) + (warp & 3) * 16 + (lane >> 2), rows = g.outputs - tile / g.across * BM;
+                float* to = g.slots + (static_cast<size_t>(blockIdx.x) + tile) * (BM * BN) + row * BN + (SIDE ? group * PRODUCTS * N : 0) + 2 * (lane & 3);
+#pragma unroll
+                for (int r = 0; r < 2; ++r)
+                    if (row + r * 8 < rows)
+#pragma unroll
+                        for (int i = 0; i < PRODUCTS; ++i)
+#pragma unroll
+                            for (int j = 0; j < N / 8; ++j)
+                                *reinterpret_cast<float2*>(to + r * 8 * BN + i * N + j * 8) = make_float2(d[i][j][2 * r], d[i][j][2 * r + 1]);
+            });
+        }
+    }
+};
+
+}  // namespace
+
+// As many blocks as workers; 128 threads a warpgroup and 128. dy and x by im2col, in columns of 64 positions and of `x_bytes` / 128.
+#define RDPM_WEIGHT(NAME, WARPGROUPS, SIDE, N, PRODUCTS)                                                                    \
+    extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1) NAME(const __grid_constant__ WeightGradient g, RDPM_MAP dy, RDPM_MAP x) { \
+        Shape<WARPGROUPS, SIDE, N, PRODUCTS>::run(g, dy, x);                                                                       \
+    }
+RDPM_WEIGHT(weight_128_192_192, 2, false, 192, 2)
+RDPM_WEIGHT(weight_128_128_128_128, 2, false, 128, 3)
+RDPM_WEIGHT(weight_128_96_96_96, 2, false, 96, 3)
+RDPM_WEIGHT(weight_128_128, 2, false, 128, 1)
+RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
+RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
+RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
+
+// dW from the slots of tiles BM × BN: grid (I in 64s, O), threads 16 · kh·kw · groups, at most 1024; each
+// of the groups adds an equal part of the slots in order, then the groups' sums are added in order.
+extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn) {
+    __shared__ float4 sums[1024];
+    const int lane = threadIdx.x % 16, o = blockIdx.y, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.x / 16 % taps, r = tap / g.columns, s = tap % g.columns;
+    const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
+    const int box = (r * g.a_row + in_row) * g.chunks + chunk;
+    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + lane * 4;
+    const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + bm - 1) / bm), from = static_cast<long>(tile) * g.steps;
+    // The workers that have part of the tile.
+    auto worker = [&](long step) { return static_cast<int>(((step + 1) * g.workers - 1) / steps); };
+    launch_wait();
+    launch_next();
+    const int first = worker(from), count = worker(from + g.steps - 1) - first + 1, groups = blockDim.x / (16 * taps), group = threadIdx.x / (16 * taps);
+    const int begin = count * group / groups, end = count * (group + 1) / groups;
+    const size_t slot = static_cast<size_t>(bm) * bn;
+    const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(o % bm) * bn + column;
+    float4 sum = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 8
+    for (int i = begin; i < end && chunk * 64 + lane * 4 < g.inputs; ++i) {
+        const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    // In the order of dW: taps of an input after each other.
+    const float* flat = reinterpret_cast<const float*>(sums);
+    const int inputs = min(64, g.inputs - chunk * 64);
+    float* to = g.dw + (static_cast<size_t>(o) * g.inputs + chunk * 64) * taps;
+    for (int i = threadIdx.x; i < inputs * taps; i += blockDim.x) {
+        const int from_tap = i % taps, input = i / taps;
+        float total = flat[from_tap * 64 + input];
+        for (int j = 1; j < groups; ++j) total += flat[(j * taps + from_tap) * 64 + input];
+        to[i] = g.accumulate ? to[i] + total : total;
+    }
+}

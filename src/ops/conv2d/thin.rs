@@ -1,0 +1,315 @@
+//! Convolutions to or from a map of 3 channels or 1 on a GPU (kernel_thin.cu): the map of few is bf16 or f32, that of many bf16.
+
+use candle_core::{Result, bail};
+use half::bf16;
+
+use super::op::Conv2d;
+use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut};
+
+/// Threads of a block, positions of a tile across, and down of each kernel's.
+const THREADS: u32 = 256;
+const TILE: usize = 32;
+const SPREAD: usize = 16;
+const GATHER: usize = 16;
+const WEIGHT: usize = 32;
+/// Blocks at a time, of an H100 or H200 that holds two a multiprocessor; sums over blocks are the same on any card.
+const BLOCKS: usize = 264;
+/// Channels of the many that a block of the first and the last kernel takes.
+const CHANNELS: usize = 64;
+/// Groups of blocks that are summed apart.
+const GROUPS: usize = 8;
+
+/// The kernels' geometry, as in kernel_thin.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Geometry {
+    images: i32,
+    height: i32,
+    width: i32,
+    channels: i32,
+    few_height: i32,
+    few_width: i32,
+    stride: i32,
+    down: i32,
+    across: i32,
+    low_y: i32,
+    low_x: i32,
+    flip: i32,
+    of_many: i32,
+    of_few: i32,
+}
+
+/// A convolution that widens its input's few channels, or narrows to few.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thin {
+    geometry: Geometry,
+    widens: bool,
+    few: usize,
+    /// Of a window, over the few channels.
+    values: usize,
+    many_len: usize,
+    few_len: usize,
+    weights: usize,
+}
+
+impl Thin {
+    /// None where the kernels do not serve these sizes.
+    pub fn new(op: &Conv2d, maps: usize) -> Option<Self> {
+        let (w, (inputs, outputs)) = (&op.window, op.channels);
+        let widens = inputs < outputs;
+        let (few, many) = (inputs.min(outputs), inputs.max(outputs));
+        let ((down, across), taps) = (w.kernel, op.taps());
+        let (of_few, of_many) = match widens {
+            true => (w.input, w.output),
+            false => (w.output, w.input),
+        };
+        let values = taps * few;
+        let sizes = maps * of_many.0 * of_many.1;
+        let served = match few {
+            3 => values <= 48,
+            1 => values <= 16,
+            _ => false,
+        } && many.is_multiple_of(8)
+            && (32..=1024).contains(&many)
+            && w.stride <= if widens { 2 } else { 1 }
+            && sizes <= i32::MAX as usize;
+        if !served {
+            return None;
+        }
+        let int = |x: usize| x as i32;
+        // Of the first position's first tap, among the pixels of few channels.
+        let low = |padding: usize, kernel: usize| match widens {
+            true => -int(padding),
+            false => int(padding) - int(kernel - 1),
+        };
+        let geometry = Geometry {
+            images: int(maps),
+            height: int(of_many.0),
+            width: int(of_many.1),
+            channels: int(many),
+            few_height: int(of_few.0),
+            few_width: int(of_few.1),
+            stride: int(w.stride),
+            down: int(down),
+            across: int(across),
+            low_y: low(w.padding.top, down),
+            low_x: low(w.padding.left, across),
+            flip: (!widens).into(),
+            of_many: int(if widens { values } else { taps }),
+            of_few: int(if widens { taps } else { many * taps }),
+        };
+        Some(Self {
+            geometry,
+            widens,
+            few,
+            values,
+            many_len: sizes * many,
+            few_len: maps * of_few.0 * of_few.1 * few,
+            weights: values * many,
+        })
+    }
+
+    /// Whether the input is the map of few channels.
+    pub fn widens(&self) -> bool {
+        self.widens
+    }
+
+    fn tiles(&self, down: usize, height: i32, width: i32) -> usize {
+        let g = &self.geometry;
+        g.images as usize * (height as usize).div_ceil(down) * (width as usize).div_ceil(TILE)
+    }
+
+    /// Values of few-channel pixels under a tile `down` high.
+    fn patch(&self, down: usize) -> usize {
+        let g = &self.geometry;
+        let side = |tile: usize, kernel: i32| (tile - 1) * g.stride as usize + kernel as usize;
+        side(down, g.down) * side(TILE, g.across) * self.few
+    }
+
+    /// The many from the few: y of a layer that widens, with a bias and below zero times `slope`; dx of one that narrows.
+    pub fn spread<T: Element>(
+        &self,
+        gpu: &Gpu,
+        few: View<T>,
+        weight: View<f32>,
+        bias: Option<View<f32>>,
+        slope: f32,
+        many: ViewMut<bf16>,
+    ) -> Result<()> {
+        let g = &self.geometry;
+        self.check(few.len(), weight.len(), many.len());
+        assert!(bias.is_none_or(|bias| bias.len() == g.channels as usize));
+        let steps = match (self.few, self.values) {
+            (1, _) => 1,
+            (_, ..=32) => 2,
+            _ => 3,
+        };
+        let kernel = name::<T>(&format!("thin_spread_{}_{steps}", self.few));
+        let blocks = (g.channels as usize).div_ceil(CHANNELS);
+        let tiles = self.tiles(SPREAD, g.height, g.width);
+        let grid = (tiles.min((BLOCKS / blocks).max(1)), blocks);
+        let shared = 2 * self.patch(SPREAD) as u32;
+        let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
+        let mut launch = gpu.launch(&kernel);
+        launch.early();
+        launch.structure(g);
+        launch.value(few);
+        launch.value(weight);
+        launch.value(bias);
+        launch.value(many);
+        launch.value(slope);
+        // SAFETY: the arguments are the kernel's, which waits for the one before it; the lengths were checked.
+        unsafe { launch.run((grid.0 as u32, grid.1 as u32, 1), THREADS, shared) }
+    }
+
+    /// The few from the many: y of a layer that narrows, with a bias; dx of one that widens.
+    pub fn gather<T: Element>(
+        &self,
+        gpu: &Gpu,
+        many: View<bf16>,
+        weight: View<f32>,
+        bias: Option<View<f32>>,
+        few: ViewMut<T>,
+    ) -> Result<()> {
+        let g = &self.geometry;
+        self.check(few.len(), weight.len(), many.len());
+        assert!(bias.is_none_or(|bias| bias.len() == self.few));
+        let columns = match (self.few, self.values) {
+            (1, _) => 2,
+            (_, ..=32) => 4,
+            _ => 6,
+        };
+        let kernel = name::<T>(&format!("thin_gather_{}_{columns}", self.few));
+        // Positions of the many that a tile of the few sees.
+        let seen = |tile: usize, kernel: i32, size: i32| {
+            ((tile + kernel as usize - 2) / g.stride as usize + 1).min(size as usize)
+        };
+        let positions = seen(GATHER, g.down, g.height) * seen(TILE, g.across, g.width);
+        let weights = (g.channels as usize).div_ceil(32) * columns * 512;
+        let shared = (weights + 4 * self.values * (positions.next_multiple_of(16) + 4)) as u32;
+        let tiles = self.tiles(GATHER, g.few_height, g.few_width);
+        let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
+        let mut launch = gpu.launch(&kernel);
+        launch.early();
+        launch.structure(g);
+        launch.value(many);
+        launch.value(weight);
+        launch.value(bias);
+        launch.value(few);
+        // SAFETY: as above.
+        unsafe { launch.run((tiles.min(BLOCKS) as u32, 1, 1), THREADS, shared) }
+    }
+
+    /// dL/dw f32 [O,I,kh,kw]; of a layer that widens, dL/dbias too where it is wanted.
+    pub fn weight_gradient<T: Element>(
+        &self,
+        gpu: &Gpu,
+        many: View<bf16>,
+        few: View<T>,
+        to: Gradients,
+    ) -> Result<()> {
+        self.weight_gradients(gpu, many, [few, few], (to, None))
+    }
+
+    /// dL/dw for each of two gradients of a layer that narrows, its input read once.
+    pub fn two_weight_gradients<T: Element>(
+        &self,
+        gpu: &Gpu,
+        many: View<bf16>,
+        few: [View<T>; 2],
+        dw: [ViewMut<f32>; 2],
+        accumulate: bool,
+    ) -> Result<()> {
+        if self.widens || self.few != 3 || 2 * self.values + 1 > 64 {
+            bail!(
+                "no kernel takes two gradients of {:?} at once",
+                self.geometry
+            );
+        }
+        let [first, second] = dw;
+        let to = Gradients {
+            weight: first,
+            bias: None,
+            accumulate,
+        };
+        self.weight_gradients(gpu, many, few, (to, Some(second)))
+    }
+
+    fn weight_gradients<T: Element>(
+        &self,
+        gpu: &Gpu,
+        many: View<bf16>,
+        few: [View<T>; 2],
+        (to, second): (Gradients, Option<ViewMut<f32>>),
+    ) -> Result<()> {
+        let g = &self.geometry;
+        for few in &few {
+            self.check(few.len(), to.weight.len(), many.len());
+        }
+        assert!(second.as_ref().is_none_or(|dw| dw.len() == self.weights));
+        if let Some(bias) = &to.bias {
+            assert!(self.widens && bias.len() == g.channels as usize);
+        }
+        let maps = if second.is_some() { 2 } else { 1 };
+        let rows = match (self.few, self.values + usize::from(to.bias.is_some())) {
+            (1, ..=16) => 1,
+            (1, _) => 2,
+            (_, ..=32) if maps == 1 => 2,
+            _ => 4,
+        };
+        let kernel = name::<T>(&format!("thin_weight_{}_{rows}_{maps}", self.few));
+        let across = (g.channels as usize).div_ceil(CHANNELS);
+        // Where sums take so many registers, a multiprocessor holds one block.
+        let most = if rows == 4 { BLOCKS / 2 } else { BLOCKS };
+        let blocks = self.tiles(WEIGHT, g.height, g.width);
+        let blocks = blocks.min((most / across).max(1));
+        let sums_of_block = rows * 16 * CHANNELS;
+        let shared = (2 * maps * self.patch(WEIGHT)).max(4 * sums_of_block) as u32;
+        let mut sums = Output::<f32>::new(gpu.device(), across * blocks * sums_of_block)?;
+        let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
+        let mut launch = gpu.launch(&kernel);
+        launch.early();
+        launch.structure(g);
+        launch.value(many);
+        launch.value(few[0]);
+        launch.value(few[1]);
+        launch.value(sums.view_mut());
+        // SAFETY: as above; a block writes its own sums.
+        unsafe { launch.run((blocks as u32, across as u32, 1), THREADS, shared) }?;
+
+        let kernel = gpu.kernel("conv2d_thin", "thin_weight_sum", 0)?;
+        let mut launch = gpu.launch(&kernel);
+        launch.early();
+        launch.structure(g);
+        launch.value(sums.view());
+        launch.value(blocks as i32);
+        launch.value(rows as i32 * 16);
+        launch.value(self.few as i32);
+        launch.value(to.weight);
+        launch.value(second.as_ref().map(ViewMut::read));
+        launch.value(to.bias.as_ref().map(ViewMut::read));
+        launch.value(i32::from(to.accumulate));
+        let grid = (2 * across as u32, (maps * self.values + 1) as u32, 1);
+        // SAFETY: as above; rows of channels beyond the last one are not written.
+        unsafe { launch.run(grid, 32 * blocks.min(GROUPS) as u32, 0) }
+    }
+
+    fn check(&self, few: usize, weights: usize, many: usize) {
+        assert_eq!(
+            [few, weights, many],
+            [self.few_len, self.weights, self.many_len]
+        );
+    }
+}
+
+/// Where a layer's gradients go, and whether they are added to what is there.
+pub(super) struct Gradients<'a> {
+    pub weight: ViewMut<'a, f32>,
+    pub bias: Option<ViewMut<'a, f32>>,
+    pub accumulate: bool,
+}
+
+/// A kernel's for maps of few channels of this type.
+fn name<T: Element>(kernel: &str) -> String {
+    format!("{kernel}_{}", T::NAME)
+}
