@@ -240,6 +240,14 @@ struct Scattered {
     }
 };
 
+// Which 64 positions' sums begin at `row`: those of an image lie together, of each phase in turn.
+template <bool PHASES>
+__device__ __forceinline__ size_t block_of(const Phase& p, int phase, int row) {
+    if (!PHASES) return row >> 6;
+    const int blocks = p.height * p.width >> 6, block = row >> 6, image = block / blocks;
+    return static_cast<size_t>(image * 4 + phase) * blocks + (block - image * blocks);
+}
+
 // Writes a warp's rows of a tile by boxes, or where there are phases by address.
 template <class C, bool ADD, bool SUMS, bool PHASES>
 struct Writer {
@@ -299,7 +307,8 @@ struct Writer {
                     if (lane == 0) store_wait_read<1>();
                     __syncwarp();
                 }
-                if (PHASES && ADD) {
+                const bool add = PHASES ? c.add != nullptr : ADD;
+                if (PHASES && add) {
                     share(box, to, [&](uint32_t at, int row, int column) { scattered.load(at, row, column); });
                     __syncwarp();
                 }
@@ -308,7 +317,7 @@ struct Writer {
                 for (int j = 0; j < IN_ROW; j += 2) {
                     const uint32_t at = box + in_box<C::PART>(lane & 15, j + (lane >> 4));
                     uint32_t pairs[4] = {};
-                    if (ADD) load_matrix4(pairs, at);
+                    if (add) load_matrix4(pairs, at);
 #pragma unroll
                     for (int q = 0; q < 4; ++q) {
                         const int eight = j + (q >> 1), r = q & 1;
@@ -337,9 +346,10 @@ struct Writer {
                 if (SUMS) sum_rows(values, shared + (threadIdx.x >> 5 & 3) * C::N + part * C::PART);
                 __syncwarp();
             }
-            const int block = (place.row >> 6) + m;
-            if (SUMS && block * 64 < p.positions)
-                merge_rows(shared, C::N, c.sums + static_cast<size_t>(block) * c.columns + place.column, min(C::N, c.columns - place.column), group);
+            const int row = place.row + m * 64;
+            if (SUMS && row < p.positions)
+                merge_rows(shared, C::N, c.sums + block_of<PHASES>(p, place.phase, row) * c.columns + place.column, min(C::N, c.columns - place.column),
+                           group);
         }
     }
 };
@@ -392,7 +402,8 @@ struct SwappedWriter {
                 if (leads && !PHASES) store_wait_read<1>();
                 group_sync(group);
             }
-            if (PHASES && ADD) {
+            const bool add = PHASES ? c.add != nullptr : ADD;
+            if (PHASES && add) {
                 share(box, place, n, [&](uint32_t at, int row, int column) { scattered.load(at, row, column); });
                 group_sync(group);
             }
@@ -401,7 +412,7 @@ struct SwappedWriter {
             for (int j = 0; j < 8; j += 2) {
                 const uint32_t at = box + swizzled((j + (lane >> 4)) * 8 + (lane & 7), warp * 2 + (lane >> 3 & 1));
                 uint32_t pairs[4] = {};
-                if (ADD) load_matrix4_transposed(pairs, at);
+                if (add) load_matrix4_transposed(pairs, at);
 #pragma unroll
                 for (int q = 0; q < 4; ++q) {
                     const int eight = j + (q >> 1), r = q & 1;
@@ -425,8 +436,8 @@ struct SwappedWriter {
                     load(place, n + 2);
                 }
             }
-            const int block = (place.row >> 6) + n;
-            if (SUMS && block * 64 < p.positions) {
+            if (SUMS && place.row + n * 64 < p.positions) {
+                float2* to = c.sums + block_of<PHASES>(p, place.phase, place.row + n * 64) * c.columns;
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
                     sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
@@ -437,7 +448,7 @@ struct SwappedWriter {
                     for (int i = 0; i < 16; ++i) squares += (values[i][r] - mean) * (values[i][r] - mean);
                     squares += __shfl_xor_sync(~0u, squares, 1);
                     squares += __shfl_xor_sync(~0u, squares, 2);
-                    if ((lane & 3) == 0 && first + 8 * r < c.columns) c.sums[static_cast<size_t>(block) * c.columns + first + 8 * r] = {mean, squares};
+                    if ((lane & 3) == 0 && first + 8 * r < c.columns) to[first + 8 * r] = {mean, squares};
                 }
             }
         }

@@ -360,7 +360,7 @@ impl Launch<'_> {
     /// The only argument, a structure laid out as in C.
     pub fn structure<T: Copy>(&mut self, value: &T) {
         let words = size_of::<T>() / size_of::<u64>();
-        assert!(words * size_of::<u64>() == size_of::<T>() && align_of::<T>() <= align_of::<u64>());
+        assert!(words * size_of::<u64>() == size_of::<T>() && align_of::<T>() >= align_of::<u64>());
         // SAFETY: a structure of whole words, read as words.
         let words = unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u64>(), words) };
         self.structure = words.to_vec();
