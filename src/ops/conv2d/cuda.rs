@@ -1,14 +1,19 @@
 //! The GPU's side: which kernels compute a convolution of these sizes on this card.
+//!
+//! Maps of bf16 with 3 channels or 1 on one side take kernels at the speed of memory (thin.rs), others on Hopper implicit
+//! matrix products (hopper.rs, weight_hopper.rs); everything else gathers its windows (general.rs).
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::general;
+use super::hopper::{self, Finish};
 use super::op::Conv2d;
+use super::thin::{Gradients, Thin};
+use super::weight_hopper;
 use crate::ops::column_sums::column_sums;
-use crate::ops::cuda::{Gpu, View};
-use crate::ops::product::views::Multiply;
+use crate::ops::cuda::{Gpu, Output, View};
 
 type Input<'a> = (&'a CudaStorage, &'a Layout);
 
@@ -18,34 +23,54 @@ pub(super) fn forward(
     weight: Input,
     bias: Option<Input>,
 ) -> Result<(CudaStorage, Shape)> {
-    let (b, ..) = x.1.shape().dims4()?;
-    let (height, width) = op.window.output;
+    let (maps, ..) = x.1.shape().dims4()?;
+    let gpu = Gpu::of(x.0.device())?;
+    let weight = View::<f32>::stored(weight.0, weight.1)?;
+    let bias = bias.map(|(b, layout)| View::<f32>::stored(b, layout));
+    let bias = bias.transpose()?;
     let y = match x.0.dtype() {
-        DType::F32 => forward_of::<f32>(op, b, x, weight, bias)?,
-        DType::BF16 => forward_of::<bf16>(op, b, x, weight, bias)?,
+        DType::F32 => {
+            let x = View::<f32>::stored(x.0, x.1)?;
+            general::forward(&gpu, op, maps, x, weight, bias)?.storage()
+        }
+        DType::BF16 => {
+            let x = View::<bf16>::stored(x.0, x.1)?;
+            forward_bf16(&gpu, op, maps, x, weight, bias)?.storage()
+        }
         other => bail!("conv2d: {other:?} has no kernels"),
     };
-    Ok((y, (b, height, width, op.channels.1).into()))
+    let (height, width) = op.window.output;
+    Ok((y, (maps, height, width, op.channels.1).into()))
 }
 
-fn forward_of<T: Multiply>(
+fn forward_bf16(
+    gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
-    x: Input,
-    weight: Input,
-    bias: Option<Input>,
-) -> Result<CudaStorage> {
-    let gpu = Gpu::of(x.0.device())?;
-    let bias = bias.map(|(b, layout)| View::<f32>::stored(b, layout));
-    let y = general::forward(
-        &gpu,
-        op,
-        maps,
-        View::<T>::stored(x.0, x.1)?,
-        View::<f32>::stored(weight.0, weight.1)?,
-        bias.transpose()?,
-    )?;
-    Ok(y.storage())
+    x: View<bf16>,
+    weight: View<f32>,
+    bias: Option<View<f32>>,
+) -> Result<Output<bf16>> {
+    let (height, width) = op.window.output;
+    let mut y = Output::<bf16>::new(gpu.device(), maps * height * width * op.channels.1)?;
+    if let Some(thin) = Thin::new(op, maps) {
+        match thin.widens() {
+            true => thin.spread(gpu, x, weight, bias, 1.0, y.view_mut())?,
+            false => thin.gather(gpu, x, weight, bias, y.view_mut())?,
+        }
+        return Ok(y);
+    }
+    if gpu.is_hopper() {
+        let packed = general::pack_by_output(gpu, op, weight)?;
+        let finish = Finish {
+            bias,
+            ..Finish::default()
+        };
+        if hopper::forward(gpu, op, maps, x, packed.view(), finish, y.view_mut())? {
+            return Ok(y);
+        }
+    }
+    general::forward(gpu, op, maps, x, weight, bias)
 }
 
 /// Gradients of x, the weight and the bias, each where the graph tracks it.
@@ -56,28 +81,9 @@ pub(super) fn backward(
     bias: Option<&Tensor>,
     grad: &Tensor,
 ) -> Result<[Option<Tensor>; 3]> {
-    match x.dtype() {
-        DType::F32 => backward_of::<f32>(op, x, weight, bias, grad),
-        DType::BF16 => backward_of::<bf16>(op, x, weight, bias, grad),
-        other => bail!("conv2d: {other:?} has no kernels"),
-    }
-}
-
-fn backward_of<T: Multiply>(
-    op: &Conv2d,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    grad: &Tensor,
-) -> Result<[Option<Tensor>; 3]> {
     let gpu = Gpu::of(grad.device().as_cuda_device()?)?;
-    let (maps, grads) = (x.dim(0)?, View::<T>::of(grad)?);
     let dx = match x.track_op() {
-        true => {
-            let weight = View::<f32>::of(weight)?;
-            let dx = general::input_gradient(&gpu, op, maps, weight, grads)?;
-            Some(dx.tensor(x.shape()))
-        }
+        true => Some(input_gradient(&gpu, op, x, weight, grad)?),
         false => None,
     };
     let dw = match weight.track_op() {
@@ -85,25 +91,111 @@ fn backward_of<T: Multiply>(
         false => None,
     };
     let db = match bias.filter(|bias| bias.track_op()) {
-        Some(bias) => Some(column_sums(&gpu, grads, op.channels.1)?.tensor(bias.shape())),
+        Some(bias) => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
         None => None,
     };
     Ok([dx, dw, db])
 }
 
-/// dL/dw f32 [O,I,kh,kw].
-pub(super) fn weight_grad(op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn bias_gradient(gpu: &Gpu, grad: &Tensor) -> Result<Output<f32>> {
+    let width = grad.dim(3)?;
+    match grad.dtype() {
+        DType::F32 => column_sums(gpu, View::<f32>::of(grad)?, width),
+        _ => column_sums(gpu, View::<bf16>::of(grad)?, width),
+    }
+}
+
+fn input_gradient(
+    gpu: &Gpu,
+    op: &Conv2d,
+    x: &Tensor,
+    weight: &Tensor,
+    grad: &Tensor,
+) -> Result<Tensor> {
+    let (maps, shape) = (x.dim(0)?, x.shape().clone());
+    let weight = View::<f32>::of(weight)?;
     match x.dtype() {
-        DType::F32 => weight_grad_of::<f32>(op, x, grad),
-        DType::BF16 => weight_grad_of::<bf16>(op, x, grad),
+        DType::F32 => {
+            let grad = View::<f32>::of(grad)?;
+            Ok(general::input_gradient(gpu, op, maps, weight, grad)?.tensor(shape))
+        }
+        DType::BF16 => {
+            let grad = View::<bf16>::of(grad)?;
+            Ok(input_gradient_bf16(gpu, op, maps, weight, grad)?.tensor(shape))
+        }
         other => bail!("conv2d: {other:?} has no kernels"),
     }
 }
 
-fn weight_grad_of<T: Multiply>(op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn input_gradient_bf16(
+    gpu: &Gpu,
+    op: &Conv2d,
+    maps: usize,
+    weight: View<f32>,
+    grad: View<bf16>,
+) -> Result<Output<bf16>> {
+    let (height, width) = op.window.input;
+    let mut dx = Output::<bf16>::new(gpu.device(), maps * height * width * op.channels.0)?;
+    if let Some(thin) = Thin::new(op, maps) {
+        match thin.widens() {
+            true => thin.gather(gpu, grad, weight, None, dx.view_mut())?,
+            false => thin.spread(gpu, grad, weight, None, 1.0, dx.view_mut())?,
+        }
+        return Ok(dx);
+    }
+    if gpu.is_hopper() {
+        let packed = general::pack_by_output(gpu, op, weight)?;
+        if hopper::input_gradient(gpu, op, maps, grad, packed.view(), None, dx.view_mut())? {
+            return Ok(dx);
+        }
+    }
+    general::input_gradient(gpu, op, maps, weight, grad)
+}
+
+/// dL/dw f32 [O,I,kh,kw].
+pub(super) fn weight_grad(op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let gpu = Gpu::of(grad.device().as_cuda_device()?)?;
-    let (x_view, grads) = (View::<T>::of(x)?, View::<T>::of(grad)?);
-    let dw = general::weight_gradient(&gpu, op, x.dim(0)?, x_view, grads)?;
+    let maps = x.dim(0)?;
+    let dw = match x.dtype() {
+        DType::F32 => {
+            let (x, grad) = (View::<f32>::of(x)?, View::<f32>::of(grad)?);
+            general::weight_gradient(&gpu, op, maps, x, grad)?
+        }
+        DType::BF16 => {
+            let (x, grad) = (View::<bf16>::of(x)?, View::<bf16>::of(grad)?);
+            weight_gradient_bf16(&gpu, op, maps, x, grad)?
+        }
+        other => bail!("conv2d: {other:?} has no kernels"),
+    };
     let ((i, o), (kh, kw)) = (op.channels, op.window.kernel);
     Ok(dw.tensor((o, i, kh, kw)))
+}
+
+fn weight_gradient_bf16(
+    gpu: &Gpu,
+    op: &Conv2d,
+    maps: usize,
+    x: View<bf16>,
+    grad: View<bf16>,
+) -> Result<Output<f32>> {
+    let len = op.channels.0 * op.channels.1 * op.taps();
+    if let Some(thin) = Thin::new(op, maps) {
+        let mut dw = Output::<f32>::new(gpu.device(), len)?;
+        let to = Gradients {
+            weight: dw.view_mut(),
+            bias: None,
+            accumulate: false,
+        };
+        match thin.widens() {
+            true => thin.weight_gradient(gpu, grad, x, to)?,
+            false => thin.weight_gradient(gpu, x, grad, to)?,
+        }
+        return Ok(dw);
+    }
+    if weight_hopper::serves(gpu, op) {
+        let mut dw = Output::<f32>::new(gpu.device(), len)?;
+        weight_hopper::weight_gradient(gpu, op, maps, x, grad, dw.view_mut(), false)?;
+        return Ok(dw);
+    }
+    general::weight_gradient(gpu, op, maps, x, grad)
 }

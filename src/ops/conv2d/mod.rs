@@ -13,6 +13,8 @@ mod frozen;
 mod gather;
 #[cfg(feature = "cuda")]
 mod general;
+#[cfg(feature = "cuda")]
+mod hopper;
 mod op;
 pub(super) mod pack;
 mod reference;

@@ -80,7 +80,8 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
             });
         }
     }
-    let (found, expected) = (global_norm(&on_gpu)?, global_norm(&grads)?);
+    let norm = |grads| global_norm(grads)?.to_scalar::<f64>();
+    let (found, expected) = (norm(&on_gpu)?, norm(&grads)?);
     rows.push(Row {
         name: "global_norm".into(),
         error: (found - expected).abs() / expected,
