@@ -86,6 +86,11 @@ __device__ __forceinline__ void store_box(const TensorMap& map, int column, int 
                  "r"(row)
                  : "memory");
 }
+__device__ __forceinline__ void store_box(const TensorMap& map, int channel, int x, int y, int image, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map), "r"(from), "r"(channel),
+                 "r"(x), "r"(y), "r"(image)
+                 : "memory");
+}
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // All but the last N groups of this thread's stores have been read from shared memory.
 template <int N>

@@ -33,6 +33,25 @@ impl TensorMap {
         Self::new(address, sizes, boxes, CU_TENSOR_MAP_SWIZZLE_NONE)
     }
 
+    /// Boxes of 64 or 32 columns in shared memory as swizzled rows of 128 or 64 bytes. `strides` in elements, one a size; the columns lie side by
+    /// side.
+    ///
+    /// Errors: as above.
+    pub fn strided<const N: usize>(
+        address: u64,
+        sizes: [usize; N],
+        strides: [usize; N],
+        boxes: [usize; N],
+    ) -> Result<Self> {
+        use sys::CUtensorMapSwizzle::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
+        let swizzle = match boxes[N - 1] {
+            64 => CU_TENSOR_MAP_SWIZZLE_128B,
+            32 => CU_TENSOR_MAP_SWIZZLE_64B,
+            other => bail!("boxes of {other} columns are not swizzled"),
+        };
+        Self::encode(address, sizes, strides, boxes, swizzle)
+    }
+
     /// Windows of a map [B,H,W,C] (im2col): one copy moves `positions` windows' values of 64 channels under one tap, swizzled as above.
     /// The windows' first taps lie from `low` = (y, x) on, negative in the padding before the map, every `stride`-th up to and with
     /// (H - 1, W - 1) + `high`.
@@ -87,15 +106,27 @@ impl TensorMap {
         boxes: [usize; N],
         swizzle: sys::CUtensorMapSwizzle,
     ) -> Result<Self> {
+        let mut strides = [1; N];
+        for i in (1..N).rev() {
+            strides[i - 1] = strides[i] * sizes[i];
+        }
+        Self::encode(address, sizes, strides, boxes, swizzle)
+    }
+
+    fn encode<const N: usize>(
+        address: u64,
+        sizes: [usize; N],
+        strides: [usize; N],
+        boxes: [usize; N],
+        swizzle: sys::CUtensorMapSwizzle,
+    ) -> Result<Self> {
         // The driver counts from the innermost dimension, and strides in bytes, without the innermost.
         let mut lengths = sizes.map(|size| size as u64);
         let mut parts = boxes.map(|size| size as u32);
+        let mut strides = strides.map(|stride| 2 * stride as u64);
         lengths.reverse();
         parts.reverse();
-        let mut strides = [2; N];
-        for i in 0..N {
-            strides[i] = lengths[i] * if i == 0 { 2 } else { strides[i - 1] };
-        }
+        strides.reverse();
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         // SAFETY: every array has as many elements as the driver reads; the address is kept, not followed.
         let status = unsafe {
@@ -105,7 +136,7 @@ impl TensorMap {
                 N as u32,
                 address as *mut _,
                 lengths.as_ptr(),
-                strides.as_ptr(),
+                strides[1..].as_ptr(),
                 parts.as_ptr(),
                 [1u32; N].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
