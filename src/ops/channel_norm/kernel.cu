@@ -127,20 +127,34 @@ __device__ __forceinline__ void tile_moments(const T* x, float* tiles, int posit
     }
     __syncthreads();
     const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V), total = tile.to - tile.from;
+    const int each = total / p.lanes, rest = total - each * p.lanes;
+    const auto rows_of = [&](int lane) { return static_cast<float>(each + (lane < rest)); };
     float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels;
     for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
         const int c = (j % p.vectors) * V + j / p.vectors;
         if (c >= taken) continue;
         float sum = 0.f, m2 = 0.f;
-        for (int lane = 0; lane < p.lanes && lane < total; ++lane) sum += means[lane * p.vectors * V + j] * ((total - lane - 1) / p.lanes + 1);
+        for (int lane = 0; lane < p.lanes; ++lane) sum = fmaf(means[lane * p.vectors * V + j], rows_of(lane), sum);
         const float centre = sum / total;
-        for (int lane = 0; lane < p.lanes && lane < total; ++lane) {
+        for (int lane = 0; lane < p.lanes; ++lane) {
             const float d = means[lane * p.vectors * V + j] - centre;
-            m2 += fmaf(d * d, static_cast<float>((total - lane - 1) / p.lanes + 1), squares[lane * p.vectors * V + j]);
+            m2 += fmaf(d * d, rows_of(lane), squares[lane * p.vectors * V + j]);
         }
         const int channel = blockIdx.z * p.vectors * V + c;
         out[channel] = centre;
         out[channels + channel] = m2;
+    }
+}
+
+// f(i, group) for each of a thread's channels.
+template <int V, class F>
+__device__ __forceinline__ void each_group(const Place& p, int width, F f) {
+    int group = p.channel / width, left = (group + 1) * width - p.channel;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        if (left == 0) ++group, left = width;
+        f(i, group);
+        --left;
     }
 }
 
@@ -153,17 +167,13 @@ __device__ __forceinline__ void normalize(const T* x, const float* moments, cons
     const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
-    float mean[V], scale[V], shift[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const int c = p.channel + i, g = c / width;
-        mean[i] = means[g];
-        scale[i] = rs[g] * weight[c];
-        shift[i] = bias[c];
-    }
+    float mean[V];
+    Channels<V> scale = load_channels<V>(weight + p.channel);
+    const Channels<V> shift = load_channels<V>(bias + p.channel);
+    each_group<V>(p, width, [&](int i, int g) { mean[i] = means[g], scale.x[i] *= rs[g]; });
     each_row<ONE, V>(x, image, p, tile, channels, [&](long long at, Channels<V> in) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) in.x[i] = activated<A>(fmaf(in.x[i] - mean[i], scale[i], shift[i]), slope);
+        for (int i = 0; i < V; ++i) in.x[i] = activated<A>(fmaf(in.x[i] - mean[i], scale.x[i], shift.x[i]), slope);
         store_channels<V>(y + at, in);
     });
 }
@@ -179,18 +189,17 @@ __device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* 
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
     if (p.works) {
-        float mean[V], r[V], w[V], b[V], sum[V], sum_normal[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            const int c = p.channel + i, g = c / width;
-            mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c];
+        float mean[V], r[V], sum[V], sum_normal[V];
+        const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
+        each_group<V>(p, width, [&](int i, int g) {
+            mean[i] = means[g], r[i] = rs[g];
             sum[i] = sum_normal[i] = 0.f;
-        }
+        });
         each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long, const Channels<V>& in, const Channels<V>& grad) {
 #pragma unroll
             for (int i = 0; i < V; ++i) {
                 const float normal = (in.x[i] - mean[i]) * r[i];
-                const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
+                const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
                 sum[i] += dz;
                 sum_normal[i] = fmaf(dz, normal, sum_normal[i]);
             }
@@ -228,18 +237,15 @@ __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* m
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups, *a_of = means_of + tile.image * groups,
                 *b_of = a_of + gridDim.y * groups;
-    float mean[V], r[V], w[V], b[V], along[V], across[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const int c = p.channel + i, g = c / width;
-        mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c], across[i] = a_of[g], along[i] = b_of[g];
-    }
+    float mean[V], r[V], along[V], across[V];
+    const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
+    each_group<V>(p, width, [&](int i, int g) { mean[i] = means[g], r[i] = rs[g], across[i] = a_of[g], along[i] = b_of[g]; });
     each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long at, Channels<V> in, const Channels<V>& grad) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
             const float normal = (in.x[i] - mean[i]) * r[i];
-            const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
-            in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w[i], -across[i]));
+            const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
+            in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
         }
         store_channels<V>(dx + at, in);
     });

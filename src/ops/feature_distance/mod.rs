@@ -25,8 +25,7 @@ pub fn feature_distance(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tenso
     shapes::shape("feature_distance", "b", b, a.dims())?;
     shapes::shape("feature_distance", "weight", weight, &[c])?;
     // The fast side has no gradient for the weight, which LPIPS keeps frozen.
-    if slices::meet_kernels(&[a, b], &[weight]) && a.dtype() == b.dtype() && !weight.track_op()
-    {
+    if slices::meet_kernels(&[a, b], &[weight]) && a.dtype() == b.dtype() && !weight.track_op() {
         return tape::apply3(a, b, weight, FeatureDistance);
     }
     tape::plain([a, b, weight], |[a, b, weight]| {
