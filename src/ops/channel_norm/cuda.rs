@@ -120,6 +120,14 @@ impl Norm<'_> {
         format!("{pass}_{activation}_{element}_{vector}")
     }
 
+    /// How many channels a thread takes at a time.
+    fn vector<T: Element>(&self, maps: &[View<T>]) -> usize {
+        let channels = self.sizes.channels;
+        let of_maps = maps.iter().map(|map| map.vector(channels));
+        let of_weights = [self.weight, self.bias].map(|w| w.vector(channels));
+        of_maps.chain(of_weights).min().unwrap_or(1)
+    }
+
     fn slope(&self) -> f32 {
         match self.activation {
             Activation::LeakyRelu(slope) => slope as f32,
@@ -145,7 +153,7 @@ impl Norm<'_> {
             groups,
             ..
         } = self.sizes;
-        let vector = x.vector(channels);
+        let vector = self.vector(&[x]);
         let name = self.name("normalize", T::NAME, vector);
         let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
         // SAFETY: x and y have B·P·C elements, moments, weight and bias what `moments` asserts.
@@ -173,7 +181,7 @@ impl Norm<'_> {
             channels,
             groups,
         } = self.sizes;
-        let vector = x.vector(channels).min(dy.vector(channels));
+        let vector = self.vector(&[x, dy]);
         let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
         let (count, moments) = (grid.0, self.moments()?);
         let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;

@@ -17,8 +17,8 @@
 namespace {
 
 constexpr int THREADS = 256;
-// Rows a thread has in flight: of moments, and where it reads two maps.
-constexpr int DEEP = 8, BOTH = 2;
+// Rows a thread has under way: of moments, where it reads one map, and where it reads two.
+constexpr int DEEP = 8, ONE = 4, BOTH = 2;
 
 // The rows [from, to) of a block's tile, and its image.
 struct Tile {
@@ -31,6 +31,41 @@ __device__ __forceinline__ Tile tile_of(int positions, int rows) {
 __device__ __forceinline__ Tile tile_backwards(int positions, int rows) {
     const int from = (gridDim.x - 1 - blockIdx.x) * rows;
     return {static_cast<int>(gridDim.y - 1 - blockIdx.y), from, min(positions, from + rows)};
+}
+
+// Calls f(offset, x) for every row of a thread's tile, from `image` on: N rows are under way before the first is worked on.
+template <int N, int V, class T, class F>
+__device__ __forceinline__ void each_row(const T* x, long long image, const Place& p, const Tile& tile, int channels, F f) {
+    int row = tile.from + p.lane;
+    const long long step = static_cast<long long>(p.lanes) * channels;
+    long long at = image + static_cast<long long>(row) * channels;
+    for (; row + (N - 1) * p.lanes < tile.to; row += N * p.lanes, at += N * step) {
+        Raw<V, T> raw[N];
+#pragma unroll
+        for (int k = 0; k < N; ++k) raw[k] = load_raw<V>(x + at + k * step);
+#pragma unroll
+        for (int k = 0; k < N; ++k) f(at + k * step, channels_of<V, T>(raw[k]));
+    }
+    for (; row < tile.to; row += p.lanes, at += step) f(at, load_channels<V>(x + at));
+}
+
+// The same of two maps, f(offset, x, dy).
+template <int N, int V, class T, class F>
+__device__ __forceinline__ void each_row(const T* x, const T* dy, long long image, const Place& p, const Tile& tile, int channels, F f) {
+    int row = tile.from + p.lane;
+    const long long step = static_cast<long long>(p.lanes) * channels;
+    long long at = image + static_cast<long long>(row) * channels;
+    for (; row + (N - 1) * p.lanes < tile.to; row += N * p.lanes, at += N * step) {
+        Raw<V, T> raw[N], grad[N];
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            raw[k] = load_raw<V>(x + at + k * step);
+            grad[k] = load_raw<V>(dy + at + k * step);
+        }
+#pragma unroll
+        for (int k = 0; k < N; ++k) f(at + k * step, channels_of<V, T>(raw[k]), channels_of<V, T>(grad[k]));
+    }
+    for (; row < tile.to; row += p.lanes, at += step) f(at, load_channels<V>(x + at), load_channels<V>(dy + at));
 }
 
 // Mean and M2 of rows together with those of `rows` more.
@@ -54,9 +89,12 @@ __device__ __forceinline__ void tile_moments(const T* x, float* tiles, int posit
     if (p.works) {
         int row = tile.from + p.lane, count = 0;
         for (; row + (DEEP - 1) * p.lanes < tile.to; row += DEEP * p.lanes) {
+            Raw<V, T> raw[DEEP];
+#pragma unroll
+            for (int k = 0; k < DEEP; ++k) raw[k] = load_raw<V>(image + static_cast<long long>(row + k * p.lanes) * channels);
             Channels<V> in[DEEP];
 #pragma unroll
-            for (int k = 0; k < DEEP; ++k) in[k] = load_channels<V>(image + static_cast<long long>(row + k * p.lanes) * channels);
+            for (int k = 0; k < DEEP; ++k) in[k] = channels_of<V, T>(raw[k]);
             const float share = static_cast<float>(DEEP) / (count + DEEP), weight = share * count;
 #pragma unroll
             for (int i = 0; i < V; ++i) {
@@ -89,20 +127,34 @@ __device__ __forceinline__ void tile_moments(const T* x, float* tiles, int posit
     }
     __syncthreads();
     const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V), total = tile.to - tile.from;
+    const int each = total / p.lanes, rest = total - each * p.lanes;
+    const auto rows_of = [&](int lane) { return static_cast<float>(each + (lane < rest)); };
     float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels;
     for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
         const int c = (j % p.vectors) * V + j / p.vectors;
         if (c >= taken) continue;
         float sum = 0.f, m2 = 0.f;
-        for (int lane = 0; lane < p.lanes && lane < total; ++lane) sum += means[lane * p.vectors * V + j] * ((total - lane - 1) / p.lanes + 1);
+        for (int lane = 0; lane < p.lanes; ++lane) sum = fmaf(means[lane * p.vectors * V + j], rows_of(lane), sum);
         const float centre = sum / total;
-        for (int lane = 0; lane < p.lanes && lane < total; ++lane) {
+        for (int lane = 0; lane < p.lanes; ++lane) {
             const float d = means[lane * p.vectors * V + j] - centre;
-            m2 += fmaf(d * d, static_cast<float>((total - lane - 1) / p.lanes + 1), squares[lane * p.vectors * V + j]);
+            m2 += fmaf(d * d, rows_of(lane), squares[lane * p.vectors * V + j]);
         }
         const int channel = blockIdx.z * p.vectors * V + c;
         out[channel] = centre;
         out[channels + channel] = m2;
+    }
+}
+
+// f(i, group) for each of a thread's channels.
+template <int V, class F>
+__device__ __forceinline__ void each_group(const Place& p, int width, F f) {
+    int group = p.channel / width, left = (group + 1) * width - p.channel;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        if (left == 0) ++group, left = width;
+        f(i, group);
+        --left;
     }
 }
 
@@ -115,27 +167,15 @@ __device__ __forceinline__ void normalize(const T* x, const float* moments, cons
     const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
-    float mean[V], scale[V], shift[V];
+    float mean[V];
+    Channels<V> scale = load_channels<V>(weight + p.channel);
+    const Channels<V> shift = load_channels<V>(bias + p.channel);
+    each_group<V>(p, width, [&](int i, int g) { mean[i] = means[g], scale.x[i] *= rs[g]; });
+    each_row<ONE, V>(x, image, p, tile, channels, [&](long long at, Channels<V> in) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const int c = p.channel + i, g = c / width;
-        mean[i] = means[g];
-        scale[i] = rs[g] * weight[c];
-        shift[i] = bias[c];
-    }
-    for (int row = tile.from + p.lane; row < tile.to; row += 4 * p.lanes) {
-        Channels<V> in[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-            if (row + k * p.lanes < tile.to) in[k] = load_channels<V>(x + image + static_cast<long long>(row + k * p.lanes) * channels);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (row + k * p.lanes >= tile.to) break;
-#pragma unroll
-            for (int i = 0; i < V; ++i) in[k].x[i] = activated<A>(fmaf(in[k].x[i] - mean[i], scale[i], shift[i]), slope);
-            store_channels<V>(y + image + static_cast<long long>(row + k * p.lanes) * channels, in[k]);
-        }
-    }
+        for (int i = 0; i < V; ++i) in.x[i] = activated<A>(fmaf(in.x[i] - mean[i], scale.x[i], shift.x[i]), slope);
+        store_channels<V>(y + at, in);
+    });
 }
 
 // tiles [B, tiles, 2, C]: Σ dz, Σ dz·x̂.
@@ -149,34 +189,21 @@ __device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* 
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups;
     if (p.works) {
-        float mean[V], r[V], w[V], b[V], sum[V], sum_normal[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            const int c = p.channel + i, g = c / width;
-            mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c];
+        float mean[V], r[V], sum[V], sum_normal[V];
+        const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
+        each_group<V>(p, width, [&](int i, int g) {
+            mean[i] = means[g], r[i] = rs[g];
             sum[i] = sum_normal[i] = 0.f;
-        }
-        for (int row = tile.from + p.lane; row < tile.to; row += BOTH * p.lanes) {
-            Channels<V> in[BOTH], grad[BOTH];
+        });
+        each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long, const Channels<V>& in, const Channels<V>& grad) {
 #pragma unroll
-            for (int k = 0; k < BOTH; ++k)
-                if (row + k * p.lanes < tile.to) {
-                    const long long at = image + static_cast<long long>(row + k * p.lanes) * channels;
-                    in[k] = load_channels<V>(x + at);
-                    grad[k] = load_channels<V>(dy + at);
-                }
-#pragma unroll
-            for (int k = 0; k < BOTH; ++k) {
-                if (row + k * p.lanes >= tile.to) break;
-#pragma unroll
-                for (int i = 0; i < V; ++i) {
-                    const float normal = (in[k].x[i] - mean[i]) * r[i];
-                    const float dz = grad[k].x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
-                    sum[i] += dz;
-                    sum_normal[i] = fmaf(dz, normal, sum_normal[i]);
-                }
+            for (int i = 0; i < V; ++i) {
+                const float normal = (in.x[i] - mean[i]) * r[i];
+                const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
+                sum[i] += dz;
+                sum_normal[i] = fmaf(dz, normal, sum_normal[i]);
             }
-        }
+        });
 #pragma unroll
         for (int i = 0; i < V; ++i) {
             const int at = (p.lane * V + i) * p.vectors + p.vector;
@@ -210,33 +237,18 @@ __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* m
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups, *a_of = means_of + tile.image * groups,
                 *b_of = a_of + gridDim.y * groups;
-    float mean[V], r[V], w[V], b[V], along[V], across[V];
+    float mean[V], r[V], along[V], across[V];
+    const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
+    each_group<V>(p, width, [&](int i, int g) { mean[i] = means[g], r[i] = rs[g], across[i] = a_of[g], along[i] = b_of[g]; });
+    each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long at, Channels<V> in, const Channels<V>& grad) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const int c = p.channel + i, g = c / width;
-        mean[i] = means[g], r[i] = rs[g], w[i] = weight[c], b[i] = bias[c], across[i] = a_of[g], along[i] = b_of[g];
-    }
-    for (int row = tile.from + p.lane; row < tile.to; row += BOTH * p.lanes) {
-        Channels<V> in[BOTH], grad[BOTH];
-#pragma unroll
-        for (int k = 0; k < BOTH; ++k)
-            if (row + k * p.lanes < tile.to) {
-                const long long at = image + static_cast<long long>(row + k * p.lanes) * channels;
-                in[k] = load_channels<V>(x + at);
-                grad[k] = load_channels<V>(dy + at);
-            }
-#pragma unroll
-        for (int k = 0; k < BOTH; ++k) {
-            if (row + k * p.lanes >= tile.to) break;
-#pragma unroll
-            for (int i = 0; i < V; ++i) {
-                const float normal = (in[k].x[i] - mean[i]) * r[i];
-                const float dz = grad[k].x[i] * activation_slope<A>(fmaf(normal, w[i], b[i]), slope);
-                in[k].x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w[i], -across[i]));
-            }
-            store_channels<V>(dx + image + static_cast<long long>(row + k * p.lanes) * channels, in[k]);
+        for (int i = 0; i < V; ++i) {
+            const float normal = (in.x[i] - mean[i]) * r[i];
+            const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
+            in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
         }
-    }
+        store_channels<V>(dx + at, in);
+    });
 }
 
 // Σ in double over the block's threads, in a fixed order, at all of them.

@@ -7,18 +7,46 @@ struct Channels {
     float x[V];
 };
 
+// V channels as they lie in memory: several loads are under way before the first is turned into floats.
 template <int V, class T>
-__device__ __forceinline__ Channels<V> load_channels(const T* p) {
+struct Raw {
+    T x;
+};
+template <>
+struct Raw<8, bf16> {
+    uint4 x;
+};
+template <>
+struct Raw<8, float> {
+    float4 x, y;
+};
+
+template <int V, class T>
+__device__ __forceinline__ Raw<V, T> load_raw(const T* p) {
+    return *reinterpret_cast<const Raw<V, T>*>(p);
+}
+
+template <int V, class T>
+__device__ __forceinline__ Channels<V> channels_of(const Raw<V, T>& raw) {
     Channels<V> out;
-    if constexpr (V == 8) {
-        const Eight eight = load8(p);
+    if constexpr (V == 1) {
+        out.x[0] = static_cast<float>(raw.x);
+    } else if constexpr (sizeof(T) == 2) {
+        const uint32_t w[4] = {raw.x.x, raw.x.y, raw.x.z, raw.x.w};
 #pragma unroll
-        for (int i = 0; i < V; ++i) out.x[i] = eight.x[i];
+        for (int i = 0; i < 4; ++i) {
+            out.x[2 * i] = __uint_as_float(w[i] << 16);
+            out.x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+        }
     } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) out.x[i] = static_cast<float>(p[i]);
+        out = {{raw.x.x, raw.x.y, raw.x.z, raw.x.w, raw.y.x, raw.y.y, raw.y.z, raw.y.w}};
     }
     return out;
+}
+
+template <int V, class T>
+__device__ __forceinline__ Channels<V> load_channels(const T* p) {
+    return channels_of<V, T>(load_raw<V>(p));
 }
 
 template <int V, class T>

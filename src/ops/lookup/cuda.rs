@@ -7,8 +7,13 @@ use crate::ops::cuda::{Buffer, Gpu, Output, View, launch};
 const TILE: usize = 1024;
 const CHUNK: usize = 128;
 
-pub(super) fn serves(dy: &Tensor) -> bool {
-    dy.device().is_cuda() && dy.dtype() == DType::F32
+/// Rows of the largest table: a code and a place in its tile share a word.
+const ROWS: usize = (1 << 22) - 1;
+
+pub(super) fn serves(table: &Tensor, dy: &Tensor) -> bool {
+    dy.device().is_cuda()
+        && dy.dtype() == DType::F32
+        && table.dims2().is_ok_and(|(k, _)| k <= ROWS)
 }
 
 /// dtable [K,d] from dy [R,d] and the rows' numbers u32 [R].

@@ -1,5 +1,5 @@
 // The gradient of rows of a table: dtable[k] = Σ dy[r] over the rows r that took row k, in ascending order, without atomics. Rows are first put in
-// the order of their codes, stably: in tiles of 1024, `rank` numbers equal codes and counts them, `scan_tiles` and `scan_codes` add the counts up,
+// the order of their codes, stably: in tiles of 1024, `rank` sorts, numbers equal codes and counts them, `scan_tiles` and `scan_codes` add the counts up,
 // `place` writes the order. Then `chunk_sums` adds chunks of 128 places; a code that reaches over several is put together by `join`.
 // Bytes: dy and dtable once, 8 bytes a row and tiles·K·12 for the counts (R = 100k, K = 16k: 19 MB, a quarter of what candle's index_add reads there).
 #include <stdint.h>
@@ -8,25 +8,54 @@ namespace {
 constexpr int TILE = 1024, CHUNK = 128;
 }
 
-// counts [tiles, K], zero before.
-extern "C" __global__ void __launch_bounds__(TILE) rank(const uint32_t* codes, uint32_t* ranks, uint32_t* counts, int rows, int k) {
-    __shared__ uint4 tile[TILE / 4];
-    uint32_t* in = reinterpret_cast<uint32_t*>(tile);
-    const int row = blockIdx.x * TILE + threadIdx.x;
-    const uint32_t code = row < rows ? codes[row] : ~0u;
-    in[threadIdx.x] = code;
-    __syncthreads();
-    if (code >= k) return;
-    uint32_t before = 0, all = 0;
-    for (int j = 0; j < TILE / 4; ++j) {
-        const uint4 four = tile[j];
-        const uint32_t equal = (four.x == code) | (four.y == code) << 1 | (four.z == code) << 2 | (four.w == code) << 3;
-        const int earlier = min(4, max(0, static_cast<int>(threadIdx.x) - 4 * j));
-        before += __popc(equal & ((1u << earlier) - 1));
-        all += __popc(equal);
+// Inclusive prefix of the block's values under `join`, in the threads' order; 1024 threads.
+template <class F>
+__device__ __forceinline__ uint32_t block_prefix(uint32_t x, uint32_t* warps, F join) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+    for (int d = 1; d < 32; d <<= 1) {
+        const uint32_t before = __shfl_up_sync(~0u, x, d);
+        if (lane >= d) x = join(before, x);
     }
-    ranks[row] = before;
-    if (before + 1 == all) counts[static_cast<long long>(blockIdx.x) * k + code] = all;
+    __syncthreads();
+    if (lane == 31) warps[warp] = x;
+    __syncthreads();
+    if (warp == 0) {
+        uint32_t y = warps[lane];
+#pragma unroll
+        for (int d = 1; d < 32; d <<= 1) {
+            const uint32_t before = __shfl_up_sync(~0u, y, d);
+            if (lane >= d) y = join(before, y);
+        }
+        warps[lane] = y;
+    }
+    __syncthreads();
+    return warp ? join(warps[warp - 1], x) : x;
+}
+
+// counts [tiles, K], zero before. Sorts the tile by (code, place): bitonic, in shared memory. K is at most 2^22 - 1.
+extern "C" __global__ void __launch_bounds__(TILE) rank(const uint32_t* codes, uint32_t* ranks, uint32_t* counts, int rows, int k) {
+    __shared__ uint32_t keys[TILE], warps[32];
+    const uint32_t i = threadIdx.x;
+    const int row = blockIdx.x * TILE + i;
+    const uint32_t none = (1u << 22) - 1, own = row < rows ? codes[row] : none;
+    keys[i] = min(own < k ? own : none, none) << 10 | i;
+    for (uint32_t size = 2; size <= TILE; size *= 2)
+        for (uint32_t step = size / 2; step; step /= 2) {
+            __syncthreads();
+            const uint32_t other = i ^ step;
+            if (other > i) {
+                const uint32_t a = keys[i], b = keys[other];
+                if ((a > b) == ((i & size) == 0)) keys[i] = b, keys[other] = a;
+            }
+        }
+    __syncthreads();
+    const uint32_t code = keys[i] >> 10, place = keys[i] & (TILE - 1);
+    const bool first = i == 0 || keys[i - 1] >> 10 != code, last = i == TILE - 1 || keys[i + 1] >> 10 != code;
+    const uint32_t begin = block_prefix(first ? i : 0, warps, [](uint32_t a, uint32_t b) { return max(a, b); });
+    if (code == none) return;
+    ranks[blockIdx.x * TILE + place] = i - begin;
+    if (last) counts[static_cast<long long>(blockIdx.x) * k + code] = i - begin + 1;
 }
 
 // Of every code: how many rows the tiles before hold, and all.
@@ -44,28 +73,28 @@ extern "C" __global__ void __launch_bounds__(256) scan_tiles(uint32_t* counts, u
     totals[code] = sum;
 }
 
-// starts [K+1]: where each code's rows begin, one block.
+// starts [K+1]: where each code's rows begin, one block; four codes a thread and turn.
 extern "C" __global__ void __launch_bounds__(1024) scan_codes(const uint32_t* totals, uint32_t* starts, int k) {
     __shared__ uint32_t warps[32];
-    const int each = (k + 1023) / 1024, from = threadIdx.x * each, to = min(k, from + each);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    uint32_t own = 0;
-    for (int i = from; i < to; ++i) own += totals[i];
-    uint32_t sum = own;
+    uint32_t before = 0;
+    for (int from = 0; from < k; from += 4096) {
+        const int at = from + 4 * threadIdx.x;
+        uint32_t own[4], sum = 0;
 #pragma unroll
-    for (int d = 1; d < 32; d <<= 1) {
-        const uint32_t other = __shfl_up_sync(~0u, sum, d);
-        if (lane >= d) sum += other;
+        for (int j = 0; j < 4; ++j) {
+            own[j] = at + j < k ? totals[at + j] : 0;
+            sum += own[j];
+        }
+        const uint32_t all = block_prefix(sum, warps, [](uint32_t a, uint32_t b) { return a + b; });
+        uint32_t start = before + all - sum;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if (at + j < k) starts[at + j] = start;
+            start += own[j];
+        }
+        before += warps[31];
     }
-    if (lane == 31) warps[warp] = sum;
-    __syncthreads();
-    uint32_t before = sum - own;
-    for (int w = 0; w < warp; ++w) before += warps[w];
-    for (int i = from; i < to; ++i) {
-        starts[i] = before;
-        before += totals[i];
-    }
-    if (threadIdx.x == 1023) starts[k] = before;
+    if (threadIdx.x == 0) starts[k] = before;
 }
 
 extern "C" __global__ void __launch_bounds__(TILE) place(const uint32_t* codes, const uint32_t* ranks, const uint32_t* counts, const uint32_t* starts,

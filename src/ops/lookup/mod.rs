@@ -23,7 +23,7 @@ pub fn lookup(table: &Tensor, numbers: &Tensor) -> Result<Tensor> {
 
 fn gradient(table: &Tensor, numbers: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if cuda::serves(dy) {
+    if cuda::serves(table, dy) {
         return cuda::gradient(table, numbers, dy);
     }
     table.detach().zeros_like()?.index_add(numbers, dy, 0)
