@@ -33,10 +33,10 @@ impl ResnetBlock {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
+        let h = self.norm2.forward_silu(&h)?;
         match &self.shortcut {
-            Some(shortcut) => ops::add(&shortcut.forward(x)?, &h),
-            None => ops::add(x, &h),
+            Some(shortcut) => self.conv2.forward_add(&shortcut.forward(x)?, &h),
+            None => self.conv2.forward_add(x, &h),
         }
     }
 }
@@ -68,7 +68,7 @@ impl AttnBlock {
         let (weight, bias) = self.packed()?;
         let qkv = ops::linear(&n, &weight, Some(&bias))?; // [B,H·W,3C]
         let a = arrange::reshape(&ops::attention(&qkv, 1, None)?, (b, h, w, c))?;
-        ops::add(x, &self.proj_out.forward(&a)?)
+        self.proj_out.forward_add(x, &a)
     }
 
     /// The three 1×1 convolutions as one linear map: [3C,C], [3C].

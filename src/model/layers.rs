@@ -44,6 +44,18 @@ impl Conv2d {
         )
     }
 
+    /// `residual` + this convolution of `x`.
+    pub fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        ops::conv2d_add(
+            residual,
+            x,
+            &self.weight,
+            self.bias.as_ref(),
+            self.stride,
+            self.padding,
+        )
+    }
+
     /// The gradient of the weight for `grad` at this layer's output, without a graph.
     pub fn weight_grad(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (_, _, kh, kw) = self.weight.dims4()?;

@@ -25,6 +25,8 @@ struct Note {
 }
 
 thread_local! {
+    /// What has already reached the first input of the operation whose gradient is being computed.
+    static REACHED: RefCell<Option<Tensor>> = const { RefCell::new(None) };
     /// The tapes of this thread, the innermost last; none in place of one that is being walked.
     static TAPES: RefCell<Vec<Option<Vec<Note>>>> = const { RefCell::new(Vec::new()) };
 }
@@ -81,8 +83,14 @@ fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
         let Some(gradient) = gradients.remove(&note.output.id()) else {
             continue;
         };
+        let first = note.inputs.first().map(Tensor::id);
+        let reached = first.and_then(|id| gradients.remove(&id));
+        REACHED.set(reached);
         let parts = (note.backward)(&note.inputs, &note.output, &gradient)?;
         drop(gradient);
+        if let (Some(id), Some(reached)) = (first, REACHED.take()) {
+            gradients.insert(id, reached);
+        }
         for (input, part) in note.inputs.iter().zip(parts) {
             let Some(part) = part.filter(|_| input.track_op()) else {
                 continue;
@@ -105,6 +113,13 @@ fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
         }
     }
     Ok(found)
+}
+
+/// The gradient that has reached the first input of the operation whose gradient is being computed, from operations
+/// behind it: whoever takes it adds it to what it gives, in the same pass.
+#[cfg(feature = "cuda")]
+pub(super) fn take_reached() -> Option<Tensor> {
+    REACHED.take()
 }
 
 fn not_made(dims: &[usize]) -> Error {

@@ -16,6 +16,7 @@ use crate::rng::{Purpose, uniform};
 
 /// Images decoded at once: the decoder's maps are many times the size of the latents.
 const DECODED_AT_ONCE: usize = 4;
+const DECODED_AT_ONCE_ON_GPU: usize = 64;
 
 /// How codes are drawn from the generator's logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -230,9 +231,13 @@ impl<'a> Sampler<'a> {
 /// D(z) for z [B,h,w,d], a few images at a time.
 pub fn decode(tokenizer: &Tokenizer, z: &Tensor) -> Result<Tensor> {
     let b = z.dim(0)?;
+    let at_once = match z.device().is_cpu() {
+        true => DECODED_AT_ONCE,
+        false => DECODED_AT_ONCE_ON_GPU,
+    };
     let parts = (0..b)
-        .step_by(DECODED_AT_ONCE)
-        .map(|i| tokenizer.decode(&z.narrow(0, i, DECODED_AT_ONCE.min(b - i))?))
+        .step_by(at_once)
+        .map(|i| tokenizer.decode(&z.narrow(0, i, at_once.min(b - i))?))
         .collect::<candle_core::Result<Vec<_>>>()?;
     Ok(Tensor::cat(&parts, 0)?)
 }

@@ -31,7 +31,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::window::{Padding, Window};
-use super::{slices, tape};
+use super::{add, slices, tape};
 pub use frozen::FrozenConv2d;
 use op::Conv2d;
 
@@ -59,6 +59,30 @@ pub fn conv2d(
         Some(bias) => tape::apply3(x, weight, bias, op),
         None => tape::apply2(x, weight, op),
     }
+}
+
+/// `residual` [B,H',W',O] + [`conv2d`]: on a GPU in one pass.
+pub fn conv2d_add(
+    residual: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Some(bias), [o, i, kh, kw]) = (bias, *weight.dims())
+        && slices::meet_kernels(&[x, residual], &[weight, bias])
+    {
+        let window = window("conv2d", x, Some(i), (kh, kw), stride, padding)?;
+        check_bias("conv2d", Some(bias), o)?;
+        let channels = (i, o);
+        let op = Conv2d { window, channels };
+        if cuda::adds(&op, x, residual)? {
+            return op::apply_add(op, residual, x, weight, bias);
+        }
+    }
+    add(residual, &conv2d(x, weight, bias, stride, padding)?)
 }
 
 /// The gradient of [`conv2d`] for its weight alone, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O]: not differentiable.

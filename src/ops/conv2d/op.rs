@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 #[cfg(feature = "cuda")]
 use super::cuda;
 use crate::ops::window::Window;
+#[cfg(feature = "cuda")]
+use crate::ops::tape;
 use crate::ops::{Padding, flop, slices};
 
 /// A convolution: (x, weight) or (x, weight, bias) to y.
@@ -188,5 +190,83 @@ impl CustomOp3 for Conv2d {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dx, dw, db] = self.gradients(x, weight, Some(bias), grad)?;
         Ok((dx, dw, db))
+    }
+}
+
+/// A convolution that is added to a map: (x, weight, bias) to y, with the map inside. The tape notes the map as an input
+/// too; candle's own graph does not know of it.
+#[cfg(feature = "cuda")]
+struct ConvAdd {
+    op: Conv2d,
+    residual: Tensor,
+}
+
+/// y = `residual` + conv(x), noted on the tape, which walks all training on a GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn apply_add(
+    op: Conv2d,
+    residual: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let [x, weight, bias] = [x, weight, bias].map(tape::contiguous);
+    let (x, weight, bias) = (x?, weight?, bias?);
+    let residual = tape::contiguous(residual)?;
+    let inside = residual.detach();
+    let y = x.apply_op3(
+        &weight,
+        &bias,
+        ConvAdd {
+            op,
+            residual: inside,
+        },
+    )?;
+    tape::note(&[&x, &weight, &bias, &residual], &y, move |inputs, _, dy| {
+        let [x, weight, bias, _] = inputs else {
+            candle_core::bail!("conv2d_add has four inputs");
+        };
+        let [dx, dw, db] = op.gradients(x, weight, Some(bias), dy)?;
+        Ok(vec![dx, dw, db, Some(dy.clone())])
+    });
+    Ok(y)
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp3 for ConvAdd {
+    fn name(&self) -> &'static str {
+        "conv2d-add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("conv2d_add is one operation on a GPU alone")
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (op, maps) = (&self.op, x_layout.dims()[0]);
+        op.count(maps);
+        cuda::forward_add(
+            op,
+            (x, x_layout),
+            (weight, weight_layout),
+            (bias, bias_layout),
+            &self.residual,
+        )
     }
 }

@@ -85,6 +85,7 @@ impl Gpu {
     pub fn new(device: &CudaDevice) -> Result<Self> {
         use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
         let stream = device.cuda_stream();
+        keep_memory(&stream)?;
         let attribute = |a| {
             stream
                 .context()
@@ -187,21 +188,17 @@ impl Gpu {
 
     /// The most bytes that this process's buffers and tensors on the device took at a time; the driver's own memory is not in it.
     pub fn most_memory(&self) -> Result<u64> {
-        let context = self.stream.context();
-        let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);
-        // SAFETY: the device is the context's; the attribute is a u64. Everything is allocated from the device's pool of this process.
+        let mut bytes = 0u64;
+        // SAFETY: the attribute is a u64. Everything is allocated from the device's pool of this process.
         unsafe {
-            sys::cuDeviceGetMemPool(&mut pool, context.cu_device())
-                .result()
-                .map_err(candle_core::Error::wrap)?;
             sys::cuMemPoolGetAttribute(
-                pool,
+                pool(&self.stream)?,
                 sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
                 (&raw mut bytes).cast(),
             )
-            .result()
-            .map_err(candle_core::Error::wrap)?;
         }
+        .result()
+        .map_err(candle_core::Error::wrap)?;
         Ok(bytes)
     }
 
@@ -291,6 +288,31 @@ impl Gpu {
             early: false,
         }
     }
+}
+
+/// The device's pool, which buffers and tensors are allocated from.
+fn pool(stream: &CudaStream) -> Result<sys::CUmemoryPool> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the device is the stream's.
+    unsafe { sys::cuDeviceGetMemPool(&mut pool, stream.context().cu_device()) }
+        .result()
+        .map_err(candle_core::Error::wrap)?;
+    Ok(pool)
+}
+
+/// Has the pool keep what is freed for the next allocation: by default the driver takes it back at every wait.
+fn keep_memory(stream: &CudaStream) -> Result<()> {
+    let mut threshold = u64::MAX;
+    // SAFETY: the attribute is a u64.
+    unsafe {
+        sys::cuMemPoolSetAttribute(
+            pool(stream)?,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw mut threshold).cast(),
+        )
+    }
+    .result()
+    .map_err(candle_core::Error::wrap)
 }
 
 /// Blocks that take `count` elements, `each` a block and turn, in as many turns as many blocks would need.
