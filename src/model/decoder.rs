@@ -54,7 +54,7 @@ impl Decoder {
         for (level, upsample) in &self.up {
             h = level.forward(&h)?;
             if let Some(conv) = upsample {
-                h = conv.forward(&ops::upsample_nearest2x(&h)?)?;
+                h = ops::upsampled_conv2d(&h, &conv.weight, conv.bias.as_ref())?;
             }
         }
         self.norm_out.forward_silu(&h)

@@ -56,7 +56,7 @@ impl Discriminator {
     /// Images [B,H,W,3] → logits [B,H',W',1], and each BatchNorm's statistics of this batch.
     pub fn forward(&self, images: &Tensor) -> Result<(Tensor, Statistics)> {
         let pixels = arrange::cast(images, self.compute)?;
-        let mut h = ops::leaky_relu(&self.conv_in.forward(&pixels)?, LEAKY)?;
+        let mut h = self.conv_in.forward_relu(&pixels, LEAKY)?;
         let mut statistics = Vec::new();
         for (conv, norm) in &self.blocks {
             let (y, mean, variance) = norm.forward(&conv.forward(&h)?)?;

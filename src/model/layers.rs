@@ -44,6 +44,18 @@ impl Conv2d {
         )
     }
 
+    /// This convolution of `x`, below zero times `slope`.
+    pub fn forward_relu(&self, x: &Tensor, slope: f64) -> Result<Tensor> {
+        ops::conv2d_relu(
+            x,
+            &self.weight,
+            self.bias.as_ref(),
+            self.stride,
+            self.padding,
+            slope,
+        )
+    }
+
     /// `residual` + this convolution of `x`.
     pub fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         ops::conv2d_add(

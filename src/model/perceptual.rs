@@ -55,7 +55,7 @@ impl Vgg16 {
                 x = ops::max_pool2d(&x, 2, 2, Padding::same(0))?;
             }
             for (weight, bias) in stage {
-                x = ops::relu(&ops::conv2d(&x, weight, Some(bias), 1, Padding::same(1))?)?;
+                x = ops::conv2d_relu(&x, weight, Some(bias), 1, Padding::same(1), 0.0)?;
             }
             taps.push(x.clone());
         }

@@ -60,7 +60,9 @@ pub use add::add;
 pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
-pub use conv2d::{FrozenConv2d, conv2d, conv2d_add, conv2d_weight_grad};
+pub use conv2d::{
+    FrozenConv2d, conv2d, conv2d_add, conv2d_relu, conv2d_weight_grad, upsampled_conv2d,
+};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
+use crate::ops::tape::take_reached;
 use crate::ops::{Activation, sums};
 
 const THREADS: usize = 256;
@@ -172,16 +173,20 @@ impl Norm<'_> {
         x: View<T>,
         dy: View<T>,
         wants_dx: bool,
+        added: Option<View<T>>,
     ) -> Result<(Option<Output<T>>, Tensor)> {
         self.sizes.check(x.len())?;
         assert_eq!(x.len(), dy.len());
+        assert!(added.is_none_or(|added| added.len() == x.len()));
         let Sizes {
             images,
             positions,
             channels,
             groups,
         } = self.sizes;
-        let vector = self.vector(&[x, dy]);
+        let mut maps = vec![x, dy];
+        maps.extend(added);
+        let vector = self.vector(&maps);
         let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
         let (count, moments) = (grid.0, self.moments()?);
         let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
@@ -210,7 +215,7 @@ impl Norm<'_> {
         // SAFETY: as forward.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
-                x, dy, moments, self.weight, self.bias, means.view(), dx.view_mut(), positions as i32,
+                x, dy, moments, self.weight, self.bias, means.view(), added, dx.view_mut(), positions as i32,
                 channels as i32, groups as i32, rows as i32, self.slope())?
         };
         Ok((Some(dx), parameters))
@@ -240,7 +245,11 @@ pub(in crate::ops) fn gradients(
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Tensor)> {
         let (x_view, dy) = (View::<T>::of(x)?, View::<T>::of(dy)?);
-        let (dx, parameters) = norm.backward(gpu, x_view, dy, x.track_op())?;
+        // What reached x from behind is added in the same pass.
+        let reached = x.track_op().then(take_reached).flatten();
+        let reached = reached.map(|reached| reached.contiguous()).transpose()?;
+        let added = reached.as_ref().map(View::<T>::of).transpose()?;
+        let (dx, parameters) = norm.backward(gpu, x_view, dy, x.track_op(), added)?;
         Ok((dx.map(|dx| dx.tensor(x.shape())), parameters))
     }
     let dy = dy.contiguous()?;

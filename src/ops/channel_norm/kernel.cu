@@ -8,7 +8,7 @@
 //   backward  tile_sums      each tile's Σ dz and Σ dz·x̂, dz = dy·act′(z)                reads 2e
 //             merge_sums     the same of an image, and the groups' means of weight times them
 //                            (ops/sums adds the images: dbias = Σ dz, dweight = Σ dz·x̂)
-//             gradient       dx = r·(weight·dz − a − x̂·b), a and b the group's means     reads 2e, writes e
+//             gradient       dx = r·(weight·dz − a − x̂·b) (+ what reached x), a and b the group's means     reads 2e (3e), writes e
 // So 3e forward and 5e backward an element: bf16 6 and 10 bytes. Passes that come second go through the images backwards: they find the end of
 // what the first one read in the L2.
 #include "../cuda/activation.cuh"
@@ -229,7 +229,7 @@ __device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* 
 
 template <class T, int V, int A>
 __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* moments, const float* weight, const float* bias, const float* means_of,
-                                         T* dx, int positions, int channels, int groups, int rows, float slope) {
+                                         const T* added, T* dx, int positions, int channels, int groups, int rows, float slope) {
     const Place p = place_of<THREADS, V>(channels);
     if (!p.works) return;
     const Tile tile = tile_backwards(positions, rows);
@@ -246,6 +246,11 @@ __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* m
             const float normal = (in.x[i] - mean[i]) * r[i];
             const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
             in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
+        }
+        if (added) {
+            const Channels<V> more = load_channels<V>(added + at);
+#pragma unroll
+            for (int i = 0; i < V; ++i) in.x[i] += more.x[i];
         }
         store_channels<V>(dx + at, in);
     });
@@ -351,8 +356,9 @@ extern "C" __global__ void __launch_bounds__(128) merge_sums(const float* tiles,
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
         gradient_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                          \
                         const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ means,             \
-                        T* __restrict__ dx, int positions, int channels, int groups, int rows, float slope) {                          \
-        gradient<T, V, A>(x, dy, moments, weight, bias, means, dx, positions, channels, groups, rows, slope);                          \
+                        const T* __restrict__ added, T* __restrict__ dx, int positions, int channels, int groups, int rows,            \
+                        float slope) {                                                                                                 \
+        gradient<T, V, A>(x, dy, moments, weight, bias, means, added, dx, positions, channels, groups, rows, slope);                   \
     }
 #define RDPM_ALL(NAME, T, V)            \
     RDPM_MOMENTS(NAME, T, V)            \

@@ -3,9 +3,8 @@
 use candle_core::Result;
 
 use super::cuda::{Element, Gpu, Output, View, launch};
+use super::sums;
 
-/// Columns a block.
-const ACROSS: usize = 32;
 /// Parts that the rows are added up in at most: the shape alone fixes them.
 const PARTS: usize = 1024;
 /// Rows a part at least.
@@ -17,28 +16,15 @@ pub fn column_sums<T: Element>(gpu: &Gpu, rows: View<T>, width: usize) -> Result
     assert_eq!(rows.len(), count * width);
     let each = count.div_ceil(PARTS).max(ROWS);
     let parts = count.div_ceil(each);
-    let mut partial = sums(gpu, rows, (count, each), width)?;
-    if parts > 1 {
-        partial = sums(gpu, partial.view(), (parts, parts), width)?;
-    }
-    Ok(partial)
-}
-
-/// One partial sum for every `each` of `count` rows: [parts,width].
-fn sums<T: Element>(
-    gpu: &Gpu,
-    rows: View<T>,
-    (count, each): (usize, usize),
-    width: usize,
-) -> Result<Output<f32>> {
-    let parts = count.div_ceil(each);
     let mut partial = Output::<f32>::new(gpu.device(), parts * width)?;
-    let grid = (width.div_ceil(ACROSS) as u32, parts as u32, 1);
-    let name = format!("sum_part_{}", T::NAME);
+    let name = format!("sum_part_{}_{}", T::NAME, rows.vector(width));
     // SAFETY: count·width and parts·width elements.
     unsafe {
-        launch!(gpu, "column_sums", &name, grid, 256, 0;
+        launch!(gpu, "column_sums", &name, (parts as u32, 1, 1), 256, 0;
             rows, partial.view_mut(), count as i64, width as i32, each as i64)?;
     }
-    Ok(partial)
+    match parts {
+        1 => Ok(partial),
+        _ => sums::of_rows(gpu, &partial, width),
+    }
 }

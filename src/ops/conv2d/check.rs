@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::conv2d;
+use super::{conv2d, conv2d_add, conv2d_relu, upsampled_conv2d};
 use crate::ops::Padding;
 use crate::ops::cuda::Gpu;
 use crate::ops::cuda::compare::{Row, compare, random};
@@ -40,7 +40,7 @@ const CASES: [Case; 16] = [
 ];
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+    let mut rows = fused(gpu)?;
     for (b, h, w, i, o, kh, kw, stride, padding) in CASES {
         let name = format!("conv2d {b}×{h}×{w}, {i} to {o}, {kh}×{kw}, stride {stride}");
         let maps = [random(1, &[b, h, w, i])?];
@@ -49,6 +49,51 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         rows.extend(compare(gpu, &name, &maps, &weights, |maps, weights| {
             conv2d(&maps[0], &weights[0], Some(&weights[1]), stride, padding)
         })?);
+    }
+    Ok(rows)
+}
+
+/// What is fused into a convolution, at sizes that a kernel takes and not.
+fn fused(gpu: &Gpu) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (b, h, w, i, o) in [
+        (2, 8, 8, 64, 64),
+        (1, 7, 9, 96, 128),
+        (2, 16, 16, 128, 64),
+        (1, 5, 6, 40, 24),
+        (2, 8, 12, 64, 256),
+        (2, 9, 11, 3, 64),
+    ] {
+        let scale = 1.0 / ((i * 9) as f64).sqrt();
+        let weights = [(random(2, &[o, i, 3, 3])? * scale)?, random(3, &[o])?];
+        let maps = [random(1, &[b, h, w, i])?, random(4, &[b, h, w, o])?];
+        let name = format!("{b}×{h}×{w}, {i} to {o}");
+        let same = Padding::same(1);
+        rows.extend(compare(
+            gpu,
+            &format!("conv2d_add {name}"),
+            &maps,
+            &weights,
+            |maps, weights| conv2d_add(&maps[1], &maps[0], &weights[0], Some(&weights[1]), 1, same),
+        )?);
+        rows.extend(compare(
+            gpu,
+            &format!("upsampled_conv2d {name}"),
+            &maps[..1],
+            &weights,
+            |maps, weights| upsampled_conv2d(&maps[0], &weights[0], Some(&weights[1])),
+        )?);
+        for slope in [0.0, 0.2] {
+            rows.extend(compare(
+                gpu,
+                &format!("conv2d_relu {name}, slope {slope}"),
+                &maps[..1],
+                &weights,
+                |maps, weights| {
+                    conv2d_relu(&maps[0], &weights[0], Some(&weights[1]), 1, same, slope)
+                },
+            )?);
+        }
     }
     Ok(rows)
 }

@@ -15,7 +15,7 @@ use super::weight_hopper;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 
-type Input<'a> = (&'a CudaStorage, &'a Layout);
+pub(super) type Input<'a> = (&'a CudaStorage, &'a Layout);
 
 pub(super) fn forward(
     op: &Conv2d,
@@ -43,26 +43,8 @@ pub(super) fn forward(
     Ok((y, (maps, height, width, op.channels.1).into()))
 }
 
-/// Whether a convolution of these sizes adds a map in its own pass: Hopper's do.
-pub(super) fn adds(op: &Conv2d, x: &Tensor, residual: &Tensor) -> Result<bool> {
-    let (maps, ..) = x.dims4()?;
-    let (height, width) = op.window.output;
-    if residual.dims() != [maps, height, width, op.channels.1] {
-        bail!(
-            "conv2d_add: the map to add to is {:?}, the convolution's {:?}",
-            residual.dims(),
-            [maps, height, width, op.channels.1]
-        );
-    }
-    let gpu = Gpu::of(x.device().as_cuda_device()?)?;
-    Ok(x.dtype() == DType::BF16
-        && residual.dtype() == DType::BF16
-        && Thin::new(op, maps).is_none()
-        && hopper_serves(&gpu, op, maps))
-}
-
 /// Whether Hopper's kernels take a convolution forward: see [`hopper`].
-fn hopper_serves(gpu: &Gpu, op: &Conv2d, maps: usize) -> bool {
+pub(super) fn hopper_serves(gpu: &Gpu, op: &Conv2d, maps: usize) -> bool {
     let w = &op.window;
     let channels = |c: usize| c >= 32 && c.is_multiple_of(8);
     let positions = |(height, width): (usize, usize)| maps * height * width <= i32::MAX as usize;
@@ -74,30 +56,6 @@ fn hopper_serves(gpu: &Gpu, op: &Conv2d, maps: usize) -> bool {
         && w.padding.top.max(w.padding.left) < 7
         && positions(w.input)
         && positions(w.output)
-}
-
-/// residual + conv(x), for what [`adds`] says.
-pub(super) fn forward_add(
-    op: &Conv2d,
-    x: Input,
-    weight: Input,
-    bias: Input,
-    residual: &Tensor,
-) -> Result<(CudaStorage, Shape)> {
-    let (maps, ..) = x.1.shape().dims4()?;
-    let gpu = Gpu::of(x.0.device())?;
-    let packed = general::pack_by_output(&gpu, op, View::stored(weight.0, weight.1)?)?;
-    let mut y = Output::<bf16>::new(gpu.device(), residual.elem_count())?;
-    let finish = Finish {
-        bias: Some(View::stored(bias.0, bias.1)?),
-        residual: Some(View::of(residual)?),
-        ..Finish::default()
-    };
-    let x = View::stored(x.0, x.1)?;
-    if !hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())? {
-        bail!("conv2d_add: no kernel takes {op:?}");
-    }
-    Ok((y.storage(), residual.shape().clone()))
 }
 
 fn forward_bf16(
@@ -154,7 +112,7 @@ pub(super) fn backward(
     Ok([dx, dw, db])
 }
 
-fn bias_gradient(gpu: &Gpu, grad: &Tensor) -> Result<Output<f32>> {
+pub(super) fn bias_gradient(gpu: &Gpu, grad: &Tensor) -> Result<Output<f32>> {
     let width = grad.dim(3)?;
     match grad.dtype() {
         DType::F32 => column_sums(gpu, View::<f32>::of(grad)?, width),

@@ -10,6 +10,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
+#[cfg(feature = "cuda")]
+mod fused;
 mod gather;
 #[cfg(feature = "cuda")]
 mod general;
@@ -31,7 +33,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::window::{Padding, Window};
-use super::{add, slices, tape};
+use super::{add, leaky_relu, slices, tape, upsample_nearest2x};
 pub use frozen::FrozenConv2d;
 use op::Conv2d;
 
@@ -61,7 +63,7 @@ pub fn conv2d(
     }
 }
 
-/// `residual` [B,H',W',O] + [`conv2d`]: on a GPU in one pass.
+/// `residual` [B,H',W',O] + [`conv2d`]: on a Hopper GPU in one pass.
 pub fn conv2d_add(
     residual: &Tensor,
     x: &Tensor,
@@ -71,18 +73,74 @@ pub fn conv2d_add(
     padding: Padding,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let (Some(bias), [o, i, kh, kw]) = (bias, *weight.dims())
-        && slices::meet_kernels(&[x, residual], &[weight, bias])
-    {
-        let window = window("conv2d", x, Some(i), (kh, kw), stride, padding)?;
-        check_bias("conv2d", Some(bias), o)?;
-        let channels = (i, o);
-        let op = Conv2d { window, channels };
-        if cuda::adds(&op, x, residual)? {
-            return op::apply_add(op, residual, x, weight, bias);
-        }
+    if let Some(y) = fuse(x, weight, bias, stride, padding, || {
+        op::With::Residual(residual.clone())
+    })? {
+        return Ok(y);
     }
     add(residual, &conv2d(x, weight, bias, stride, padding)?)
+}
+
+/// [`leaky_relu`](super::leaky_relu) of [`conv2d`], `slope` 0 for a ReLU: on a Hopper GPU in one pass.
+pub fn conv2d_relu(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+    slope: f64,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = fuse(x, weight, bias, stride, padding, || {
+        op::With::Slope(slope as f32)
+    })? {
+        return Ok(y);
+    }
+    leaky_relu(&conv2d(x, weight, bias, stride, padding)?, slope)
+}
+
+/// A 3×3 [`conv2d`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O]. On a Hopper GPU the
+/// repetition is folded into the weight: four convolutions of 2×2 taps, 4/9 of the FLOP.
+pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(y) = fuse(x, weight, bias, 1, Padding::same(1), || {
+        op::With::Upsampling
+    })? {
+        return Ok(y);
+    }
+    let x = upsample_nearest2x(x)?;
+    conv2d(&x, weight, bias, 1, Padding::same(1))
+}
+
+/// A convolution with more in its pass, where a kernel takes that.
+#[cfg(feature = "cuda")]
+fn fuse(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+    with: impl FnOnce() -> op::With,
+) -> Result<Option<Tensor>> {
+    let (Some(bias), [o, i, kh, kw]) = (bias, *weight.dims()) else {
+        return Ok(None);
+    };
+    if !x.device().is_cuda() || !slices::meet_kernels(&[x], &[weight, bias]) {
+        return Ok(None);
+    }
+    let with = with();
+    let mut window = window("conv2d", x, Some(i), (kh, kw), stride, padding)?;
+    if matches!(with, op::With::Upsampling) {
+        let doubled = (2 * window.input.0, 2 * window.input.1);
+        window = Window::new("conv2d", doubled, (kh, kw), stride, padding)?;
+    }
+    check_bias("conv2d", Some(bias), o)?;
+    let channels = (i, o);
+    let op = Conv2d { window, channels };
+    if !fused::serves(&op, x, &with)? {
+        return Ok(None);
+    }
+    op::Fused { op, with }.apply(x, weight, bias).map(Some)
 }
 
 /// The gradient of [`conv2d`] for its weight alone, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O]: not differentiable.

@@ -5,10 +5,10 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
-use super::cuda;
-use crate::ops::window::Window;
+use super::{cuda, fused};
 #[cfg(feature = "cuda")]
 use crate::ops::tape;
+use crate::ops::window::Window;
 use crate::ops::{Padding, flop, slices};
 
 /// A convolution: (x, weight) or (x, weight, bias) to y.
@@ -83,8 +83,15 @@ impl Conv2d {
         flop::count(windows, i * self.taps(), o);
     }
 
+    /// As [`Conv2d::count`], of a 3×3 convolution behind an upsampling, folded into four of 2×2 taps.
+    #[cfg(feature = "cuda")]
+    pub fn count_folded(&self, maps: usize) {
+        let windows = maps * self.window.output.0 * self.window.output.1;
+        flop::count(windows, 4 * self.channels.0, self.channels.1);
+    }
+
     /// Gradients of x, the weight and the bias, each where the graph tracks it.
-    fn gradients(
+    pub fn gradients(
         &self,
         x: &Tensor,
         weight: &Tensor,
@@ -193,49 +200,59 @@ impl CustomOp3 for Conv2d {
     }
 }
 
-/// A convolution that is added to a map: (x, weight, bias) to y, with the map inside. The tape notes the map as an input
-/// too; candle's own graph does not know of it.
+/// A convolution with what a GPU does in its pass: (x, weight, bias) to y.
 #[cfg(feature = "cuda")]
-struct ConvAdd {
-    op: Conv2d,
-    residual: Tensor,
+pub(super) struct Fused {
+    /// Of `upsampled` x, the convolution of the doubled map.
+    pub op: Conv2d,
+    pub with: With,
 }
 
-/// y = `residual` + conv(x), noted on the tape, which walks all training on a GPU.
+/// What is fused into a convolution.
 #[cfg(feature = "cuda")]
-pub(super) fn apply_add(
-    op: Conv2d,
-    residual: &Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-) -> Result<Tensor> {
-    let [x, weight, bias] = [x, weight, bias].map(tape::contiguous);
-    let (x, weight, bias) = (x?, weight?, bias?);
-    let residual = tape::contiguous(residual)?;
-    let inside = residual.detach();
-    let y = x.apply_op3(
-        &weight,
-        &bias,
-        ConvAdd {
-            op,
-            residual: inside,
-        },
-    )?;
-    tape::note(&[&x, &weight, &bias, &residual], &y, move |inputs, _, dy| {
-        let [x, weight, bias, _] = inputs else {
-            candle_core::bail!("conv2d_add has four inputs");
-        };
-        let [dx, dw, db] = op.gradients(x, weight, Some(bias), dy)?;
-        Ok(vec![dx, dw, db, Some(dy.clone())])
-    });
-    Ok(y)
+pub(super) enum With {
+    /// A map of y's shape is added. The tape notes it as an input too; candle's own graph does not know of it.
+    Residual(Tensor),
+    /// Below zero y is multiplied by this: a ReLU's 0, a leaky one's slope.
+    Slope(f32),
+    /// x is doubled by repetition first.
+    Upsampling,
 }
 
 #[cfg(feature = "cuda")]
-impl CustomOp3 for ConvAdd {
+impl Fused {
+    /// y, noted on the tape, which walks all training on a GPU.
+    pub fn apply(self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let Self { op, with } = self;
+        let [x, weight, bias] = [x, weight, bias].map(tape::contiguous);
+        let (x, weight, bias) = (x?, weight?, bias?);
+        match with {
+            With::Residual(residual) => {
+                let residual = tape::contiguous(&residual)?;
+                let with = With::Residual(residual.detach());
+                let y = x.apply_op3(&weight, &bias, Self { op, with })?;
+                tape::note(
+                    &[&x, &weight, &bias, &residual],
+                    &y,
+                    move |inputs, _, dy| {
+                        let [x, weight, bias, _] = inputs else {
+                            candle_core::bail!("a convolution with a residual has four inputs");
+                        };
+                        let [dx, dw, db] = op.gradients(x, weight, Some(bias), dy)?;
+                        Ok(vec![dx, dw, db, Some(dy.clone())])
+                    },
+                );
+                Ok(y)
+            }
+            with => tape::apply3(&x, &weight, &bias, Self { op, with }),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp3 for Fused {
     fn name(&self) -> &'static str {
-        "conv2d-add"
+        "fused-conv2d"
     }
 
     fn cpu_fwd(
@@ -247,7 +264,7 @@ impl CustomOp3 for ConvAdd {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("conv2d_add is one operation on a GPU alone")
+        candle_core::bail!("convolutions are fused on a GPU alone")
     }
 
     fn cuda_fwd(
@@ -259,14 +276,23 @@ impl CustomOp3 for ConvAdd {
         bias: &CudaStorage,
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let (op, maps) = (&self.op, x_layout.dims()[0]);
-        op.count(maps);
-        cuda::forward_add(
-            op,
+        fused::forward(
+            self,
             (x, x_layout),
             (weight, weight_layout),
             (bias, bias_layout),
-            &self.residual,
         )
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, db] = fused::backward(self, x, weight, bias, y, &grad.contiguous()?)?;
+        Ok((dx, dw, db))
     }
 }

@@ -11,9 +11,7 @@ const CHUNK: usize = 128;
 const ROWS: usize = (1 << 22) - 1;
 
 pub(super) fn serves(table: &Tensor, dy: &Tensor) -> bool {
-    dy.device().is_cuda()
-        && dy.dtype() == DType::F32
-        && table.dims2().is_ok_and(|(k, _)| k <= ROWS)
+    dy.device().is_cuda() && dy.dtype() == DType::F32 && table.dims2().is_ok_and(|(k, _)| k <= ROWS)
 }
 
 /// dtable [K,d] from dy [R,d] and the rows' numbers u32 [R].

@@ -1,0 +1,168 @@
+//! Convolutions with a residual map, a ReLU or an upsampling in their own pass, by Hopper's kernels (hopper.rs), bf16.
+
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use super::cuda::{self, Input, bias_gradient, hopper_serves};
+use super::hopper::{self, Finish};
+use super::op::{Conv2d, Fused, With};
+use super::thin::Thin;
+use super::{Padding, general};
+use crate::ops::activation::cuda::{Function, backward as activation_gradient};
+use crate::ops::cuda::{Gpu, Output, View};
+use crate::ops::upsample;
+
+/// Whether a kernel takes this convolution with what is fused into it.
+pub(super) fn serves(op: &Conv2d, x: &Tensor, with: &With) -> Result<bool> {
+    let gpu = Gpu::of(x.device().as_cuda_device()?)?;
+    let (maps, ..) = x.dims4()?;
+    if x.dtype() != DType::BF16 {
+        return Ok(false);
+    }
+    // The thin kernels have no residual, and a ReLU where they widen.
+    if let Some(thin) = Thin::new(op, maps) {
+        return Ok(matches!(with, With::Slope(_)) && thin.widens());
+    }
+    let w = &op.window;
+    let fits = match with {
+        With::Residual(residual) => {
+            let expected = [maps, w.output.0, w.output.1, op.channels.1];
+            if residual.dims() != expected {
+                bail!(
+                    "conv2d_add: the map to add to is {:?}, the convolution's {expected:?}",
+                    residual.dims()
+                );
+            }
+            residual.dtype() == DType::BF16
+        }
+        With::Slope(_) => true,
+        With::Upsampling => w.kernel == (3, 3) && w.stride == 1 && w.padding == Padding::same(1),
+    };
+    Ok(fits && hopper_serves(&gpu, op, maps))
+}
+
+pub(super) fn forward(
+    fused: &Fused,
+    x: Input,
+    weight: Input,
+    bias: Input,
+) -> Result<(CudaStorage, Shape)> {
+    let (op, (maps, ..)) = (&fused.op, x.1.shape().dims4()?);
+    let gpu = Gpu::of(x.0.device())?;
+    let (height, width) = op.window.output;
+    let shape = Shape::from((maps, height, width, op.channels.1));
+    let (x, weight) = (View::stored(x.0, x.1)?, View::stored(weight.0, weight.1)?);
+    let bias = Some(View::stored(bias.0, bias.1)?);
+    let mut y = Output::<bf16>::new(gpu.device(), shape.elem_count())?;
+    let finish = Finish {
+        bias,
+        ..Finish::default()
+    };
+    let done = match &fused.with {
+        With::Residual(residual) => {
+            op.count(maps);
+            let finish = Finish {
+                residual: Some(View::of(residual)?),
+                ..finish
+            };
+            let packed = general::pack_by_output(&gpu, op, weight)?;
+            hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+        }
+        With::Slope(slope) => {
+            op.count(maps);
+            if let Some(thin) = Thin::new(op, maps) {
+                thin.spread(&gpu, x, weight, bias, *slope, y.view_mut())?;
+                true
+            } else {
+                let finish = Finish {
+                    slope: Some(*slope),
+                    ..finish
+                };
+                let packed = general::pack_by_output(&gpu, op, weight)?;
+                hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+            }
+        }
+        With::Upsampling => {
+            op.count_folded(maps);
+            let folded = folded(&gpu, op, weight)?;
+            let size = (maps, height / 2, width / 2);
+            let folded = folded.view();
+            hopper::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
+        }
+    };
+    if !done {
+        bail!("conv2d: no kernel takes {op:?}");
+    }
+    Ok((y.storage(), shape))
+}
+
+/// The weight of a convolution behind an upsampling, folded.
+fn folded(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
+    let mut folded = Output::<bf16>::new(gpu.device(), hopper::folded_len(op.channels))?;
+    hopper::fold(gpu, op.channels, weight, folded.view_mut())?;
+    Ok(folded)
+}
+
+/// Gradients of x, the weight and the bias, each where the graph tracks it.
+pub(super) fn backward(
+    fused: &Fused,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    y: &Tensor,
+    grad: &Tensor,
+) -> Result<[Option<Tensor>; 3]> {
+    let op = &fused.op;
+    match &fused.with {
+        With::Residual(_) => op.gradients(x, weight, Some(bias), grad),
+        // Where y is above zero so was what the ReLU took.
+        With::Slope(slope) => {
+            let relu = Function::LeakyRelu { slope: *slope };
+            match activation_gradient(relu, y, grad)? {
+                Some(grad) => op.gradients(x, weight, Some(bias), &grad),
+                None => Ok([None, None, None]),
+            }
+        }
+        With::Upsampling => upsampled_gradients(op, x, weight, bias, grad),
+    }
+}
+
+fn upsampled_gradients(
+    op: &Conv2d,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    grad: &Tensor,
+) -> Result<[Option<Tensor>; 3]> {
+    let gpu = Gpu::of(grad.device().as_cuda_device()?)?;
+    let (maps, height, width, _) = x.dims4()?;
+    let dx = match x.track_op() {
+        true => {
+            op.count_folded(maps);
+            let folded = folded(&gpu, op, View::of(weight)?)?;
+            let mut dx = Output::<bf16>::new(gpu.device(), x.elem_count())?;
+            let size = (maps, height, width);
+            let (grad, folded) = (View::of(grad)?, folded.view());
+            let to = dx.view_mut();
+            if !hopper::upsampled_gradient(&gpu, size, op.channels, grad, folded, None, to)? {
+                bail!("conv2d: no kernel takes the gradient of {op:?} behind an upsampling");
+            }
+            Some(dx.tensor(x.shape()))
+        }
+        false => None,
+    };
+    let dw = match weight.track_op() {
+        true => {
+            op.count(maps);
+            // The doubled map again: keeping it would cost more than making it.
+            let doubled = upsample::upsample_nearest2x(&x.detach())?;
+            Some(cuda::weight_grad(op, &doubled, grad)?)
+        }
+        false => None,
+    };
+    let db = match bias.track_op() {
+        true => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
+        false => None,
+    };
+    Ok([dx, dw, db])
+}
