@@ -145,6 +145,12 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
 #pragma unroll
                 for (int j = 0; j < 8; ++j) mma_bf16(d[j], a, b[k][j][0], b[k][j][1]);
             }
+            if (slope != 1.f) {
+#pragma unroll
+                for (int j = 0; j < 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) d[j][e] = d[j][e] > 0.f ? d[j][e] : d[j][e] * slope;
+            }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 if (x + row + 8 * r >= g.width) continue;
@@ -153,10 +159,7 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
                 for (int h = 0; h < 2; ++h) {
                     uint32_t pairs[4];
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const float u = d[h * 4 + j][2 * r], v = d[h * 4 + j][2 * r + 1];
-                        pairs[j] = pack_bf16(u > 0.f ? u : u * slope, v > 0.f ? v : v * slope);
-                    }
+                    for (int j = 0; j < 4; ++j) pairs[j] = pack_bf16(d[h * 4 + j][2 * r], d[h * 4 + j][2 * r + 1]);
                     if (live[h]) *reinterpret_cast<uint4*>(to + h * 32) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
                 }
             }
