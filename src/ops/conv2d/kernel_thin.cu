@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int THREADS = 256, WARPS = THREADS / 32;  // of a block that gathers
+constexpr int SPREAD_WARPS = 4, WEIGHT_WARPS = 4;
 constexpr int BLOCK = 64;  // channels of the many that a warp holds
 
 // As in thin.rs.
@@ -26,14 +27,6 @@ struct Thin {
     int of_many, of_few;              // floats from one channel's weights to the next one's
 };
 
-template <class T>
-__device__ __forceinline__ unsigned short bits(T v) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(static_cast<float>(v)));
-}
-template <>
-__device__ __forceinline__ unsigned short bits(bf16 v) {
-    return __bfloat16_as_ushort(v);
-}
 __device__ __forceinline__ void put(float* to, float v) { *to = v; }
 __device__ __forceinline__ void put(bf16* to, float v) { *to = __float2bfloat16_rn(v); }
 
@@ -45,31 +38,49 @@ __device__ __forceinline__ float weight(const Thin& g, const float* w, int chann
     return w[static_cast<size_t>(channel) * g.of_many + k % FEW * g.of_few + (g.flip ? taps - 1 - tap : tap)];
 }
 
-// The few-channel pixels under a tile of positions, as bf16 in shared memory; zeros beyond the map.
-template <int FEW, class T>
-struct Patch {
-    int lines, pitch;  // elements of a line
-    __device__ Patch(const Thin& g, int down, int across) : lines((down - 1) * g.stride + g.down), pitch(((across - 1) * g.stride + g.across) * FEW) {}
-    __device__ __forceinline__ void fill(unsigned short* to, const Thin& g, const T* few, int image, int y, int x) const {
-        const int end = g.few_width * FEW, first = (x * g.stride + g.low_x) * FEW;
-        for (int line = threadIdx.x >> 5; line < lines; line += WARPS) {
-            const int at = y * g.stride + g.low_y + line;
-            const bool inside = at >= 0 && at < g.few_height;
-            const T* row = few + (static_cast<size_t>(image) * g.few_height + (inside ? at : 0)) * end;
-            for (int i = threadIdx.x & 31; i < pitch; i += 32) {
-                const int e = first + i;
-                to[line * pitch + i] = inside && e >= 0 && e < end ? bits(row[e]) : 0;
-            }
-        }
+__device__ __forceinline__ uint32_t pair_of(bf16 a, bf16 b) { return __bfloat16_as_ushort(a) | static_cast<uint32_t>(__bfloat16_as_ushort(b)) << 16; }
+__device__ __forceinline__ uint32_t pair_of(float a, float b) { return pack_bf16(a, b); }
+
+// N of a window's values, of which a lane reads the same at every position: how far they lie from the window's first one, and at which tap.
+template <int FEW, int N>
+struct Values {
+    int at[N];
+    uint32_t taps[(N + 3) / 4];  // of each, four bits down and four across
+
+    __device__ __forceinline__ void set(const Thin& g, int i, int k) {
+        const int tap = k / FEW, r = tap / g.across, s = tap % g.across;
+        const bool any = k >= 0 && r < g.down;
+        at[i] = any ? (r * g.few_width + s) * FEW + k % FEW : 0;  // beyond the last one, whichever
+        if (i % 4 == 0) taps[i / 4] = 0;
+        taps[i / 4] |= (any ? r << 4 | s : 0) << (i % 4 * 8);
     }
-    // Where value k of a window lies; beyond the last one, anywhere.
-    __device__ __forceinline__ int offset(const Thin& g, int k) const {
-        const int tap = k / FEW, r = tap / g.across;
-        return r < g.down ? r * pitch + tap % g.across * FEW + k % FEW : 0;
+    // Whether value i of the window at (x, y) lies in the map.
+    __device__ __forceinline__ bool inside(const Thin& g, int i, int x, int y) const {
+        const int tap = taps[i / 4] >> (i % 4 * 8) & 255, down = y + (tap >> 4), across = x + (tap & 15);
+        return down >= 0 && down < g.few_height && across >= 0 && across < g.few_width;
     }
 };
 
-__device__ __forceinline__ uint32_t pair_of(const unsigned short* a, const unsigned short* b) { return *a | static_cast<uint32_t>(*b) << 16; }
+// A line of positions of the map of many, and the windows of the map of few under it.
+struct Line {
+    int y, x;           // of the first position's window; outside the map where there is padding
+    long first;         // value of that window, counted from the map's first one
+    bool inside;        // whether windows reach over lines of the map alone
+    size_t position;    // the first one, of all images
+
+    __device__ __forceinline__ Line(const Thin& g, int line, int few) {
+        const int image = line / g.height;
+        y = line % g.height * g.stride + g.low_y, x = g.low_x;
+        first = ((static_cast<long>(image) * g.few_height + y) * g.few_width + x) * few;
+        inside = y >= 0 && y + g.down <= g.few_height;
+        position = static_cast<size_t>(line) * g.width;
+    }
+    // Whether the windows of 16 positions from `at` on lie in the map.
+    __device__ __forceinline__ bool all(const Thin& g, int at) const {
+        const int left = x + at * g.stride;
+        return inside && left >= 0 && left + 15 * g.stride + g.across <= g.few_width;
+    }
+};
 
 constexpr int TILE_X = 32;
 
@@ -80,23 +91,20 @@ struct Places {
         : across((width + TILE_X - 1) / TILE_X), down((height + tile_y - 1) / tile_y), count(images * across * down) {}
 };
 
-constexpr int SPREAD_Y = 16;
-
-// many[q, c] = act(bias[c] + Σ few · w), KSTEPS times 16 values of a window. grid (blocks, C in 64s).
+// many[q, c] = act(bias[c] + Σ few · w), KSTEPS times 16 values of a window; a warp takes lines. grid (blocks, C in 64s).
 template <int FEW, int KSTEPS, class T>
 __device__ __forceinline__ void spread(const Thin& g, const T* few, const float* w, const float* bias, bf16* many, float slope) {
-    extern __shared__ unsigned short patch[];
+    __shared__ __align__(16) float start[BLOCK];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3, block = blockIdx.y * BLOCK;
-    const Patch<FEW, T> of(g, SPREAD_Y, TILE_X);
     launch_wait();
     launch_next();
     // Product j's column n is channel (j / 4)·32 + (n / 2)·8 + (j % 4)·2 + n % 2: a lane ends up with eight channels side by side.
     uint32_t b[KSTEPS][8][2];
-    int offsets[KSTEPS][4];
+    Values<FEW, KSTEPS * 4> values;
 #pragma unroll
     for (int k = 0; k < KSTEPS; ++k) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) offsets[k][i] = of.offset(g, k * 16 + 2 * t + (i & 1) + (i >> 1) * 8);
+        for (int i = 0; i < 4; ++i) values.set(g, k * 4 + i, k * 16 + 2 * t + (i & 1) + (i >> 1) * 8);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
 #pragma unroll
@@ -105,53 +113,54 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
                 b[k][j][h] = pack_bf16(weight<FEW>(g, w, channel, first), weight<FEW>(g, w, channel, first + 1));
             }
     }
-    float start[8][2];
+    if (threadIdx.x < BLOCK) start[threadIdx.x] = bias && block + threadIdx.x < g.channels ? bias[block + threadIdx.x] : 0.f;
+    __syncthreads();
+    const bool live[2] = {block + t * 8 < g.channels, block + 32 + t * 8 < g.channels};
+    for (int l = blockIdx.x * SPREAD_WARPS + warp; l < g.images * g.height; l += gridDim.x * SPREAD_WARPS) {
+        const Line line(g, l, FEW);
+        for (int x = 0; x < g.width; x += 16) {
+            T v[KSTEPS * 8];
+            const T* at[2] = {few + line.first + (x + row) * g.stride * FEW, few + line.first + (x + row + 8) * g.stride * FEW};
+            if (line.all(g, x)) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
+                for (int i = 0; i < KSTEPS * 8; ++i) v[i] = at[i >> 1 & 1][values.at[i / 8 * 4 + (i >> 2 & 1) * 2 + (i & 1)]];
+            } else {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const int channel = block + j / 4 * 32 + t * 8 + j % 4 * 2 + e;
-            start[j][e] = bias && channel < g.channels ? bias[channel] : 0.f;
-        }
-    const Places places(g.images, g.height, g.width, SPREAD_Y);
-    for (int i = blockIdx.x; i < places.count; i += gridDim.x) {
-        const int x0 = i % places.across * TILE_X, y0 = i / places.across % places.down * SPREAD_Y, image = i / places.across / places.down;
-        __syncthreads();
-        of.fill(patch, g, few, image, y0, x0);
-        __syncthreads();
-#pragma unroll 1
-        for (int n = 0; n < SPREAD_Y / WARPS * TILE_X / 16; ++n) {
-            const int line = warp + n / (TILE_X / 16) * WARPS, x = n % (TILE_X / 16) * 16 + row, y = y0 + line;
-            if (y >= g.height || x0 + x - row >= g.width) continue;
-            const unsigned short* at = patch + line * g.stride * of.pitch + x * g.stride * FEW;
-            const unsigned short* below = at + 8 * g.stride * FEW;
+                for (int i = 0; i < KSTEPS * 8; ++i) {
+                    const int k = i / 8 * 4 + (i >> 2 & 1) * 2 + (i & 1), r = i >> 1 & 1;
+                    v[i] = values.inside(g, k, line.x + (x + row + 8 * r) * g.stride, line.y) ? at[r][values.at[k]] : T(0.f);
+                }
+            }
             float d[8][4];
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) d[j][e] = start[j][e & 1];
+            for (int j = 0; j < 8; ++j) {
+                const float2 from = *reinterpret_cast<const float2*>(start + j / 4 * 32 + t * 8 + j % 4 * 2);
+                d[j][0] = d[j][2] = from.x, d[j][1] = d[j][3] = from.y;
+            }
 #pragma unroll
             for (int k = 0; k < KSTEPS; ++k) {
-                const int(&o)[4] = offsets[k];
-                const uint32_t a[4] = {pair_of(at + o[0], at + o[1]), pair_of(below + o[0], below + o[1]), pair_of(at + o[2], at + o[3]),
-                                       pair_of(below + o[2], below + o[3])};
+                uint32_t a[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) a[i] = pair_of(v[k * 8 + 2 * i], v[k * 8 + 2 * i + 1]);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) mma_bf16(d[j], a, b[k][j][0], b[k][j][1]);
             }
+            if (slope != 1.f) {
+#pragma unroll
+                for (int j = 0; j < 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) d[j][e] = d[j][e] > 0.f ? d[j][e] : d[j][e] * slope;
+            }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                if (x0 + x + 8 * r >= g.width) continue;
-                bf16* to = many + ((static_cast<size_t>(image) * g.height + y) * g.width + x0 + x + 8 * r) * g.channels + block + t * 8;
+                if (x + row + 8 * r >= g.width) continue;
+                bf16* to = many + (line.position + x + row + 8 * r) * g.channels + block + t * 8;
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     uint32_t pairs[4];
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        float u = d[h * 4 + j][2 * r], v = d[h * 4 + j][2 * r + 1];
-                        u = u > 0.f ? u : u * slope, v = v > 0.f ? v : v * slope;
-                        pairs[j] = pack_bf16(u, v);
-                    }
-                    if (block + h * 32 + t * 8 < g.channels) *reinterpret_cast<uint4*>(to + h * 32) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+                    for (int j = 0; j < 4; ++j) pairs[j] = pack_bf16(d[h * 4 + j][2 * r], d[h * 4 + j][2 * r + 1]);
+                    if (live[h]) *reinterpret_cast<uint4*>(to + h * 32) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
                 }
             }
         }
@@ -179,128 +188,149 @@ __device__ __forceinline__ void gather(const Thin& g, const bf16* many, const fl
         weights[i] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
     const Places places(g.images, g.few_height, g.few_width, GATHER_Y);
+    // Of the positions that see a tile: the first one's place, how many a line and in all.
+    struct Seen {
+        int x0, y0, image, top, left, wide, count;
+    };
+    auto seen = [&](int i) {
+        Seen s{i % places.across * TILE_X, i / places.across % places.down * GATHER_Y, i / places.across / places.down};
+        s.top = max(0, s.y0 - g.low_y - (g.down - 1) + shift) >> shift, s.left = max(0, s.x0 - g.low_x - (g.across - 1) + shift) >> shift;
+        const int bottom = min(g.height - 1, (min(s.y0 + GATHER_Y, g.few_height) - 1 - g.low_y) >> shift);
+        const int right = min(g.width - 1, (min(s.x0 + TILE_X, g.few_width) - 1 - g.low_x) >> shift);
+        s.wide = max(0, right - s.left + 1), s.count = i < places.count ? s.wide * max(0, bottom - s.top + 1) : 0;
+        return s;
+    };
+    // 128 channels of 16 positions: as fragments of A a lane's eight channels are k 2t, 2t + 1, 2t + 8, 2t + 9 of two products.
+    uint4 next[4][2];
+    auto load = [&](const Seen& s, int m0, int c) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int m = min(m0 + row + 8 * r, s.count - 1);
+            const bf16* from = many + ((static_cast<size_t>(s.image) * g.height + s.top + m / s.wide) * g.width + s.left + m % s.wide) * g.channels + t * 8;
+#pragma unroll
+            for (int q = 0; q < 4; ++q)
+                next[q][r] = (c + q) * 32 + t * 8 < g.channels ? *reinterpret_cast<const uint4*>(from + (c + q) * 32) : make_uint4(0, 0, 0, 0);
+        }
+    };
+    Seen now = seen(blockIdx.x);
+    if (warp * 16 < now.count) load(now, warp * 16, 0);
     for (int i = blockIdx.x; i < places.count; i += gridDim.x) {
-        const int x0 = i % places.across * TILE_X, y0 = i / places.across % places.down * GATHER_Y, image = i / places.across / places.down;
-        // Positions that see the tile.
-        const int top = max(0, y0 - g.low_y - (g.down - 1) + shift) >> shift, left = max(0, x0 - g.low_x - (g.across - 1) + shift) >> shift;
-        const int bottom = min(g.height - 1, (min(y0 + GATHER_Y, g.few_height) - 1 - g.low_y) >> shift);
-        const int right = min(g.width - 1, (min(x0 + TILE_X, g.few_width) - 1 - g.low_x) >> shift);
-        const int wide = max(0, right - left + 1), count = wide * max(0, bottom - top + 1), pitch = (count + 15) / 16 * 16 + 4;
+        const int pitch = (now.count + 15) / 16 * 16 + 4;
+        const Seen after = seen(i + gridDim.x);
         __syncthreads();
-        for (int m0 = warp * 16; m0 < count; m0 += WARPS * 16) {
-            const bf16* from[2];
+        if (warp * 16 >= now.count && warp * 16 < after.count) load(after, warp * 16, 0);
+        float d[Z][4] = {};
+        for (int m0 = warp * 16, c = 0; m0 < now.count;) {
+            uint4 a[4][2];
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const int m = min(m0 + row + 8 * r, count - 1);
-                from[r] = many + ((static_cast<size_t>(image) * g.height + top + m / wide) * g.width + left + m % wide) * g.channels + t * 8;
+            for (int q = 0; q < 4; ++q)
+#pragma unroll
+                for (int r = 0; r < 2; ++r) a[q][r] = next[q][r];
+            const bool last = c + 4 >= blocks;
+            const int then = last ? m0 + WARPS * 16 : m0;
+            if (then < now.count)
+                load(now, then, last ? 0 : c + 4);
+            else if (warp * 16 < after.count)
+                load(after, warp * 16, 0);
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                if (c + q >= blocks) break;
+                const uint32_t first[4] = {a[q][0].x, a[q][1].x, a[q][0].y, a[q][1].y}, second[4] = {a[q][0].z, a[q][1].z, a[q][0].w, a[q][1].w};
+#pragma unroll
+                for (int j = 0; j < Z; ++j) {
+                    const uint4 v = weights[((c + q) * Z + j) * 32 + lane];
+                    mma_bf16(d[j], first, v.x, v.y);
+                    mma_bf16(d[j], second, v.z, v.w);
+                }
             }
-            float d[Z][4] = {};
-            for (int c = 0; c < blocks; c += 4) {
-                uint4 a[4][2];
+            if (last) {
 #pragma unroll
-                for (int q = 0; q < 4; ++q)
+                for (int j = 0; j < Z; ++j)
 #pragma unroll
-                    for (int r = 0; r < 2; ++r)
-                        a[q][r] = (c + q) * 32 + t * 8 < g.channels ? *reinterpret_cast<const uint4*>(from[r] + (c + q) * 32) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-                for (int q = 0; q < 4; ++q) {
-                    if (c + q >= blocks) break;
-                    const uint32_t first[4] = {a[q][0].x, a[q][1].x, a[q][0].y, a[q][1].y}, second[4] = {a[q][0].z, a[q][1].z, a[q][0].w, a[q][1].w};
-#pragma unroll
-                    for (int j = 0; j < Z; ++j) {
-                        const uint4 v = weights[((c + q) * Z + j) * 32 + lane];
-                        mma_bf16(d[j], first, v.x, v.y);
-                        mma_bf16(d[j], second, v.z, v.w);
+                    for (int e = 0; e < 4; ++e) {
+                        const int column = j * 8 + 2 * t + (e & 1);
+                        if (column < taps * FEW) sums[column * pitch + m0 + row + (e >> 1) * 8] = d[j][e];
+                        d[j][e] = 0.f;
                     }
-                }
             }
-#pragma unroll
-            for (int j = 0; j < Z; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const int column = j * 8 + 2 * t + (e & 1);
-                    if (column < taps * FEW) sums[column * pitch + m0 + row + (e >> 1) * 8] = d[j][e];
-                }
+            m0 = then, c = last ? 0 : c + 4;
         }
         __syncthreads();
         for (int p = threadIdx.x; p < GATHER_Y * TILE_X; p += THREADS) {
-            const int y = y0 + p / TILE_X, x = x0 + p % TILE_X;
+            const int y = now.y0 + p / TILE_X, x = now.x0 + p % TILE_X;
             if (y >= g.few_height || x >= g.few_width) continue;
             float total[FEW];
 #pragma unroll
             for (int c = 0; c < FEW; ++c) total[c] = bias ? bias[c] : 0.f;
             for (int r = 0; r < g.down; ++r) {
                 const int down = y - g.low_y - r;
-                if (down & shift || down < 0 || down >> shift > bottom) continue;
+                if (down & shift || down < 0 || down >> shift >= g.height) continue;
                 for (int s = 0; s < g.across; ++s) {
                     const int across = x - g.low_x - s;
-                    if (across & shift || across < 0 || across >> shift > right) continue;
-                    const float* at = sums + (r * g.across + s) * FEW * pitch + ((down >> shift) - top) * wide + (across >> shift) - left;
+                    if (across & shift || across < 0 || across >> shift >= g.width) continue;
+                    const float* at = sums + (r * g.across + s) * FEW * pitch + ((down >> shift) - now.top) * now.wide + (across >> shift) - now.left;
 #pragma unroll
                     for (int c = 0; c < FEW; ++c) total[c] += at[c * pitch];
                 }
             }
-            T* to = few + ((static_cast<size_t>(image) * g.few_height + y) * g.few_width + x) * FEW;
+            T* to = few + ((static_cast<size_t>(now.image) * g.few_height + y) * g.few_width + x) * FEW;
 #pragma unroll
             for (int c = 0; c < FEW; ++c) put(to + c, total[c]);
         }
+        now = after;
     }
 }
 
-constexpr int WEIGHT_Y = 32;
-
 // Sums over positions of few · many: rows of the products are the values of a window, of each of MAPS maps after the other, and after the last one's
-// the number 1, which gives the bias's gradient; columns are channels. A block writes its sums [ROWS·16, 64] to a place of its own. grid (blocks, C in 64s).
+// the number 1, which gives the bias's gradient; columns are channels. A warp takes lines, sixteen positions at a time, and copies STAGES - 1 times
+// as many ahead: what a lane reads it copied itself. A block writes its sums [ROWS·16, 64] to a place of its own. grid (blocks, C in 64s).
 template <int FEW, int ROWS, int MAPS, class T>
 __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, const T* first, const T* second, float* sums) {
+    constexpr int STAGES = 4;
     extern __shared__ __align__(16) unsigned char smem[];
-    unsigned short* patch = reinterpret_cast<unsigned short*>(smem);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3, block = blockIdx.y * BLOCK;
-    const Patch<FEW, T> of(g, WEIGHT_Y, TILE_X);
-    const int values = g.down * g.across * FEW, plane = of.lines * of.pitch;
+    const int values = g.down * g.across * FEW, lines = g.images * g.height, step = g.stride * FEW;
     const bool live = block + row * 8 < g.channels;
-    int offsets[ROWS][2];
+    Values<FEW, ROWS * 2> of;
+    const T* from[ROWS][2];
     bool one[ROWS][2];
 #pragma unroll
     for (int m = 0; m < ROWS; ++m)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int k = m * 16 + row + 8 * r, map = MAPS > 1 && k >= values;
-            offsets[m][r] = map * plane + of.offset(g, k - map * values);
+            of.set(g, m * 2 + r, k - map * values);
+            from[m][r] = map ? second : first;
             one[m][r] = k == MAPS * values;
         }
     launch_wait();
     launch_next();
-    float d[ROWS][8][4] = {};
-    const Places places(g.images, g.height, g.width, WEIGHT_Y);
-    constexpr int GROUPS = WEIGHT_Y / WARPS * (TILE_X / 16);
-    for (int i = blockIdx.x; i < places.count; i += gridDim.x) {
-        const int x0 = i % places.across * TILE_X, y0 = i / places.across % places.down * WEIGHT_Y, image = i / places.across / places.down;
-        // Sixteen positions of a line: of pair t and of pair t + 4, eight channels each.
-        auto load = [&](int n, uint4 (&v)[4]) {
-            const int y = y0 + warp + n / (TILE_X / 16) * WARPS, x = x0 + n % (TILE_X / 16) * 16 + 2 * t;
-            const bf16* at = many + ((static_cast<size_t>(image) * g.height + y) * g.width + x) * g.channels + block + row * 8;
+    uint4* ring = reinterpret_cast<uint4*>(smem) + warp * STAGES * 128 + lane;
+    // Of pair t and of pair t + 4 of the sixteen positions, eight channels each.
+    int ahead = blockIdx.x * WEIGHT_WARPS + warp, ahead_x = 0;
+    auto copy = [&](int stage) {
 #pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                const int beside = (q & 1) + (q >> 1) * 8;
-                v[q] = live && n < GROUPS && y < g.height && x + beside < g.width ? *reinterpret_cast<const uint4*>(at + static_cast<size_t>(beside) * g.channels)
-                                                                              : make_uint4(0, 0, 0, 0);
-            }
-        };
-        uint4 next[4];
-        load(0, next);
-        __syncthreads();
-        of.fill(patch, g, first, image, y0, x0);
-        if (MAPS > 1) of.fill(patch + plane, g, second, image, y0, x0);
-        __syncthreads();
-#pragma unroll 1
-        for (int n = 0; n < GROUPS; ++n) {
+        for (int q = 0; q < 4; ++q) {
+            const int x = ahead_x + 2 * t + (q & 1) + (q >> 1) * 8;
+            const bool any = live && ahead < lines && x < g.width;
+            const bf16* at = many + (any ? (static_cast<size_t>(ahead) * g.width + x) * g.channels + block + row * 8 : 0);
+            copy_async16(shared_address(ring + (stage * 4 + q) * 32), at, any);
+        }
+        copy_async_commit();
+        if ((ahead_x += 16) >= g.width) ahead_x = 0, ahead += gridDim.x * WEIGHT_WARPS;
+    };
+    for (int i = 0; i < STAGES - 1; ++i) copy(i);
+    float d[ROWS][8][4] = {};
+    int stage = 0;
+    for (int l = blockIdx.x * WEIGHT_WARPS + warp; l < lines; l += gridDim.x * WEIGHT_WARPS) {
+        const Line line(g, l, FEW);
+        for (int x = 0; x < g.width; x += 16) {
+            copy_async_wait<STAGES - 2>();
             uint4 v[4];
 #pragma unroll
-            for (int q = 0; q < 4; ++q) v[q] = next[q];
-            load(n + 1, next);
-            const int line = warp + n / (TILE_X / 16) * WARPS, x = n % (TILE_X / 16) * 16 + 2 * t, step = g.stride * FEW;
-            const unsigned short* at = patch + line * g.stride * of.pitch + x * step;
+            for (int q = 0; q < 4; ++q) v[q] = ring[(stage * 4 + q) * 32];
+            copy(stage ? stage - 1 : STAGES - 1);
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
             uint32_t b[8][2];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -311,22 +341,37 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
                     b[2 * q + 1][h] = __byte_perm(low[q], high[q], 0x7632);
                 }
             }
+            const long at = line.first + (x + 2 * t) * step;
+            const bool all = line.all(g, x);
 #pragma unroll
             for (int m = 0; m < ROWS; ++m) {
                 uint32_t a[4];
+                T u[8];
+                if (all) {
 #pragma unroll
-                for (int q = 0; q < 4; ++q) {
-                    const unsigned short* from = at + offsets[m][q & 1] + (q >> 1) * 8 * step;
-                    a[q] = one[m][q & 1] ? 0x3f803f80u : pair_of(from, from + step);
+                    for (int i = 0; i < 8; ++i) {
+                        const int r = i >> 1 & 1, beside = (i & 1) + (i >> 2) * 8;
+                        u[i] = from[m][r][at + of.at[m * 2 + r] + beside * step];
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) {
+                        const int r = i >> 1 & 1, beside = (i & 1) + (i >> 2) * 8;
+                        const bool any = of.inside(g, m * 2 + r, line.x + (x + 2 * t + beside) * g.stride, line.y);
+                        u[i] = any ? from[m][r][at + of.at[m * 2 + r] + beside * step] : T(0.f);
+                    }
                 }
+#pragma unroll
+                for (int q = 0; q < 4; ++q) a[q] = one[m][q & 1] ? 0x3f803f80u : pair_of(u[2 * q], u[2 * q + 1]);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) mma_bf16(d[m][j], a, b[j][0], b[j][1]);
             }
         }
     }
+    copy_async_wait<0>();
     // The warps' sums, one after the other; product j's column n is channel 8·n + j.
     float* total = reinterpret_cast<float*>(smem);
-    for (int turn = 0; turn < WARPS; ++turn) {
+    for (int turn = 0; turn < WEIGHT_WARPS; ++turn) {
         __syncthreads();
         if (warp != turn) continue;
 #pragma unroll
@@ -341,13 +386,13 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
     }
     __syncthreads();
     float* to = sums + (static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x) * (ROWS * 16 * BLOCK);
-    for (int i = threadIdx.x; i < ROWS * 16 * BLOCK; i += THREADS) to[i] = total[i];
+    for (int i = threadIdx.x; i < ROWS * 16 * BLOCK; i += WEIGHT_WARPS * 32) to[i] = total[i];
 }
 
 }  // namespace
 
-#define RDPM_SPREAD(FEW, KSTEPS, T)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                                    \
+#define RDPM_SPREAD(FEW, KSTEPS, LEAST, T)                                                                                                            \
+    extern "C" __global__ void __launch_bounds__(SPREAD_WARPS * 32, LEAST)                                                                                    \
         thin_spread_##FEW##_##KSTEPS##_##T(const __grid_constant__ Thin g, const T* few, const float* w, const float* bias, bf16* many, float slope) { \
         spread<FEW, KSTEPS>(g, few, w, bias, many, slope);                                                                                      \
     }
@@ -360,22 +405,22 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
         gather<FEW, Z>(g, many, w, bias, few);                                                                                           \
     }
 #define RDPM_WEIGHT(FEW, ROWS, MAPS, LEAST, T)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(THREADS, LEAST)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                                                                        \
         thin_weight_##FEW##_##ROWS##_##MAPS##_##T(const __grid_constant__ Thin g, const bf16* many, const T* first, const T* second, float* sums) { \
         weight_sums<FEW, ROWS, MAPS>(g, many, first, second, sums);                                                                                     \
     }
 #define RDPM_THIN(T)           \
-    RDPM_SPREAD(3, 2, T)       \
-    RDPM_SPREAD(3, 3, T)       \
-    RDPM_SPREAD(1, 1, T)       \
+    RDPM_SPREAD(3, 2, 4, T)    \
+    RDPM_SPREAD(3, 3, 3, T)    \
+    RDPM_SPREAD(1, 1, 4, T)    \
     RDPM_GATHER(3, 4, T)       \
     RDPM_GATHER(3, 6, T)       \
     RDPM_GATHER(1, 2, T)       \
-    RDPM_WEIGHT(3, 2, 1, 2, T) \
-    RDPM_WEIGHT(3, 4, 1, 1, T) \
-    RDPM_WEIGHT(3, 4, 2, 1, T) \
-    RDPM_WEIGHT(1, 1, 1, 2, T) \
-    RDPM_WEIGHT(1, 2, 1, 2, T)
+    RDPM_WEIGHT(3, 2, 1, 3, T) \
+    RDPM_WEIGHT(3, 4, 1, 2, T) \
+    RDPM_WEIGHT(3, 4, 2, 2, T) \
+    RDPM_WEIGHT(1, 1, 1, 4, T) \
+    RDPM_WEIGHT(1, 2, 1, 3, T)
 using f32 = float;
 RDPM_THIN(f32)
 RDPM_THIN(bf16)

@@ -17,7 +17,8 @@ namespace {
 struct WeightGradient {
     int height, width;                // positions of an image as k: H' lines of `width`
     int stride, top, left;            // of the windows in x
-    int steps, workers;               // of 64 positions; parts of all tiles' steps
+    int steps, workers;               // of 64 positions; parts of all tiles' steps,
+    int share, rest;                  // of so many steps each, the first `rest` of one more
     int across, boxes;                // tiles side by side, boxes of x a tile
     int chunks, a_row, taps;          // channels of x in 64s; boxes that a row of taps takes; taps of a box
     int box, product, next;           // bytes from a box to the next one, a product's operand to the next one's, 64 of its columns to the next ones
@@ -30,8 +31,12 @@ struct WeightGradient {
     float* dw;                        // [O, I, kh, kw]
 };
 
-// Part `worker` of the steps of all tiles.
-__device__ __forceinline__ long part(const WeightGradient& g, long steps, int worker) { return steps * worker / g.workers; }
+// Where a worker's part of the steps of all tiles begins, and whose part a step is in.
+__device__ __forceinline__ int part(const WeightGradient& g, int worker) { return worker * g.share + min(worker, g.rest); }
+__device__ __forceinline__ int worker_of(const WeightGradient& g, int step) {
+    const int longer = g.rest * (g.share + 1);
+    return step < longer ? step / (g.share + 1) : g.rest + (step - longer) / g.share;
+}
 
 // What a block takes: M times 64 of O, and PRODUCTS times N columns. With SIDE the warpgroups lie side by side, PRODUCTS each, over the same
 // 64 of O; otherwise one under the other.
@@ -46,9 +51,9 @@ struct Shape {
     // `take(tile, first step, steps)` of each tile that this block has a part of.
     template <class Take>
     __device__ __forceinline__ static void each(const WeightGradient& g, Take take) {
-        const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + BM - 1) / BM), end = part(g, steps, blockIdx.x + 1);
-        for (long at = part(g, steps, blockIdx.x); at < end;) {
-            const int tile = at / g.steps, first = at % g.steps, count = min(static_cast<long>(g.steps - first), end - at);
+        const int end = part(g, blockIdx.x + 1);
+        for (int at = part(g, blockIdx.x); at < end;) {
+            const int tile = at / g.steps, first = at % g.steps, count = min(g.steps - first, end - at);
             take(tile, first, count);
             at += count;
         }
@@ -161,39 +166,49 @@ RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
 RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
 RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
 
-// dW from the slots of tiles BM × BN: grid (I in 64s, O), threads 16 · kh·kw · groups, at most 1024; each
-// of the groups adds an equal part of the slots in order, then the groups' sums are added in order.
-extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn) {
-    __shared__ float4 sums[1024];
-    const int lane = threadIdx.x % 16, o = blockIdx.y, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.x / 16 % taps, r = tap / g.columns, s = tap % g.columns;
+// dW from the slots of tiles BM × BN: grid (I in 64s, O in parts of `outputs`, which divide 64), threads 16 · kh·kw · groups, at most 1024; each of
+// the groups adds an equal part of the slots in order, then the groups' sums are added in order.
+extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn, int outputs) {
+    constexpr int LINE = 68;  // floats of a tap: threads that write a line of dW read few banks twice
+    __shared__ __align__(16) float sums[1024 / 16 * LINE];
+    const int lane = threadIdx.x % 16, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.x / 16 % taps, r = tap / g.columns, s = tap % g.columns;
+    const int groups = blockDim.x / (16 * taps), group = threadIdx.x / (16 * taps), first_o = blockIdx.y * outputs;
     const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
     const int box = (r * g.a_row + in_row) * g.chunks + chunk;
-    const int tile = o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + lane * 4;
-    const long steps = static_cast<long>(g.steps) * g.across * ((g.outputs + bm - 1) / bm), from = static_cast<long>(tile) * g.steps;
+    const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + lane * 4;
     // The workers that have part of the tile.
-    auto worker = [&](long step) { return static_cast<int>(((step + 1) * g.workers - 1) / steps); };
+    const int first = worker_of(g, tile * g.steps), count = worker_of(g, (tile + 1) * g.steps - 1) - first + 1;
+    const int begin = count * group / groups, end = chunk * 64 + lane * 4 < g.inputs ? count * (group + 1) / groups : 0;
+    const size_t slot = static_cast<size_t>(bm) * bn;
+    const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(first_o % bm) * bn + column;
+    // In the order of dW, taps of an input after each other: where a thread finds what it writes.
+    const int numbers = min(64, g.inputs - chunk * 64) * taps;
+    int from[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const int i = threadIdx.x + j * blockDim.x;
+        from[j] = i < numbers ? i % taps * LINE + i / taps : -1;
+    }
+    float* to = g.dw + (static_cast<size_t>(first_o) * g.inputs + chunk * 64) * taps + threadIdx.x;
     launch_wait();
     launch_next();
-    const int first = worker(from), count = worker(from + g.steps - 1) - first + 1, groups = blockDim.x / (16 * taps), group = threadIdx.x / (16 * taps);
-    const int begin = count * group / groups, end = count * (group + 1) / groups;
-    const size_t slot = static_cast<size_t>(bm) * bn;
-    const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(o % bm) * bn + column;
-    float4 sum = {0.f, 0.f, 0.f, 0.f};
+    for (int o = 0; o < min(outputs, g.outputs - first_o); ++o, at += bn, to += static_cast<size_t>(g.inputs) * taps) {
+        float4 sum = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 8
-    for (int i = begin; i < end && chunk * 64 + lane * 4 < g.inputs; ++i) {
-        const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    // In the order of dW: taps of an input after each other.
-    const float* flat = reinterpret_cast<const float*>(sums);
-    const int inputs = min(64, g.inputs - chunk * 64);
-    float* to = g.dw + (static_cast<size_t>(o) * g.inputs + chunk * 64) * taps;
-    for (int i = threadIdx.x; i < inputs * taps; i += blockDim.x) {
-        const int from_tap = i % taps, input = i / taps;
-        float total = flat[from_tap * 64 + input];
-        for (int j = 1; j < groups; ++j) total += flat[(j * taps + from_tap) * 64 + input];
-        to[i] = g.accumulate ? to[i] + total : total;
+        for (int i = begin; i < end; ++i) {
+            const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
+            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+        __syncthreads();
+        *reinterpret_cast<float4*>(sums + threadIdx.x / 16 * LINE + lane * 4) = sum;
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (from[j] >= 0) {
+                float total = sums[from[j]];
+                for (int k = 1; k < groups; ++k) total += sums[from[j] + k * taps * LINE];
+                float* there = to + j * blockDim.x;
+                *there = g.accumulate ? *there + total : total;
+            }
     }
 }

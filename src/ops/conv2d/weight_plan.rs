@@ -90,6 +90,8 @@ pub(super) struct Cut {
     left: i32,
     steps: i32,
     workers: i32,
+    share: i32,
+    rest: i32,
     across: i32,
     boxes: i32,
     chunks: i32,
@@ -193,7 +195,7 @@ impl Plan {
         let bytes = x_bytes.next_multiple_of(8 * ROW);
         let stage = tile_rows * ROW + of_tile * bytes;
         let stages = (RING / stage).min(MOST_STAGES);
-        if stages < 2 || positions + STAGE > i32::MAX as usize {
+        if stages < 2 || (positions + STAGE).max(tiles * steps) > i32::MAX as usize {
             return None;
         }
         let arriving = (tile_rows * ROW + of_tile * x_bytes) as f64 / ARRIVING;
@@ -212,6 +214,8 @@ impl Plan {
             left: int(w.padding.left),
             steps: int(steps),
             workers: int(workers),
+            share: int(tiles * steps / workers),
+            rest: int(tiles * steps % workers),
             across: int(across),
             boxes: int(of_tile),
             chunks: int(chunks),
