@@ -1,5 +1,4 @@
-//! Hopper's own kernels (kernel_sm90.cu): convolutions of bf16 maps by TMA's im2col mode, forward and the gradient of the input, and those of a
-//! nearest ×2 upsampling and a 3×3 convolution as one.
+//! Hopper's own kernels (kernel_sm90.cu): convolutions of bf16 maps by TMA's im2col mode, forward and the gradient of the input.
 //!
 //! Maps are [B,H,W,C] with C a multiple of 8 from 32 on, weights [O,kh,kw,I] in bf16, sums in f32. Functions return false for what the kernels
 //! do not serve: other cards, other channels, strides beyond 2, windows that reach further than a tensor map does.
@@ -7,9 +6,10 @@
 use candle_core::Result;
 use half::bf16;
 
+use super::hopper_cut::{ANYWHERE, CUTS, Cut, PAIR};
 use super::op::{Conv2d, Reach};
-use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut, grid_of, launch};
-use crate::ops::product::cuda::{STAGE, WARP_ROWS};
+use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut};
+use crate::ops::product::cuda::STAGE;
 
 /// Fewest channels that the kernels are for.
 const NARROWEST: usize = 32;
@@ -17,102 +17,6 @@ const NARROWEST: usize = 32;
 const CORNER: std::ops::RangeInclusive<i32> = -128..=127;
 /// Positions whose sums lie together.
 const SUMMED: usize = 64;
-/// What a swapped tile's warpgroup writes at a time.
-const SWAPPED_ROWS: usize = 64;
-/// Blocks of a cluster, one under the other.
-const PAIR: usize = 2;
-
-/// How a kernel cuts its work (`Cut` and `Swapped` in windows_sm90.cuh).
-struct Cut {
-    name: &'static str,
-    /// Positions and columns of a tile.
-    rows: usize,
-    columns: usize,
-    stages: usize,
-    /// Columns that a warp writes at a time.
-    part: usize,
-    swapped: bool,
-    /// Taps of a line that are one copy of x.
-    taps: usize,
-    /// TFLOP/s where every multiprocessor has work: what a cut is chosen by.
-    rate: f64,
-}
-
-impl Cut {
-    /// Positions that a stage holds.
-    fn loaded(&self) -> usize {
-        if self.taps > 1 { self.rows + 16 } else { self.rows }
-    }
-
-    /// Positions that are copied at a time.
-    fn copied(&self) -> usize {
-        if self.taps > 1 { self.loaded() / 2 } else { self.rows }
-    }
-
-    /// Bytes of shared memory: stages, two boxes for each of eight warps and their columns' sums, barriers.
-    fn shared(&self, transposed: bool, sums: bool) -> u32 {
-        let columns = match transposed {
-            true => self.columns.next_multiple_of(64),
-            false => self.columns,
-        };
-        let boxes = 8 * 2 * WARP_ROWS * self.part * 2;
-        let sums = if sums && !self.swapped { 8 * self.columns * 8 } else { 0 };
-        let barriers = (2 * self.stages + 8 * 4) * 8;
-        let stage = (self.loaded() + self.taps * columns) * STAGE * 2;
-        (self.stages * stage + boxes + sums + barriers) as u32
-    }
-
-    /// A pair's tiles of a result.
-    fn tiles(&self, positions: usize, columns: usize) -> usize {
-        positions.div_ceil(self.rows * PAIR) * columns.div_ceil(self.columns)
-    }
-
-    /// What the work takes, in units of its own.
-    fn cost(&self, gpu: &Gpu, positions: usize, columns: usize) -> f64 {
-        let pairs = gpu.multiprocessors() as usize / PAIR;
-        let rounds = self.tiles(positions, columns).div_ceil(pairs);
-        (rounds * self.rows * self.columns) as f64 / self.rate
-    }
-
-    /// Rows of the boxes that are written.
-    fn box_rows(&self) -> usize {
-        if self.swapped { SWAPPED_ROWS } else { WARP_ROWS }
-    }
-
-    /// The part of a line, or the lines, that a box of a map of so many lines and columns is: nothing where they do not fill it.
-    fn lines(&self, (height, width): (usize, usize)) -> Option<[usize; 2]> {
-        let rows = self.box_rows();
-        if width.is_multiple_of(rows) {
-            return Some([1, rows]);
-        }
-        let lines = rows / width;
-        (rows.is_multiple_of(width) && height.is_multiple_of(lines)).then_some([lines, width])
-    }
-}
-
-/// The one that also writes by address, position by position.
-const ANYWHERE: &str = "192_128";
-
-static CUTS: [Cut; 6] = [
-    cut("128_192", 128, 192, 4, 64, 650.),
-    cut("192_128", 192, 128, 4, 64, 620.),
-    cut("128_256", 128, 256, 4, 32, 600.),
-    cut("256_96", 256, 96, 4, 32, 500.),
-    Cut { swapped: true, ..cut("256_64", 256, 64, 4, 64, 400.) },
-    Cut { swapped: true, taps: 3, ..cut("lines_64", 256, 64, 3, 64, 600.) },
-];
-
-const fn cut(
-    name: &'static str,
-    rows: usize,
-    columns: usize,
-    stages: usize,
-    part: usize,
-    rate: f64,
-) -> Cut {
-    Cut { name, rows, columns, stages, part, swapped: false, taps: 1, rate }
-}
-
 /// One convolution of a launch (`Phase` in windows_sm90.cuh).
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -189,16 +93,16 @@ struct Map {
 
 /// Where windows over a map lie, and what weights they meet.
 #[derive(Clone, Copy)]
-struct Windows {
+pub(super) struct Windows {
     /// Of them in a map, down and across.
-    output: (usize, usize),
-    low: [isize; 2],
-    stride: usize,
-    taps: [usize; 2],
+    pub output: (usize, usize),
+    pub low: [isize; 2],
+    pub stride: usize,
+    pub taps: [usize; 2],
     /// The first one's of the weights, and how far to the next one down and across.
-    tap: usize,
-    tap_steps: [isize; 2],
-    to: (usize, usize),
+    pub tap: usize,
+    pub tap_steps: [isize; 2],
+    pub to: (usize, usize),
 }
 
 impl Windows {
@@ -224,19 +128,19 @@ enum To {
 }
 
 /// What is computed: windows over maps to maps of `columns` channels.
-struct Work {
-    maps: usize,
+pub(super) struct Work {
+    pub maps: usize,
     /// Of the maps that the windows move over.
-    input: (usize, usize),
-    channels: usize,
+    pub input: (usize, usize),
+    pub channels: usize,
     /// One, or one for each parity of y's rows and columns.
-    windows: Vec<Windows>,
-    taps: usize,
+    pub windows: Vec<Windows>,
+    pub taps: usize,
     /// The weights are bf16 [outer, taps, inner]: the sums run over `outer`, otherwise over `inner`.
-    transposed: bool,
+    pub transposed: bool,
     /// Of y.
-    size: (usize, usize),
-    columns: usize,
+    pub size: (usize, usize),
+    pub columns: usize,
 }
 
 impl Work {
@@ -271,11 +175,19 @@ impl Work {
     /// How a cut's results reach y, if it serves.
     fn reaching(&self, cut: &Cut, sums: bool) -> Option<To> {
         let within = |w: &Windows| {
-            let corners = w.low.map(|x| x as i32).into_iter().chain(w.high(self.input, cut));
+            let corners = w
+                .low
+                .map(|x| x as i32)
+                .into_iter()
+                .chain(w.high(self.input, cut));
             corners.into_iter().all(|x| CORNER.contains(&x))
         };
         let summed = |w: &Windows| (w.output.0 * w.pitch(cut)).is_multiple_of(SUMMED);
-        if !self.windows.iter().all(|w| within(w) && (!sums || summed(w))) {
+        if !self
+            .windows
+            .iter()
+            .all(|w| within(w) && (!sums || summed(w)))
+        {
             return None;
         }
         if cut.taps > 1 {
@@ -292,10 +204,13 @@ impl Work {
         }
     }
 
-    fn blocks(&self, gpu: &Gpu) -> Option<Blocks> {
+    pub fn blocks(&self, gpu: &Gpu) -> Option<Blocks> {
         let (cut, _) = self.choose(gpu, true)?;
         let first = &self.windows[0];
-        let count = self.windows.iter().map(|w| w.output.0 * w.pitch(cut) / SUMMED);
+        let count = self
+            .windows
+            .iter()
+            .map(|w| w.output.0 * w.pitch(cut) / SUMMED);
         Some(Blocks {
             count: count.sum(),
             pitch: first.pitch(cut),
@@ -303,7 +218,7 @@ impl Work {
         })
     }
 
-    fn run(
+    pub fn run(
         &self,
         gpu: &Gpu,
         x: View<bf16>,
@@ -324,8 +239,18 @@ impl Work {
         let summed = |w: &Windows| self.maps * w.output.0 * w.pitch(cut) / SUMMED * columns * 2;
         assert!(sums.is_none_or(|s| s.len() == self.windows.iter().map(summed).sum()));
 
-        let x = Map { address: x.address(), maps: self.maps, size: self.input, channels };
-        let result = Map { address: y.address(), maps: self.maps, size: self.size, channels: columns };
+        let x = Map {
+            address: x.address(),
+            maps: self.maps,
+            size: self.input,
+            channels,
+        };
+        let result = Map {
+            address: y.address(),
+            maps: self.maps,
+            size: self.size,
+            channels: columns,
+        };
         let added = Map {
             address: finish.residual.map_or(result.address, |r| r.address()),
             ..result
@@ -335,8 +260,14 @@ impl Work {
             .iter()
             .map(|w| self.phase(cut, to, w, [x, result, added]))
             .collect::<Result<Vec<_>>>()?;
-        let tiles: usize = phases.iter().map(|p| cut.tiles(p.positions as usize, columns)).sum();
-        let none = Phase { positions: 0, ..phases[0] };
+        let tiles: usize = phases
+            .iter()
+            .map(|p| cut.tiles(p.positions as usize, columns))
+            .sum();
+        let none = Phase {
+            positions: 0,
+            ..phases[0]
+        };
         let weight = match self.transposed {
             true => TensorMap::swizzled(
                 weight.address(),
@@ -495,7 +426,10 @@ pub(super) fn input_gradient(
         size: w.input,
         columns: op.channels.0,
     };
-    let finish = Finish { residual: added, ..Finish::default() };
+    let finish = Finish {
+        residual: added,
+        ..Finish::default()
+    };
     work.run(gpu, grad, weight, finish, dx)
 }
 
@@ -526,105 +460,4 @@ fn reaching(op: &Conv2d, phase: (usize, usize)) -> Windows {
         tap_steps: [step(&down) * across as isize, step(&right)],
         to: phase,
     }
-}
-
-/// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
-const FOLDED: usize = 16;
-
-/// Elements of a weight [O,I,3,3] folded for [`upsampled`].
-pub(super) fn folded_len((i, o): (usize, usize)) -> usize {
-    FOLDED * i * o
-}
-
-/// The weight f32 [O,I,3,3] of a convolution behind a nearest ×2 upsampling, summed where it meets the same position of the small map:
-/// bf16 [O,4,4,I].
-pub(super) fn fold(
-    gpu: &Gpu,
-    (i, o): (usize, usize),
-    weight: View<f32>,
-    folded: ViewMut<bf16>,
-) -> Result<()> {
-    assert_eq!(weight.len(), o * i * 9);
-    assert_eq!(folded.len(), folded_len((i, o)));
-    let grid = grid_of(folded.len(), 256);
-    // SAFETY: O·I·9 and O·16·I elements.
-    unsafe { launch!(gpu, "conv2d_fold", "fold_upsampled", grid, 256, 0; weight, folded, o as i32, i as i32) }
-}
-
-fn of_upsampled((maps, height, width): (usize, usize, usize), (i, o): (usize, usize)) -> Work {
-    let phases = [(0, 0), (0, 1), (1, 0), (1, 1)];
-    let windows = |to: (usize, usize)| Windows {
-        output: (height, width),
-        low: [to.0 as isize - 1, to.1 as isize - 1],
-        stride: 1,
-        taps: [2, 2],
-        tap: (3 - to.0) * 4 + 3 - to.1,
-        tap_steps: [-8, -2],
-        to,
-    };
-    Work {
-        maps,
-        input: (height, width),
-        channels: i,
-        windows: phases.map(windows).into(),
-        taps: FOLDED,
-        transposed: false,
-        size: (2 * height, 2 * width),
-        columns: o,
-    }
-}
-
-/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding 1, by the folded weight: y [B,2H,2W,O]. Four
-/// convolutions of 2×2 taps over the small map, one for each parity of y's rows and columns: 4/9 of the FLOP.
-pub(super) fn upsampled(
-    gpu: &Gpu,
-    size: (usize, usize, usize),
-    channels: (usize, usize),
-    x: View<bf16>,
-    folded: View<bf16>,
-    finish: Finish,
-    y: ViewMut<bf16>,
-) -> Result<bool> {
-    of_upsampled(size, channels).run(gpu, x, folded, finish, y)
-}
-
-/// The blocks of an image that [`upsampled`] sums; nothing where it does not.
-pub(super) fn upsampled_blocks(
-    gpu: &Gpu,
-    size: (usize, usize, usize),
-    channels: (usize, usize),
-) -> Option<Blocks> {
-    of_upsampled(size, channels).blocks(gpu)
-}
-
-/// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2, plus `added` of the shape of x.
-pub(super) fn upsampled_gradient(
-    gpu: &Gpu,
-    (maps, height, width): (usize, usize, usize),
-    (i, o): (usize, usize),
-    grad: View<bf16>,
-    folded: View<bf16>,
-    added: Option<View<bf16>>,
-    dx: ViewMut<bf16>,
-) -> Result<bool> {
-    let work = Work {
-        maps,
-        input: (2 * height, 2 * width),
-        channels: o,
-        windows: vec![Windows {
-            output: (height, width),
-            low: [-1, -1],
-            stride: 2,
-            taps: [4, 4],
-            tap: 0,
-            tap_steps: [4, 1],
-            to: (0, 0),
-        }],
-        taps: FOLDED,
-        transposed: true,
-        size: (height, width),
-        columns: i,
-    };
-    let finish = Finish { residual: added, ..Finish::default() };
-    work.run(gpu, grad, folded, finish, dx)
 }

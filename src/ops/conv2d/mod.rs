@@ -17,6 +17,10 @@ mod gather;
 mod general;
 #[cfg(feature = "cuda")]
 mod hopper;
+#[cfg(feature = "cuda")]
+mod hopper_cut;
+#[cfg(feature = "cuda")]
+mod hopper_upsampled;
 mod op;
 pub(super) mod pack;
 mod reference;

@@ -106,7 +106,7 @@ __device__ __forceinline__ void sum_box(uint32_t box, float2* to) {
 }
 
 // The same over the 64 rows of a warpgroup, whose warps' sums lie `pitch` apart; all its threads' doing.
-__device__ __forceinline__ void merge_warps(const float2* warps, int pitch, float2* to, int columns, int group) {
+__device__ __forceinline__ void merge_warps(const float2* warps, int pitch, float* means, float* squares_to, int columns, int group) {
     group_sync(group);
     for (int i = threadIdx.x & 127; i < columns; i += 128) {
         float mean = 0, squares = 0;
@@ -118,7 +118,8 @@ __device__ __forceinline__ void merge_warps(const float2* warps, int pitch, floa
             const float2 part = warps[w * pitch + i];
             squares += part.y + 16 * (part.x - mean) * (part.x - mean);
         }
-        to[i] = {mean, squares};
+        means[i] = mean;
+        squares_to[i] = squares;
     }
     group_sync(group);
 }
@@ -227,9 +228,10 @@ struct Writer {
                 }
             }
             const int row = place.row + m * 64;
-            if (SUMS && row < p.positions)
-                merge_warps(shared, C::N, c.sums + block_of<PHASES>(p, place.phase, row) * c.columns + place.column, min(C::N, c.columns - place.column),
-                            group);
+            if (SUMS && row < p.positions) {
+                float* to = c.sums + block_of<PHASES>(p, place.phase, row) * 2 * c.columns + place.column;
+                merge_warps(shared, C::N, to, to + c.columns, min(C::N, c.columns - place.column), group);
+            }
         }
     }
 };
@@ -339,7 +341,7 @@ struct SwappedWriter {
             count += __shfl_xor_sync(~0u, count, 1);
             count += __shfl_xor_sync(~0u, count, 2);
         }
-        float2* to = c.sums + block_of<PHASES>(p, phase, row) * c.columns;
+        float* to = c.sums + block_of<PHASES>(p, phase, row) * 2 * c.columns;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float sum = 0, squares = 0;
@@ -352,7 +354,10 @@ struct SwappedWriter {
             for (int i = 0; i < 16; ++i) squares += inside >> i & 1 ? (values[i][r] - mean) * (values[i][r] - mean) : 0.f;
             squares += __shfl_xor_sync(~0u, squares, 1);
             squares += __shfl_xor_sync(~0u, squares, 2);
-            if ((lane & 3) == 0 && first + 8 * r < c.columns) to[first + 8 * r] = {mean, squares};
+            if ((lane & 3) == 0 && first + 8 * r < c.columns) {
+                to[first + 8 * r] = mean;
+                to[c.columns + first + 8 * r] = squares;
+            }
         }
     }
 };

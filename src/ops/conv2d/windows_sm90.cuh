@@ -32,7 +32,7 @@ struct alignas(64) Convolution {
     const float* bias;      // of the columns, or null
     bf16* to;               // y
     const bf16* add;        // what is added, or null
-    float2* sums;           // [positions / 64, columns] mean and sum of squares around it, of the rounded values
+    float* sums;            // [positions / 64, 2, columns] mean and sum of squares around it, of the rounded values
 };
 
 // How results reach y: positions are its rows; boxes of parts of lines; or by address.

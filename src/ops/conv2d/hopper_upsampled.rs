@@ -1,0 +1,114 @@
+//! A nearest ×2 upsampling and the 3×3 convolution behind it as one, on Hopper: over the small map, by weights that were summed where they meet
+//! the same position of it. 4/9 of the FLOP, and the large map in between is neither written nor read.
+
+use candle_core::Result;
+use half::bf16;
+
+use super::hopper::{Blocks, Finish, Windows, Work};
+use crate::ops::cuda::{Gpu, View, ViewMut, grid_of, launch};
+
+/// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
+const FOLDED: usize = 16;
+
+/// Elements of a weight [O,I,3,3] folded for [`upsampled`].
+pub(super) fn folded_len((i, o): (usize, usize)) -> usize {
+    FOLDED * i * o
+}
+
+/// The weight f32 [O,I,3,3] of a convolution behind a nearest ×2 upsampling, summed where it meets the same position of the small map:
+/// bf16 [O,4,4,I].
+pub(super) fn fold(
+    gpu: &Gpu,
+    (i, o): (usize, usize),
+    weight: View<f32>,
+    folded: ViewMut<bf16>,
+) -> Result<()> {
+    assert_eq!(weight.len(), o * i * 9);
+    assert_eq!(folded.len(), folded_len((i, o)));
+    let grid = grid_of(folded.len(), 256);
+    // SAFETY: O·I·9 and O·16·I elements.
+    unsafe {
+        launch!(gpu, "conv2d_fold", "fold_upsampled", grid, 256, 0; weight, folded, o as i32, i as i32)
+    }
+}
+
+fn of_upsampled((maps, height, width): (usize, usize, usize), (i, o): (usize, usize)) -> Work {
+    let phases = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    let windows = |to: (usize, usize)| Windows {
+        output: (height, width),
+        low: [to.0 as isize - 1, to.1 as isize - 1],
+        stride: 1,
+        taps: [2, 2],
+        tap: (3 - to.0) * 4 + 3 - to.1,
+        tap_steps: [-8, -2],
+        to,
+    };
+    Work {
+        maps,
+        input: (height, width),
+        channels: i,
+        windows: phases.map(windows).into(),
+        taps: FOLDED,
+        transposed: false,
+        size: (2 * height, 2 * width),
+        columns: o,
+    }
+}
+
+/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding 1, by the folded weight: y [B,2H,2W,O]. Four
+/// convolutions of 2×2 taps over the small map, one for each parity of y's rows and columns: 4/9 of the FLOP.
+pub(super) fn upsampled(
+    gpu: &Gpu,
+    size: (usize, usize, usize),
+    channels: (usize, usize),
+    x: View<bf16>,
+    folded: View<bf16>,
+    finish: Finish,
+    y: ViewMut<bf16>,
+) -> Result<bool> {
+    of_upsampled(size, channels).run(gpu, x, folded, finish, y)
+}
+
+/// The blocks of an image that [`upsampled`] sums; nothing where it does not.
+pub(super) fn upsampled_blocks(
+    gpu: &Gpu,
+    size: (usize, usize, usize),
+    channels: (usize, usize),
+) -> Option<Blocks> {
+    of_upsampled(size, channels).blocks(gpu)
+}
+
+/// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2, plus `added` of the shape of x.
+pub(super) fn upsampled_gradient(
+    gpu: &Gpu,
+    (maps, height, width): (usize, usize, usize),
+    (i, o): (usize, usize),
+    grad: View<bf16>,
+    folded: View<bf16>,
+    added: Option<View<bf16>>,
+    dx: ViewMut<bf16>,
+) -> Result<bool> {
+    let work = Work {
+        maps,
+        input: (2 * height, 2 * width),
+        channels: o,
+        windows: vec![Windows {
+            output: (height, width),
+            low: [-1, -1],
+            stride: 2,
+            taps: [4, 4],
+            tap: 0,
+            tap_steps: [4, 1],
+            to: (0, 0),
+        }],
+        taps: FOLDED,
+        transposed: true,
+        size: (height, width),
+        columns: i,
+    };
+    let finish = Finish {
+        residual: added,
+        ..Finish::default()
+    };
+    work.run(gpu, grad, folded, finish, dx)
+}
