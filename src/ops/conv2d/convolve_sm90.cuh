@@ -1,6 +1,5 @@
 // Hopper's convolution: a warp that copies, two warpgroups that multiply and write.
 #pragma once
-#include <type_traits>
 #include "results_sm90.cuh"
 
 namespace {
@@ -9,7 +8,7 @@ namespace {
 template <class C, bool TRANSPOSE, bool SUMS, To TO>
 __device__ __forceinline__ void convolve(const Convolution& c) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    constexpr int PHASES = TO == To::LINES || (TO == To::PLACES && C::TAPS == 1) ? 4 : 1;
+    constexpr int PHASES = TO == To::ROWS || C::TAPS > 1 ? 1 : 4;
     using R = RingOf<C, TRANSPOSE, SUMS>;
     R ring(shared_address(smem));
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
@@ -22,8 +21,8 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
     } else {
         registers_up<232>();
         const int group = warp >> 2;
-        std::conditional_t<C::SWAPPED, SwappedWriter<C, SUMS, TO, PHASES>, Writer<C, SUMS, TO, PHASES>> writer(c, smem + C::STAGES * R::STAGE,
-                                                                                                              ring.own(warp));
+        std::conditional_t<C::SWAPPED, SwappedWriter<C, SUMS, TO, PHASES>, Writer<C, SUMS, TO, PHASES>> writer(
+            c, smem + STAGES_OF<C, TRANSPOSE> * R::STAGE, ring.own(warp));
         int i = work.first;
         if (C::TURNS && group == 1) {
             give_turn(0);
@@ -36,7 +35,7 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
             writer.begin(place);
             decltype(C::d) d;
             if (C::TURNS) take_turn(group);
-            accumulate_tile<C, TRANSPOSE>(d, ring, work.steps(i), group, c);
+            accumulate_tile<C, TRANSPOSE>(d, ring, work.steps(i), group, c.blocks);
             if (C::TURNS) give_turn(group ^ 1);
             warpgroup_wait<0>();
             ring.release_last();

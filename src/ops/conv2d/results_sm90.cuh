@@ -31,22 +31,28 @@ struct Finish {
 };
 
 // Boxes to y and from what is added.
-template <To TO>
+template <class C, To TO>
 struct Boxes {
     const Convolution& c;
     const Phase& p;
 
     __device__ void load(uint32_t to, int column, int row, uint32_t barrier) const {
         if (TO == To::ROWS) return load_box(to, c.added, column, row, barrier);
-        const int lines = row / p.pitch, image = lines / p.height;
-        load_box(to, p.added, column, row - lines * p.pitch, lines - image * p.height, image, barrier);
+        const int lines = row / p.pitch, image = lines / p.height, x = row - lines * p.pitch, y = lines - image * p.height;
+        if (C::TAPS > 1)
+            load_windows(to, p.added, column, x, y, image, 0, 0, barrier);
+        else
+            load_box(to, p.added, column, x, y, image, barrier);
     }
     __device__ void store(uint32_t from, int column, int row) const {
         if (TO == To::ROWS) {
             store_box(c.y, column, row, from);
         } else {
-            const int lines = row / p.pitch, image = lines / p.height;
-            store_box(p.y, column, row - lines * p.pitch, lines - image * p.height, image, from);
+            const int lines = row / p.pitch, image = lines / p.height, x = row - lines * p.pitch, y = lines - image * p.height;
+            if (C::TAPS > 1)
+                store_windows(p.y, column, x, y, image, from);
+            else
+                store_box(p.y, column, x, y, image, from);
         }
         store_commit();
     }
@@ -142,7 +148,7 @@ struct Writer {
     __device__ void load(const Place& place, int n) const {
         const uint32_t barrier = ready + (n & 1) * 8;
         barrier_expect(barrier, C::BOX);
-        Boxes<TO>{c, phase(place)}.load(box(n), column(place, n), row(place, n), barrier);
+        Boxes<C, TO>{c, phase(place)}.load(box(n), column(place, n), row(place, n), barrier);
     }
     // What is added to the first two boxes is asked for before the product.
     __device__ void begin(const Place& place) const {
@@ -218,7 +224,7 @@ struct Writer {
                 } else {
                     fence_shared_for_tensor_cores();
                     __syncwarp();
-                    if (lane == 0) Boxes<TO>{c, p}.store(box, to, row(place, n));
+                    if (lane == 0) Boxes<C, TO>{c, p}.store(box, to, row(place, n));
                 }
                 if (SUMS) sum_box<C::PART>(box, shared + (threadIdx.x >> 5 & 3) * C::N + part * C::PART);
                 __syncwarp();
@@ -239,6 +245,7 @@ struct Writer {
 // The same for a warpgroup whose product lies transposed: a warp has 16 columns of y, of all positions.
 template <class C, bool SUMS, To TO, int PHASES>
 struct SwappedWriter {
+    static_assert(TO != To::PLACES, "boxes alone");
     static constexpr uint32_t BOX = 4 * C::BOX;  // 64 positions
     const Convolution& c;
     uint32_t boxes, ready, turns = 0;
@@ -250,10 +257,10 @@ struct SwappedWriter {
     __device__ void load(const Place& place, int n) const {
         const uint32_t barrier = ready + (n & 1) * 8;
         barrier_expect(barrier, BOX);
-        Boxes<TO>{c, phase(place)}.load(boxes + (n & 1) * BOX, place.column, place.row + n * 64, barrier);
+        Boxes<C, TO>{c, phase(place)}.load(boxes + (n & 1) * BOX, place.column, place.row + n * 64, barrier);
     }
     __device__ void begin(const Place& place) const {
-        if (TO == To::PLACES || !c.add) return;
+        if (!c.add) return;
         if ((threadIdx.x & 127) == 0) {
             store_wait_read<0>();
             load(place, 0);
@@ -261,16 +268,6 @@ struct SwappedWriter {
         }
         __syncwarp();
     }
-    template <class F>
-    __device__ __forceinline__ void share(uint32_t box, const Place& place, int n, F f) const {
-        const int thread = threadIdx.x & 127;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = i * 16 + (thread >> 3);
-            f(box + swizzled(row, thread & 7), place.row + n * 64 + row, place.column + (thread & 7) * 8);
-        }
-    }
-
     __device__ __forceinline__ void write(const float (&d)[32][4], const Place& place, int group) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, first = place.column + warp * 16 + (lane >> 2);
         const bool leads = (threadIdx.x & 127) == 0, add = c.add != nullptr;
@@ -280,13 +277,7 @@ struct SwappedWriter {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const uint32_t box = boxes + (n & 1) * BOX;
-            if (TO == To::PLACES) {
-                group_sync(group);
-                if (add) {
-                    share(box, place, n, [&](uint32_t at, int row, int column) { Spot(c, p, row).load(c, at, column); });
-                    group_sync(group);
-                }
-            } else if (add) {
+            if (add) {
                 barrier_wait(ready + (n & 1) * 8, turns >> (n & 1) & 1);
                 turns ^= 1 << (n & 1);
             } else {
@@ -309,12 +300,10 @@ struct SwappedWriter {
                 }
                 store_matrix4_transposed(at, pairs);
             }
-            if (TO != To::PLACES) fence_shared_for_tensor_cores();
+            fence_shared_for_tensor_cores();
             group_sync(group);
-            if (TO == To::PLACES) {
-                share(box, place, n, [&](uint32_t at, int row, int column) { Spot(c, p, row).store(c, at, column); });
-            } else if (leads) {
-                Boxes<TO>{c, p}.store(box, place.column, place.row + n * 64);
+            if (leads) {
+                Boxes<C, TO>{c, p}.store(box, place.column, place.row + n * 64);
                 if (add && n + 2 < 4) {
                     store_wait_read<0>();
                     load(place, n + 2);
@@ -325,36 +314,22 @@ struct SwappedWriter {
         }
     }
 
-    // Mean and sum of squares around it of this lane's two columns over the 64 positions from `row` on that are in a line.
+    // Mean and sum of squares around it of this lane's two columns over the 64 positions from `row` on.
     __device__ __forceinline__ void sum_columns(const float (&values)[16][2], const Phase& p, int phase, int row, int first) const {
-        const int lane = threadIdx.x & 31;
-        uint32_t inside = 0xffff;  // one bit a position
-        float count = 64;
-        if (C::TAPS > 1) {
-            inside = 0;
-#pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                int x = (row + i / 2 * 8 + 2 * (lane & 3) + (i & 1)) % p.pitch;
-                inside |= (x < p.width) << i;
-            }
-            count = __popc(inside);
-            count += __shfl_xor_sync(~0u, count, 1);
-            count += __shfl_xor_sync(~0u, count, 2);
-        }
         float* to = c.sums + block_of<PHASES>(p, phase, row) * 2 * c.columns;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float sum = 0, squares = 0;
 #pragma unroll
-            for (int i = 0; i < 16; ++i) sum += inside >> i & 1 ? values[i][r] : 0.f;
+            for (int i = 0; i < 16; ++i) sum += values[i][r];
             sum += __shfl_xor_sync(~0u, sum, 1);
             sum += __shfl_xor_sync(~0u, sum, 2);
-            const float mean = sum / fmaxf(count, 1.f);
+            const float mean = sum * (1.f / 64);
 #pragma unroll
-            for (int i = 0; i < 16; ++i) squares += inside >> i & 1 ? (values[i][r] - mean) * (values[i][r] - mean) : 0.f;
+            for (int i = 0; i < 16; ++i) squares += (values[i][r] - mean) * (values[i][r] - mean);
             squares += __shfl_xor_sync(~0u, squares, 1);
             squares += __shfl_xor_sync(~0u, squares, 2);
-            if ((lane & 3) == 0 && first + 8 * r < c.columns) {
+            if ((threadIdx.x & 3) == 0 && first + 8 * r < c.columns) {
                 to[first + 8 * r] = mean;
                 to[c.columns + first + 8 * r] = squares;
             }
