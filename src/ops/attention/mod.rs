@@ -15,20 +15,20 @@ mod tests;
 #[cfg(feature = "cuda")]
 mod wide;
 
-use super::{check, slices, tape};
+use super::{check as shapes, slices, tape};
 use candle_core::{Result, Tensor, bail};
 pub use rope::{RopeKind, RopeTable};
 use std::sync::OnceLock;
 
 /// qkv [B,N,3C] → [B,N,C]; the table has N rows for heads of width C/heads.
 pub fn attention(qkv: &Tensor, heads: usize, rope: Option<&RopeTable>) -> Result<Tensor> {
-    let [_, n, packed] = check::dims("attention", "qkv", qkv, "[B,N,3C]")?;
+    let [_, n, packed] = shapes::dims("attention", "qkv", qkv, "[B,N,3C]")?;
     if heads == 0 || packed == 0 || !packed.is_multiple_of(3 * heads) {
         bail!("attention: qkv has {packed} columns, expected a multiple of 3·{heads} heads");
     }
     if let Some(table) = rope {
         let expected = [n, packed / (3 * heads) / 2];
-        check::shape("attention", "the rope table", table.cos(), &expected)?;
+        shapes::shape("attention", "the rope table", table.cos(), &expected)?;
         if !(packed / (3 * heads)).is_multiple_of(2) {
             bail!(
                 "attention: heads of width {} cannot be rotated in halves",

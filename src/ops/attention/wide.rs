@@ -5,7 +5,9 @@
 use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail,
+};
 use half::bf16;
 
 use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut, launch};
@@ -32,7 +34,7 @@ fn part(n: usize, c: usize, which: usize) -> Matrices {
 }
 
 impl WideAttention {
-    fn forward<T: Element>(
+    fn forward<T: Element + WithDType>(
         &self,
         gpu: &Gpu,
         [b, n, c]: [usize; 3],
@@ -58,7 +60,7 @@ impl WideAttention {
         Ok(y.storage())
     }
 
-    fn backward<T: Element>(&self, qkv: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    fn backward<T: Element + WithDType>(&self, qkv: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (b, n, packed) = qkv.dims3()?;
         let c = packed / 3;
         let Some(weights) = self.weights.get() else {

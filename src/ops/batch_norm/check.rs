@@ -32,9 +32,10 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         let given = |x, mean, variance, w, b| {
             batch_norm_inference(x, mean, variance, w, b, 1e-5, activation)
         };
-        let expected = given(&x, &variance, &mean.sqr()?, &weights[0], &weights[1])?;
-        let squares = mean.sqr()?.to_device(&there)?;
-        let found = given(&x_there, &variance.to_device(&there)?, &squares, &w, &b)?;
+        let squares = mean.sqr()?;
+        let expected = given(&x, &variance, &squares, &weights[0], &weights[1])?;
+        let (squares_there, variances) = (squares.to_device(&there)?, variance.to_device(&there)?);
+        let found = given(&x_there, &variances, &squares_there, &w, &b)?;
         for (part, found, expected) in [
             ("mean", &mean_there, &mean),
             ("variance", &variance_there, &variance),

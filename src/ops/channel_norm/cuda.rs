@@ -89,7 +89,7 @@ impl Tiles {
             self.values.view().len(),
             sizes.images * tiles * 2 * sizes.channels
         );
-        let mut moments = Output::new(gpu.device(), 3 * sizes.images * sizes.groups)?;
+        let mut moments = Output::<f32>::new(gpu.device(), 3 * sizes.images * sizes.groups)?;
         let grid = (sizes.groups as u32, sizes.images as u32, 1);
         // SAFETY: tiles as asserted; three values a group and image.
         unsafe {

@@ -1,10 +1,12 @@
 //! Convolutions with a residual map, a ReLU or an upsampling in their own pass, by Hopper's kernels (hopper.rs), bf16.
 
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::cuda::{self, Input, bias_gradient, hopper_serves};
 use super::hopper::{self, Finish};
+use super::hopper_upsampled;
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
 use super::{Padding, general};
@@ -87,7 +89,7 @@ pub(super) fn forward(
             let folded = folded(&gpu, op, weight)?;
             let size = (maps, height / 2, width / 2);
             let folded = folded.view();
-            hopper::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
+            hopper_upsampled::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
         }
     };
     if !done {
@@ -98,8 +100,8 @@ pub(super) fn forward(
 
 /// The weight of a convolution behind an upsampling, folded.
 fn folded(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
-    let mut folded = Output::<bf16>::new(gpu.device(), hopper::folded_len(op.channels))?;
-    hopper::fold(gpu, op.channels, weight, folded.view_mut())?;
+    let mut folded = Output::<bf16>::new(gpu.device(), hopper_upsampled::folded_len(op.channels))?;
+    hopper_upsampled::fold(gpu, op.channels, weight, folded.view_mut())?;
     Ok(folded)
 }
 
@@ -144,7 +146,15 @@ fn upsampled_gradients(
             let size = (maps, height, width);
             let (grad, folded) = (View::of(grad)?, folded.view());
             let to = dx.view_mut();
-            if !hopper::upsampled_gradient(&gpu, size, op.channels, grad, folded, None, to)? {
+            if !hopper_upsampled::upsampled_gradient(
+                &gpu,
+                size,
+                op.channels,
+                grad,
+                folded,
+                None,
+                to,
+            )? {
                 bail!("conv2d: no kernel takes the gradient of {op:?} behind an upsampling");
             }
             Some(dx.tensor(x.shape()))

@@ -126,7 +126,7 @@ fn fuse(
     padding: Padding,
     with: impl FnOnce() -> op::With,
 ) -> Result<Option<Tensor>> {
-    let (Some(bias), [o, i, kh, kw]) = (bias, *weight.dims()) else {
+    let (Some(bias), &[o, i, kh, kw]) = (bias, weight.dims()) else {
         return Ok(None);
     };
     if !x.device().is_cuda() || !slices::meet_kernels(&[x], &[weight, bias]) {

@@ -34,15 +34,18 @@ fn steps(state: &State, grads: &[Tensor], average: bool) -> Result<()> {
             grad_scale: 0.5,
             ema_decay: average.then_some(0.9),
         };
-        let trained = |([param, m, v, ema], grad)| Trained {
-            param,
-            grad,
-            m,
-            v,
-            ema: average.then_some(ema),
-            weight_decay: if param.rank() > 1 { 0.03 } else { 0.0 },
-        };
-        let all: Vec<Trained> = state.iter().zip(grads).map(trained).collect();
+        let all: Vec<Trained> = state
+            .iter()
+            .zip(grads)
+            .map(|([param, m, v, ema], grad)| Trained {
+                param,
+                grad,
+                m,
+                v,
+                ema: average.then_some(ema),
+                weight_decay: if param.rank() > 1 { 0.03 } else { 0.0 },
+            })
+            .collect();
         adam_step_all(&all, &step)?;
     }
     Ok(())

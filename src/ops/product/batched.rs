@@ -7,10 +7,10 @@ use std::ffi::c_void;
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::cublas::result;
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-use candle_core::cuda_backend::cudarc::cublas::sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT;
+use candle_core::cuda_backend::cudarc::cublas::sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT;
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use candle_core::cuda_backend::cudarc::cublas::sys::cudaDataType_t;
-use candle_core::{DType, bail};
+use candle_core::{DType, WithDType, bail};
 
 use crate::ops::cuda::{Element, Gpu, View, ViewMut};
 
@@ -42,7 +42,7 @@ impl Matrices {
     }
 }
 
-fn kind<T: Element>() -> Result<cudaDataType_t> {
+fn kind<T: WithDType>() -> Result<cudaDataType_t> {
     match T::DTYPE {
         DType::F32 => Ok(cudaDataType_t::CUDA_R_32F),
         DType::BF16 => Ok(cudaDataType_t::CUDA_R_16BF),
@@ -54,7 +54,7 @@ fn kind<T: Element>() -> Result<cudaDataType_t> {
 /// c = op(a)·op(b) for each of `count` matrices, op the transposition where the flag says so.
 ///
 /// Errors: sizes that do not fit each other; a type that is none of f32, bf16, f16.
-pub fn multiply<T: Element, C: Element>(
+pub fn multiply<T: Element + WithDType, C: Element + WithDType>(
     gpu: &Gpu,
     count: usize,
     (a, of_a, a_transposed): (View<T>, Matrices, bool),
@@ -78,7 +78,7 @@ pub fn multiply<T: Element, C: Element>(
     if !fits || reaches.iter().any(|(len, reach)| reach > len) {
         bail!("no product of {of_a:?} and {of_b:?} to {of_c:?}, {count} each, in {reaches:?}");
     }
-    let start = |address: u64, from: usize, bytes: usize| (address + (from * bytes) as u64);
+    let start = |address: u64, from: usize, bytes: usize| address + (from * bytes) as u64;
     let (alpha, beta) = (1f32, 0f32);
     let flag = |transposed| match transposed {
         true => CUBLAS_OP_T,
@@ -111,7 +111,7 @@ pub fn multiply<T: Element, C: Element>(
             of_c.stride as i64,
             count as i32,
             CUBLAS_COMPUTE_32F,
-            CUBLAS_GEMM_DEFAULT,
+            CUBLAS_GEMM_DFALT,
         )
     }
     .map_err(candle_core::Error::wrap)
