@@ -6,7 +6,7 @@
 use candle_core::Result;
 use half::bf16;
 
-use super::hopper_cut::{ANYWHERE, CUTS, Cut, PAIR};
+use super::hopper_cut::{CUTS, Cut, PAIR};
 use super::op::{Conv2d, Reach};
 use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut};
 use crate::ops::product::cuda::STAGE;
@@ -17,13 +17,16 @@ const NARROWEST: usize = 32;
 const CORNER: std::ops::RangeInclusive<i32> = -128..=127;
 /// Positions whose sums lie together.
 const SUMMED: usize = 64;
+/// A tensor map inside a launch's argument, which is laid out as the kernel's: the driver's own type asks for another alignment.
+type Words = [u64; 16];
+
 /// One convolution of a launch (`Phase` in windows_sm90.cuh).
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C)]
 struct Phase {
-    x: TensorMap,
-    y: TensorMap,
-    added: TensorMap,
+    x: Words,
+    y: Words,
+    added: Words,
     positions: i32,
     height: i32,
     width: i32,
@@ -38,20 +41,20 @@ struct Phase {
 
 /// A launch's only argument (`Convolution` in windows_sm90.cuh).
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C)]
 struct Convolution {
-    weight: TensorMap,
-    y: TensorMap,
-    added: TensorMap,
+    weight: Words,
+    y: Words,
+    added: Words,
     phases: [Phase; 4],
     blocks: i32,
     columns: i32,
-    half: i32,
     stride: i32,
     height: i32,
     width: i32,
     step: i32,
     slope: f32,
+    unused: i32,
     bias: u64,
     to: u64,
     add: u64,
@@ -69,17 +72,8 @@ pub(super) struct Finish<'a> {
     pub residual: Option<View<'a, bf16>>,
     /// Of a leaky ReLU after both, 0 for a ReLU.
     pub slope: Option<f32>,
-    /// f32 [B, blocks, O, 2]: mean, and sum of squares around it, of the rounded values of each [`Blocks`].
+    /// f32 [B, n, 2, O]: mean, and sum of squares around it, of the rounded values of every 64 positions of an image, all of them in a fixed order.
     pub sums: Option<ViewMut<'a, f32>>,
-}
-
-/// The positions of an image whose sums lie together: 64 places each, in lines of `pitch` places whose first `width` are positions. Where the two
-/// are the same, each block is 64 positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blocks {
-    pub count: usize,
-    pub pitch: usize,
-    pub width: usize,
 }
 
 /// A map [B,H,W,C] in bf16.
@@ -106,14 +100,24 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Places of a line where `taps` of it are one copy: with what lies between two lines.
+    /// Places that are counted of a line.
     fn pitch(&self, cut: &Cut) -> usize {
+        self.output.1
+            + if cut.pads(self.output.1) {
+                self.taps[1] - 1
+            } else {
+                0
+            }
+    }
+
+    /// Windows of a line that the map is made for: with those that come after the last place where several taps are one copy.
+    fn reached(&self, cut: &Cut) -> usize {
         self.output.1 + if cut.taps > 1 { self.taps[1] - 1 } else { 0 }
     }
 
     /// How far the last window lies from the map's last position, down and across.
     fn high(&self, size: (usize, usize), cut: &Cut) -> [i32; 2] {
-        let last = [self.output.0, self.pitch(cut)].map(|n| ((n - 1) * self.stride) as i32);
+        let last = [self.output.0, self.reached(cut)].map(|n| ((n - 1) * self.stride) as i32);
         let size = [size.0 as i32, size.1 as i32];
         std::array::from_fn(|i| self.low[i] as i32 + last[i] - (size[i] - 1))
     }
@@ -165,8 +169,13 @@ impl Work {
             .iter()
             .filter_map(|cut| Some((cut, self.reaching(cut, sums)?)));
         let cost = |cut: &Cut| -> f64 {
+            // Channels in whole blocks of 64, or 64s and a half.
+            let block = if cut.half { STAGE / 2 } else { STAGE };
+            let channels = self.channels.next_multiple_of(block) as f64;
             let places = |w: &Windows| self.maps * w.output.0 * w.pitch(cut);
-            let of = |w| cut.cost(gpu, places(w), self.columns) * (w.taps[0] * w.taps[1]) as f64;
+            let of = |w: &Windows| {
+                cut.cost(gpu, places(w), self.columns) * channels * (w.taps[0] * w.taps[1]) as f64
+            };
             self.windows.iter().map(of).sum()
         };
         serving.min_by(|a, b| cost(a.0).total_cmp(&cost(b.0)))
@@ -175,47 +184,34 @@ impl Work {
     /// How a cut's results reach y, if it serves.
     fn reaching(&self, cut: &Cut, sums: bool) -> Option<To> {
         let within = |w: &Windows| {
-            let corners = w
-                .low
-                .map(|x| x as i32)
-                .into_iter()
-                .chain(w.high(self.input, cut));
-            corners.into_iter().all(|x| CORNER.contains(&x))
+            let low = w.low.map(|x| x as i32);
+            let mut corners = low.into_iter().chain(w.high(self.input, cut));
+            corners.all(|x| CORNER.contains(&x))
         };
-        let summed = |w: &Windows| (w.output.0 * w.pitch(cut)).is_multiple_of(SUMMED);
-        if !self
-            .windows
-            .iter()
-            .all(|w| within(w) && (!sums || summed(w)))
-        {
+        let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
+        let serves = |w: &Windows| within(w) && (!sums || summed(w) && !cut.pads(w.output.1));
+        let halves = (1..=STAGE / 2).contains(&(self.channels % STAGE));
+        if !self.windows.iter().all(serves) || (cut.half && !halves) {
             return None;
         }
-        if cut.taps > 1 {
-            let first = &self.windows[0];
-            let fits = !self.scattered() && first.stride == 1 && first.taps[1] == cut.taps;
-            return fits.then_some(To::Places);
+        let first = &self.windows[0];
+        if cut.taps > 1 && (self.scattered() || first.stride > 1 || first.taps[1] != cut.taps) {
+            return None;
         }
-        if !self.scattered() {
-            return Some(To::Rows);
-        }
-        match self.windows.iter().all(|w| cut.lines(w.output).is_some()) {
-            true => Some(To::Lines),
-            false => (cut.name == ANYWHERE && !sums).then_some(To::Places),
+        let has = &cut.kernels;
+        let fits = |w: &Windows| cut.taps > 1 || cut.lines(w.output).is_some();
+        if !self.scattered() && !cut.pads(first.output.1) {
+            (has.rows && (!sums || has.sums[0])).then_some(To::Rows)
+        } else if has.lines && (!sums || has.sums[1]) && self.windows.iter().all(fits) {
+            Some(To::Lines)
+        } else {
+            (has.places && !sums).then_some(To::Places)
         }
     }
 
-    pub fn blocks(&self, gpu: &Gpu) -> Option<Blocks> {
-        let (cut, _) = self.choose(gpu, true)?;
-        let first = &self.windows[0];
-        let count = self
-            .windows
-            .iter()
-            .map(|w| w.output.0 * w.pitch(cut) / SUMMED);
-        Some(Blocks {
-            count: count.sum(),
-            pitch: first.pitch(cut),
-            width: first.output.1,
-        })
+    /// Whether the sums of 64 positions each come with the results.
+    pub fn sums(&self, gpu: &Gpu) -> bool {
+        self.choose(gpu, true).is_some()
     }
 
     pub fn run(
@@ -236,8 +232,7 @@ impl Work {
         assert_eq!(y.len(), positions * columns);
         assert!(finish.residual.is_none_or(|r| r.len() == y.len()));
         assert!(finish.bias.is_none_or(|b| b.len() == columns));
-        let summed = |w: &Windows| self.maps * w.output.0 * w.pitch(cut) / SUMMED * columns * 2;
-        assert!(sums.is_none_or(|s| s.len() == self.windows.iter().map(summed).sum()));
+        assert!(sums.is_none_or(|s| s.len() == positions / SUMMED * 2 * columns));
 
         let x = Map {
             address: x.address(),
@@ -281,18 +276,18 @@ impl Work {
             ),
         };
         let convolution = Convolution {
-            weight: weight?,
-            y: self.rows(cut, &result)?,
-            added: self.rows(cut, &added)?,
+            weight: weight?.words(),
+            y: self.rows(cut, &result)?.words(),
+            added: self.rows(cut, &added)?.words(),
             phases: std::array::from_fn(|i| phases.get(i).copied().unwrap_or(none)),
             blocks: channels.div_ceil(STAGE) as i32,
             columns: columns as i32,
-            half: i32::from(channels.next_multiple_of(STAGE) - channels >= STAGE / 2),
             stride: self.windows[0].stride as i32,
             height: self.size.0 as i32,
             width: self.size.1 as i32,
             step: if self.scattered() { 2 } else { 1 },
             slope: finish.slope.unwrap_or(1.0),
+            unused: 0,
             bias: finish.bias.map_or(0, |bias| bias.address()),
             to: y.address(),
             add: finish.residual.map_or(0, |residual| residual.address()),
@@ -301,13 +296,13 @@ impl Work {
         let parts = [
             (self.transposed, "_transposed"),
             (to == To::Lines, "_lines"),
-            (to == To::Places && cut.taps == 1, "_places"),
+            (to == To::Places, "_places"),
             (sums.is_some(), "_sums"),
         ];
         let parts = parts.iter().filter(|(has, _)| *has).map(|(_, part)| *part);
         let name: String = ["conv2d_", cut.name].into_iter().chain(parts).collect();
         let shared = cut.shared(self.transposed, sums.is_some());
-        let kernel = gpu.kernel("conv2d_sm90", &name, shared)?;
+        let kernel = gpu.kernel(cut.file, &name, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&convolution);
         let pairs = tiles.min(gpu.multiprocessors() as usize / PAIR);
@@ -329,6 +324,13 @@ impl Work {
         let sizes = [x.maps, x.size.0, x.size.1, x.channels];
         let high = w.high(x.size, cut);
         let places = |map: &Map| match (to, cut.lines(w.output)) {
+            (To::Lines, _) if cut.taps > 1 => {
+                // What is counted beyond a line's end lies outside and is left out.
+                let beyond = [0, (w.pitch(cut) - w.output.1) as i32];
+                let sizes = [map.maps, map.size.0, map.size.1, map.channels];
+                let boxes = [cut.box_rows(), cut.part];
+                TensorMap::windows(map.address, sizes, [0, 0], beyond, 1, boxes)
+            }
             (To::Lines, Some([lines, across])) => {
                 let (line, c) = (map.size.1 * map.channels, map.channels);
                 let first = (w.to.0 * map.size.1 + w.to.1) * c;
@@ -342,9 +344,9 @@ impl Work {
             _ => self.rows(cut, map),
         };
         Ok(Phase {
-            x: TensorMap::im2col(x.address, sizes, low, high, w.stride, cut.copied())?,
-            y: places(&y)?,
-            added: places(&added)?,
+            x: TensorMap::im2col(x.address, sizes, low, high, w.stride, cut.copied())?.words(),
+            y: places(&y)?.words(),
+            added: places(&added)?.words(),
             positions: (x.maps * w.output.0 * w.pitch(cut)) as i32,
             height: w.output.0 as i32,
             width: w.output.1 as i32,
@@ -397,9 +399,9 @@ pub(super) fn forward(
     }
 }
 
-/// The blocks of an image that [`forward`] sums; nothing where it does not.
-pub(super) fn blocks(gpu: &Gpu, op: &Conv2d, maps: usize) -> Option<Blocks> {
-    of_forward(op, maps)?.blocks(gpu)
+/// Whether [`forward`] keeps sums of every 64 positions.
+pub(super) fn sums(gpu: &Gpu, op: &Conv2d, maps: usize) -> bool {
+    of_forward(op, maps).is_some_and(|work| work.sums(gpu))
 }
 
 /// dL/dx [B,H,W,I] from `grad` [B,H',W',O] and the packed weight, plus `added` of its shape.

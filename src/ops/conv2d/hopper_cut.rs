@@ -8,8 +8,11 @@ const SWAPPED_ROWS: usize = 64;
 /// Blocks of a cluster, one under the other.
 pub(super) const PAIR: usize = 2;
 
-/// How a kernel cuts its work (`Cut` and `Swapped` in windows_sm90.cuh).
+/// How a kernel cuts its work (`Cut` and `Swapped` in windows_sm90.cuh), and what it serves.
+#[derive(Clone, Copy)]
 pub(super) struct Cut {
+    /// The kernels' file, and how their names begin.
+    pub file: &'static str,
     pub name: &'static str,
     /// Positions and columns of a tile.
     pub rows: usize,
@@ -20,31 +23,48 @@ pub(super) struct Cut {
     swapped: bool,
     /// Taps of a line that are one copy of x.
     pub taps: usize,
+    /// Only for channels of x whose last block of 64 is at most 32.
+    pub half: bool,
+    pub kernels: Kernels,
     /// TFLOP/s where every multiprocessor has work: what a cut is chosen by.
     rate: f64,
+}
+
+/// Which kernels a cut has (`To` in windows_sm90.cuh): each also transposed.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub rows: bool,
+    pub lines: bool,
+    pub places: bool,
+    /// Sums with `rows`, and with `lines`.
+    pub sums: [bool; 2],
 }
 
 impl Cut {
     /// Positions that a stage holds.
     fn loaded(&self) -> usize {
-        if self.taps > 1 {
-            self.rows + 16
-        } else {
-            self.rows
+        match (self.taps, self.swapped) {
+            (1, _) => self.rows,
+            (_, true) => self.rows + 16,
+            (_, false) => self.rows + 8,
         }
     }
 
     /// Positions that are copied at a time.
-    pub(super) fn copied(&self) -> usize {
-        if self.taps > 1 {
-            self.loaded() / 2
-        } else {
-            self.rows
+    pub fn copied(&self) -> usize {
+        match self.loaded() {
+            once @ ..=256 => once,
+            twice => twice / 2,
         }
     }
 
+    /// Whether positions are counted with what lies between two lines: where a tile of several taps is not part of one.
+    pub fn pads(&self, width: usize) -> bool {
+        self.taps > 1 && !(self.kernels.rows && width.is_multiple_of(self.rows))
+    }
+
     /// Bytes of shared memory: stages, two boxes for each of eight warps and their columns' sums, barriers.
-    pub(super) fn shared(&self, transposed: bool, sums: bool) -> u32 {
+    pub fn shared(&self, transposed: bool, sums: bool) -> u32 {
         let columns = match transposed {
             true => self.columns.next_multiple_of(64),
             false => self.columns,
@@ -55,25 +75,27 @@ impl Cut {
         } else {
             0
         };
-        let barriers = (2 * self.stages + 8 * 4) * 8;
+        let fewer = usize::from(transposed && self.taps > 1 && !self.columns.is_multiple_of(64));
+        let stages = self.stages - fewer;
+        let barriers = (2 * stages + 8 * 4) * 8;
         let stage = (self.loaded() + self.taps * columns) * STAGE * 2;
-        (self.stages * stage + boxes + sums + barriers) as u32
+        (stages * stage + boxes + sums + barriers) as u32
     }
 
     /// A pair's tiles of a result.
-    pub(super) fn tiles(&self, positions: usize, columns: usize) -> usize {
+    pub fn tiles(&self, positions: usize, columns: usize) -> usize {
         positions.div_ceil(self.rows * PAIR) * columns.div_ceil(self.columns)
     }
 
     /// What the work takes, in units of its own.
-    pub(super) fn cost(&self, gpu: &Gpu, positions: usize, columns: usize) -> f64 {
+    pub fn cost(&self, gpu: &Gpu, positions: usize, columns: usize) -> f64 {
         let pairs = gpu.multiprocessors() as usize / PAIR;
         let rounds = self.tiles(positions, columns).div_ceil(pairs);
         (rounds * self.rows * self.columns) as f64 / self.rate
     }
 
     /// Rows of the boxes that are written.
-    pub(super) fn box_rows(&self) -> usize {
+    pub fn box_rows(&self) -> usize {
         if self.swapped {
             SWAPPED_ROWS
         } else {
@@ -82,7 +104,7 @@ impl Cut {
     }
 
     /// The part of a line, or the lines, that a box of a map of so many lines and columns is: nothing where they do not fill it.
-    pub(super) fn lines(&self, (height, width): (usize, usize)) -> Option<[usize; 2]> {
+    pub fn lines(&self, (height, width): (usize, usize)) -> Option<[usize; 2]> {
         let rows = self.box_rows();
         if width.is_multiple_of(rows) {
             return Some([1, rows]);
@@ -92,34 +114,29 @@ impl Cut {
     }
 }
 
-/// The one that also writes by address, position by position.
-pub(super) const ANYWHERE: &str = "192_128";
-
-pub(super) static CUTS: [Cut; 6] = [
-    cut("128_192", 128, 192, 4, 64, 650.),
-    cut("192_128", 192, 128, 4, 64, 620.),
-    cut("128_256", 128, 256, 4, 32, 600.),
-    cut("256_96", 256, 96, 4, 32, 500.),
-    Cut {
-        swapped: true,
-        ..cut("256_64", 256, 64, 4, 64, 400.)
-    },
-    Cut {
-        swapped: true,
-        taps: 3,
-        ..cut("lines_64", 256, 64, 3, 64, 600.)
-    },
-];
+const ROWS: Kernels = Kernels {
+    rows: true,
+    lines: false,
+    places: false,
+    sums: [true, false],
+};
+const LINES: Kernels = Kernels {
+    rows: false,
+    lines: true,
+    places: false,
+    sums: [false, false],
+};
 
 const fn cut(
     name: &'static str,
-    rows: usize,
-    columns: usize,
+    (rows, columns): (usize, usize),
     stages: usize,
     part: usize,
+    kernels: Kernels,
     rate: f64,
 ) -> Cut {
     Cut {
+        file: "conv2d_sm90",
         name,
         rows,
         columns,
@@ -127,6 +144,78 @@ const fn cut(
         part,
         swapped: false,
         taps: 1,
+        half: false,
+        kernels,
         rate,
     }
 }
+
+/// Those of kernel_narrow_sm90.cu.
+const fn narrow(cut: Cut) -> Cut {
+    Cut {
+        file: "conv2d_narrow_sm90",
+        ..cut
+    }
+}
+
+const fn by_lines(cut: Cut, half: bool) -> Cut {
+    Cut {
+        taps: 3,
+        half,
+        ..narrow(cut)
+    }
+}
+
+const fn swapped(cut: Cut) -> Cut {
+    Cut {
+        swapped: true,
+        ..cut
+    }
+}
+
+pub(super) static CUTS: [Cut; 10] = [
+    cut("128_192", (128, 192), 4, 64, ROWS, 760.),
+    cut("128_256", (128, 256), 4, 32, ROWS, 730.),
+    cut("128_128", (128, 128), 5, 64, ROWS, 680.),
+    Cut {
+        kernels: Kernels {
+            lines: true,
+            places: true,
+            sums: [true, true],
+            ..ROWS
+        },
+        ..cut("192_128", (192, 128), 4, 64, ROWS, 740.)
+    },
+    narrow(swapped(Cut {
+        kernels: Kernels {
+            lines: true,
+            sums: [true, true],
+            ..ROWS
+        },
+        ..cut("256_64", (256, 64), 4, 64, ROWS, 480.)
+    })),
+    narrow(Cut {
+        kernels: Kernels {
+            lines: true,
+            sums: [false, false],
+            ..ROWS
+        },
+        ..cut("256_96", (256, 96), 4, 32, ROWS, 600.)
+    }),
+    by_lines(
+        swapped(Cut {
+            kernels: Kernels {
+                lines: true,
+                ..ROWS
+            },
+            ..cut("lines_64", (256, 64), 3, 64, ROWS, 750.)
+        }),
+        false,
+    ),
+    by_lines(
+        swapped(cut("lines_64_half", (256, 64), 3, 64, LINES, 750.)),
+        true,
+    ),
+    by_lines(cut("lines_96", (192, 96), 3, 32, LINES, 650.), false),
+    by_lines(cut("lines_96_half", (192, 96), 3, 32, LINES, 650.), true),
+];

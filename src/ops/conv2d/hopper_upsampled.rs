@@ -4,7 +4,7 @@
 use candle_core::Result;
 use half::bf16;
 
-use super::hopper::{Blocks, Finish, Windows, Work};
+use super::hopper::{Finish, Windows, Work};
 use crate::ops::cuda::{Gpu, View, ViewMut, grid_of, launch};
 
 /// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
@@ -69,13 +69,9 @@ pub(super) fn upsampled(
     of_upsampled(size, channels).run(gpu, x, folded, finish, y)
 }
 
-/// The blocks of an image that [`upsampled`] sums; nothing where it does not.
-pub(super) fn upsampled_blocks(
-    gpu: &Gpu,
-    size: (usize, usize, usize),
-    channels: (usize, usize),
-) -> Option<Blocks> {
-    of_upsampled(size, channels).blocks(gpu)
+/// Whether [`upsampled`] keeps sums of every 64 positions.
+pub(super) fn sums(gpu: &Gpu, size: (usize, usize, usize), channels: (usize, usize)) -> bool {
+    of_upsampled(size, channels).sums(gpu)
 }
 
 /// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2, plus `added` of the shape of x.

@@ -52,10 +52,7 @@ pub(super) fn weight_gradient(
     assert_eq!(dw.len(), o * i * op.taps());
     let mut slots = Output::<f32>::new(gpu.device(), plan.slots())?;
     let arguments = Arguments {
-        cut: Cut {
-            accumulate: accumulate.into(),
-            ..plan.cut
-        },
+        cut: plan.cut.accumulating(accumulate),
         slots: slots.view_mut().address(),
         dw: dw.address(),
     };

@@ -112,6 +112,17 @@ pub(super) struct Cut {
     pub accumulate: i32,
 }
 
+#[cfg(feature = "cuda")]
+impl Cut {
+    /// The same, added to what is there or written over it.
+    pub fn accumulating(self, accumulate: bool) -> Self {
+        Self {
+            accumulate: accumulate.into(),
+            ..self
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
     pub kernel: &'static Kernel,
