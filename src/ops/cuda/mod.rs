@@ -379,13 +379,19 @@ impl Launch<'_> {
         self.values.push(value.value());
     }
 
-    /// The only argument, a structure laid out as in C.
+    /// The first argument, a structure laid out as in C without padding.
     pub fn structure<T: Copy>(&mut self, value: &T) {
         let words = size_of::<T>() / size_of::<u64>();
-        assert!(words * size_of::<u64>() == size_of::<T>() && align_of::<T>() >= align_of::<u64>());
-        // SAFETY: a structure of whole words, read as words.
-        let words = unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u64>(), words) };
-        self.structure = words.to_vec();
+        assert_eq!(words * size_of::<u64>(), size_of::<T>());
+        self.structure = vec![0; words];
+        // SAFETY: as many bytes as the words have, none of them padding.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                (&raw const *value).cast::<u8>(),
+                self.structure.as_mut_ptr().cast::<u8>(),
+                size_of::<T>(),
+            );
+        }
     }
 
     /// On Hopper, may begin while the kernel before it ends; the kernel waits for that itself (launch.cuh).

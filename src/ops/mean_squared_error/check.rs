@@ -8,7 +8,7 @@ use crate::ops::cuda::compare::{Row, compare, random};
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for shape in [&[1][..], &[3, 5, 7, 3], &[2, 64, 64, 3], &[5, 333, 999, 3]] {
+    for shape in [&[1][..], &[3, 5, 7, 3], &[2, 64, 64, 3], &[2, 133, 99, 3]] {
         let maps = [random(1, shape)?, random(2, shape)?];
         let name = format!("mean_squared_error {shape:?}");
         rows.extend(compare(gpu, &name, &maps, &[], |maps, _| {
