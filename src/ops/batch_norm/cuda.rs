@@ -65,7 +65,6 @@ impl BatchNorm {
     ) -> Result<Norm<'a>> {
         Ok(Norm {
             sizes: sizes(shape)?,
-            moments: &self.moments,
             weight,
             bias,
             activation: self.activation,
@@ -99,16 +98,22 @@ impl CustomOp3 for BatchNorm {
         bias: &CudaStorage,
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        fn of<T: Element>(norm: &Norm, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+        fn of<T: Element>(
+            norm: &Norm,
+            moments: &Tensor,
+            x: &CudaStorage,
+            layout: &Layout,
+        ) -> Result<CudaStorage> {
             let gpu = Gpu::of(x.device())?;
-            Ok(norm.forward(&gpu, View::<T>::stored(x, layout)?)?.storage())
+            let x = View::<T>::stored(x, layout)?;
+            Ok(norm.forward(&gpu, x, moments)?.storage())
         }
         let weight = View::stored(weight, weight_layout)?;
         let bias = View::stored(bias, bias_layout)?;
         let norm = self.norm(layout.shape(), weight, bias)?;
         let y = match x.dtype() {
-            DType::F32 => of::<f32>(&norm, x, layout)?,
-            DType::BF16 => of::<bf16>(&norm, x, layout)?,
+            DType::F32 => of::<f32>(&norm, &self.moments, x, layout)?,
+            DType::BF16 => of::<bf16>(&norm, &self.moments, x, layout)?,
             other => bail!("batch_norm: {other:?} has no kernel"),
         };
         Ok((y, layout.shape().clone()))
@@ -124,6 +129,6 @@ impl CustomOp3 for BatchNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gpu = Gpu::of(x.device().as_cuda_device()?)?;
         let norm = self.norm(x.shape(), View::of(weight)?, View::of(bias)?)?;
-        gradients(&gpu, &norm, [x, weight, bias], dy)
+        gradients(&gpu, &norm, &self.moments, [x, weight, bias], dy)
     }
 }

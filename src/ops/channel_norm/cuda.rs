@@ -1,17 +1,21 @@
-//! The GPU's side: tiles of every image, merged in order, then one pass that writes. `kernel.cu` says what each pass reads.
+//! The GPU's side: tiles of every image, merged in order, then one pass that writes (`kernel.cu` says what each pass
+//! reads); or one pass in all where a map is small.
 //!
 //! The moments' first step can be another's: whatever writes [`Tiles`] (a convolution's epilogue) saves that pass.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+use super::small::Small;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 use crate::ops::tape::take_reached;
 use crate::ops::{Activation, sums};
 
 const THREADS: usize = 256;
-/// Blocks that fill a large card several times over, whatever card there is: the sums must not depend on it.
+/// Blocks that fill a large card several times over, whatever card there is: the sums must not depend on it. Fewer where
+/// a block ends with a sum over its lanes.
 const BLOCKS: usize = 2048;
+const BLOCKS_OF_SUMS: usize = 1024;
 /// Rows that one thread adds up at most.
 const ROWS: usize = 128;
 /// Rows that it takes at a time.
@@ -27,19 +31,20 @@ pub(in crate::ops) struct Sizes {
 }
 
 impl Sizes {
-    /// Positions of a tile, which the sizes alone fix, where a thread takes `vector` channels.
-    fn rows(&self, vector: usize) -> usize {
+    /// Positions of a tile, which the sizes alone fix, of about `blocks` where a thread takes `vector` channels.
+    fn rows(&self, vector: usize, blocks: usize) -> usize {
         let lanes = THREADS / (self.channels / vector).min(THREADS);
-        let even = (self.images * self.positions).div_ceil(BLOCKS);
+        let even = (self.images * self.positions).div_ceil(blocks);
         let most = (lanes * ROWS).min(self.positions.next_multiple_of(lanes * DEEP));
         even.next_multiple_of(lanes * DEEP).min(most)
     }
 
-    /// Tiles, images, and slabs of the channels that one block's threads hold.
-    fn grid(&self, vector: usize) -> (u32, u32, u32) {
+    /// Tiles, images, and slabs of the channels that one block's threads hold; and the rows of a tile.
+    fn grid(&self, vector: usize, blocks: usize) -> ((u32, u32, u32), usize) {
+        let rows = self.rows(vector, blocks);
         let slabs = (self.channels / vector).div_ceil(THREADS);
-        let tiles = self.positions.div_ceil(self.rows(vector));
-        (tiles as u32, self.images as u32, slabs as u32)
+        let tiles = self.positions.div_ceil(rows);
+        ((tiles as u32, self.images as u32, slabs as u32), rows)
     }
 
     fn check(&self, elements: usize) -> Result<()> {
@@ -69,7 +74,7 @@ impl Tiles {
     pub fn of<T: Element>(gpu: &Gpu, x: View<T>, sizes: Sizes) -> Result<Self> {
         sizes.check(x.len())?;
         let vector = x.vector(sizes.channels);
-        let (grid, rows) = (sizes.grid(vector), sizes.rows(vector));
+        let (grid, rows) = sizes.grid(vector, BLOCKS_OF_SUMS);
         let tiles = grid.0 as usize;
         let mut values = Output::new(gpu.device(), sizes.images * tiles * 2 * sizes.channels)?;
         let name = format!("tile_moments_{}_{vector}", T::NAME);
@@ -101,18 +106,17 @@ impl Tiles {
     }
 }
 
-/// What normalises a map: moments [3,B,G], weight and bias [C].
+/// What normalises a map beside its moments: weight and bias [C], and what follows.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Norm<'a> {
     pub sizes: Sizes,
-    pub moments: &'a Tensor,
     pub weight: View<'a, f32>,
     pub bias: View<'a, f32>,
     pub activation: Activation,
 }
 
 impl Norm<'_> {
-    fn name(&self, pass: &str, element: &str, vector: usize) -> String {
+    pub(super) fn name(&self, pass: &str, element: &str, vector: usize) -> String {
         let activation = match self.activation {
             Activation::None => "none",
             Activation::Silu => "silu",
@@ -129,23 +133,43 @@ impl Norm<'_> {
         of_maps.chain(of_weights).min().unwrap_or(1)
     }
 
-    fn slope(&self) -> f32 {
+    pub(super) fn slope(&self) -> f32 {
         match self.activation {
             Activation::LeakyRelu(slope) => slope as f32,
             _ => 0.0,
         }
     }
 
-    fn moments(&self) -> Result<View<'_, f32>> {
+    fn view<'a>(&self, moments: &'a Tensor) -> Result<View<'a, f32>> {
         let Sizes { images, groups, .. } = self.sizes;
-        let moments = View::of(self.moments)?;
+        let moments = View::of(moments)?;
         assert_eq!(moments.len(), 3 * images * groups);
         assert!(self.weight.len() == self.sizes.channels && self.bias.len() == self.sizes.channels);
         Ok(moments)
     }
 
-    /// y of `x`.
-    pub fn forward<T: Element>(&self, gpu: &Gpu, x: View<T>) -> Result<Output<T>> {
+    /// y of `x` by its own moments [3,B,G], and these.
+    pub fn normalized<T: Element>(
+        &self,
+        gpu: &Gpu,
+        x: View<T>,
+        eps: f64,
+    ) -> Result<(Output<T>, Tensor)> {
+        self.sizes.check(x.len())?;
+        if let Some(small) = Small::of(&self.sizes, self.vector(&[x]), size_of::<T>()) {
+            return small.forward(gpu, self, x, eps);
+        }
+        let moments = Tiles::of(gpu, x, self.sizes)?.merge(gpu, self.sizes, eps)?;
+        Ok((self.forward(gpu, x, &moments)?, moments))
+    }
+
+    /// y of `x` by given moments.
+    pub fn forward<T: Element>(
+        &self,
+        gpu: &Gpu,
+        x: View<T>,
+        moments: &Tensor,
+    ) -> Result<Output<T>> {
         self.sizes.check(x.len())?;
         let mut y = Output::<T>::new(gpu.device(), x.len())?;
         let Sizes {
@@ -156,11 +180,11 @@ impl Norm<'_> {
         } = self.sizes;
         let vector = self.vector(&[x]);
         let name = self.name("normalize", T::NAME, vector);
-        let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
+        let (grid, rows) = self.sizes.grid(vector, BLOCKS);
         // SAFETY: x and y have B·P·C elements, moments, weight and bias what `moments` asserts.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
-                x, self.moments()?, self.weight, self.bias, y.view_mut(), positions as i32, channels as i32,
+                x, self.view(moments)?, self.weight, self.bias, y.view_mut(), positions as i32, channels as i32,
                 groups as i32, rows as i32, self.slope())?
         };
         Ok(y)
@@ -172,6 +196,7 @@ impl Norm<'_> {
         gpu: &Gpu,
         x: View<T>,
         dy: View<T>,
+        moments: &Tensor,
         wants_dx: bool,
         added: Option<View<T>>,
     ) -> Result<(Option<Output<T>>, Tensor)> {
@@ -186,9 +211,14 @@ impl Norm<'_> {
         } = self.sizes;
         let mut maps = vec![x, dy];
         maps.extend(added);
-        let vector = self.vector(&maps);
-        let (grid, rows) = (self.sizes.grid(vector), self.sizes.rows(vector));
-        let (count, moments) = (grid.0, self.moments()?);
+        let (vector, moments) = (self.vector(&maps), self.view(moments)?);
+        if wants_dx && let Some(small) = Small::of(&self.sizes, vector, size_of::<T>()) {
+            let (dx, of_images) = small.backward(gpu, self, moments, x, dy, added)?;
+            let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?;
+            return Ok((Some(dx), parameters.tensor((2, channels))));
+        }
+        let (grid, rows) = self.sizes.grid(vector, BLOCKS_OF_SUMS);
+        let count = grid.0;
         let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
         let name = self.name("tile_sums", T::NAME, vector);
         // SAFETY: as forward; a block writes its tile's 2·C values.
@@ -211,6 +241,7 @@ impl Norm<'_> {
             return Ok((None, parameters));
         }
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
+        let (grid, rows) = self.sizes.grid(vector, BLOCKS);
         let name = self.name("gradient", T::NAME, vector);
         // SAFETY: as forward.
         unsafe {
@@ -235,12 +266,14 @@ pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> 
 pub(in crate::ops) fn gradients(
     gpu: &Gpu,
     norm: &Norm,
+    moments: &Tensor,
     [x, weight, bias]: [&Tensor; 3],
     dy: &Tensor,
 ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
     fn of<T: Element>(
         gpu: &Gpu,
         norm: &Norm,
+        moments: &Tensor,
         x: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Tensor)> {
@@ -249,13 +282,13 @@ pub(in crate::ops) fn gradients(
         let reached = x.track_op().then(take_reached).flatten();
         let reached = reached.map(|reached| reached.contiguous()).transpose()?;
         let added = reached.as_ref().map(View::<T>::of).transpose()?;
-        let (dx, parameters) = norm.backward(gpu, x_view, dy, x.track_op(), added)?;
+        let (dx, parameters) = norm.backward(gpu, x_view, dy, moments, x.track_op(), added)?;
         Ok((dx.map(|dx| dx.tensor(x.shape())), parameters))
     }
     let dy = dy.contiguous()?;
     let (dx, parameters) = match x.dtype() {
-        DType::F32 => of::<f32>(gpu, norm, x, &dy)?,
-        DType::BF16 => of::<bf16>(gpu, norm, x, &dy)?,
+        DType::F32 => of::<f32>(gpu, norm, moments, x, &dy)?,
+        DType::BF16 => of::<bf16>(gpu, norm, moments, x, &dy)?,
         other => bail!("norm: {other:?} has no kernel"),
     };
     let part = |of: &Tensor, i: usize| match of.track_op() {

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(feature = "cuda")]
+mod small;
 
 use super::activation::fused::{Activation, Identity, LeakyRelu, Pointwise, Silu};
 use super::{blocks, simd};

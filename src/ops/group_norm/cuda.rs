@@ -5,7 +5,7 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::GroupNorm;
-use crate::ops::channel_norm::cuda::{Norm, Sizes, Tiles, gradients, moments};
+use crate::ops::channel_norm::cuda::{Norm, Sizes, gradients, moments};
 use crate::ops::cuda::{Element, Gpu, View};
 
 type Input<'a> = (&'a CudaStorage, &'a Layout);
@@ -39,16 +39,13 @@ pub(super) fn forward(
 fn of<T: Element>(norm: &GroupNorm, x: Input, weight: Input, bias: Input) -> Result<CudaStorage> {
     let gpu = Gpu::of(x.0.device())?;
     let sizes = norm.sizes(x.1.shape())?;
-    let x = View::<T>::stored(x.0, x.1)?;
-    let moments = Tiles::of(&gpu, x, sizes)?.merge(&gpu, sizes, norm.eps)?;
-    let y = Norm {
+    let of = Norm {
         sizes,
-        moments: &moments,
         weight: View::stored(weight.0, weight.1)?,
         bias: View::stored(bias.0, bias.1)?,
         activation: norm.activation,
-    }
-    .forward(&gpu, x)?;
+    };
+    let (y, moments) = of.normalized(&gpu, View::<T>::stored(x.0, x.1)?, norm.eps)?;
     norm.moments_on_gpu.get_or_init(|| moments);
     Ok(y.storage())
 }
@@ -66,10 +63,9 @@ pub(super) fn backward(
     };
     let norm = Norm {
         sizes,
-        moments: &kept,
         weight: View::of(weight)?,
         bias: View::of(bias)?,
         activation: norm.activation,
     };
-    gradients(&gpu, &norm, [x, weight, bias], dy)
+    gradients(&gpu, &norm, &kept, [x, weight, bias], dy)
 }

@@ -1,7 +1,8 @@
 // The gradient of rows of a table: dtable[k] = Σ dy[r] over the rows r that took row k, in ascending order, without atomics. Rows are first put in
 // the order of their codes, stably: in tiles of 1024, `rank` sorts, numbers equal codes and counts them, `scan_tiles` and `scan_codes` add the counts up,
 // `place` writes the order. Then `chunk_sums` adds chunks of 128 places; a code that reaches over several is put together by `join`.
-// Bytes: dy and dtable once, 8 bytes a row and tiles·K·12 for the counts (R = 100k, K = 16k: 19 MB, a quarter of what candle's index_add reads there).
+// Bytes: dy and dtable once, 8 bytes a row and tiles·K·12 for the counts (R = 100k, K = 16k: 19 MB). H200, 2026-11-30: R = 102,400, K = 16,384,
+// d = 16 in 71 µs, d = 64 in 76, half of the rows at one code 88; latency of six short kernels, not bytes.
 #include <stdint.h>
 
 namespace {

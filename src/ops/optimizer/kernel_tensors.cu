@@ -1,6 +1,7 @@
 // Adam and the moving average of many tensors in one launch, and Σ g² over them: the tensors lie anywhere in memory and are listed in the kernel's
 // argument, so that a captured launch needs no table. Bytes a parameter: 36 with the average (g, p, m, v, ema in; p, m, v, ema out), 28 without;
-// the sum of squares 4. Every rounding is cpu.rs's: the same bits.
+// the sum of squares 4. H200, 2026-11-30, 62 M
+// parameters in 124 tensors: 0.56 ms (4.0 TB/s) and 0.064 ms. Every rounding is cpu.rs's: the same bits.
 #include <stdint.h>
 
 namespace {
