@@ -168,17 +168,23 @@ impl Work {
         let serving = CUTS
             .iter()
             .filter_map(|cut| Some((cut, self.reaching(cut, sums)?)));
-        let cost = |cut: &Cut| -> f64 {
+        let time = |cut: &Cut| -> f64 {
             // Channels in whole blocks of 64, or 64s and a half.
             let block = if cut.half { STAGE / 2 } else { STAGE };
-            let channels = self.channels.next_multiple_of(block) as f64;
-            let places = |w: &Windows| self.maps * w.output.0 * w.pitch(cut);
+            let channels = self.channels.next_multiple_of(block);
             let of = |w: &Windows| {
-                cut.cost(gpu, places(w), self.columns) * channels * (w.taps[0] * w.taps[1]) as f64
+                let tiles = cut.tiles(self.maps * w.output.0 * w.pitch(cut), self.columns);
+                (tiles, tiles * w.taps[0] * w.taps[1] * channels)
             };
-            self.windows.iter().map(of).sum()
+            let add = |a: (usize, usize), b: (usize, usize)| (a.0 + b.0, a.1 + b.1);
+            let (tiles, terms) = self.windows.iter().map(of).fold((0, 0), add);
+            cut.time(
+                gpu.multiprocessors() as usize,
+                tiles,
+                terms as f64 / tiles as f64,
+            )
         };
-        serving.min_by(|a, b| cost(a.0).total_cmp(&cost(b.0)))
+        serving.min_by(|a, b| time(a.0).total_cmp(&time(b.0)))
     }
 
     /// How a cut's results reach y, if it serves.
@@ -200,8 +206,8 @@ impl Work {
         }
         let has = &cut.kernels;
         let fits = |w: &Windows| cut.taps > 1 || cut.lines(w.output).is_some();
-        if !self.scattered() && !cut.pads(first.output.1) {
-            (has.rows && (!sums || has.sums[0])).then_some(To::Rows)
+        if has.rows && !self.scattered() && !cut.pads(first.output.1) {
+            (!sums || has.sums[0]).then_some(To::Rows)
         } else if has.lines && (!sums || has.sums[1]) && self.windows.iter().all(fits) {
             Some(To::Lines)
         } else {
@@ -263,20 +269,14 @@ impl Work {
             positions: 0,
             ..phases[0]
         };
-        let weight = match self.transposed {
-            true => TensorMap::swizzled(
-                weight.address(),
-                [channels, self.taps, columns],
-                [STAGE / PAIR, 1, 64],
-            ),
-            false => TensorMap::swizzled(
-                weight.address(),
-                [columns, self.taps, channels],
-                [cut.columns / PAIR, 1, STAGE],
-            ),
+        let (outer, inner) = match self.transposed {
+            true => (channels, columns),
+            false => (columns, channels),
         };
+        let [outputs, inputs] = cut.weights(self.transposed);
+        let sizes = [outer, self.taps, inner];
         let convolution = Convolution {
-            weight: weight?.words(),
+            weight: TensorMap::swizzled(weight.address(), sizes, [outputs, 1, inputs])?.words(),
             y: self.rows(cut, &result)?.words(),
             added: self.rows(cut, &added)?.words(),
             phases: std::array::from_fn(|i| phases.get(i).copied().unwrap_or(none)),
@@ -296,7 +296,7 @@ impl Work {
         let parts = [
             (self.transposed, "_transposed"),
             (to == To::Lines, "_lines"),
-            (to == To::Places, "_places"),
+            (to == To::Places && cut.split == 0, "_places"),
             (sums.is_some(), "_sums"),
         ];
         let parts = parts.iter().filter(|(has, _)| *has).map(|(_, part)| *part);
@@ -305,9 +305,13 @@ impl Work {
         let kernel = gpu.kernel(cut.file, &name, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&convolution);
-        let pairs = tiles.min(gpu.multiprocessors() as usize / PAIR);
+        let most = match cut.split {
+            0 => gpu.multiprocessors() as usize / PAIR, // each takes tile after tile
+            _ => tiles,
+        };
+        let blocks = (tiles.min(most) * cut.cluster()) as u32;
         // SAFETY: the argument is the kernel's; the views' lengths were compared with the sizes.
-        unsafe { launch.run(((pairs * PAIR) as u32, 1, 1), 384, shared)? };
+        unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
         Ok(true)
     }
 

@@ -1,6 +1,5 @@
 //! How the kernels of Hopper's convolutions cut their work (kernel_sm90.cu), and which cut is expected to be fastest.
 
-use crate::ops::cuda::Gpu;
 use crate::ops::product::cuda::{STAGE, WARP_ROWS};
 
 /// What a swapped tile's warpgroup writes at a time.
@@ -25,9 +24,12 @@ pub(super) struct Cut {
     pub taps: usize,
     /// Only for channels of x whose last block of 64 is at most 32.
     pub half: bool,
+    /// Blocks of a cluster that share a tile's sums (split_sm90.cuh); 0: a pair of blocks has a tile each.
+    pub split: usize,
     pub kernels: Kernels,
-    /// TFLOP/s where every multiprocessor has work: what a cut is chosen by.
+    /// TFLOP/s where every multiprocessor has work, and what a launch takes beside, in microseconds: what a cut is chosen by.
     rate: f64,
+    start: f64,
 }
 
 /// Which kernels a cut has (`To` in windows_sm90.cuh): each also transposed.
@@ -63,13 +65,30 @@ impl Cut {
         self.taps > 1 && !(self.kernels.rows && width.is_multiple_of(self.rows))
     }
 
+    /// The weights' boxes of outputs and inputs.
+    pub fn weights(&self, transposed: bool) -> [usize; 2] {
+        match (self.split > 0, transposed) {
+            (true, _) => [64, 64],
+            (false, true) => [STAGE / PAIR, 64],
+            (false, false) => [self.columns / PAIR, STAGE],
+        }
+    }
+
+    /// Threads of a block: a warp that copies beside two warpgroups, or a whole one.
+    pub fn threads(&self) -> u32 {
+        if self.split > 0 { 288 } else { 384 }
+    }
+
     /// Bytes of shared memory: stages, two boxes for each of eight warps and their columns' sums, barriers.
     pub fn shared(&self, transposed: bool, sums: bool) -> u32 {
         let columns = match transposed {
             true => self.columns.next_multiple_of(64),
             false => self.columns,
         };
-        let boxes = 8 * 2 * WARP_ROWS * self.part * 2;
+        let boxes = match self.split {
+            0 => 8 * 2 * WARP_ROWS * self.part * 2,
+            _ => 0, // what a block's part is written to were stages
+        };
         let sums = if sums && !self.swapped {
             8 * self.columns * 8
         } else {
@@ -82,16 +101,26 @@ impl Cut {
         (stages * stage + boxes + sums + barriers) as u32
     }
 
-    /// A pair's tiles of a result.
-    pub fn tiles(&self, positions: usize, columns: usize) -> usize {
-        positions.div_ceil(self.rows * PAIR) * columns.div_ceil(self.columns)
+    /// Blocks that a tile, or a pair's two, take.
+    pub fn cluster(&self) -> usize {
+        if self.split > 0 { self.split } else { PAIR }
     }
 
-    /// What the work takes, in units of its own.
-    pub fn cost(&self, gpu: &Gpu, positions: usize, columns: usize) -> f64 {
-        let pairs = gpu.multiprocessors() as usize / PAIR;
-        let rounds = self.tiles(positions, columns).div_ceil(pairs);
-        (rounds * self.rows * self.columns) as f64 / self.rate
+    /// Clusters' tiles of a result.
+    pub fn tiles(&self, positions: usize, columns: usize) -> usize {
+        let rows = if self.split > 0 {
+            self.rows
+        } else {
+            self.rows * PAIR
+        };
+        positions.div_ceil(rows) * columns.div_ceil(self.columns)
+    }
+
+    /// Microseconds that so many tiles are expected to take, on average sums of `depth` terms.
+    pub fn time(&self, multiprocessors: usize, tiles: usize, depth: f64) -> f64 {
+        let rounds = tiles.div_ceil((multiprocessors / self.cluster()).max(1)) as f64;
+        let flop = 2.0 * (self.rows * self.columns) as f64 * depth / self.split.max(1) as f64;
+        self.start + rounds * flop / (self.rate * 1e6 / 132.0)
     }
 
     /// Rows of the boxes that are written.
@@ -127,6 +156,13 @@ const LINES: Kernels = Kernels {
     sums: [false, false],
 };
 
+const PLACES: Kernels = Kernels {
+    rows: false,
+    lines: false,
+    places: true,
+    sums: [false, false],
+};
+
 const fn cut(
     name: &'static str,
     (rows, columns): (usize, usize),
@@ -145,8 +181,10 @@ const fn cut(
         swapped: false,
         taps: 1,
         half: false,
+        split: 0,
         kernels,
         rate,
+        start: 3.0,
     }
 }
 
@@ -173,7 +211,17 @@ const fn swapped(cut: Cut) -> Cut {
     }
 }
 
-pub(super) static CUTS: [Cut; 10] = [
+/// Those of kernel_split_sm90.cu, which write by address.
+const fn split(name: &'static str, split: usize, start: f64) -> Cut {
+    Cut {
+        file: "conv2d_split_sm90",
+        split,
+        start,
+        ..cut(name, (128, 64), 8, 64, PLACES, 300.)
+    }
+}
+
+pub(super) static CUTS: [Cut; 14] = [
     cut("128_192", (128, 192), 4, 64, ROWS, 760.),
     cut("128_256", (128, 256), 4, 32, ROWS, 730.),
     cut("128_128", (128, 128), 5, 64, ROWS, 680.),
@@ -218,4 +266,8 @@ pub(super) static CUTS: [Cut; 10] = [
     ),
     by_lines(cut("lines_96", (192, 96), 3, 32, LINES, 650.), false),
     by_lines(cut("lines_96_half", (192, 96), 3, 32, LINES, 650.), true),
+    split("split_1", 1, 3.0),
+    split("split_2", 2, 5.0),
+    split("split_4", 4, 5.0),
+    split("split_8", 8, 5.0),
 ];
