@@ -205,11 +205,11 @@ impl Work {
             return None;
         }
         let has = &cut.kernels;
-        let fits = |w: &Windows| cut.taps > 1 || cut.lines(w.output).is_some();
+        let lines = |w: &Windows| cut.lines(w.output).is_some();
         if has.rows && !self.scattered() && !cut.pads(first.output.1) {
             (!sums || has.sums[0]).then_some(To::Rows)
-        } else if has.lines && (!sums || has.sums[1]) && self.windows.iter().all(fits) {
-            Some(To::Lines)
+        } else if has.lines && self.scattered() && self.windows.iter().all(lines) {
+            (!sums || has.sums[1]).then_some(To::Lines)
         } else {
             (has.places && !sums).then_some(To::Places)
         }
@@ -328,13 +328,6 @@ impl Work {
         let sizes = [x.maps, x.size.0, x.size.1, x.channels];
         let high = w.high(x.size, cut);
         let places = |map: &Map| match (to, cut.lines(w.output)) {
-            (To::Lines, _) if cut.taps > 1 => {
-                // What is counted beyond a line's end lies outside and is left out.
-                let beyond = [0, (w.pitch(cut) - w.output.1) as i32];
-                let sizes = [map.maps, map.size.0, map.size.1, map.channels];
-                let boxes = [cut.box_rows(), cut.part];
-                TensorMap::windows(map.address, sizes, [0, 0], beyond, 1, boxes)
-            }
             (To::Lines, Some([lines, across])) => {
                 let (line, c) = (map.size.1 * map.channels, map.channels);
                 let first = (w.to.0 * map.size.1 + w.to.1) * c;

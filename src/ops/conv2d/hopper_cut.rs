@@ -149,13 +149,6 @@ const ROWS: Kernels = Kernels {
     places: false,
     sums: [true, false],
 };
-const LINES: Kernels = Kernels {
-    rows: false,
-    lines: true,
-    places: false,
-    sums: [false, false],
-};
-
 const PLACES: Kernels = Kernels {
     rows: false,
     lines: false,
@@ -184,7 +177,7 @@ const fn cut(
         split: 0,
         kernels,
         rate,
-        start: 3.0,
+        start: 5.0,
     }
 }
 
@@ -253,7 +246,7 @@ pub(super) static CUTS: [Cut; 14] = [
     by_lines(
         swapped(Cut {
             kernels: Kernels {
-                lines: true,
+                places: true,
                 ..ROWS
             },
             ..cut("lines_64", (256, 64), 3, 64, ROWS, 750.)
@@ -261,12 +254,12 @@ pub(super) static CUTS: [Cut; 14] = [
         false,
     ),
     by_lines(
-        swapped(cut("lines_64_half", (256, 64), 3, 64, LINES, 750.)),
+        swapped(cut("lines_64_half", (256, 64), 3, 64, PLACES, 750.)),
         true,
     ),
-    by_lines(cut("lines_96", (192, 96), 3, 32, LINES, 650.), false),
-    by_lines(cut("lines_96_half", (192, 96), 3, 32, LINES, 650.), true),
-    split("split_1", 1, 3.0),
+    by_lines(cut("lines_96", (192, 96), 3, 32, PLACES, 650.), false),
+    by_lines(cut("lines_96_half", (192, 96), 3, 32, PLACES, 650.), true),
+    split("split_1", 1, 4.0),
     split("split_2", 2, 5.0),
     split("split_4", 4, 5.0),
     split("split_8", 8, 5.0),

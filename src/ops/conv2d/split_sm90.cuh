@@ -55,6 +55,12 @@ __device__ __forceinline__ void convolve_split(const Convolution& c) {
     } else {
         const int group = warp >> 2;
         float d[1][SPLIT_COLUMNS / 8][4];
+        if (steps == 0) {
+#pragma unroll
+            for (int j = 0; j < SPLIT_COLUMNS / 8; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) d[0][j][e] = 0;
+        }
         accumulate<TRANSPOSE>(d, ring, steps, group * 8192);
         warpgroup_wait<0>();
         asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads a stage any more

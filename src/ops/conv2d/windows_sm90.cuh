@@ -10,7 +10,7 @@ namespace {
 // One of up to four convolutions that a launch computes: what its positions take, and where they go. The launcher fills it (hopper.rs).
 struct alignas(64) Phase {
     TensorMap x;            // im2col
-    TensorMap y, added;     // for To::LINES: the positions' places in y, and in what is added; im2col where `pitch` is not `width`
+    TensorMap y, added;     // for To::LINES: the positions' places in y, and in what is added
     int positions;          // of all images, `pitch` a line; 0: no such phase
     int height, width;      // of an image; what a line has beyond `width` goes nowhere
     int pitch;

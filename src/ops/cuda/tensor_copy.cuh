@@ -91,12 +91,6 @@ __device__ __forceinline__ void store_box(const TensorMap& map, int channel, int
                  "r"(x), "r"(y), "r"(image)
                  : "memory");
 }
-// Positions by an im2col map, those outside the map left out: the counterpart of load_windows without a tap.
-__device__ __forceinline__ void store_windows(const TensorMap& map, int channel, int x, int y, int image, uint32_t from) {
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.im2col_no_offs.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map), "r"(from),
-                 "r"(channel), "r"(x), "r"(y), "r"(image)
-                 : "memory");
-}
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // All but the last N groups of this thread's stores have been read from shared memory.
 template <int N>

@@ -48,7 +48,13 @@ impl TensorMap {
         strides: [usize; N],
         boxes: [usize; N],
     ) -> Result<Self> {
-        Self::encode(address, sizes, strides, boxes, swizzle_of(boxes[N - 1])?)
+        use sys::CUtensorMapSwizzle::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
+        let swizzle = match boxes[N - 1] {
+            64 => CU_TENSOR_MAP_SWIZZLE_128B,
+            32 => CU_TENSOR_MAP_SWIZZLE_64B,
+            other => bail!("boxes of {other} columns are not swizzled"),
+        };
+        Self::encode(address, sizes, strides, boxes, swizzle)
     }
 
     /// Windows of a map [B,H,W,C] (im2col): one copy moves `positions` windows' values of 64 channels under one tap, swizzled as above.
@@ -63,20 +69,6 @@ impl TensorMap {
         high: [i32; 2],
         stride: usize,
         positions: usize,
-    ) -> Result<Self> {
-        Self::windows(address, sizes, low, high, stride, [positions, 64])
-    }
-
-    /// The same in boxes of [positions, channels], 64 or 32 channels.
-    ///
-    /// Errors: as above.
-    pub fn windows(
-        address: u64,
-        sizes: [usize; 4],
-        low: [i32; 2],
-        high: [i32; 2],
-        stride: usize,
-        boxes: [usize; 2],
     ) -> Result<Self> {
         let [images, height, width, channels] = sizes.map(|size| size as u64);
         let lengths = [channels, width, height, images];
@@ -96,11 +88,11 @@ impl TensorMap {
                 strides.as_ptr(),
                 low.as_ptr(),
                 high.as_ptr(),
-                boxes[1] as u32,
-                boxes[0] as u32,
+                64,
+                positions as u32,
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle_of(boxes[1])?,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -164,15 +156,5 @@ impl TensorMap {
                 bail!("the driver has no tensor map of {sizes:?} in boxes of {boxes:?}: {status:?}")
             }
         }
-    }
-}
-
-/// How rows of so many columns are swizzled.
-fn swizzle_of(columns: usize) -> Result<sys::CUtensorMapSwizzle> {
-    use sys::CUtensorMapSwizzle::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
-    match columns {
-        64 => Ok(CU_TENSOR_MAP_SWIZZLE_128B),
-        32 => Ok(CU_TENSOR_MAP_SWIZZLE_64B),
-        other => bail!("boxes of {other} columns are not swizzled"),
     }
 }
