@@ -54,7 +54,9 @@ macro_rules! launch {
             launch.early();
         }
         $(launch.value($arg);)*
-        launch.run($grid, $threads, $shared)
+        launch
+            .run($grid, $threads, $shared)
+            .map_err(|e| e.context(format!("kernel {}/{}", $op, $kernel)))
     }};
     ($gpu:expr, $($rest:tt)*) => { $crate::ops::cuda::launch!(@ false, $gpu, $($rest)*) };
 }
@@ -230,7 +232,11 @@ impl Gpu {
                     CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     shared as i32,
                 )
-                .map_err(candle_core::Error::wrap)?;
+                .map_err(|e| {
+                    candle_core::Error::Msg(format!(
+                        "kernel {op}/{name}, {shared} bytes of shared memory: {e}"
+                    ))
+                })?;
         }
         functions.insert(key, function.clone());
         Ok(function)
@@ -453,6 +459,10 @@ impl Launch<'_> {
             )
         }
         .result()
-        .map_err(candle_core::Error::wrap)
+        .map_err(|e| {
+            candle_core::Error::Msg(format!(
+                "a kernel of {grid:?} blocks, {threads} threads and {shared} bytes of shared memory: {e}"
+            ))
+        })
     }
 }

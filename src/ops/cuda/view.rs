@@ -235,15 +235,17 @@ impl<T> Argument for Option<ViewMut<'_, T>> {
 /// Memory that a kernel is to write, every element of it, before anything reads it.
 pub struct Output<T> {
     slice: CudaSlice<T>,
+    len: usize,
     device: CudaDevice,
 }
 
 impl<T: Element> Output<T> {
     pub fn new(device: &CudaDevice, len: usize) -> Result<Self> {
         // SAFETY: the caller has every element written before anything reads it, in the stream's order.
-        let slice = unsafe { device.alloc::<T>(len)? };
+        let slice = unsafe { device.alloc::<T>(len.max(1))? }; // the driver allocates no empty memory
         Ok(Self {
             slice,
+            len,
             device: device.clone(),
         })
     }
@@ -261,7 +263,7 @@ impl<T: Element> Output<T> {
 
     pub fn view_mut(&mut self) -> ViewMut<'_, T> {
         let stream = self.device.cuda_stream();
-        let len = self.slice.len();
+        let len = self.len;
         let (address, _guard) = self.slice.device_ptr_mut(&stream);
         ViewMut {
             address,
@@ -275,7 +277,7 @@ impl<T: Element> Output<T> {
         let (address, _guard) = self.slice.device_ptr(&stream);
         View {
             address,
-            len: self.slice.len(),
+            len: self.len,
             elements: PhantomData,
         }
     }
@@ -288,7 +290,7 @@ impl<T: Element> Output<T> {
     /// A tensor of these elements that no graph tracks.
     pub fn tensor(self, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
-        assert_eq!(shape.elem_count(), self.slice.len());
+        assert_eq!(shape.elem_count(), self.len);
         of_slice(self.slice, shape, &self.device)
     }
 }
