@@ -38,49 +38,36 @@ __device__ __forceinline__ float weight(const Thin& g, const float* w, int chann
     return w[static_cast<size_t>(channel) * g.of_many + k % FEW * g.of_few + (g.flip ? taps - 1 - tap : tap)];
 }
 
-__device__ __forceinline__ uint32_t pair_of(bf16 a, bf16 b) { return __bfloat16_as_ushort(a) | static_cast<uint32_t>(__bfloat16_as_ushort(b)) << 16; }
-__device__ __forceinline__ uint32_t pair_of(float a, float b) { return pack_bf16(a, b); }
+// What a warp holds of the map of few: the lines under up to CHUNK positions of a line, K lines of LOADS · 32 values, first on their way, then in
+// shared memory as bf16. Two copies, the second one value behind, so that any two neighbours are one word of one of them.
+template <int FEW, int K, int CHUNK, class T>
+struct Lines {
+    static constexpr int LOADS = ((CHUNK + K - 1) * FEW + 31) / 32, VALUES = LOADS * 32;
+    T v[K][LOADS];
 
-// N of a window's values, of which a lane reads the same at every position: how far they lie from the window's first one, and at which tap.
-template <int FEW, int N>
-struct Values {
-    int at[N];
-    uint32_t taps[(N + 3) / 4];  // of each, four bits down and four across
+    // Positions of a chunk.
+    __device__ __forceinline__ static int positions(const Thin& g) { return g.stride == 1 ? CHUNK : CHUNK / 2; }
 
-    __device__ __forceinline__ void set(const Thin& g, int i, int k) {
-        const int tap = k / FEW, r = tap / g.across, s = tap % g.across;
-        const bool any = k >= 0 && r < g.down;
-        at[i] = any ? (r * g.few_width + s) * FEW + k % FEW : 0;  // beyond the last one, whichever
-        if (i % 4 == 0) taps[i / 4] = 0;
-        taps[i / 4] |= (any ? r << 4 | s : 0) << (i % 4 * 8);
-    }
-    // Whether value i of the window at (x, y) lies in the map.
-    __device__ __forceinline__ bool inside(const Thin& g, int i, int x, int y) const {
-        const int tap = taps[i / 4] >> (i % 4 * 8) & 255, down = y + (tap >> 4), across = x + (tap & 15);
-        return down >= 0 && down < g.few_height && across >= 0 && across < g.few_width;
-    }
-};
-
-// A line of positions of the map of many, and the windows of the map of few under it.
-struct Line {
-    int y, x;           // of the first position's window; outside the map where there is padding
-    long first;         // value of that window, counted from the map's first one
-    bool inside;        // whether windows reach over lines of the map alone
-    size_t position;    // the first one, of all images
-
-    __device__ __forceinline__ Line(const Thin& g, int line, int few) {
-        const int image = line / g.height;
-        y = line % g.height * g.stride + g.low_y, x = g.low_x;
-        first = ((static_cast<long>(image) * g.few_height + y) * g.few_width + x) * few;
-        inside = y >= 0 && y + g.down <= g.few_height;
-        position = static_cast<size_t>(line) * g.width;
-    }
-    // Whether the windows of 16 positions from `at` on lie in the map.
-    __device__ __forceinline__ bool all(const Thin& g, int at) const {
-        const int left = x + at * g.stride;
-        return inside && left >= 0 && left + 15 * g.stride + g.across <= g.few_width;
+    // Of the windows from position x of a line on; zeros beyond the map.
+    __device__ __forceinline__ void fetch(const Thin& g, const T* few, int line, int x) {
+        const int image = line / g.height, y = line % g.height * g.stride + g.low_y, end = g.few_width * FEW;
+        const int first = (x * g.stride + g.low_x) * FEW + (threadIdx.x & 31);
+#pragma unroll
+        for (int r = 0; r < K; ++r) {
+            const bool inside = image < g.images && y + r >= 0 && y + r < g.few_height;
+            const T* from = few + (static_cast<size_t>(image) * g.few_height + (inside ? y + r : 0)) * end;
+#pragma unroll
+            for (int i = 0; i < LOADS; ++i) {
+                const int e = first + i * 32;
+                v[r][i] = inside && e >= 0 && e < end ? from[e] : T(0.f);
+            }
+        }
     }
 };
+
+__device__ __forceinline__ bf16 rounded(float v) { return __float2bfloat16_rn(v); }
+__device__ __forceinline__ bf16 rounded(bf16 v) { return v; }
+__device__ __forceinline__ uint32_t word(const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); }
 
 constexpr int TILE_X = 32;
 
@@ -91,57 +78,70 @@ struct Places {
         : across((width + TILE_X - 1) / TILE_X), down((height + tile_y - 1) / tile_y), count(images * across * down) {}
 };
 
-// many[q, c] = act(bias[c] + Σ few · w), KSTEPS times 16 values of a window; a warp takes lines. grid (blocks, C in 64s).
-template <int FEW, int KSTEPS, class T>
+// many[q, c] = act(bias[c] + Σ few · w); a warp takes chunks of lines. grid (blocks, C in 64s).
+template <int FEW, int K, class T>
 __device__ __forceinline__ void spread(const Thin& g, const T* few, const float* w, const float* bias, bf16* many, float slope) {
+    // A line of a window is an even number of values; the last of an odd number has no weight.
+    constexpr int LINE = (K * FEW + 1) / 2 * 2, STEPS = (K * LINE + 15) / 16;
+    using Held = Lines<FEW, K, 64, T>;
+    constexpr int COPY = K * Held::VALUES;
     __shared__ __align__(16) float start[BLOCK];
+    __shared__ __align__(16) bf16 held[SPREAD_WARPS][2 * COPY];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3, block = blockIdx.y * BLOCK;
     launch_wait();
     launch_next();
     // Product j's column n is channel (j / 4)·32 + (n / 2)·8 + (j % 4)·2 + n % 2: a lane ends up with eight channels side by side.
-    uint32_t b[KSTEPS][8][2];
-    Values<FEW, KSTEPS * 4> values;
+    uint32_t b[STEPS][8][2];
+    int at[STEPS][2];  // the pairs of a window's values that a lane multiplies
 #pragma unroll
-    for (int k = 0; k < KSTEPS; ++k) {
+    for (int k = 0; k < STEPS; ++k)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values.set(g, k * 4 + i, k * 16 + 2 * t + (i & 1) + (i >> 1) * 8);
+        for (int h = 0; h < 2; ++h) {
+            const int first = k * 16 + 2 * t + 8 * h, r = first / LINE, e = first % LINE;
+            at[k][h] = r < K ? r * Held::VALUES + e : 0;
 #pragma unroll
-        for (int j = 0; j < 8; ++j)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int channel = block + j / 4 * 32 + (row >> 1) * 8 + j % 4 * 2 + (row & 1), first = k * 16 + 2 * t + 8 * h;
-                b[k][j][h] = pack_bf16(weight<FEW>(g, w, channel, first), weight<FEW>(g, w, channel, first + 1));
+            for (int j = 0; j < 8; ++j) {
+                const int channel = block + j / 4 * 32 + (row >> 1) * 8 + j % 4 * 2 + (row & 1);
+                auto of = [&](int e) { return r < K && e < K * FEW ? weight<FEW>(g, w, channel, r * K * FEW + e) : 0.f; };
+                b[k][j][h] = pack_bf16(of(e), of(e + 1));
             }
-    }
+        }
     if (threadIdx.x < BLOCK) start[threadIdx.x] = bias && block + threadIdx.x < g.channels ? bias[block + threadIdx.x] : 0.f;
     __syncthreads();
     const bool live[2] = {block + t * 8 < g.channels, block + 32 + t * 8 < g.channels};
-    for (int l = blockIdx.x * SPREAD_WARPS + warp; l < g.images * g.height; l += gridDim.x * SPREAD_WARPS) {
-        const Line line(g, l, FEW);
-        for (int x = 0; x < g.width; x += 16) {
-            T v[KSTEPS * 8];
-            const T* at[2] = {few + line.first + (x + row) * g.stride * FEW, few + line.first + (x + row + 8) * g.stride * FEW};
-            if (line.all(g, x)) {
+    const int step = g.stride * FEW, positions = Held::positions(g), lines = g.images * g.height;
+    const int odd = row * step & 1;
+    const bf16* mine = held[warp] + (odd ? COPY - 1 : 0) + row * step;
+    Held next;
+    int line = blockIdx.x * SPREAD_WARPS + warp, x = 0;
+    next.fetch(g, few, line, x);
+    while (line < lines) {
+        __syncwarp();
 #pragma unroll
-                for (int i = 0; i < KSTEPS * 8; ++i) v[i] = at[i >> 1 & 1][values.at[i / 8 * 4 + (i >> 2 & 1) * 2 + (i & 1)]];
-            } else {
+        for (int r = 0; r < K; ++r)
 #pragma unroll
-                for (int i = 0; i < KSTEPS * 8; ++i) {
-                    const int k = i / 8 * 4 + (i >> 2 & 1) * 2 + (i & 1), r = i >> 1 & 1;
-                    v[i] = values.inside(g, k, line.x + (x + row + 8 * r) * g.stride, line.y) ? at[r][values.at[k]] : T(0.f);
-                }
+            for (int i = 0; i < Held::LOADS; ++i) {
+                const int e = r * Held::VALUES + i * 32 + lane;
+                const bf16 v = rounded(next.v[r][i]);
+                held[warp][e] = v;
+                if (e > 0) held[warp][COPY + e - 1] = v;
             }
+        __syncwarp();
+        const int now = line, from = x, to = min(x + positions, g.width);
+        if ((x += positions) >= g.width) x = 0, line += gridDim.x * SPREAD_WARPS;
+        next.fetch(g, few, line, x);
+        const bf16* window = mine;
+#pragma unroll 1
+        for (int p = from + row; p - row < to; p += 16, window += 16 * step) {
             float d[8][4];
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const float2 from = *reinterpret_cast<const float2*>(start + j / 4 * 32 + t * 8 + j % 4 * 2);
-                d[j][0] = d[j][2] = from.x, d[j][1] = d[j][3] = from.y;
+                const float2 v = *reinterpret_cast<const float2*>(start + j / 4 * 32 + t * 8 + j % 4 * 2);
+                d[j][0] = d[j][2] = v.x, d[j][1] = d[j][3] = v.y;
             }
 #pragma unroll
-            for (int k = 0; k < KSTEPS; ++k) {
-                uint32_t a[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) a[i] = pair_of(v[k * 8 + 2 * i], v[k * 8 + 2 * i + 1]);
+            for (int k = 0; k < STEPS; ++k) {
+                const uint32_t a[4] = {word(window + at[k][0]), word(window + at[k][0] + 8 * step), word(window + at[k][1]), word(window + at[k][1] + 8 * step)};
 #pragma unroll
                 for (int j = 0; j < 8; ++j) mma_bf16(d[j], a, b[k][j][0], b[k][j][1]);
             }
@@ -153,14 +153,14 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                if (x + row + 8 * r >= g.width) continue;
-                bf16* to = many + (line.position + x + row + 8 * r) * g.channels + block + t * 8;
+                if (p + 8 * r >= to) continue;
+                bf16* there = many + (static_cast<size_t>(now) * g.width + p + 8 * r) * g.channels + block + t * 8;
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     uint32_t pairs[4];
 #pragma unroll
                     for (int j = 0; j < 4; ++j) pairs[j] = pack_bf16(d[h * 4 + j][2 * r], d[h * 4 + j][2 * r + 1]);
-                    if (live[h]) *reinterpret_cast<uint4*>(to + h * 32) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+                    if (live[h]) *reinterpret_cast<uint4*>(there + h * 32) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
                 }
             }
         }
@@ -282,30 +282,40 @@ __device__ __forceinline__ void gather(const Thin& g, const bf16* many, const fl
 }
 
 // Sums over positions of few · many: rows of the products are the values of a window, of each of MAPS maps after the other, and after the last one's
-// the number 1, which gives the bias's gradient; columns are channels. A warp takes lines, sixteen positions at a time, and copies STAGES - 1 times
-// as many ahead: what a lane reads it copied itself. A block writes its sums [ROWS·16, 64] to a place of its own. grid (blocks, C in 64s).
-template <int FEW, int ROWS, int MAPS, class T>
+// the number 1, which gives the bias's gradient; columns are channels. A warp takes chunks of lines, and copies STAGES - 1 times sixteen positions
+// ahead: what a lane reads it copied itself. A block writes its sums [ROWS·16, 64] to a place of its own. grid (blocks, C in 64s).
+template <int FEW, int K, int ROWS, int MAPS, class T>
 __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, const T* first, const T* second, float* sums) {
-    constexpr int STAGES = 4;
+    constexpr int STAGES = 4, VALUES = K * K * FEW;
+    using Held = Lines<FEW, K, MAPS == 1 ? 64 : 32, T>;
+    // Of a channel and line every stride-th pixel is a plane: neighbours there are under neighbours among positions.
+    constexpr int PLANE = ((Held::VALUES + FEW - 1) / FEW + 1) / 2 * 2, COPY = K * FEW * PLANE + 8;
     extern __shared__ __align__(16) unsigned char smem[];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3, block = blockIdx.y * BLOCK;
-    const int values = g.down * g.across * FEW, lines = g.images * g.height, step = g.stride * FEW;
+    const int lines = g.images * g.height, shift = g.stride - 1, plane = PLANE >> shift;  // strides are 1 or 2
     const bool live = block + row * 8 < g.channels;
-    Values<FEW, ROWS * 2> of;
-    const T* from[ROWS][2];
+    // So that neither the copy of a line of channels nor a fragment's read meets a bank twice.
+    uint4* ring = reinterpret_cast<uint4*>(smem) + warp * STAGES * 128 + t * 8 + (row ^ 2 * t);
+    bf16* held = reinterpret_cast<bf16*>(smem + WEIGHT_WARPS * STAGES * 2048) + warp * (2 * MAPS * COPY);
+    int at[ROWS][2];
     bool one[ROWS][2];
 #pragma unroll
     for (int m = 0; m < ROWS; ++m)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int k = m * 16 + row + 8 * r, map = MAPS > 1 && k >= values;
-            of.set(g, m * 2 + r, k - map * values);
-            from[m][r] = map ? second : first;
-            one[m][r] = k == MAPS * values;
+        for (int h = 0; h < 2; ++h) {
+            const int k = m * 16 + row + 8 * h, map = MAPS > 1 && k >= VALUES, value = k - map * VALUES < VALUES ? k - map * VALUES : 0;
+            const int r = value / (K * FEW), s = value / FEW % K, beside = s >> shift;
+            at[m][h] = map * 2 * COPY + ((r * FEW + value % FEW << shift) + (s & shift)) * plane + (beside & 1 ? COPY + beside - 1 : beside) + 2 * t;
+            one[m][h] = k == MAPS * VALUES;
         }
+    int put_at[Held::LOADS];
+#pragma unroll
+    for (int i = 0; i < Held::LOADS; ++i) {
+        const int e = i * 32 + lane, x = e / FEW;
+        put_at[i] = ((e % FEW << shift) + (x & shift)) * plane + (x >> shift);
+    }
     launch_wait();
     launch_next();
-    uint4* ring = reinterpret_cast<uint4*>(smem) + warp * STAGES * 128 + lane;
     // Of pair t and of pair t + 4 of the sixteen positions, eight channels each.
     int ahead = blockIdx.x * WEIGHT_WARPS + warp, ahead_x = 0;
     auto copy = [&](int stage) {
@@ -320,15 +330,47 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
         if ((ahead_x += 16) >= g.width) ahead_x = 0, ahead += gridDim.x * WEIGHT_WARPS;
     };
     for (int i = 0; i < STAGES - 1; ++i) copy(i);
+    const int positions = Held::positions(g);
+    int line = blockIdx.x * WEIGHT_WARPS + warp, x = 0, stage = 0;
+    Held next[MAPS];
+    auto fetch = [&] {
+        next[0].fetch(g, first, line, x);
+        if (MAPS > 1) next[MAPS - 1].fetch(g, second, line, x);
+    };
+    fetch();
     float d[ROWS][8][4] = {};
-    int stage = 0;
-    for (int l = blockIdx.x * WEIGHT_WARPS + warp; l < lines; l += gridDim.x * WEIGHT_WARPS) {
-        const Line line(g, l, FEW);
-        for (int x = 0; x < g.width; x += 16) {
+    while (line < lines) {
+        __syncwarp();
+#pragma unroll
+        for (int m = 0; m < MAPS; ++m)
+#pragma unroll
+            for (int r = 0; r < K; ++r)
+#pragma unroll
+                for (int i = 0; i < Held::LOADS; ++i) {
+                    bf16* to = held + m * 2 * COPY + r * FEW * (plane << shift) + put_at[i];
+                    const bf16 v = rounded(next[m].v[r][i]);
+                    to[0] = v;
+                    if (r || put_at[i]) to[COPY - 1] = v;
+                }
+        __syncwarp();
+        const int from = x, end = min(x + positions, g.width);
+        if ((x += positions) >= g.width) x = 0, line += gridDim.x * WEIGHT_WARPS;
+        fetch();
+        const bf16* windows = held;
+#pragma unroll 1
+        for (int p = from; p < end; p += 16, windows += 16) {
             copy_async_wait<STAGES - 2>();
             uint4 v[4];
 #pragma unroll
             for (int q = 0; q < 4; ++q) v[q] = ring[(stage * 4 + q) * 32];
+            uint32_t a[ROWS][4];
+#pragma unroll
+            for (int m = 0; m < ROWS; ++m)
+#pragma unroll
+                for (int q = 0; q < 4; ++q) {
+                    a[m][q] = word(windows + at[m][q & 1] + (q >> 1) * 8);
+                    if (one[m][q & 1]) a[m][q] = 0x3f803f80u;
+                }
             copy(stage ? stage - 1 : STAGES - 1);
             stage = stage + 1 == STAGES ? 0 : stage + 1;
             uint32_t b[8][2];
@@ -341,31 +383,10 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
                     b[2 * q + 1][h] = __byte_perm(low[q], high[q], 0x7632);
                 }
             }
-            const long at = line.first + (x + 2 * t) * step;
-            const bool all = line.all(g, x);
 #pragma unroll
-            for (int m = 0; m < ROWS; ++m) {
-                uint32_t a[4];
-                T u[8];
-                if (all) {
+            for (int m = 0; m < ROWS; ++m)
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) {
-                        const int r = i >> 1 & 1, beside = (i & 1) + (i >> 2) * 8;
-                        u[i] = from[m][r][at + of.at[m * 2 + r] + beside * step];
-                    }
-                } else {
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) {
-                        const int r = i >> 1 & 1, beside = (i & 1) + (i >> 2) * 8;
-                        const bool any = of.inside(g, m * 2 + r, line.x + (x + 2 * t + beside) * g.stride, line.y);
-                        u[i] = any ? from[m][r][at + of.at[m * 2 + r] + beside * step] : T(0.f);
-                    }
-                }
-#pragma unroll
-                for (int q = 0; q < 4; ++q) a[q] = one[m][q & 1] ? 0x3f803f80u : pair_of(u[2 * q], u[2 * q + 1]);
-#pragma unroll
-                for (int j = 0; j < 8; ++j) mma_bf16(d[m][j], a, b[j][0], b[j][1]);
-            }
+                for (int j = 0; j < 8; ++j) mma_bf16(d[m][j], a[m], b[j][0], b[j][1]);
         }
     }
     copy_async_wait<0>();
@@ -391,10 +412,10 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
 
 }  // namespace
 
-#define RDPM_SPREAD(FEW, KSTEPS, LEAST, T)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(SPREAD_WARPS * 32, LEAST)                                                                                    \
-        thin_spread_##FEW##_##KSTEPS##_##T(const __grid_constant__ Thin g, const T* few, const float* w, const float* bias, bf16* many, float slope) { \
-        spread<FEW, KSTEPS>(g, few, w, bias, many, slope);                                                                                      \
+#define RDPM_SPREAD(FEW, K, LEAST, T)                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(SPREAD_WARPS * 32, LEAST)                                                                      \
+        thin_spread_##FEW##_##K##_##T(const __grid_constant__ Thin g, const T* few, const float* w, const float* bias, bf16* many, float slope) { \
+        spread<FEW, K>(g, few, w, bias, many, slope);                                                                                           \
     }
 #ifndef GATHER_BLOCKS
 #define GATHER_BLOCKS 2
@@ -404,23 +425,24 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
         thin_gather_##FEW##_##Z##_##T(const __grid_constant__ Thin g, const bf16* many, const float* w, const float* bias, T* few) { \
         gather<FEW, Z>(g, many, w, bias, few);                                                                                           \
     }
-#define RDPM_WEIGHT(FEW, ROWS, MAPS, LEAST, T)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                                                                        \
-        thin_weight_##FEW##_##ROWS##_##MAPS##_##T(const __grid_constant__ Thin g, const bf16* many, const T* first, const T* second, float* sums) { \
-        weight_sums<FEW, ROWS, MAPS>(g, many, first, second, sums);                                                                                     \
+#define RDPM_WEIGHT(FEW, K, ROWS, MAPS, LEAST, T)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                                                            \
+        thin_weight_##FEW##_##K##_##MAPS##_##T(const __grid_constant__ Thin g, const bf16* many, const T* first, const T* second, float* sums) { \
+        weight_sums<FEW, K, ROWS, MAPS>(g, many, first, second, sums);                                                                                \
     }
-#define RDPM_THIN(T)           \
-    RDPM_SPREAD(3, 2, 4, T)    \
-    RDPM_SPREAD(3, 3, 3, T)    \
-    RDPM_SPREAD(1, 1, 4, T)    \
-    RDPM_GATHER(3, 4, T)       \
-    RDPM_GATHER(3, 6, T)       \
-    RDPM_GATHER(1, 2, T)       \
-    RDPM_WEIGHT(3, 2, 1, 3, T) \
-    RDPM_WEIGHT(3, 4, 1, 2, T) \
-    RDPM_WEIGHT(3, 4, 2, 2, T) \
-    RDPM_WEIGHT(1, 1, 1, 4, T) \
-    RDPM_WEIGHT(1, 2, 1, 3, T)
+#define RDPM_THIN(T)              \
+    RDPM_SPREAD(3, 3, 4, T)       \
+    RDPM_SPREAD(3, 4, 3, T)       \
+    RDPM_SPREAD(1, 3, 4, T)       \
+    RDPM_SPREAD(1, 4, 4, T)       \
+    RDPM_GATHER(3, 4, T)          \
+    RDPM_GATHER(3, 6, T)          \
+    RDPM_GATHER(1, 2, T)          \
+    RDPM_WEIGHT(3, 3, 2, 1, 3, T) \
+    RDPM_WEIGHT(3, 4, 4, 1, 2, T) \
+    RDPM_WEIGHT(3, 3, 4, 2, 2, T) \
+    RDPM_WEIGHT(1, 3, 1, 1, 3, T) \
+    RDPM_WEIGHT(1, 4, 2, 1, 3, T)
 using f32 = float;
 RDPM_THIN(f32)
 RDPM_THIN(bf16)

@@ -166,30 +166,30 @@ RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
 RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
 RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
 
-// dW from the slots of tiles BM × BN: grid (I in 64s, O in parts of `outputs`, which divide 64), threads 16 · kh·kw · groups, at most 1024; each of
+// dW from the slots of tiles BM × BN: grid (I in 32s, O in parts of `outputs`, which divide 64), threads 8 · kh·kw · groups, at most 1024; each of
 // the groups adds an equal part of the slots in order, then the groups' sums are added in order.
 extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn, int outputs) {
-    constexpr int LINE = 68;  // floats of a tap: threads that write a line of dW read few banks twice
-    __shared__ __align__(16) float sums[1024 / 16 * LINE];
-    const int lane = threadIdx.x % 16, chunk = blockIdx.x, taps = g.rows * g.columns, tap = threadIdx.x / 16 % taps, r = tap / g.columns, s = tap % g.columns;
-    const int groups = blockDim.x / (16 * taps), group = threadIdx.x / (16 * taps), first_o = blockIdx.y * outputs;
+    constexpr int LANES = 8, LINE = 4 * LANES + 4;  // floats of a tap: threads that write a line of dW read few banks twice
+    __shared__ __align__(16) float sums[1024 / LANES * LINE];
+    const int lane = threadIdx.x % LANES, input = blockIdx.x * 4 * LANES, taps = g.rows * g.columns, tap = threadIdx.x / LANES % taps;
+    const int r = tap / g.columns, s = tap % g.columns, groups = blockDim.x / (LANES * taps), group = threadIdx.x / (LANES * taps), first_o = blockIdx.y * outputs;
     const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
-    const int box = (r * g.a_row + in_row) * g.chunks + chunk;
-    const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + lane * 4;
+    const int box = (r * g.a_row + in_row) * g.chunks + input / 64;
+    const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + input % 64 + lane * 4;
     // The workers that have part of the tile.
     const int first = worker_of(g, tile * g.steps), count = worker_of(g, (tile + 1) * g.steps - 1) - first + 1;
-    const int begin = count * group / groups, end = chunk * 64 + lane * 4 < g.inputs ? count * (group + 1) / groups : 0;
+    const int begin = count * group / groups, end = input + lane * 4 < g.inputs ? count * (group + 1) / groups : 0;
     const size_t slot = static_cast<size_t>(bm) * bn;
     const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(first_o % bm) * bn + column;
     // In the order of dW, taps of an input after each other: where a thread finds what it writes.
-    const int numbers = min(64, g.inputs - chunk * 64) * taps;
+    const int numbers = min(4 * LANES, g.inputs - input) * taps;
     int from[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
         const int i = threadIdx.x + j * blockDim.x;
         from[j] = i < numbers ? i % taps * LINE + i / taps : -1;
     }
-    float* to = g.dw + (static_cast<size_t>(first_o) * g.inputs + chunk * 64) * taps + threadIdx.x;
+    float* to = g.dw + (static_cast<size_t>(first_o) * g.inputs + input) * taps + threadIdx.x;
     launch_wait();
     launch_next();
     for (int o = 0; o < min(outputs, g.outputs - first_o); ++o, at += bn, to += static_cast<size_t>(g.inputs) * taps) {
@@ -200,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_const
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
         __syncthreads();
-        *reinterpret_cast<float4*>(sums + threadIdx.x / 16 * LINE + lane * 4) = sum;
+        *reinterpret_cast<float4*>(sums + threadIdx.x / LANES * LINE + lane * 4) = sum;
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < 4; ++j)

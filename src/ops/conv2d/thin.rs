@@ -6,14 +6,15 @@ use half::bf16;
 use super::op::Conv2d;
 use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut};
 
-/// Threads of a block, positions of a tile across, and down of each kernel's.
+/// Blocks that gather: threads, and pixels of a tile across and down.
 const THREADS: u32 = 256;
-const TILE: usize = 32;
-const SPREAD: usize = 16;
-const GATHER: usize = 16;
-const WEIGHT: usize = 32;
-/// Blocks at a time, of an H100 or H200 that holds two a multiprocessor; sums over blocks are the same on any card.
-const BLOCKS: usize = 264;
+const TILE: [usize; 2] = [32, 16];
+/// Warps of the other kernels' blocks, each of which takes lines.
+const WARPS: usize = 4;
+/// Stages of a warp's ring.
+const RING: usize = 4 * 2048;
+/// Multiprocessors of an H100 or H200, by which work is divided on any card: sums over blocks are the same.
+const CARD: usize = 132;
 /// Channels of the many that a block of the first and the last kernel takes.
 const CHANNELS: usize = 64;
 /// Groups of blocks that are summed apart.
@@ -65,11 +66,9 @@ impl Thin {
         };
         let values = taps * few;
         let sizes = maps * of_many.0 * of_many.1;
-        let served = match few {
-            3 => values <= 48,
-            1 => values <= 16,
-            _ => false,
-        } && many.is_multiple_of(8)
+        let served = matches!(few, 1 | 3)
+            && matches!((down, across), (3, 3) | (4, 4))
+            && many.is_multiple_of(8)
             && (32..=1024).contains(&many)
             && w.stride <= if widens { 2 } else { 1 }
             && sizes <= i32::MAX as usize;
@@ -114,16 +113,12 @@ impl Thin {
         self.widens
     }
 
-    fn tiles(&self, down: usize, height: i32, width: i32) -> usize {
+    /// Blocks of warps that take lines of the many, `most` a multiprocessor, for 64 channels each.
+    fn lines(&self, most: usize) -> [usize; 2] {
         let g = &self.geometry;
-        g.images as usize * (height as usize).div_ceil(down) * (width as usize).div_ceil(TILE)
-    }
-
-    /// Values of few-channel pixels under a tile `down` high.
-    fn patch(&self, down: usize) -> usize {
-        let g = &self.geometry;
-        let side = |tile: usize, kernel: i32| (tile - 1) * g.stride as usize + kernel as usize;
-        side(down, g.down) * side(TILE, g.across) * self.few
+        let across = (g.channels as usize).div_ceil(CHANNELS);
+        let blocks = (g.images as usize * g.height as usize).div_ceil(WARPS);
+        [blocks.min((most * CARD / across).max(1)), across]
     }
 
     /// The many from the few: y of a layer that widens, with a bias and below zero times `slope`; dx of one that narrows.
@@ -139,17 +134,9 @@ impl Thin {
         let g = &self.geometry;
         self.check(few.len(), weight.len(), many.len());
         assert!(bias.is_none_or(|bias| bias.len() == g.channels as usize));
-        let steps = match (self.few, self.values) {
-            (1, _) => 1,
-            (_, ..=32) => 2,
-            _ => 3,
-        };
-        let kernel = name::<T>(&format!("thin_spread_{}_{steps}", self.few));
-        let blocks = (g.channels as usize).div_ceil(CHANNELS);
-        let tiles = self.tiles(SPREAD, g.height, g.width);
-        let grid = (tiles.min((BLOCKS / blocks).max(1)), blocks);
-        let shared = 2 * self.patch(SPREAD) as u32;
-        let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
+        let kernel = name::<T>(&format!("thin_spread_{}_{}", self.few, g.down));
+        let [blocks, across] = self.lines(if self.values == 48 { 3 } else { 4 });
+        let kernel = gpu.kernel("conv2d_thin", &kernel, 0)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
         launch.structure(g);
@@ -159,7 +146,7 @@ impl Thin {
         launch.value(many);
         launch.value(slope);
         // SAFETY: the arguments are the kernel's, which waits for the one before it; the lengths were checked.
-        unsafe { launch.run((grid.0 as u32, grid.1 as u32, 1), THREADS, shared) }
+        unsafe { launch.run((blocks as u32, across as u32, 1), 32 * WARPS as u32, 0) }
     }
 
     /// The few from the many: y of a layer that narrows, with a bias; dx of one that widens.
@@ -184,10 +171,11 @@ impl Thin {
         let seen = |tile: usize, kernel: i32, size: i32| {
             ((tile + kernel as usize - 2) / g.stride as usize + 1).min(size as usize)
         };
-        let positions = seen(GATHER, g.down, g.height) * seen(TILE, g.across, g.width);
+        let positions = seen(TILE[1], g.down, g.height) * seen(TILE[0], g.across, g.width);
         let weights = (g.channels as usize).div_ceil(32) * columns * 512;
         let shared = (weights + 4 * self.values * (positions.next_multiple_of(16) + 4)) as u32;
-        let tiles = self.tiles(GATHER, g.few_height, g.few_width);
+        let (height, width) = (g.few_height as usize, g.few_width as usize);
+        let tiles = g.images as usize * width.div_ceil(TILE[0]) * height.div_ceil(TILE[1]);
         let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
@@ -197,7 +185,7 @@ impl Thin {
         launch.value(bias);
         launch.value(few);
         // SAFETY: as above.
-        unsafe { launch.run((tiles.min(BLOCKS) as u32, 1, 1), THREADS, shared) }
+        unsafe { launch.run((tiles.min(2 * CARD) as u32, 1, 1), THREADS, shared) }
     }
 
     /// dL/dw f32 [O,I,kh,kw]; of a layer that widens, dL/dbias too where it is wanted.
@@ -220,7 +208,7 @@ impl Thin {
         dw: [ViewMut<f32>; 2],
         accumulate: bool,
     ) -> Result<()> {
-        if self.widens || self.few != 3 || 2 * self.values + 1 > 64 {
+        if self.widens || self.values != 27 {
             bail!(
                 "no kernel takes two gradients of {:?} at once",
                 self.geometry
@@ -251,20 +239,15 @@ impl Thin {
             assert!(self.widens && bias.len() == g.channels as usize);
         }
         let maps = if second.is_some() { 2 } else { 1 };
-        let rows = match (self.few, self.values + usize::from(to.bias.is_some())) {
-            (1, ..=16) => 1,
-            (1, _) => 2,
-            (_, ..=32) if maps == 1 => 2,
+        // Sixteens of the windows' values, and one for the bias.
+        let rows = match (maps * self.values + 1).div_ceil(16) {
+            rows @ ..=2 => rows,
             _ => 4,
         };
-        let kernel = name::<T>(&format!("thin_weight_{}_{rows}_{maps}", self.few));
-        let across = (g.channels as usize).div_ceil(CHANNELS);
-        // Where sums take so many registers, a multiprocessor holds one block.
-        let most = if rows == 4 { BLOCKS / 2 } else { BLOCKS };
-        let blocks = self.tiles(WEIGHT, g.height, g.width);
-        let blocks = blocks.min((most / across).max(1));
+        let kernel = name::<T>(&format!("thin_weight_{}_{}_{maps}", self.few, g.down));
+        let [blocks, across] = self.lines(if rows == 4 { 2 } else { 3 });
         let sums_of_block = rows * 16 * CHANNELS;
-        let shared = (2 * maps * self.patch(WEIGHT)).max(4 * sums_of_block) as u32;
+        let shared = (WARPS * (RING + self.held(maps))) as u32;
         let mut sums = Output::<f32>::new(gpu.device(), across * blocks * sums_of_block)?;
         let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
         let mut launch = gpu.launch(&kernel);
@@ -275,7 +258,7 @@ impl Thin {
         launch.value(few[1]);
         launch.value(sums.view_mut());
         // SAFETY: as above; a block writes its own sums.
-        unsafe { launch.run((blocks as u32, across as u32, 1), THREADS, shared) }?;
+        unsafe { launch.run((blocks as u32, across as u32, 1), 32 * WARPS as u32, shared) }?;
 
         let kernel = gpu.kernel("conv2d_thin", "thin_weight_sum", 0)?;
         let mut launch = gpu.launch(&kernel);
@@ -292,6 +275,14 @@ impl Thin {
         let grid = (2 * across as u32, (maps * self.values + 1) as u32, 1);
         // SAFETY: as above; rows of channels beyond the last one are not written.
         unsafe { launch.run(grid, 32 * blocks.min(GROUPS) as u32, 0) }
+    }
+
+    /// Bytes of the few-channel lines that a warp of the weight gradient holds, as in the kernel.
+    fn held(&self, maps: usize) -> usize {
+        let (kernel, positions) = (self.geometry.down as usize, if maps == 1 { 64 } else { 32 });
+        let values = ((positions + kernel - 1) * self.few).next_multiple_of(32);
+        let plane = values.div_ceil(self.few).next_multiple_of(2);
+        2 * 2 * maps * (kernel * self.few * plane + 8)
     }
 
     fn check(&self, few: usize, weights: usize, many: usize) {

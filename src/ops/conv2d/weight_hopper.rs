@@ -77,7 +77,8 @@ pub(super) fn weight_gradient(
     for size in plan.kernel.tile() {
         launch.value(size as i32);
     }
-    let (grid, threads) = plan.sum();
+    let sum = plan.sum();
+    launch.value(sum.outputs);
     // SAFETY: as above.
-    unsafe { launch.run(grid, threads, 0) }
+    unsafe { launch.run(sum.grid, sum.threads, 0) }
 }

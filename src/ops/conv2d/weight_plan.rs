@@ -4,8 +4,9 @@ use super::op::Conv2d;
 
 /// Parts of the work: blocks of an H100 or H200, on any card.
 const WORKERS: usize = 132;
-/// Shared memory of a block's ring.
-const RING: usize = 231_424;
+/// Shared memory of a block's ring, and behind it: a sanitizer takes a product of views, which overlap, to read on as if they did not.
+const RING: usize = 231_424 - BEHIND;
+const BEHIND: usize = 8192;
 const MOST_STAGES: usize = 8;
 /// Positions of a stage, channels of a box, and bytes of these channels.
 const STAGE: usize = 64;
@@ -254,7 +255,7 @@ impl Plan {
             more,
             pixels,
             views,
-            shared: (stages * stage) as u32,
+            shared: (stages * stage + BEHIND) as u32,
             clocks: (tiles * steps) as f64 * arriving.max(multiplied),
         })
     }
@@ -280,16 +281,33 @@ impl Plan {
         ]
     }
 
-    /// Grid and threads of the kernel that adds the partial sums: at most as many groups as a tile has.
-    pub fn sum(&self) -> ((u32, u32, u32), u32) {
-        let taps = (self.cut.rows * self.cut.columns) as usize;
+    /// How the partial sums are added.
+    pub fn sum(&self) -> Sum {
+        const LANES: usize = 8; // threads for 32 inputs
+        let c = &self.cut;
+        let (taps, outputs) = ((c.rows * c.columns) as usize, c.outputs as usize);
+        let inputs = (c.inputs as usize).div_ceil(4 * LANES);
+        // Eight parts a group, where a block has threads for as many groups.
         let parts = self.workers.div_ceil(self.tiles);
-        let groups = (1024 / (16 * taps)).min(parts).max(1);
-        (
-            (self.cut.chunks as u32, self.cut.outputs as u32, 1),
-            (16 * taps * groups) as u32,
-        )
+        let groups = (1024 / (LANES * taps)).min(parts.div_ceil(8));
+        // Outputs that share what a block works out first, where that leaves blocks enough.
+        let shared = [16, 8, 4, 2]
+            .into_iter()
+            .find(|n| inputs * outputs / n >= 16 * WORKERS);
+        let shared = shared.unwrap_or(1);
+        Sum {
+            grid: (inputs as u32, outputs.div_ceil(shared) as u32, 1),
+            threads: (LANES * taps * groups) as u32,
+            outputs: shared as i32,
+        }
     }
+}
+
+/// Of the kernel that adds the partial sums; the outputs of a block.
+pub(super) struct Sum {
+    pub grid: (u32, u32, u32),
+    pub threads: u32,
+    pub outputs: i32,
 }
 
 #[cfg(test)]
