@@ -53,23 +53,28 @@ __device__ __forceinline__ void each_row(const T* x, long long image, const Plac
     for (; row < tile.to; row += p.lanes, at += step) f(at, load_channels<V>(x + at));
 }
 
-// The same of two maps, f(offset, x, dy).
+// The same of two maps and one that may be absent: f(offset, x, dy, added).
 template <int N, int V, class T, class F>
-__device__ __forceinline__ void each_row(const T* x, const T* dy, long long image, const Place& p, const Tile& tile, int channels, F f) {
+__device__ __forceinline__ void each_row(const T* x, const T* dy, const T* added, long long image, const Place& p, const Tile& tile, int channels, F f) {
     int row = tile.from + p.lane;
     const long long step = static_cast<long long>(p.lanes) * channels;
     long long at = image + static_cast<long long>(row) * channels;
     for (; row + (N - 1) * p.lanes < tile.to; row += N * p.lanes, at += N * step) {
-        Raw<V, T> raw[N], grad[N];
+        Raw<V, T> raw[N], grad[N], more[N];
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             raw[k] = load_raw<V>(x + at + k * step);
             grad[k] = load_raw<V>(dy + at + k * step);
+            if (added) more[k] = load_raw<V>(added + at + k * step);
         }
 #pragma unroll
-        for (int k = 0; k < N; ++k) f(at + k * step, channels_of<V, T>(raw[k]), channels_of<V, T>(grad[k]));
+        for (int k = 0; k < N; ++k) f(at + k * step, channels_of<V, T>(raw[k]), channels_of<V, T>(grad[k]), more[k]);
     }
-    for (; row < tile.to; row += p.lanes, at += step) f(at, load_channels<V>(x + at), load_channels<V>(dy + at));
+    for (; row < tile.to; row += p.lanes, at += step) {
+        Raw<V, T> more;
+        if (added) more = load_raw<V>(added + at);
+        f(at, load_channels<V>(x + at), load_channels<V>(dy + at), more);
+    }
 }
 
 // Mean and M2 of rows together with those of `rows` more.
@@ -187,7 +192,8 @@ __device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* 
             mean[i] = means[g], r[i] = rs[g];
             sum[i] = sum_normal[i] = 0.f;
         });
-        each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long, const Channels<V>& in, const Channels<V>& grad) {
+        each_row<BOTH, V>(x, dy, static_cast<const T*>(nullptr), image, p, tile, channels,
+                          [&](long long, const Channels<V>& in, const Channels<V>& grad, const Raw<V, T>&) {
 #pragma unroll
             for (int i = 0; i < V; ++i) {
                 const float normal = (in.x[i] - mean[i]) * r[i];
@@ -232,7 +238,7 @@ __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* m
     float mean[V], r[V], along[V], across[V];
     const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
     each_group<V>(p.channel, width, [&](int i, int g) { mean[i] = means[g], r[i] = rs[g], across[i] = a_of[g], along[i] = b_of[g]; });
-    each_row<BOTH, V>(x, dy, image, p, tile, channels, [&](long long at, Channels<V> in, const Channels<V>& grad) {
+    each_row<BOTH, V>(x, dy, added, image, p, tile, channels, [&](long long at, Channels<V> in, const Channels<V>& grad, const Raw<V, T>& more) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
             const float normal = (in.x[i] - mean[i]) * r[i];
@@ -240,9 +246,9 @@ __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* m
             in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
         }
         if (added) {
-            const Channels<V> more = load_channels<V>(added + at);
+            const Channels<V> sum = channels_of<V, T>(more);
 #pragma unroll
-            for (int i = 0; i < V; ++i) in.x[i] += more.x[i];
+            for (int i = 0; i < V; ++i) in.x[i] += sum.x[i];
         }
         store_channels<V>(dx + at, in);
     });
