@@ -6,7 +6,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
-use super::small::Small;
+use super::small::{self, Small};
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 use crate::ops::tape::take_reached;
 use crate::ops::{Activation, sums};
@@ -116,13 +116,13 @@ pub(in crate::ops) struct Norm<'a> {
 }
 
 impl Norm<'_> {
-    pub(super) fn name(&self, pass: &str, element: &str, vector: usize) -> String {
+    pub(super) fn name(&self, pass: &str, element: &str) -> String {
         let activation = match self.activation {
             Activation::None => "none",
             Activation::Silu => "silu",
             Activation::LeakyRelu(_) => "leaky",
         };
-        format!("{pass}_{activation}_{element}_{vector}")
+        format!("{pass}_{activation}_{element}")
     }
 
     /// How many channels a thread takes at a time.
@@ -131,6 +131,10 @@ impl Norm<'_> {
         let of_maps = maps.iter().map(|map| map.vector(channels));
         let of_weights = [self.weight, self.bias].map(|w| w.vector(channels));
         of_maps.chain(of_weights).min().unwrap_or(1)
+    }
+
+    fn small<T: Element>(&self, maps: &[View<T>], least: usize) -> Option<Small> {
+        Small::of(&self.sizes, self.vector(maps), size_of::<T>(), least)
     }
 
     pub(super) fn slope(&self) -> f32 {
@@ -156,7 +160,7 @@ impl Norm<'_> {
         eps: f64,
     ) -> Result<(Output<T>, Tensor)> {
         self.sizes.check(x.len())?;
-        if let Some(small) = Small::of(&self.sizes, self.vector(&[x]), size_of::<T>()) {
+        if let Some(small) = self.small(&[x], small::FORWARD) {
             return small.forward(gpu, self, x, eps);
         }
         let moments = Tiles::of(gpu, x, self.sizes)?.merge(gpu, self.sizes, eps)?;
@@ -179,7 +183,7 @@ impl Norm<'_> {
             ..
         } = self.sizes;
         let vector = self.vector(&[x]);
-        let name = self.name("normalize", T::NAME, vector);
+        let name = format!("{}_{vector}", self.name("normalize", T::NAME));
         let (grid, rows) = self.sizes.grid(vector, BLOCKS);
         // SAFETY: x and y have B·P·C elements, moments, weight and bias what `moments` asserts.
         unsafe {
@@ -212,7 +216,7 @@ impl Norm<'_> {
         let mut maps = vec![x, dy];
         maps.extend(added);
         let (vector, moments) = (self.vector(&maps), self.view(moments)?);
-        if wants_dx && let Some(small) = Small::of(&self.sizes, vector, size_of::<T>()) {
+        if wants_dx && let Some(small) = self.small(&maps, small::BACKWARD) {
             let (dx, of_images) = small.backward(gpu, self, moments, x, dy, added)?;
             let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?;
             return Ok((Some(dx), parameters.tensor((2, channels))));
@@ -220,7 +224,7 @@ impl Norm<'_> {
         let (grid, rows) = self.sizes.grid(vector, BLOCKS_OF_SUMS);
         let count = grid.0;
         let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
-        let name = self.name("tile_sums", T::NAME, vector);
+        let name = format!("{}_{vector}", self.name("tile_sums", T::NAME));
         // SAFETY: as forward; a block writes its tile's 2·C values.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
@@ -242,7 +246,7 @@ impl Norm<'_> {
         }
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
         let (grid, rows) = self.sizes.grid(vector, BLOCKS);
-        let name = self.name("gradient", T::NAME, vector);
+        let name = format!("{}_{vector}", self.name("gradient", T::NAME));
         // SAFETY: as forward.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;

@@ -5,41 +5,40 @@ use candle_core::{Result, Tensor};
 use super::cuda::{Norm, Sizes};
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 
-/// Channels of a thread.
+/// Threads of a block, and channels of a thread.
+const THREADS: usize = 256;
 const VECTOR: usize = 8;
 
-/// How a map is cut: threads of a block, and the channels that it takes.
+/// Channels that a block has at least: narrower ones read lines of memory in too many pieces.
+pub(super) const FORWARD: usize = 16;
+pub(super) const BACKWARD: usize = 32;
+
+/// How a map is cut: the channels that a block takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Small {
-    threads: usize,
     slab: usize,
 }
 
 impl Small {
     /// The cut of a map of elements of `bytes`, of which a thread takes `vector` channels; none where a block cannot hold
-    /// a group's rows.
-    pub fn of(sizes: &Sizes, vector: usize, bytes: usize) -> Option<Self> {
+    /// the rows of `least` channels.
+    pub fn of(sizes: &Sizes, vector: usize, bytes: usize, least: usize) -> Option<Self> {
         if vector != VECTOR {
             return None;
         }
-        let width = sizes.channels / sizes.groups;
-        let unit = (1..=VECTOR)
-            .map(|n| n * width)
-            .find(|size| size.is_multiple_of(VECTOR))?;
-        let rows = 16 / bytes; // 16 bytes a row and vector, in 8 · 4 registers
-        let fits = |threads: usize, slab: usize| {
-            let lanes = threads / (slab / VECTOR);
-            slab <= threads && sizes.positions <= lanes * rows
-        };
-        let slabs = |threads| {
-            (1..=8)
-                .rev()
-                .map(|n| n * unit)
-                .filter(|&slab| slab <= sizes.channels && (slab <= 64 || slab == unit))
-                .find(|&slab| fits(threads, slab))
-                .map(|slab| Self { threads, slab })
-        };
-        slabs(256).or_else(|| slabs(512))
+        let channels = sizes.channels;
+        let width = channels / sizes.groups;
+        let mut multiples = (1..=VECTOR).map(|n| n * width);
+        let unit = multiples.find(|size| size.is_multiple_of(VECTOR))?;
+        let rows = 16 / bytes; // what a thread has registers for
+        let fits = |slab: &usize| sizes.positions <= THREADS / (slab / VECTOR) * rows;
+        let most = (unit..=channels.min(THREADS))
+            .step_by(unit)
+            .filter(fits)
+            .max()?;
+        let even = channels.div_ceil(channels.div_ceil(most));
+        let slab = even.next_multiple_of(unit);
+        (slab >= least.min(channels)).then_some(Self { slab })
     }
 
     fn grid(&self, sizes: &Sizes) -> (u32, u32, u32) {
@@ -63,8 +62,8 @@ impl Small {
         } = norm.sizes;
         let mut y = Output::<T>::new(gpu.device(), x.len())?;
         let mut moments = Output::<f32>::new(gpu.device(), 3 * images * groups)?;
-        let name = norm.name("small_forward", T::NAME, self.threads);
-        let (grid, threads) = (self.grid(&norm.sizes), self.threads as u32);
+        let name = norm.name("small_forward", T::NAME);
+        let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
         // SAFETY: x and y have B·P·C elements, weight and bias C, and a block writes the moments of its groups.
         unsafe {
             launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
@@ -92,8 +91,8 @@ impl Small {
         } = norm.sizes;
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
         let mut sums = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
-        let name = norm.name("small_backward", T::NAME, self.threads);
-        let (grid, threads) = (self.grid(&norm.sizes), self.threads as u32);
+        let name = norm.name("small_backward", T::NAME);
+        let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
         // SAFETY: as forward; a block writes the sums of its channels.
         unsafe {
             launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
@@ -108,35 +107,29 @@ impl Small {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_block_holds_all_rows_of_the_groups_it_takes() {
-        for (positions, channels, groups) in [
-            (256, 512, 32),
-            (1024, 256, 32),
-            (64, 384, 32),
-            (1024, 96, 32),
-        ] {
-            let sizes = Sizes {
-                images: 2,
-                positions,
-                channels,
-                groups,
-            };
-            let small = Small::of(&sizes, 8, 2).expect("few positions");
-            let width = channels / groups;
-            assert!(small.slab.is_multiple_of(width) && small.slab.is_multiple_of(8));
-            assert!(small.threads / (small.slab / 8) * 8 >= positions);
-        }
+    fn cut(positions: usize, channels: usize, least: usize) -> Option<usize> {
+        let sizes = Sizes {
+            images: 2,
+            positions,
+            channels,
+            groups: 32,
+        };
+        Small::of(&sizes, VECTOR, 2, least).map(|small| small.slab)
     }
 
     #[test]
-    fn large_maps_are_cut_into_tiles() {
-        let sizes = Sizes {
-            images: 2,
-            positions: 65_536,
-            channels: 128,
-            groups: 32,
-        };
-        assert_eq!(Small::of(&sizes, 8, 2), None);
+    fn a_block_takes_as_many_whole_groups_as_it_can_hold() {
+        assert_eq!(cut(256, 512, BACKWARD), Some(64));
+        assert_eq!(cut(256, 192, BACKWARD), Some(48));
+        assert_eq!(cut(64, 384, BACKWARD), Some(192)); // of 240 that it could hold
+        assert_eq!(cut(1, 64, BACKWARD), Some(64));
+    }
+
+    #[test]
+    fn larger_maps_are_cut_into_tiles() {
+        assert_eq!(cut(1024, 256, FORWARD), Some(16));
+        assert_eq!(cut(1024, 256, BACKWARD), None);
+        assert_eq!(cut(1024, 96, FORWARD), None); // groups of 3: 24 channels
+        assert_eq!(cut(65_536, 128, FORWARD), None);
     }
 }

@@ -1,4 +1,5 @@
-//! The kernels at groups of 1 to 300 channels, rows that do and do not divide into vectors, and one or many tiles an image.
+//! The kernels at groups of 1 to 300 channels, rows that do and do not divide into vectors, and one or many tiles an image,
+//! or none.
 
 use candle_core::Result;
 
@@ -19,6 +20,9 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([1, 11, 13, 300], 1, Activation::Silu),
         ([1, 19, 5, 33], 11, Activation::LeakyRelu(0.2)),
         ([2, 31, 3, 2304], 16, Activation::None),
+        ([1, 40, 33, 64], 4, Activation::None),
+        ([2, 6, 5, 48], 6, Activation::LeakyRelu(0.2)),
+        ([1, 8, 8, 384], 32, Activation::Silu),
     ] {
         let c = shape[3];
         // Far enough from 0 that squares less a squared mean would lose digits.
