@@ -13,7 +13,13 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
     R ring(shared_address(smem));
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
     const Work<C, PHASES> work(c);
+    if (threadIdx.x == 256) {
+        prefetch_map(c.phases[0].x);
+        prefetch_map(c.w);
+    }
     ring.init();
+    launch_wait();
+    launch_next();
 
     if (warp >= 8) {
         registers_down<40>();

@@ -304,13 +304,14 @@ impl Work {
         let shared = cut.shared(self.transposed, sums.is_some());
         let kernel = gpu.kernel(cut.file, &name, shared)?;
         let mut launch = gpu.launch(&kernel);
+        launch.early();
         launch.structure(&convolution);
         let most = match cut.split {
             0 => gpu.multiprocessors() as usize / PAIR, // each takes tile after tile
             _ => tiles,
         };
         let blocks = (tiles.min(most) * cut.cluster()) as u32;
-        // SAFETY: the argument is the kernel's; the views' lengths were compared with the sizes.
+        // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with the sizes.
         unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
         Ok(true)
     }

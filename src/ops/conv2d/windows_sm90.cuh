@@ -3,6 +3,7 @@
 // a stage is 64 channels of x at one tap, which TMA's im2col mode gathers and pads, and the weights for them.
 #pragma once
 #include <type_traits>
+#include "../cuda/launch.cuh"
 #include "../product/tiles_sm90.cuh"
 
 namespace {
