@@ -3,68 +3,49 @@
 
 namespace {
 
-constexpr int THREADS = 256;
-
-// Block `part` adds up rows [part·each, (part+1)·each) of eight columns a thread; the block's lanes of rows are then added
-// in order.
-template <class T>
-__device__ __forceinline__ void sum_part8(const T* __restrict__ rows, float* partial, long long count, int width, long long each) {
-    __shared__ float sums[THREADS * 8];
-    const int across = width / 8, lanes = min(across, THREADS), down = THREADS / lanes, lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
-    const long long first = blockIdx.x * each, end = min(first + each, count);
-    for (int column = lane; column < across; column += lanes) {
-        float sum[8] = {};
-        if (row < down) {
-#pragma unroll 4
-            for (long long r = first + row; r < end; r += down) {
-                const Eight x = load8(rows + r * width + 8 * column);
+// Block (column block, part) adds up the part's `each` rows, THREADS / ACROSS of them at a time; a thread takes VECTOR columns. Then the threads'
+// sums are added in order.
+template <int VECTOR, int ACROSS, class T>
+__device__ __forceinline__ void sum_part(const T* rows, float* partial, long long count, int width, long long each) {
+    constexpr int DOWN = 256 / ACROSS, COLUMNS = ACROSS * VECTOR;
+    __shared__ float sums[DOWN][COLUMNS + 1];
+    const int across = threadIdx.x % ACROSS * VECTOR, down = threadIdx.x / ACROSS, column = blockIdx.x * COLUMNS + across;
+    const long long first = blockIdx.y * each, end = min(first + each, count);
+    float sum[VECTOR] = {};
+    if (column < width) {
+#pragma unroll 8
+        for (long long r = first + down; r < end; r += DOWN) {
+            const T* from = rows + r * width + column;
+            if constexpr (VECTOR == 8) {
+                const Eight v = load8(from);
 #pragma unroll
-                for (int j = 0; j < 8; ++j) sum[j] += x.x[j];
+                for (int i = 0; i < 8; ++i) sum[i] += v.x[i];
+            } else {
+                sum[0] += static_cast<float>(*from);
             }
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sums[(row * lanes + lane) * 8 + j] = sum[j];
         }
-        __syncthreads();
-        if (row == 0) {
-            for (int d = 1; d < down; ++d)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) sum[j] += sums[(d * lanes + lane) * 8 + j];
-#pragma unroll
-            for (int j = 0; j < 8; ++j) partial[static_cast<long long>(blockIdx.x) * width + 8 * column + j] = sum[j];
-        }
-        __syncthreads();
     }
-}
-
-// The same one column a thread, where columns do not fill vectors.
-template <class T>
-__device__ __forceinline__ void sum_part1(const T* __restrict__ rows, float* partial, long long count, int width, long long each) {
-    __shared__ float sums[THREADS];
-    const int lanes = min(width, THREADS), down = THREADS / lanes, lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
-    const long long first = blockIdx.x * each, end = min(first + each, count);
-    for (int column = lane; column < width; column += lanes) {
-        float sum = 0.f;
-        if (row < down) {
-#pragma unroll 4
-            for (long long r = first + row; r < end; r += down) sum += static_cast<float>(rows[r * width + column]);
-            sums[row * lanes + lane] = sum;
-        }
-        __syncthreads();
-        if (row == 0) {
-            for (int d = 1; d < down; ++d) sum += sums[d * lanes + lane];
-            partial[static_cast<long long>(blockIdx.x) * width + column] = sum;
-        }
-        __syncthreads();
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) sums[down][across + i] = sum[i];
+    __syncthreads();
+    const int own = blockIdx.x * COLUMNS + threadIdx.x;
+    if (threadIdx.x < COLUMNS && own < width) {
+        float total = sums[0][threadIdx.x];
+#pragma unroll
+        for (int d = 1; d < DOWN; ++d) total += sums[d][threadIdx.x];
+        partial[static_cast<long long>(blockIdx.y) * width + own] = total;
     }
 }
 
 }  // namespace
 
-#define RDPM_SUM_PART(NAME, T, VECTOR)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const T* rows, float* partial, long long count, int width, long long each) { \
-        sum_part##VECTOR(rows, partial, count, width, each);                                                                      \
+// Columns of any number, 32 a block; and, in eights, of a multiple of 8, 64 a block.
+#define RDPM_SUMS(NAME, T)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256) sum_part_##NAME(const T* rows, float* partial, long long count, int width, long long each) { \
+        sum_part<1, 32>(rows, partial, count, width, each);                                                                             \
+    }                                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256) sum_part8_##NAME(const T* rows, float* partial, long long count, int width, long long each) { \
+        sum_part<8, 8>(rows, partial, count, width, each);                                                                              \
     }
-RDPM_SUM_PART(sum_part_f32_1, float, 1)
-RDPM_SUM_PART(sum_part_f32_8, float, 8)
-RDPM_SUM_PART(sum_part_bf16_1, bf16, 1)
-RDPM_SUM_PART(sum_part_bf16_8, bf16, 8)
+RDPM_SUMS(f32, float)
+RDPM_SUMS(bf16, bf16)

@@ -3,10 +3,9 @@
 use candle_core::Result;
 
 use super::cuda::{Element, Gpu, Output, View, launch};
-use super::sums;
 
-/// Parts that the rows are added up in at most: the shape alone fixes them.
-const PARTS: usize = 1024;
+/// Blocks that add up parts of the rows: the shape alone fixes the parts.
+const BLOCKS: usize = 1056;
 /// Rows a part at least.
 const ROWS: usize = 64;
 
@@ -14,17 +13,39 @@ const ROWS: usize = 64;
 pub fn column_sums<T: Element>(gpu: &Gpu, rows: View<T>, width: usize) -> Result<Output<f32>> {
     let count = rows.len() / width;
     assert_eq!(rows.len(), count * width);
-    let each = count.div_ceil(PARTS).max(ROWS);
+    let each = count.div_ceil((BLOCKS / across(width).0).max(1)).max(ROWS);
+    let parts = count.div_ceil(each);
+    let mut partial = sums(gpu, rows, (count, each), width)?;
+    if parts > 1 {
+        partial = sums(gpu, partial.view(), (parts, parts), width)?;
+    }
+    Ok(partial)
+}
+
+/// Blocks that columns take side by side, and the kernel's name.
+fn across(width: usize) -> (usize, &'static str) {
+    match width.is_multiple_of(8) {
+        true => (width.div_ceil(64), "sum_part8"),
+        false => (width.div_ceil(32), "sum_part"),
+    }
+}
+
+/// One partial sum for every `each` of `count` rows: [parts,width].
+fn sums<T: Element>(
+    gpu: &Gpu,
+    rows: View<T>,
+    (count, each): (usize, usize),
+    width: usize,
+) -> Result<Output<f32>> {
     let parts = count.div_ceil(each);
     let mut partial = Output::<f32>::new(gpu.device(), parts * width)?;
-    let name = format!("sum_part_{}_{}", T::NAME, rows.vector(width));
+    let (across, kernel) = across(width);
+    let grid = (across as u32, parts as u32, 1);
+    let name = format!("{kernel}_{}", T::NAME);
     // SAFETY: count·width and parts·width elements.
     unsafe {
-        launch!(gpu, "column_sums", &name, (parts as u32, 1, 1), 256, 0;
+        launch!(gpu, "column_sums", &name, grid, 256, 0;
             rows, partial.view_mut(), count as i64, width as i32, each as i64)?;
     }
-    match parts {
-        1 => Ok(partial),
-        _ => sums::of_rows(gpu, &partial, width),
-    }
+    Ok(partial)
 }
