@@ -79,7 +79,8 @@ pub struct Gpu {
 #[derive(Default)]
 struct Kernels {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    functions: Mutex<HashMap<(&'static str, String), CudaFunction>>,
+    /// Each with the dynamic shared memory that is allowed to it.
+    functions: Mutex<HashMap<(&'static str, String), (CudaFunction, u32)>>,
 }
 
 impl Gpu {
@@ -219,14 +220,17 @@ impl Gpu {
             .functions
             .lock()
             .expect("no thread panics while it holds this lock");
-        if let Some(function) = functions.get(&key) {
-            return Ok(function.clone());
-        }
-        let module = self.module(op)?;
-        let function = module
-            .load_function(name)
-            .map_err(|e| candle_core::Error::Msg(format!("kernel {op}/{name}: {e}")))?;
-        if shared > DEFAULT_SHARED {
+        let (function, allowed) = match functions.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let function = self
+                    .module(op)?
+                    .load_function(name)
+                    .map_err(|e| candle_core::Error::Msg(format!("kernel {op}/{name}: {e}")))?;
+                (function, DEFAULT_SHARED)
+            }
+        };
+        if shared > allowed {
             function
                 .set_attribute(
                     CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
@@ -238,7 +242,7 @@ impl Gpu {
                     ))
                 })?;
         }
-        functions.insert(key, function.clone());
+        functions.insert(key, (function.clone(), shared.max(allowed)));
         Ok(function)
     }
 
@@ -445,6 +449,9 @@ impl Launch<'_> {
             attrs: &raw mut early,
             numAttrs: self.early.into(),
         };
+        if std::env::var_os("RDPM_KERNELS").is_some() {
+            eprintln!("L {grid:?} {threads} {shared}");
+        }
         stream
             .context()
             .bind_to_thread()

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Trains one small tokenizer on the CPU and on a GPU and compares: f32 at every step until the discriminator starts
+(1e-3), bf16 over the last 50 steps (1 %), and that a second bf16 run and one interrupted and resumed write the same files.
+
+Needs an rdpm built with --features cuda (RDPM, default target/release/rdpm).
+  scripts/check_train_vae_gpu.py IMAGES [--vgg FILE --lpips FILE] [--steps 200] [--disc-start 150] [--device cuda]
+Without --vgg and --lpips it trains without the perceptual loss.
+"""
+import argparse, hashlib, json, os, pathlib, signal, subprocess, sys, tempfile, time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("images")
+parser.add_argument("--vgg")
+parser.add_argument("--lpips")
+parser.add_argument("--steps", type=int, default=200)
+parser.add_argument("--disc-start", type=int, default=150)
+parser.add_argument("--device", default="cuda")
+args = parser.parse_args()
+
+here = pathlib.Path(__file__).resolve().parent
+rdpm = os.environ.get("RDPM", str(here.parent / "target/release/rdpm"))
+out = pathlib.Path(tempfile.mkdtemp())
+sizes = {
+    "data.image_size": 64, "tokenizer.ch": 32, "tokenizer.ch_mult": "[1,2,2]", "train_vae.batch_size": 8,
+    "loss.disc_start": args.disc_start, "loss.disc_ramp": 10, "train_vae.log_every": 1, "train_vae.image_every": 0,
+    "train_vae.checkpoint_every": args.steps, "train_vae.lr": "4e-4", "train_vae.lr_schedule": "constant",
+}
+if args.vgg and args.lpips:
+    sizes["loss.perceptual"] = "lpips"
+    losses = ["--vgg", args.vgg, "--lpips", args.lpips]
+else:
+    losses = []
+
+
+def start(name, device, bf16=False):
+    command = [rdpm, "train-vae", "--config", "smoke", "--data", args.images, "--out", str(out / name), "--steps",
+               str(args.steps), "--device", device, *losses]
+    for key, value in {**sizes, **({"train_vae.compute_type": "bf16"} if bf16 else {})}.items():
+        command += ["--set", f"{key}={value}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(out / f"{name}.log", "w"))
+
+
+def finish(name, process):
+    if process.wait() != 0:
+        sys.exit(f"{name}: {open(out / f'{name}.log').read()[-600:]}")
+
+
+def metrics(name):
+    with open(out / name / "metrics.jsonl") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def digests(name):
+    folder = out / name / "checkpoints" / f"step-{args.steps:08}"
+    return [hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest() for part in ("model", "ema", "optimizer")]
+
+
+bf16 = args.device != "cpu"  # the CPU tries this script
+cpu = start("cpu", "cpu")
+for name, half in (("f32", False), ("bf16", bf16), ("second", bf16)):
+    finish(name, start(name, args.device, half))
+cut = start("resumed", args.device, bf16)
+log = out / "resumed" / "metrics.jsonl"
+while cut.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < args.steps // 3):
+    time.sleep(0.05)
+cut.send_signal(signal.SIGINT)
+if cut.wait() == 0:
+    sys.exit("the run to be resumed ended before it was interrupted: more --steps")
+print(f"interrupted after {len(log.read_text().splitlines())} of {args.steps} steps")
+resumed = [rdpm, "train-vae", "--resume", str(out / "resumed"), "--device", args.device]
+finish("resumed", subprocess.Popen(resumed, stdout=subprocess.DEVNULL, stderr=open(out / "resumed.log", "w")))
+finish("cpu", cpu)
+
+loss = {name: [line["loss"] for line in metrics(name)] for name in ("cpu", "f32", "bf16", "second", "resumed")}
+before = args.disc_start
+away = [abs(a - b) / abs(b) for a, b in zip(loss["f32"], loss["cpu"])]
+mean = lambda values: sum(values) / len(values)
+mse = {name: mean([line["mse"] for line in metrics(name)[-50:]]) for name in ("cpu", "f32", "bf16")}
+last = mean(loss["bf16"][-50:]) / mean(loss["cpu"][-50:]) - 1
+good = max(away[:before]) <= 1e-3 and abs(last) <= 0.01
+print(f"loss {loss['cpu'][0]:.4g} -> {mean(loss['cpu'][-50:]):.4g} on the CPU; f32: worst step before the discriminator "
+      f"{max(away[:before]):.1e} away at step {away.index(max(away[:before])) + 1} (at most 1e-3), worst of all {max(away):.1e}")
+print(f"bf16, last 50 steps: loss {100 * last:+.2f} % (at most 1 %), mse {mse['bf16']:.5f} beside {mse['cpu']:.5f} (f32 {mse['f32']:.5f})")
+for name in ("second", "resumed"):
+    same = digests(name) == digests("bf16") and loss[name] == loss["bf16"]
+    print(f"{name} run: {'the same files and losses' if same else 'OTHER FILES OR LOSSES'}")
+    good &= same
+sys.exit(not good)
