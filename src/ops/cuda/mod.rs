@@ -449,9 +449,6 @@ impl Launch<'_> {
             attrs: &raw mut early,
             numAttrs: self.early.into(),
         };
-        if std::env::var_os("RDPM_KERNELS").is_some() {
-            eprintln!("L {grid:?} {threads} {shared}");
-        }
         stream
             .context()
             .bind_to_thread()
