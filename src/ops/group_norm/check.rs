@@ -4,9 +4,9 @@
 use candle_core::Result;
 
 use super::group_norm;
-use crate::ops::Activation;
 use crate::ops::cuda::Gpu;
 use crate::ops::cuda::compare::{Row, compare, random};
+use crate::ops::{Activation, add};
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -31,6 +31,22 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         let name = format!("group_norm {shape:?} in {groups}, {activation:?}");
         rows.extend(compare(gpu, &name, &[x], &weights, |maps, weights| {
             group_norm(&maps[0], &weights[0], &weights[1], groups, 1e-6, activation)
+        })?);
+    }
+    // What goes past the norm reaches its input before the norm's own gradient, which then takes it along.
+    for (shape, groups) in [
+        ([2, 5, 7, 96], 32),
+        ([1, 40, 33, 64], 4),
+        ([1, 11, 13, 33], 3),
+    ] {
+        let weights = [(random(2, &shape[3..])? + 1.0)?, random(3, &shape[3..])?];
+        let name = format!("group_norm {shape:?} in {groups} and what goes past it");
+        let maps = [random(1, &shape)?, random(4, &shape)?];
+        rows.extend(compare(gpu, &name, &maps, &weights, |maps, weights| {
+            let x = add(&maps[0], &maps[1])?;
+            let silu = Activation::Silu;
+            let y = group_norm(&x, &weights[0], &weights[1], groups, 1e-6, silu)?;
+            add(&x, &y)
         })?);
     }
     Ok(rows)
