@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The README's GPU table on this machine: rdpm and PyTorch in one go on one card. Needs an rdpm built with --features cuda
 # (RDPM, default target/release/rdpm) and a Python with PyTorch for CUDA (PYTHON, default python3).
-#   scripts/bench_gpu.sh [quant] [sample] [gen] [DEPTH…]      default: all
+#   scripts/bench_gpu.sh [quant] [sample] [gen] [vae] [codec] [pixels] [inception] [DEPTH…]      default: all
+# Where PyTorch has several variants (bench_torch.py), the table has the fastest and its name. A line of rdpm stands beside one of
+# PyTorch where work and sizes are the same.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 rdpm=${RDPM:-$here/../target/release/rdpm}
@@ -13,12 +15,12 @@ trap 'rm -f "$lines"' EXIT
 words=() depths=()
 for word in "$@"; do
   case $word in
-    quant | sample | gen) words+=("$word") ;;
+    quant | sample | gen | vae | codec | pixels | inception) words+=("$word") ;;
     [0-9]*) depths+=("$word") ;;
-    *) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
-[ ${#words[@]} -gt 0 ] || words=(quant sample gen)
+[ ${#words[@]} -gt 0 ] || words=(quant sample gen vae codec pixels inception)
 
 for word in "${words[@]}"; do
   case $word in
@@ -37,7 +39,8 @@ done | sed 's/^/rdpm /' | tee "$lines" >&2
 
 "$python" - "$lines" <<'END'
 import json, sys
-found, memory, card = {}, {}, ""
+found, memory, names, card = {}, {}, {}, ""
+KEYS = ("work", "depth", "batch_size", "tokens", "size", "ch", "disc_layers")
 for line in open(sys.argv[1]):
     side, text = line.split(" ", 1)
     x = json.loads(text)
@@ -45,19 +48,26 @@ for line in open(sys.argv[1]):
     work = x.get("work", "")
     if side == "rdpm" and work.startswith("quantize,"):
         x.update(work="quantize", batch_size=128, tokens=256)
-    key = tuple(x.get(k) for k in ("work", "depth", "batch_size", "tokens"))
-    if "ms" in x and None not in (key[0], key[2]):
-        found.setdefault(key, {})[side] = x["ms"]
-        if work == "train-gen step":
+    key = tuple(x.get(k) for k in KEYS)
+    if "ms" not in x or None in (key[0], key[2]):
+        continue
+    sides = found.setdefault(key, {})
+    if side not in sides or x["ms"] < sides[side]:
+        sides[side] = x["ms"]
+        names[key, side] = x.get("variant", "")
+        if work.endswith("step") and "gib" in x:
             memory.setdefault(key, {})[side] = f"{x['gib']:.1f} GiB"
 print(f"\n{card}\n\n| work | rdpm | PyTorch | ratio | memory |\n|---|---|---|---|---|")
 for key, ms in found.items():
-    work, depth, batch, tokens = key
-    if "rdpm" not in ms:
-        continue
-    name = f"{work}{f', depth {depth}' if depth else ''}, {batch} images of {tokens} tokens"
-    other = f"{ms['torch']:.2f} ms" if "torch" in ms else "out of memory"
-    ratio = f"{ms['torch'] / ms['rdpm']:.2f}" if "torch" in ms else ""
+    work, depth, batch, tokens, size, ch, layers = key
+    parts = [work, depth and f"depth {depth}", size and f"{size}×{size}", ch and f"ch {ch}", layers and f"{layers} discriminator layers",
+             f"{batch} images" + (f" of {tokens} tokens" if tokens else "")]
+    ours, theirs = (f"{ms[s]:.2f} ms" if s in ms else "" for s in ("rdpm", "torch"))
+    variant = names.get((key, "torch"))
+    theirs = f"{theirs} ({variant})" if variant else theirs
+    if "rdpm" in ms and "torch" not in ms:
+        theirs = "out of memory"
+    ratio = f"{ms['torch'] / ms['rdpm']:.2f}" if len(ms) == 2 else ""
     most = " / ".join(memory.get(key, {}).values())
-    print(f"| {name} | {ms['rdpm']:.2f} ms | {other} | {ratio} | {most} |")
+    print(f"| {', '.join(p for p in parts if p)} | {ours} | {theirs} | {ratio} | {most} |")
 END

@@ -5,6 +5,7 @@ products, thin layers padded to 8 channels, LPIPS and the discriminator on real 
 the fakes for both of its uses, both weight gradients of conv_out in one call, and the third as their sum. `features` chooses how encoder and
 decoder run: custom autograd functions with everything fused that Triton can fuse ("triton"), or torch.compile over the norm as an operator.
 """
+import functools
 import torch
 import torch.nn.functional as F
 import torch_kernels as k
@@ -13,34 +14,44 @@ CL = torch.channels_last
 
 
 class Flat:
-    """A module's parameters as views of one flat f32 buffer (master, gradient, average) and of one in `dtype` that the network reads."""
+    """A module's parameters as views of one flat f32 buffer (master, gradient, average), or, but for those to `keep` in f32, of its copy in `dtype`."""
 
-    def __init__(self, module, dtype, keep=()):
-        params = list(module.named_parameters())
-        offsets, total = [], 0
-        for _, p in params:
+    def __init__(self, module, dtype, keep):
+        params = sorted(module.named_parameters(), key=lambda named: keep(*named))  # those in dtype first
+        offsets, total, self.low = [], 0, 0
+        for name, p in params:
             offsets.append(total)
             total += (p.numel() + 63) // 64 * 64
+            self.low = self.low if keep(name, p) else total
         dev = params[0][1].device
         self.w, self.g = torch.zeros(total, device=dev), torch.zeros(total, device=dev)
-        self.h = torch.zeros(total, device=dev, dtype=dtype)
-        self.params, self.views = [], []
+        self.h, self.d = (torch.zeros(self.low, device=dev, dtype=dtype) for _ in range(2))
+        self.params, self.views, self.targets = [], [], []
         for (name, p), o in zip(params, offsets):
+            k.nhwc(p if p.dim() == 4 else None)
+
             def view(flat):
-                return flat[o:o + p.numel()].as_strided(p.size(), p.stride(), o)
+                return flat.as_strided(p.size(), p.stride(), o)
             view(self.w).copy_(p.data)
-            self.views.append(view(self.g))
-            p.data = view(self.w) if dtype == torch.float32 or name.startswith(keep) else view(self.h)
             self.params.append(p)
-        self.h.copy_(self.w)
+            self.views.append(view(self.g))
+            self.targets.append((self.g if keep(name, p) else self.d)[o:o + p.numel()])
+            p.data = view(self.w if keep(name, p) else self.h)
+        self.h.copy_(self.w[:self.low])
         self.ema = self.w.clone()
 
     def gather(self, grads):
-        torch._foreach_copy_(self.views, grads)
+        """Gradients in any type; copies between equal types and layouts go in few launches."""
+        for t in (self.d.dtype, torch.float32):
+            pairs = [(v, (flat2d(g) if g.dim() == 4 else g).reshape(-1).to(t)) for v, g in zip(self.targets, grads) if v.dtype == t]
+            torch._foreach_copy_([v for v, _ in pairs], [g for _, g in pairs])
+            if t == torch.float32:
+                break
+        self.g[:self.low].copy_(self.d)
 
     def update(self, opt, decay=None):
         opt.step()
-        self.h.copy_(self.w)
+        self.h.copy_(self.w[:self.low])
         if decay is not None:
             self.ema.lerp_(self.w, 1 - decay)
 
@@ -58,10 +69,27 @@ def conv_backward(dy, x, w, stride=1, padding=1, mask=(True, True, False)):
     return torch.ops.aten.convolution_backward(dy, x, w, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, list(mask))
 
 
+@functools.lru_cache
+def fused_relu(dtype):
+    """Whether cuDNN's convolution with bias and ReLU works here: it is handed its own, fresh output as a summand times 0."""
+    x, w, b = torch.randn(2, 64, 64, 64), torch.randn(64, 64, 3, 3) * 0.05, torch.randn(64)
+    x, w, b = x.to("cuda", dtype).to(memory_format=CL), w.to("cuda", dtype).to(memory_format=CL), b.to("cuda", dtype)
+    right = F.conv2d(x, w, b, padding=1).relu()
+    for _ in range(3):
+        torch.full_like(x, float("nan"))  # what a fresh output may hold
+        y = torch.cudnn_convolution_relu(x, w, b, [1, 1], [1, 1], [1, 1], 1)
+        if not torch.allclose(y, right, rtol=0.05, atol=0.05):
+            print("# cudnn_convolution_relu is wrong here: bias and ReLU by Triton", flush=True)
+            return False
+        del y
+    return True
+
+
 def conv_relu(x, w, b):
-    if x.is_cuda:
+    if x.is_cuda and fused_relu(x.dtype):
         return torch.cudnn_convolution_relu(x, w, b, [1, 1], [1, 1], [1, 1], 1)
-    return F.conv2d(x, w, b, padding=1).relu_()
+    one, zero = torch.ones_like(b, dtype=torch.float32), torch.zeros_like(b, dtype=torch.float32)
+    return k.apply(conv(x, w), torch.stack([one, b.float(), zero, one, zero])[:, None].contiguous(), k.RELU)
 
 
 def flat2d(x):
@@ -75,7 +103,9 @@ def map4d(y, like):
 
 
 def column_sums(dy):
-    return flat2d(dy).sum(0, dtype=torch.float32)
+    """Gradient of the bias before dy; who made dy may have its sums already."""
+    found = getattr(dy, "sums", None)
+    return k.column_sums(dy) if found is None else found
 
 
 def pad_channels(w, out=False):
@@ -99,6 +129,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         dx, g = k.norm_act_backward(dy.contiguous(memory_format=CL), *ctx.saved_tensors, act=ctx.act)
+        dx.sums = g[2]
         return dx, g[0], g[1], None, None
 
 
@@ -147,6 +178,7 @@ class Resnet(torch.autograd.Function):
             skip = map4d(flat2d(dy) @ ws.flatten(1), x)
             dws, dbs = (flat2d(dy).t() @ flat2d(x)).view_as(ws), db2
         dx, p1 = k.norm_act_backward(da, x, c1, add=skip)
+        dx.sums = p1[2] + (db2 if ws is None else db2 @ ws.flatten(1).float())
         return dx, None, p1[0], p1[1], dw1, p2[2], p2[0], p2[1], dw2, db2, dws, dbs
 
 
@@ -160,9 +192,14 @@ class Up(torch.autograd.Function):
         return k.upsample_backward(dy.contiguous(memory_format=CL))
 
 
+@functools.lru_cache
+def fold_matrix(device, dtype):
+    return torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], device=device, dtype=dtype)
+
+
 def folded(w):
     """Nearest upsampling and a 3×3 convolution [O,I,3,3] as the weights [I,O,4,4] of one transposed convolution of stride 2."""
-    m = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], device=w.device, dtype=w.dtype)
+    m = fold_matrix(w.device, w.dtype)
     return torch.einsum("ak,oikl,bl->ioab", m, w, m).contiguous(memory_format=CL)
 
 
@@ -333,7 +370,7 @@ class Perceptual:
         kept, total, taps = [], 0, []
         for i, (ws, bs) in enumerate(zip(self.weights, self.biases)):
             if i:
-                x = F.max_pool2d(x, 2)
+                x = k.pool(x)
             outs = []
             for w, bias in zip(ws, bs):
                 x = conv_relu(x, w, bias)
@@ -442,17 +479,17 @@ def quantize(q, z, eps, delta=0.25):
         vs.append(v); qs.append(o); codes.append(c); looked.append(e)
     v, o, c, e = torch.cat(vs), torch.cat(qs), torch.cat(codes), torch.cat(looked)
     gamma = q.alpha / q.alpha.sum()
-    diff = (v - o).contiguous(memory_format=CL)
     n = z.numel()
-    terms = diff.view(t_, b, d, h, w).square().sum((1, 2, 3, 4)) / n
-    loss = (gamma * terms).sum() * (1 + delta)
-    dz = torch.einsum("tbdhw,t->bdhw", diff.view(t_, b, d, h, w), 2 * delta / n * gamma * q.alpha)
-    do = (diff * (-2 / n * gamma).repeat_interleave(b).view(-1, 1, 1, 1)).contiguous(memory_format=CL)
+    diff = (v - o).contiguous(memory_format=CL).view(t_, b, d, h, w)
+    loss = (gamma * diff.square().sum((1, 2, 3, 4)) / n).sum() * (1 + delta)
+    gamma = gamma.view(-1, 1, 1, 1, 1) * (2 / n)
+    dz = (diff * (gamma * delta * q.alpha.view(-1, 1, 1, 1, 1))).sum(0)
+    do = (diff * -gamma).flatten(0, 1).contiguous(memory_format=CL)
     de, grads = do, []
     if q.bias_conv is not None:
         dx, dw, db = torch.ops.aten.convolution_backward(do, e.contiguous(memory_format=CL), q.bias_conv.weight, [d], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
         de, grads = do + dx, [dw, db]
-    dbook = torch.ops.aten.embedding_dense_backward(flat2d(de), c, q.codebook.shape[0], -1, False)
+    dbook = torch.zeros_like(q.codebook).index_add_(0, c, flat2d(de))
     return acc, loss, dz, dbook, grads
 
 
@@ -461,7 +498,7 @@ class Coder:
 
     def __init__(self, tk, features, dtype, **options):
         self.tk, self.dtype = tk, dtype
-        self.flat = Flat(tk, dtype, ("latent_norm", "quantize"))
+        self.flat = Flat(tk, dtype, lambda name, p: "norm" in name or name.startswith("quantize"))
         self.net = features(tk, **options)
 
     def encode(self, x8):
@@ -492,7 +529,7 @@ class Step(Coder):
 
     def __init__(self, tk, disc, lp, batch, size, features="triton", dtype=torch.bfloat16, decay=0.9999, lr=4e-5, **options):
         super().__init__(tk, Triton if features == "triton" else Compiled, dtype, **options)
-        self.disc, self.decay, self.dflat = disc, decay, Flat(disc, dtype)
+        self.disc, self.decay, self.dflat = disc, decay, Flat(disc, dtype, lambda name, p: p.dim() == 1)
         self.opt, self.dopt = self.flat.adam(lr), self.dflat.adam(lr)
         self.perceptual, self.judge = Perceptual(lp, dtype), Judge(disc)
         self.images = torch.zeros(2 * batch, 8, size, size, device=self.flat.w.device, dtype=dtype).to(memory_format=CL)
@@ -529,8 +566,8 @@ class Step(Coder):
         if q.bias_conv is not None:
             done[q.bias_conv.weight], done[q.bias_conv.bias] = dbias
         behind = [p for p in self.flat.params if not any(p is d for d in done)]
-        decoder = [p for n, p in self.names() if n.startswith(("decoder", "post_quant_conv")) and any(p is o for o in behind)]
-        encoder = [p for n, p in self.names() if n.startswith(("encoder", "quant_conv", "latent_norm"))]
+        decoder = [p for n, p in self.tk.named_parameters() if n.startswith(("decoder", "post_quant_conv")) and any(p is o for o in behind)]
+        encoder = [p for n, p in self.tk.named_parameters() if n.startswith(("encoder", "quant_conv", "latent_norm"))]
         dzq, *found = torch.autograd.grad(h, [zq, *decoder], dh)
         done.update(zip(decoder, found))
         done.update(zip(encoder, torch.autograd.grad(z, encoder, dzq + dz)))
@@ -540,9 +577,6 @@ class Step(Coder):
         found = self.judge.gradients(seed)
         self.dflat.gather([found[p] for p in self.dflat.params])
         return diff.square().mean(), perceptual, -false.mean(), lam, qloss, hinge
-
-    def names(self):
-        return zip([n for n, _ in self.tk.named_parameters()], self.flat.params)
 
     def __call__(self, x, eps=None):
         b, d = x.shape[0], self.tk.quantize.codebook.shape[1]
