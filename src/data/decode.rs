@@ -1,20 +1,22 @@
-//! Encoded bytes become RGB: JPEG, PNG or WebP, decided by content, not by name.
+//! Encoded bytes become RGB: JPEG, PNG, WebP, BMP, PNM or TIFF, decided by content, not by name.
 //!
 //! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an animation counts.
 //! - CMYK and YCCK JPEG are read as Adobe writes them (inverted), as Pillow does: R = (255−C)(255−K)/255.
 //! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
-//! - A header that claims more than 512 MiB of pixels is refused before anything is allocated.
+//! - A header that claims more than 512 MiB of pixels, counted as RGB or RGBA, is refused before anything is
+//!   allocated.
 //! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest. (It has no
 //!   checksum: flipped bits that decode to something remain unnoticed.) What follows its end marker is left out.
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageFormat, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::image_kind::{ImageKind, other_content};
 use crate::error::{Result, hinted};
 
 /// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
@@ -27,14 +29,6 @@ const MAX_ASPECT: u32 = 100;
 const END: u8 = 0xD9;
 
 const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
-
-/// Whether a file of this name is taken for an image.
-pub fn is_image_name(name: &str) -> bool {
-    let ending = name
-        .rsplit_once('.')
-        .map(|(_, ending)| ending.to_ascii_lowercase());
-    matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png" | "webp"))
-}
 
 /// Decodes `bytes`; an error names `path`.
 pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
@@ -61,25 +55,55 @@ fn decode_any(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".to_string());
     }
-    let format = image::guess_format(bytes).map_err(|_| "not an image".to_string())?;
-    match format {
-        ImageFormat::Jpeg => jpeg(bytes),
-        ImageFormat::Png | ImageFormat::WebP => {
-            let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-            let mut limits = image::Limits::no_limits();
-            limits.max_alloc = Some(MAX_BYTES);
-            reader.limits(limits);
-            let image = reader
-                .decode()
-                .map_err(|e| format!("damaged {}: {e}", name(format)))?;
-            Ok(over_white(image))
-        }
-        other => Err(format!("expected JPEG, PNG or WebP, found {}", name(other))),
+    match ImageKind::of_content(bytes) {
+        Some(ImageKind::Jpeg) => jpeg(bytes),
+        Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png),
+        Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP),
+        Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp),
+        Some(ImageKind::Pnm) => other(bytes, ImageKind::Pnm, ImageFormat::Pnm),
+        Some(ImageKind::Tiff) => other(bytes, ImageKind::Tiff, ImageFormat::Tiff),
+        None => Err(match other_content(bytes) {
+            Some(found) => format!("expected JPEG, PNG, WebP, BMP, PNM or TIFF, found {found}"),
+            None => "not an image".to_string(),
+        }),
     }
 }
 
-fn name(format: ImageFormat) -> String {
-    format!("{format:?}").to_uppercase()
+/// All kinds but JPEG, by the crate `image`.
+fn other(
+    bytes: &[u8],
+    kind: ImageKind,
+    format: ImageFormat,
+) -> std::result::Result<RgbImage, String> {
+    let explain = |error: ImageError| match error {
+        ImageError::Unsupported(error) => format!("{} not supported: {error}", kind.name()),
+        error => format!("damaged {}: {error}", kind.name()),
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(image::Limits::no_limits());
+    let mut decoder = reader.into_decoder().map_err(explain)?;
+    let (width, height) = decoder.dimensions();
+    let colour = decoder.color_type();
+    // What is held at once in the worst case: the decoder's own samples, then RGB or RGBA of 8 bits.
+    let expanded = if colour.has_alpha() { 4 } else { 3 };
+    fits(width, height, expanded.max(colour.bytes_per_pixel().into()))?;
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(2 * MAX_BYTES);
+    decoder.set_limits(limits).map_err(explain)?;
+    Ok(over_white(
+        DynamicImage::from_decoder(decoder).map_err(explain)?,
+    ))
+}
+
+/// Refuses a size that a header claims before anything is allocated for it.
+fn fits(width: u32, height: u32, bytes_per_pixel: u64) -> std::result::Result<(), String> {
+    match u64::from(width) * u64::from(height) > MAX_BYTES / bytes_per_pixel {
+        true => Err(format!(
+            "{width}×{height} pixels of {bytes_per_pixel} bytes are more than {} MiB",
+            MAX_BYTES >> 20
+        )),
+        false => Ok(()),
+    }
 }
 
 fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
@@ -93,9 +117,7 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(|e| damaged(&e))?;
     let (width, height) = decoder.dimensions().ok_or_else(|| damaged(&"no size"))?;
-    if width as u64 * height as u64 * 3 > MAX_BYTES {
-        return Err(format!("{width}×{height} pixels are more than 512 MiB"));
-    }
+    fits(width as u32, height as u32, 3)?;
     let pixels = decoder.decode().map_err(|e| damaged(&e))?;
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| damaged(&"fewer pixels than its header says"))
@@ -230,7 +252,8 @@ mod tests {
         };
         fails(b"", "empty");
         fails(b"not an image at all", "not an image");
-        fails(b"BM\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "found BMP");
+        fails(b"BM\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "damaged BMP");
+        fails(b"GIF89a\0\0\0\0\0\0\0\0\0\0", "found GIF");
         for jpeg in [
             bytes!("rgb.jpg"),
             bytes!("progressive.jpg"),
@@ -250,7 +273,7 @@ mod tests {
         for png in [bytes!("rgb.png"), bytes!("rgb16.png")] {
             fails(&png[..png.len() - 20], "damaged PNG");
         }
-        fails(&bytes!("lossy.webp")[..40], "damaged WEBP");
+        fails(&bytes!("lossy.webp")[..40], "damaged WebP");
     }
 
     /// Thumbnails, a second image or padding, whatever markers these hold.
@@ -282,7 +305,7 @@ mod tests {
         let crc = crc32(&png[12..29]);
         png[29..33].copy_from_slice(&crc.to_be_bytes());
         let error = decode(&png, "x").unwrap_err().to_string();
-        assert!(error.to_lowercase().contains("limit"), "{error}");
+        assert!(error.contains("100000×100000"), "{error}");
 
         let mut jpeg = bytes!("rgb.jpg").to_vec();
         let frame = jpeg.windows(2).position(|two| two == [0xFF, 0xC0]).unwrap();

@@ -8,6 +8,7 @@ pub mod augment;
 pub mod classes;
 mod decode;
 mod folder;
+mod image_kind;
 pub mod latent_cache;
 pub mod loader;
 mod numbering;
