@@ -1,22 +1,20 @@
 //! Encoded bytes become RGB: JPEG, PNG, WebP, BMP, PNM or TIFF, decided by content, not by name.
 //!
 //! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an animation counts.
-//! - CMYK and YCCK JPEG are read as Adobe writes them (inverted), as Pillow does: R = (255−C)(255−K)/255.
 //! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
 //! - A header that claims more than 512 MiB of pixels, counted as RGB or RGBA, is refused before anything is
 //!   allocated.
-//! - JPEG is decoded strictly: a truncated or damaged one is an error, not an image with a grey rest. (It has no
-//!   checksum: flipped bits that decode to something remain unnoticed.) What follows its end marker is left out.
+//! - JPEG has the pixels of libjpeg-turbo (`jpeg/mod.rs`), but a truncated or damaged one is an error, not an image with
+//!   a grey rest. (It has no checksum: flipped bits that decode to something remain unnoticed.) What follows its end
+//!   marker is left out.
 
 use std::io::Cursor;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::image_kind::{ImageKind, other_content};
+use super::jpeg::{self, Refusal};
 use crate::error::{Result, hinted};
 
 /// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
@@ -25,16 +23,13 @@ const MAX_BYTES: u64 = 512 << 20;
 /// Longer side over shorter side.
 const MAX_ASPECT: u32 = 100;
 
-/// JPEG's EOI.
-const END: u8 = 0xD9;
-
 const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
 
 /// Decodes `bytes`; an error names `path`.
 pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
     // Decoders have panicked on damaged files before; one file must not end the run, nor escape `skip_bad`.
-    let decoded = std::panic::catch_unwind(|| decode_any(bytes))
+    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path))
         .unwrap_or_else(|_| Err("the decoder panicked".to_string()))
         .and_then(no_line);
     decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
@@ -51,12 +46,12 @@ fn no_line(image: RgbImage) -> std::result::Result<RgbImage, String> {
     }
 }
 
-fn decode_any(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
+fn decode_any(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".to_string());
     }
     match ImageKind::of_content(bytes) {
-        Some(ImageKind::Jpeg) => jpeg(bytes),
+        Some(ImageKind::Jpeg) => jpeg(bytes, path),
         Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png),
         Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP),
         Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp),
@@ -106,39 +101,32 @@ fn fits(width: u32, height: u32, bytes_per_pixel: u64) -> std::result::Result<()
     }
 }
 
-fn jpeg(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
-    let damaged = |e: &dyn std::fmt::Display| format!("damaged JPEG: {e}");
-    let bytes = whole(bytes).ok_or_else(|| damaged(&"truncated, it has no end marker"))?;
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| damaged(&e))?;
-    let (width, height) = decoder.dimensions().ok_or_else(|| damaged(&"no size"))?;
-    fits(width as u32, height as u32, 3)?;
-    let pixels = decoder.decode().map_err(|e| damaged(&e))?;
-    RgbImage::from_raw(width as u32, height as u32, pixels)
-        .ok_or_else(|| damaged(&"fewer pixels than its header says"))
+fn jpeg(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
+    let picture = jpeg::decode(bytes, |width, height| fits(width, height, 3));
+    let picture = picture.map_err(|refusal| match refusal {
+        Refusal::Damaged(what) => format!("damaged JPEG: {what}"),
+        Refusal::Unsupported(what) => format!("JPEG not supported: {what}"),
+        Refusal::TooLarge(what) => what,
+    })?;
+    if picture.stray > 0 {
+        warn_of_stray(picture.stray, path);
+    }
+    RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+        .ok_or_else(|| "damaged JPEG: fewer pixels than its header says".to_string())
 }
 
-/// The image itself, up to its end marker: some cameras and programs write more behind it.
-fn whole(jpeg: &[u8]) -> Option<&[u8]> {
-    let mut at = 0;
-    loop {
-        at += jpeg.get(at..)?.windows(2).position(|two| two[0] == 0xFF)?;
-        match jpeg[at + 1] {
-            END => return Some(&jpeg[..at + 2]),
-            // Fill bytes; 0xFF as a value within a scan; markers without a segment.
-            0xFF => at += 1,
-            0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
-            _ => {
-                let length = jpeg.get(at + 2..at + 4)?;
-                at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
-            }
-        }
-    }
+/// Names the first files that have bytes between their segments; a data set may be full of them.
+fn warn_of_stray(bytes: usize, path: &str) {
+    const NAMED: usize = 10;
+    static WARNED: AtomicUsize = AtomicUsize::new(0);
+    let more = match WARNED.fetch_add(1, Ordering::Relaxed) + 1 {
+        NAMED => "; further files are not named",
+        1..NAMED => "",
+        _ => return,
+    };
+    tracing::warn!(
+        "{path}: {bytes} stray bytes between the segments of the JPEG were passed over{more}"
+    );
 }
 
 /// RGB of any image; c = c·a + 1·(1−a) where it has transparency.

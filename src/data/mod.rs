@@ -9,6 +9,7 @@ pub mod classes;
 mod decode;
 mod folder;
 mod image_kind;
+mod jpeg;
 pub mod latent_cache;
 pub mod loader;
 mod numbering;
