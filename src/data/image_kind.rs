@@ -10,7 +10,7 @@ pub enum ImageKind {
     Png,
     WebP,
     Bmp,
-    /// PBM, PGM, PPM and PAM, as text and as bytes.
+    /// PBM, PGM and PPM, as text and as bytes.
     Pnm,
     Tiff,
 }
@@ -51,7 +51,12 @@ impl ImageKind {
                 ImageKind::Pnm
             }
             _ if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => ImageKind::Png,
-            _ if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") => ImageKind::Tiff,
+            _ if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]
+                .iter()
+                .any(|m| bytes.starts_with(*m)) =>
+            {
+                ImageKind::Tiff
+            }
             _ => return None,
         })
     }
@@ -84,7 +89,7 @@ pub fn unread_ending(name: &str) -> Option<String> {
 
 /// What bytes are that are no image of a kind that is read, where they say so.
 pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
-    let named: [(usize, &[u8], &str); 16] = [
+    let named: [(usize, &[u8], &str); 14] = [
         (0, b"GIF8", "GIF"),
         (4, b"ftypavif", "AVIF"),
         (4, b"ftypheic", "HEIC"),
@@ -96,8 +101,6 @@ pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
         (0, b"8BPS", "PSD"),
         (0, b"\0\0\x01\0", "ICO"),
         (0, b"DDS ", "DDS"),
-        (0, b"II+\0", "BigTIFF"),
-        (0, b"MM\0+", "BigTIFF"),
         (0, b"\x1f\x8b", "gzip"),
         (0, b"PK\x03\x04", "zip"),
         (0, b"version https://git-lfs", "a git-LFS pointer"),

@@ -92,7 +92,7 @@ pub fn ycc([y, cb, cr]: [&[u8]; 3], rgb: &mut [u8]) {
 /// Pillow takes all four components as inverted, with Adobe's marker or without: what is left of white by each ink
 /// goes through what is left by black, (255 − C)·(255 − K)/255 = K' − C·K'/255 with K' as stored.
 #[inline(always)]
-fn through_black(ink: u8, stored_black: u8) -> u8 {
+pub fn through_black(ink: u8, stored_black: u8) -> u8 {
     let product = u32::from(ink) * u32::from(stored_black) + 128;
     stored_black.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }

@@ -33,6 +33,8 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use colour::through_black;
+
 use coefficients::Coefficients;
 use colour::Colours;
 use frame::{Coding, Component, Frame};
@@ -63,8 +65,8 @@ pub fn unsupported<T>(what: impl Into<String>) -> Result<T> {
     Err(Refusal::Unsupported(what.into()))
 }
 
-/// Blocks that all scans may bring: a file of few bytes could keep its reader busy for hours. 60 scans of the largest
-/// picture; and each scan counts as so many at least.
+/// Blocks that all scans may bring, 60 scans of a picture of 100 megapixels: a file of few bytes could keep its reader
+/// busy for hours. Each scan counts as so many at least.
 const MAX_UNITS: u64 = 1 << 28;
 const UNITS_A_SCAN: u64 = 1 << 10;
 
