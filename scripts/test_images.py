@@ -49,6 +49,25 @@ Image.fromarray(gray.astype(np.uint16) * 257).save(OUT / "gray16.png")
 image.save(OUT / "lossy.webp", quality=95)
 Image.fromarray(np.dstack([rgb, alpha])).save(OUT / "alpha.webp", lossless=True, exact=True)
 
+# Other kinds; the last three are refused by name.
+image.save(OUT / "rgb.bmp"); image.convert("P", palette=Image.Palette.ADAPTIVE, colors=4).save(OUT / "palette.bmp")
+image.save(OUT / "rgb.ppm"); Image.fromarray(gray).save(OUT / "gray.pgm")
+(OUT / "text.ppm").write_text("P3 # of any maximum\n16 16\n1000\n" + " ".join(str(round(v / 255 * 1000)) for v in rgb.reshape(-1)) + "\n")
+(OUT / "maximum_100.ppm").write_bytes(b"P6\n16 16\n100\n" + np.round(rgb / 255 * 100).astype(np.uint8).tobytes())
+(OUT / "maximum_1000.pgm").write_bytes(b"P5\n16 16\n1000\n" + np.round(gray / 255 * 1000).astype(">u2").tobytes())
+black = quarters((1,), (0,), (0,), (1,))[..., 0]
+(OUT / "bits.pbm").write_bytes(b"P4\n16 16\n" + np.packbits(black, 1).tobytes())
+(OUT / "bits_text.pbm").write_text("P1\n16 16\n" + "\n".join("".join(map(str, row)) for row in black) + "\n")
+for compression in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate"):
+    image.save(OUT / f"rgb_{compression.split('_')[-1]}.tif", compression=compression)
+image.save(OUT / "big.tif", big_tiff=True)
+Image.fromarray(gray).save(OUT / "gray.tif"); Image.fromarray(gray.astype(np.uint16) * 257 + 3).save(OUT / "gray16.tif")
+Image.fromarray(255 - 255 * black).convert("1").save(OUT / "bits.tif")
+Image.fromarray(np.dstack([rgb, alpha])).save(OUT / "rgba.tif"); Image.fromarray(np.dstack([gray, alpha])).save(OUT / "gray_alpha.tif")
+Image.fromarray(np.dstack([cmy, k]).astype(np.uint8), "CMYK").save(OUT / "cmyk.tif")
+image.save(OUT / "jpeg.tif", compression="jpeg"); image.convert("P", palette=Image.Palette.ADAPTIVE, colors=4).save(OUT / "palette.tif")
+Image.fromarray(gray.astype(np.float32) / 255).save(OUT / "float.tif")
+
 
 def png16(x, path):
     """Pillow writes no 16-bit colour."""

@@ -63,7 +63,7 @@ fn the_commands_on_a_data_set_run_as_printed() -> Result<()> {
     Ok(())
 }
 
-/// `count` JPEGs of noise for each of two wnids.
+/// `count` pictures of noise for each of two wnids.
 fn shard(path: &Path, count: u64) -> Result<()> {
     let mut tar = tar::Builder::new(GzEncoder::new(File::create(path)?, Compression::fast()));
     for (class, wnid) in ["n01443537", "n02099601"].iter().enumerate() {
@@ -80,15 +80,15 @@ fn shard(path: &Path, count: u64) -> Result<()> {
                 .clamp(0f32, 255f32)?
                 .to_dtype(DType::U8)?;
             let image = RgbImage::from_raw(64, 64, pixels.flatten_all()?.to_vec1()?);
-            let mut jpeg = Cursor::new(Vec::new());
+            let mut png = Cursor::new(Vec::new());
             image
                 .expect("64×64")
-                .write_to(&mut jpeg, ImageFormat::Jpeg)?;
-            let jpeg = jpeg.into_inner();
+                .write_to(&mut png, ImageFormat::Png)?;
+            let png = png.into_inner();
             let mut header = tar::Header::new_gnu();
-            header.set_size(jpeg.len() as u64);
+            header.set_size(png.len() as u64);
             header.set_mode(0o644);
-            tar.append_data(&mut header, format!("{wnid}/{i}.jpg"), &jpeg[..])?;
+            tar.append_data(&mut header, format!("{wnid}/{i}.png"), &png[..])?;
         }
     }
     tar.into_inner()?.finish()?;

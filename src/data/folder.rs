@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::decode::is_image_name;
+use super::image_kind::{ENDINGS, is_image_name};
 use super::part::{ClassName, Found, Part, Place};
 use crate::error::{Context, Result, hinted};
 
@@ -42,7 +42,7 @@ pub(super) fn scan(root: &Path) -> Result<Part> {
                 root.display()
             ),
             None => {
-                "images end in .jpg, .jpeg, .png or .webp and lie in one folder a class".to_string()
+                format!("images end in {ENDINGS}, and lie in one folder a class")
             }
         };
         return Err(hinted(

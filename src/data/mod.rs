@@ -8,6 +8,8 @@ pub mod augment;
 pub mod classes;
 mod decode;
 mod folder;
+mod image_kind;
+mod jpeg;
 pub mod latent_cache;
 pub mod loader;
 mod numbering;

@@ -49,7 +49,7 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
         },
         [None, None, None] => Err(hinted(
             "the data set holds no images",
-            "images end in .jpg, .jpeg, .png or .webp",
+            format!("images end in {}", super::image_kind::ENDINGS),
         )),
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::read::MultiGzDecoder;
 
-use super::decode::is_image_name;
+use super::image_kind::{ENDINGS, is_image_name};
 use super::part::{ClassName, Found, Part, Place};
 use anyhow::anyhow;
 
@@ -72,7 +72,7 @@ pub(super) fn scan(path: &Path, skip_bad: bool, unpacked: &AtomicU64, limit: u64
     if whole + part.bad == 0 {
         return Err(hinted(
             format!("{}: no images in this shard", path.display()),
-            "images end in .jpg, .jpeg, .png or .webp",
+            format!("images end in {ENDINGS}"),
         ));
     }
     Ok(part)

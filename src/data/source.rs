@@ -15,7 +15,8 @@ use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::decode::{decode, is_image_name};
+use super::decode::decode;
+use super::image_kind::{ENDINGS, is_image_name};
 use super::numbering::{numbering, unknown_class};
 use super::part::{ClassName, Found, Part, Place};
 use super::shards::{self, is_shard_name, stem};
@@ -259,7 +260,9 @@ fn scan(path: PathBuf, skip_bad: bool, unpacked: &AtomicU64) -> Result<Part> {
                 "{}: neither a folder nor a tar shard nor an image",
                 path.display()
             ),
-            "images are read from folders, .tar, .tar.gz, .tgz, .jpg, .png and .webp",
+            format!(
+                "images are read from folders, from shards that end in .tar, .tar.gz or .tgz, and from files that end in {ENDINGS}"
+            ),
         ))
     }
 }

@@ -1,0 +1,153 @@
+//! Encoded bytes become RGB: JPEG, PNG, WebP, BMP, PNM or TIFF, decided by content, not by name.
+//!
+//! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an animation counts.
+//! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
+//! - A header that claims more than 512 MiB of pixels, counted as RGB or RGBA, is refused before anything is
+//!   allocated.
+//! - JPEG has the pixels of libjpeg-turbo (`jpeg/mod.rs`), but a truncated or damaged one is an error, not an image with
+//!   a grey rest. (It has no checksum: flipped bits that decode to something remain unnoticed.) What follows its end
+//!   marker is left out.
+
+mod pnm;
+#[cfg(test)]
+mod tests;
+mod tiff;
+
+use std::io::Cursor;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+
+use super::image_kind::{ImageKind, other_content};
+use super::jpeg::{self, Refusal};
+use crate::error::{Result, hinted};
+
+/// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Longer side over shorter side.
+const MAX_ASPECT: u32 = 100;
+
+const HINT: &str = "replace or remove the file, or leave bad images out with --skip-bad-images";
+
+/// Decodes `bytes`; an error names `path`.
+pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
+    let _span = tracing::debug_span!("decode").entered();
+    // Decoders have panicked on damaged files before; one file must not end the run, nor escape `skip_bad`.
+    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path))
+        .unwrap_or_else(|_| Err("the decoder panicked".to_string()))
+        .and_then(no_line);
+    decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
+}
+
+/// Refuses what would grow without bound when its shorter side is scaled to a model's size.
+fn no_line(image: RgbImage) -> std::result::Result<RgbImage, String> {
+    let (width, height) = image.dimensions();
+    match width.max(height) / width.min(height).max(1) > MAX_ASPECT {
+        true => Err(format!(
+            "{width}×{height} pixels: one side is more than {MAX_ASPECT} times the other"
+        )),
+        false => Ok(image),
+    }
+}
+
+fn decode_any(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".to_string());
+    }
+    match ImageKind::of_content(bytes) {
+        Some(ImageKind::Jpeg) => jpeg(bytes, path),
+        Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png),
+        Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP),
+        Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp),
+        Some(ImageKind::Pnm) => pnm::decode(bytes, |width, height| fits(width, height, 3)),
+        Some(ImageKind::Tiff) => tiff::decode(bytes, fits),
+        None => Err(match other_content(bytes) {
+            Some(found) => format!("expected JPEG, PNG, WebP, BMP, PNM or TIFF, found {found}"),
+            None => "not an image".to_string(),
+        }),
+    }
+}
+
+/// PNG, WebP and BMP, by the crate `image`.
+fn other(
+    bytes: &[u8],
+    kind: ImageKind,
+    format: ImageFormat,
+) -> std::result::Result<RgbImage, String> {
+    let explain = |error: ImageError| match error {
+        ImageError::Unsupported(error) => format!("{} not supported: {error}", kind.name()),
+        error => format!("damaged {}: {error}", kind.name()),
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(image::Limits::no_limits());
+    let mut decoder = reader.into_decoder().map_err(explain)?;
+    let (width, height) = decoder.dimensions();
+    let colour = decoder.color_type();
+    // What is held at once in the worst case: the decoder's own samples, then RGB or RGBA of 8 bits.
+    let expanded = if colour.has_alpha() { 4 } else { 3 };
+    fits(width, height, expanded.max(colour.bytes_per_pixel().into()))?;
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(2 * MAX_BYTES);
+    decoder.set_limits(limits).map_err(explain)?;
+    Ok(over_white(
+        DynamicImage::from_decoder(decoder).map_err(explain)?,
+    ))
+}
+
+/// Refuses a size that a header claims before anything is allocated for it.
+fn fits(width: u32, height: u32, bytes_per_pixel: u64) -> std::result::Result<(), String> {
+    match u64::from(width) * u64::from(height) > MAX_BYTES / bytes_per_pixel {
+        true => Err(format!(
+            "{width}×{height} pixels of {bytes_per_pixel} bytes are more than {} MiB",
+            MAX_BYTES >> 20
+        )),
+        false => Ok(()),
+    }
+}
+
+fn jpeg(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
+    let picture = jpeg::decode(bytes, |width, height| fits(width, height, 3));
+    let picture = picture.map_err(|refusal| match refusal {
+        Refusal::Damaged(what) => format!("damaged JPEG: {what}"),
+        Refusal::Unsupported(what) => format!("JPEG not supported: {what}"),
+        Refusal::TooLarge(what) => what,
+    })?;
+    if picture.stray > 0 {
+        warn_of_stray(picture.stray, path);
+    }
+    RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+        .ok_or_else(|| "damaged JPEG: fewer pixels than its header says".to_string())
+}
+
+/// Names the first files that have bytes between their segments; a data set may be full of them.
+fn warn_of_stray(bytes: usize, path: &str) {
+    const NAMED: usize = 10;
+    static WARNED: AtomicUsize = AtomicUsize::new(0);
+    let more = match WARNED.fetch_add(1, Ordering::Relaxed) + 1 {
+        NAMED => "; further files are not named",
+        1..NAMED => "",
+        _ => return,
+    };
+    tracing::warn!(
+        "{path}: {bytes} stray bytes between the segments of the JPEG were passed over{more}"
+    );
+}
+
+/// RGB of any image; c = c·a + 1·(1−a) where it has transparency.
+fn over_white(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    let (width, height) = image.dimensions();
+    RgbImage::from_fn(width, height, |x, y| {
+        let [r, g, b, a] = image.get_pixel(x, y).0;
+        image::Rgb(over_white_pixel([r, g, b], a))
+    })
+}
+
+fn over_white_pixel(rgb: [u8; 3], a: u8) -> [u8; 3] {
+    let a = u32::from(a);
+    rgb.map(|c| ((u32::from(c) * a + 255 * (255 - a) + 127) / 255) as u8)
+}

@@ -1,0 +1,185 @@
+//! Which files are images: by name before they are opened, by content once they are.
+//!
+//! A name decides whether a file belongs to a data set; what its bytes are decides how it is decoded, so a PNG that is
+//! called `.jpg` is read.
+
+/// The kinds that [`super::decode`] reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    Jpeg,
+    Png,
+    WebP,
+    Bmp,
+    /// PBM, PGM and PPM, as text and as bytes.
+    Pnm,
+    Tiff,
+}
+
+/// What the endings are called in hints.
+pub const ENDINGS: &str =
+    ".jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .ppm, .pgm, .pbm, .pnm, .tif or .tiff";
+
+/// Endings of images that are not read, for which other programs may stand in.
+const UNREAD: [&str; 23] = [
+    "apng", "avif", "cr2", "dds", "dib", "dng", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
+    "jp2", "jpx", "jxl", "mpo", "nef", "pcx", "psd", "svg", "tga", "xcf",
+];
+
+impl ImageKind {
+    /// The kind that a file of this name has, if it is one that is read.
+    pub fn of_name(name: &str) -> Option<ImageKind> {
+        Some(match ending(name)?.as_str() {
+            "jpg" | "jpeg" | "jpe" | "jfif" => ImageKind::Jpeg,
+            "png" => ImageKind::Png,
+            "webp" => ImageKind::WebP,
+            "bmp" => ImageKind::Bmp,
+            "pbm" | "pgm" | "ppm" | "pnm" => ImageKind::Pnm,
+            "tif" | "tiff" => ImageKind::Tiff,
+            _ => return None,
+        })
+    }
+
+    /// The kind that these bytes begin as.
+    pub fn of_content(bytes: &[u8]) -> Option<ImageKind> {
+        Some(match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => ImageKind::Jpeg,
+            [b'R', b'I', b'F', b'F', _, _, _, _, rest @ ..] if rest.starts_with(b"WEBP") => {
+                ImageKind::WebP
+            }
+            [b'B', b'M', ..] => ImageKind::Bmp,
+            [b'P', b'1'..=b'7', next, ..] if next.is_ascii_whitespace() || *next == b'#' => {
+                ImageKind::Pnm
+            }
+            _ if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => ImageKind::Png,
+            _ if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]
+                .iter()
+                .any(|m| bytes.starts_with(*m)) =>
+            {
+                ImageKind::Tiff
+            }
+            _ => return None,
+        })
+    }
+
+    /// As messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ImageKind::Jpeg => "JPEG",
+            ImageKind::Png => "PNG",
+            ImageKind::WebP => "WebP",
+            ImageKind::Bmp => "BMP",
+            ImageKind::Pnm => "PNM",
+            ImageKind::Tiff => "TIFF",
+        }
+    }
+}
+
+/// Whether a file of this name is taken for an image.
+pub fn is_image_name(name: &str) -> bool {
+    ImageKind::of_name(name).is_some()
+}
+
+/// The ending, with its dot and in lower case, of a file that is an image of a kind that is not read.
+pub fn unread_ending(name: &str) -> Option<String> {
+    let ending = ending(name)?;
+    UNREAD
+        .contains(&ending.as_str())
+        .then(|| format!(".{ending}"))
+}
+
+/// What bytes are that are no image of a kind that is read, where they say so.
+pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
+    let named: [(usize, &[u8], &str); 14] = [
+        (0, b"GIF8", "GIF"),
+        (4, b"ftypavif", "AVIF"),
+        (4, b"ftypheic", "HEIC"),
+        (4, b"ftypmif1", "HEIF"),
+        (0, b"\xFF\x0A", "JPEG XL"),
+        (0, b"\0\0\0\x0CJXL ", "JPEG XL"),
+        (0, b"\0\0\0\x0CjP  ", "JPEG 2000"),
+        (0, b"\xFF\x4F\xFF\x51", "JPEG 2000"),
+        (0, b"8BPS", "PSD"),
+        (0, b"\0\0\x01\0", "ICO"),
+        (0, b"DDS ", "DDS"),
+        (0, b"\x1f\x8b", "gzip"),
+        (0, b"PK\x03\x04", "zip"),
+        (0, b"version https://git-lfs", "a git-LFS pointer"),
+    ];
+    let mut text = bytes.trim_ascii_start().iter();
+    if text.next() == Some(&b'<') {
+        let second = text.next().copied().unwrap_or_default();
+        if second == b'!' || second == b'?' || second.is_ascii_alphabetic() {
+            return Some("HTML, XML or SVG");
+        }
+    }
+    named
+        .into_iter()
+        .find(|(at, magic, _)| bytes.get(*at..).is_some_and(|rest| rest.starts_with(magic)))
+        .map(|(.., name)| name)
+}
+
+fn ending(name: &str) -> Option<String> {
+    let (stem, ending) = name.rsplit_once('.')?;
+    (!stem.is_empty() && !stem.ends_with('/')).then(|| ending.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_whether_a_file_is_read() {
+        for name in [
+            "a.jpg",
+            "a.JPEG",
+            "a.JPE",
+            "a.jfif",
+            "a.b.PNG",
+            "d.e/a.webp",
+            "a.bmp",
+            "a.PPM",
+            "a.pgm",
+            "a.pbm",
+            "a.pnm",
+            "a.tif",
+            "a.TIFF",
+        ] {
+            assert!(
+                is_image_name(name) && unread_ending(name).is_none(),
+                "{name}"
+            );
+        }
+        for name in ["a.gif", "a.HEIC", "x/a.avif"] {
+            let expected = name.rsplit_once('.').unwrap().1.to_lowercase();
+            assert_eq!(unread_ending(name), Some(format!(".{expected}")));
+            assert!(!is_image_name(name), "{name}");
+        }
+        for name in [
+            "a",
+            "jpg",
+            ".jpg",
+            "d/.jpg",
+            "a.txt",
+            "a.jpg.txt",
+            "a.npz",
+            "",
+        ] {
+            assert!(
+                !is_image_name(name) && unread_ending(name).is_none(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_ending_of_the_hint_is_read() {
+        let endings: Vec<_> = ENDINGS
+            .split(['.', ',', ' '])
+            .filter(|word| !word.is_empty() && *word != "or")
+            .collect();
+        assert_eq!(endings.len(), 13);
+        for ending in endings {
+            assert!(is_image_name(&format!("a.{ending}")), "{ending}");
+        }
+    }
+}
