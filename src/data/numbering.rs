@@ -25,7 +25,7 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
                     2
                 }
             };
-            first[kind].get_or_insert_with(|| part.path_of(&found.name, found.place));
+            first[kind].get_or_insert_with(|| part.path_of(&found.name));
         }
     }
     let mixed = |what: &str, a: &str, b: &str| {
@@ -47,24 +47,54 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
             Some(given) => Ok(given.clone()),
             None => named(parts, names),
         },
-        [None, None, None] => Err(hinted(
+        [None, None, None] => Err(nothing(parts)),
+    }
+}
+
+/// The error of a data set without images.
+fn nothing(parts: &[Part]) -> Error {
+    let bad: usize = parts.iter().map(|part| part.bad).sum();
+    let empty = parts
+        .iter()
+        .find_map(|part| Some((part, part.empty.as_ref()?)));
+    match empty {
+        _ if bad > 0 => hinted(
+            format!("no image is left: {bad} were left out"),
+            "the warnings above say why",
+        ),
+        Some((part, reason)) => hinted(
+            format!("{}: {reason}", part.path.display()),
+            "make the shard again",
+        ),
+        None => hinted(
             "the data set holds no images",
             format!("images end in {}", super::image_kind::ENDINGS),
-        )),
+        ),
     }
 }
 
 fn named(parts: &[Part], names: BTreeSet<&str>) -> Result<Classes> {
+    if let Some(name) = names.iter().find(|name| name.contains("\\x")) {
+        return Err(hinted(
+            format!("the class folder `{name}` has a name that is not UTF-8"),
+            "rename it: a model keeps its classes' names as text",
+        ));
+    }
     for part in parts {
-        if let Some(empty) = part
-            .empty_classes
+        let bare = part
+            .bare
             .iter()
-            .find(|empty| !names.contains(empty.as_str()))
-        {
+            .find(|bare| !names.contains(bare.name.as_str()));
+        if let Some(bare) = bare {
+            let instead = match &bare.holds {
+                Some(holds) => format!(", but {holds}"),
+                None => String::new(),
+            };
             return Err(hinted(
                 format!(
-                    "{}: the class folder `{empty}` holds no images",
-                    part.path.display()
+                    "{}: the class folder `{}` holds no images{instead}",
+                    part.path.display(),
+                    bare.name
                 ),
                 "the classes' sorted names are their numbers: fill the folder or remove it",
             ));

@@ -1,6 +1,11 @@
-//! What the scan of one path finds: images by name, where their bytes are, and the class that the data gives them.
+//! What the scan of one path finds: images by name, where their bytes are, and what the data says of their class.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A class as the data names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,15 +15,62 @@ pub(super) enum ClassName {
     Name(String),
 }
 
-/// Where an image's bytes are.
-#[derive(Debug, Clone, Copy)]
+/// Where a file's bytes are.
+#[derive(Debug, Clone)]
 pub(super) enum Place {
-    /// A file of its own.
+    /// A file of its own, of the name it was found by.
     File,
-    Member {
-        offset: u64,
-        size: u64,
-    },
+    /// A file whose name is not UTF-8, as the system has it.
+    Unprintable(Arc<Path>),
+    /// A member of a tar shard.
+    Member { offset: u64, size: u64 },
+    /// A member that was stored without its holes.
+    Sparse(Arc<Sparse>),
+    /// A member that cannot be read; says why.
+    Refused(Arc<str>),
+}
+
+/// Of `size` bytes, those that are not zero.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Sparse {
+    pub size: u64,
+    pub pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// In the file.
+    pub at: u64,
+    /// In the shard.
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// A file as a folder or a shard lists it.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// Relative to the path of its part, with `/` between folders.
+    pub name: String,
+    pub place: Place,
+    /// Which of the tar archives that lie one behind another in a shard; 0 elsewhere.
+    pub archive: u32,
+}
+
+/// What the files beside an image say of its class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Label {
+    /// There are none.
+    None,
+    /// There are some, and they are silent about it.
+    Silent,
+    /// Of a field made for it: `.cls`, `.json`.
+    Field(ClassName),
+    /// Of a `.txt`, which may as well be a caption.
+    Text(ClassName),
+    /// A class that cannot be; says why.
+    Bad(String),
+    /// What cannot be read, and may be silent about it; says why.
+    Unreadable(String),
 }
 
 /// An image as a scan finds it.
@@ -26,39 +78,236 @@ pub(super) enum Place {
 pub(super) struct Found {
     /// Relative to the path of its part.
     pub name: String,
+    pub label: Label,
+    /// Decided when all parts are known: one image's label depends on what the others have.
     pub class: Option<ClassName>,
     pub place: Place,
+}
+
+/// What kind of path a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Folder,
+    Shard,
+    Image,
+}
+
+/// A folder without images.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Bare {
+    /// Relative to the path of its part.
+    pub name: String,
+    /// What it holds instead, if that is pictures: of a kind that is not read, or behind broken links.
+    pub holds: Option<String>,
+    /// There is no file in it at all.
+    pub is_empty: bool,
+}
+
+/// How many files of a kind were passed over, and the first of them.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Tally {
+    pub count: usize,
+    pub first: String,
+}
+
+impl Tally {
+    pub fn add(&mut self, first: impl FnOnce() -> String) {
+        if self.count == 0 {
+            self.first = first();
+        }
+        self.count += 1;
+    }
+
+    pub fn merge(&mut self, other: &Tally) {
+        if self.count == 0 {
+            self.first.clone_from(&other.first);
+        }
+        self.count += other.count;
+    }
+}
+
+/// What was passed over, by the reason for it.
+#[derive(Debug, Default)]
+pub(super) struct PassedOver {
+    /// Pictures of kinds that are not read, by ending.
+    pub kinds: BTreeMap<String, Tally>,
+    /// Images with a hidden or a system's part in their path.
+    pub hidden: Tally,
+    /// A second image of one key: a mask.
+    pub second: Tally,
+    /// Members that a later one of the same name replaces.
+    pub replaced: Tally,
+    /// Links that lead nowhere or out of the shard.
+    pub links: Tally,
+    /// Images that share their name but for the ending, and are all taken.
+    pub sharing: Tally,
+    /// Files whose name makes them a label, but of no image.
+    pub strays: Tally,
+}
+
+impl PassedOver {
+    pub fn merge(&mut self, other: &PassedOver) {
+        for (kind, tally) in &other.kinds {
+            self.kinds.entry(kind.clone()).or_default().merge(tally);
+        }
+        for (mine, theirs) in [
+            (&mut self.hidden, &other.hidden),
+            (&mut self.second, &other.second),
+            (&mut self.replaced, &other.replaced),
+            (&mut self.links, &other.links),
+            (&mut self.sharing, &other.sharing),
+            (&mut self.strays, &other.strays),
+        ] {
+            mine.merge(theirs);
+        }
+    }
 }
 
 /// What one path holds.
 #[derive(Debug)]
 pub(super) struct Part {
     pub path: PathBuf,
+    pub kind: Kind,
     /// A gzipped shard, decompressed.
     pub memory: Option<Vec<u8>>,
     pub found: Vec<Found>,
-    /// Class folders without images.
-    pub empty_classes: Vec<String>,
-    /// Pieces of a damaged shard that were left out.
+    pub bare: Vec<Bare>,
+    pub passed: PassedOver,
+    /// Fields beside images that have no class, by ending.
+    pub silent: BTreeMap<String, usize>,
+    /// Why it holds nothing at all, where that is no error if others do.
+    pub empty: Option<String>,
+    /// Whether a `.txt` beside an image is a text of its own.
+    pub captions: bool,
+    /// Images, or pieces of a damaged shard, that were left out.
     pub bad: usize,
 }
 
 impl Part {
-    pub fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf, kind: Kind) -> Self {
         Self {
             path,
+            kind,
             memory: None,
             found: Vec::new(),
-            empty_classes: Vec::new(),
+            bare: Vec::new(),
+            passed: PassedOver::default(),
+            silent: BTreeMap::new(),
+            empty: None,
+            captions: false,
             bad: 0,
         }
     }
 
-    /// The path of an image in messages.
-    pub fn path_of(&self, name: &str, place: Place) -> String {
+    /// What was passed over where there are no images, as a message ends.
+    pub fn instead(&self) -> String {
+        let kinds = self.passed.kinds.iter();
+        let mut found: Vec<String> = kinds
+            .map(|(kind, tally)| format!("{} {kind} (`{}`)", tally.count, tally.first))
+            .collect();
+        if self.passed.hidden.count > 0 {
+            let Tally { count, first } = &self.passed.hidden;
+            found.push(format!("{count} below hidden folders (`{first}`)"));
+        }
+        match found.is_empty() {
+            true => String::new(),
+            false => format!("; passed over: {}", found.join(", ")),
+        }
+    }
+
+    /// The path of a file in messages.
+    pub fn path_of(&self, name: &str) -> String {
+        match self.kind {
+            Kind::Folder | Kind::Image => self.path.join(name).display().to_string(),
+            Kind::Shard => format!("{}: {name}", self.path.display()),
+        }
+    }
+
+    /// All bytes of the file `name` at `place`.
+    pub fn bytes(&self, name: &str, place: &Place) -> io::Result<Vec<u8>> {
         match place {
-            Place::File => self.path.join(name).display().to_string(),
-            Place::Member { .. } => format!("{}: {name}", self.path.display()),
+            Place::File => std::fs::read(self.path.join(name)),
+            Place::Unprintable(path) => std::fs::read(path),
+            Place::Member { .. } | Place::Sparse(_) | Place::Refused(_) => match &self.memory {
+                Some(tar) => place.read(&tar.as_slice()),
+                // Opened for every image: thousands of shards would exceed the limit of open files.
+                None => place.read(&&File::open(&self.path)?),
+            },
+        }
+    }
+
+    /// How many bytes the file `name` at `place` has.
+    pub fn size(&self, name: &str, place: &Place) -> io::Result<u64> {
+        match place {
+            Place::File => Ok(std::fs::metadata(self.path.join(name))?.len()),
+            Place::Unprintable(path) => Ok(std::fs::metadata(path)?.len()),
+            Place::Member { size, .. } => Ok(*size),
+            Place::Sparse(sparse) => Ok(sparse.size),
+            Place::Refused(_) => Ok(0),
+        }
+    }
+}
+
+/// A shard that can be read anywhere.
+pub(super) trait Shard {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    fn length(&self) -> io::Result<u64>;
+}
+
+impl Shard for &File {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(bytes, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl Shard for &[u8] {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset).ok();
+        let range = from.and_then(|from| self.get(from..)?.get(..bytes.len()));
+        bytes.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+impl Place {
+    /// The bytes of a member of `shard`, or `most` of them.
+    pub fn start(&self, shard: &impl Shard, most: u64) -> io::Result<Vec<u8>> {
+        match *self {
+            Place::Member { offset, size } => {
+                let size = size.min(most);
+                Place::Member { offset, size }.read(shard)
+            }
+            _ => self.read(shard),
+        }
+    }
+
+    /// The bytes of a member of `shard`.
+    pub fn read(&self, shard: &impl Shard) -> io::Result<Vec<u8>> {
+        match self {
+            Place::Member { offset, size } => {
+                let mut bytes = vec![0; *size as usize];
+                shard.read_at(&mut bytes, *offset)?;
+                Ok(bytes)
+            }
+            Place::Sparse(sparse) => {
+                let mut bytes = vec![0; sparse.size as usize];
+                for piece in &sparse.pieces {
+                    let range = piece.at as usize..(piece.at + piece.length) as usize;
+                    let range = bytes.get_mut(range).ok_or(io::ErrorKind::InvalidData)?;
+                    shard.read_at(range, piece.offset)?;
+                }
+                Ok(bytes)
+            }
+            Place::Refused(reason) => Err(io::Error::other(reason.to_string())),
+            Place::File | Place::Unprintable(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }

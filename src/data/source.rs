@@ -1,13 +1,9 @@
 //! Sources: labelled images by index, found when they are opened, read and decoded one by one.
 //!
-//! What a path is decides how it is opened: a folder of images, a tar shard, a single image; a pattern with `*`, `?` or
-//! `[` stands for every path it matches. All paths become one source, sorted, each path once, so the order of
-//! images does not depend on the order in which they were named.
+//! What a path is decides how it is opened: a folder of images, a tar shard, a single image. All paths become one
+//! source, sorted, each once, so the order of images does not depend on the order in which they were named.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -16,12 +12,14 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::decode::decode;
-use super::image_kind::{ENDINGS, is_image_name};
+use super::labelling::label;
 use super::numbering::{numbering, unknown_class};
 use super::part::{ClassName, Found, Part, Place};
-use super::shards::{self, is_shard_name, stem};
-use super::{Classes, folder};
-use crate::error::{Context, Result, usage};
+use super::paths::{Given, expand};
+use super::plausible;
+use super::selection::stem;
+use super::{Classes, folder, shards};
+use crate::error::{Context, Result};
 use crate::store::digest::hex;
 
 /// One decoded image.
@@ -48,6 +46,16 @@ pub trait Source: Send + Sync {
     /// Reads and decodes one image; an error names its path.
     fn read(&self, index: usize) -> Result<Example>;
 
+    /// What it holds, in a line.
+    fn summary(&self) -> String {
+        format!("{} images of {} classes", self.len(), self.classes().len())
+    }
+
+    /// What of its labels is hard to believe, a sentence each: whoever uses the labels says so.
+    fn doubts(&self) -> &[String] {
+        &[]
+    }
+
     /// A digest of what the source holds (names, sizes, labels): equal for equal data wherever it lies.
     fn fingerprint(&self) -> Result<String>;
 }
@@ -73,6 +81,8 @@ struct Images {
     parts: Vec<Part>,
     items: Vec<Item>,
     classes: Classes,
+    summary: String,
+    doubts: Vec<String>,
 }
 
 struct Item {
@@ -87,72 +97,88 @@ impl Images {
         let unpacked = AtomicU64::new(0);
         let scanned: Vec<Result<Part>> = expand(patterns)?
             .into_par_iter()
-            .map(|path| scan(path, skip_bad, &unpacked))
+            .map(|given| scan(given, skip_bad, &unpacked))
             .collect();
         let mut parts = scanned.into_iter().collect::<Result<Vec<Part>>>()?;
         for part in &parts {
             tracing::debug!("{}: {} images", part.path.display(), part.found.len());
         }
+        let origin = label(&mut parts, skip_bad)?;
         let classes = numbering(&parts, given)?;
-        let indices: HashMap<&str, u32> = classes
-            .iter()
-            .map(|class| class.wnid.as_str())
-            .zip(0..)
-            .collect();
-        let mut items = Vec::new();
-        for (part, number) in parts.iter_mut().zip(0..) {
-            for Found { name, class, place } in std::mem::take(&mut part.found) {
-                let label = match &class {
-                    None => 0,
-                    Some(ClassName::Number(number)) => *number,
-                    Some(ClassName::Name(class)) => {
-                        *indices.get(class.as_str()).ok_or_else(|| {
-                            let path = part.path_of(&name, place);
-                            unknown_class(&path, class, &classes)
-                        })?
-                    }
-                };
-                items.push(Item {
-                    part: number,
-                    label,
-                    place,
-                    name: name.into(),
-                });
-            }
-        }
+        let used = plausible::used(&parts);
+        let doubts = plausible::doubts(&parts, &classes, &origin, &used, given.is_some());
+        let items = items(&mut parts, &classes)?;
+        let summary = plausible::summary(items.len(), &classes, &origin);
         let bad: usize = parts.iter().map(|part| part.bad).sum();
         tracing::info!(
             images = items.len(),
             classes = classes.len(),
             bad,
-            "opened {}",
-            patterns.join(" ")
+            "opened {}: {summary}",
+            shortened(patterns)
         );
+        for part in parts.iter().filter(|part| part.empty.is_some()) {
+            let reason = part.empty.as_deref().unwrap_or_default();
+            tracing::warn!("{}: {reason}", part.path.display());
+        }
+        for line in plausible::passed_over(&parts) {
+            tracing::warn!("{line}");
+        }
         Ok(Self {
             parts,
             items,
             classes,
+            summary,
+            doubts,
         })
     }
 
     fn bytes(&self, item: &Item) -> Result<Vec<u8>> {
         let part = &self.parts[item.part as usize];
         let _span = tracing::debug_span!("read").entered();
-        let context = || format!("could not read {}", part.path_of(&item.name, item.place));
-        match (item.place, &part.memory) {
-            (Place::File, _) => std::fs::read(part.path.join(&*item.name)),
-            (Place::Member { offset, size }, Some(tar)) => {
-                Ok(tar[offset as usize..(offset + size) as usize].to_vec())
-            }
-            (Place::Member { offset, size }, None) => {
-                let mut bytes = vec![0; size as usize];
-                // Opened for every image: thousands of shards would exceed the limit of open files.
-                File::open(&part.path)
-                    .and_then(|file| file.read_exact_at(&mut bytes, offset))
-                    .map(|()| bytes)
-            }
+        part.bytes(&item.name, &item.place)
+            .with_context(|| format!("could not read {}", part.path_of(&item.name)))
+    }
+}
+
+/// The images of all parts with their classes' numbers.
+fn items(parts: &mut [Part], classes: &Classes) -> Result<Vec<Item>> {
+    let indices: HashMap<&str, u32> = classes
+        .iter()
+        .map(|class| class.wnid.as_str())
+        .zip(0..)
+        .collect();
+    let mut items = Vec::new();
+    for (part, number) in parts.iter_mut().zip(0..) {
+        for found in std::mem::take(&mut part.found) {
+            let Found {
+                name, class, place, ..
+            } = found;
+            let label = match &class {
+                None => 0,
+                Some(ClassName::Number(number)) => *number,
+                Some(ClassName::Name(class)) => *indices
+                    .get(class.as_str())
+                    .ok_or_else(|| unknown_class(&part.path_of(&name), class, classes))?,
+            };
+            items.push(Item {
+                part: number,
+                label,
+                place,
+                name: name.into(),
+            });
         }
-        .with_context(context)
+    }
+    Ok(items)
+}
+
+/// A shell may have turned a pattern into thousands of paths.
+fn shortened(patterns: &[String]) -> String {
+    match patterns {
+        [first, .., last] if patterns.len() > 4 => {
+            format!("{first} ... {last} ({} paths)", patterns.len())
+        }
+        _ => patterns.join(" "),
     }
 }
 
@@ -168,7 +194,7 @@ impl Source for Images {
     fn read(&self, index: usize) -> Result<Example> {
         let item = &self.items[index];
         let part = &self.parts[item.part as usize];
-        let path = part.path_of(&item.name, item.place);
+        let path = part.path_of(&item.name);
         tracing::trace!("reading {path}");
         let image = decode(&self.bytes(item)?, &path)?;
         Ok(Example {
@@ -178,20 +204,21 @@ impl Source for Images {
         })
     }
 
+    fn summary(&self) -> String {
+        self.summary.clone()
+    }
+
+    fn doubts(&self) -> &[String] {
+        &self.doubts
+    }
+
     fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
         for item in &self.items {
             let part = &self.parts[item.part as usize];
-            let size = match item.place {
-                Place::Member { size, .. } => size,
-                Place::File => {
-                    let path = part.path_of(&item.name, item.place);
-                    let metadata = std::fs::metadata(&path);
-                    metadata
-                        .with_context(|| format!("could not read {path}"))?
-                        .len()
-                }
-            };
+            let size = part
+                .size(&item.name, &item.place)
+                .with_context(|| format!("could not read {}", part.path_of(&item.name)))?;
             let name = &item.name;
             digest.update(format!("{name}\0{size}\0{}\n", item.label));
         }
@@ -199,70 +226,11 @@ impl Source for Images {
     }
 }
 
-/// The paths that `patterns` stand for, sorted, each once.
-fn expand(patterns: &[String]) -> Result<BTreeSet<PathBuf>> {
-    if patterns.is_empty() {
-        return Err(usage(
-            "no data given",
-            "name folders or tar shards with --data",
-        ));
-    }
-    let mut paths = BTreeSet::new();
-    for pattern in patterns {
-        // A path may hold the characters of a pattern.
-        if Path::new(pattern).exists() {
-            paths.insert(PathBuf::from(pattern));
-            continue;
-        }
-        if !pattern.contains(['*', '?', '[']) {
-            return Err(usage(
-                format!("there is no {pattern}"),
-                "images are read from folders, tar shards and globs of them",
-            ));
-        }
-        let before = paths.len();
-        let matches = glob::glob(pattern).map_err(|e| usage(format!("{pattern}: {e}"), ""))?;
-        for path in matches {
-            paths.insert(path?);
-        }
-        if paths.len() == before {
-            return Err(usage(
-                format!("nothing matches {pattern}"),
-                "put a glob in quotes, or let the shell expand it",
-            ));
-        }
-    }
-    Ok(paths)
-}
-
-/// What a path is decides how it is opened.
-fn scan(path: PathBuf, skip_bad: bool, unpacked: &AtomicU64) -> Result<Part> {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    if path.is_dir() {
-        folder::scan(&path)
-    } else if is_shard_name(&name) {
-        shards::scan(&path, skip_bad, unpacked, shards::GZIP_LIMIT)
-    } else if is_image_name(&name) {
-        let mut part = Part::new(path.parent().unwrap_or(Path::new("")).to_path_buf());
-        part.found.push(Found {
-            name,
-            class: None,
-            place: Place::File,
-        });
-        Ok(part)
-    } else {
-        Err(usage(
-            format!(
-                "{}: neither a folder nor a tar shard nor an image",
-                path.display()
-            ),
-            format!(
-                "images are read from folders, from shards that end in .tar, .tar.gz or .tgz, and from files that end in {ENDINGS}"
-            ),
-        ))
+/// Finds the images of what is given.
+fn scan(given: Given, skip_bad: bool, unpacked: &AtomicU64) -> Result<Part> {
+    match given {
+        Given::Folder(path) => folder::scan(&path, skip_bad),
+        Given::Shard(path) => shards::scan(&path, skip_bad, unpacked, shards::GZIP_LIMIT),
+        Given::Images { folder, images } => folder::scan_images(&folder, &images),
     }
 }

@@ -1,5 +1,9 @@
 //! Sources as a user meets them: folders, shards, patterns, and what is wrong with them.
 
+mod layout;
+mod paths;
+mod shards;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +13,8 @@ use std::sync::atomic::AtomicU64;
 use flate2::write::GzEncoder;
 use image::{Rgb, RgbImage};
 
-use super::{Classes, Loader, LoaderOptions, Source, open, open_numbered, shards};
+use super::shards as shard;
+use super::{Classes, Loader, LoaderOptions, Source, open, open_numbered};
 use crate::error::{Result, report};
 
 /// A PNG of one colour, told from others by its red.
@@ -303,7 +308,7 @@ fn gzipped_shards_beyond_the_limit_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("z.tgz");
     fs::write(&path, gzip(&tar(&animals()))).unwrap();
-    let scan = |used: u64| shards::scan(&path, false, &AtomicU64::new(used), 1 << 20);
+    let scan = |used: u64| shard::scan(&path, false, &AtomicU64::new(used), 1 << 20);
     assert_eq!(scan(0).unwrap().found.len(), 4);
     let (text, _) = report(&scan((1 << 20) - 10).unwrap_err());
     assert!(

@@ -29,6 +29,8 @@ pub struct Plan {
     config: TrainConfig,
     /// Of the data set.
     images: u64,
+    /// What the data set holds.
+    data: Option<String>,
 }
 
 impl Plan {
@@ -44,6 +46,7 @@ impl Plan {
             activations_an_image: 2.0 * 4.0 * outputs,
             config: config.train_vae.clone(),
             images,
+            data: None,
         })
     }
 
@@ -83,7 +86,16 @@ impl Plan {
             activations_an_image: n * activations_a_token(config),
             config: config.train_gen.clone(),
             images,
+            data: None,
         })
+    }
+
+    /// With a line on what the data set holds.
+    pub fn of_data(self, data: String) -> Self {
+        Self {
+            data: Some(data),
+            ..self
+        }
     }
 
     /// For people.
@@ -107,6 +119,9 @@ impl Plan {
         for (part, count) in &self.parts {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "  {part:<20} {:>14}", thousands(*count as u64));
+        }
+        if let Some(data) = &self.data {
+            let _ = writeln!(text, "data: {data}");
         }
         let flop = self.flop_an_image * self.config.batch_size as f64;
         let _ = write!(

@@ -153,7 +153,11 @@ pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc
             "name them with --data PATH (a folder, a tar shard or a glob), or data.train in the configuration",
         ));
     }
-    source::open(&config.data.train, skip_bad)
+    let source = source::open(&config.data.train, skip_bad)?;
+    for doubt in source.doubts() {
+        tracing::warn!("{doubt}");
+    }
+    Ok(source)
 }
 
 /// `count` images spread over the validation set, or over the training set where there is none: [B,H,W,3].

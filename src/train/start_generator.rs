@@ -109,12 +109,9 @@ pub fn plan(request: &Request, options: &Options) -> Result<Plan> {
     adopt(&mut config, &frozen(request, options)?.config);
     let source = training_source(&config, request.skip_bad)?;
     let classes = class_count(&config, source.classes())?;
-    Plan::generator(
-        &config,
-        classes,
-        options.cache.is_some(),
-        source.len() as u64,
-    )
+    let (cached, images) = (options.cache.is_some(), source.len() as u64);
+    let plan = Plan::generator(&config, classes, cached, images)?;
+    Ok(plan.of_data(source.summary()))
 }
 
 /// The cache of the run: a resumed one reads what it read before, which may have moved.

@@ -79,7 +79,8 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
 /// What the run would take; see [`Plan`].
 pub fn plan(request: &Request) -> Result<Plan> {
     let source = training_source(&request.config, request.skip_bad)?;
-    Plan::tokenizer(&request.config, source.len() as u64)
+    let plan = Plan::tokenizer(&request.config, source.len() as u64)?;
+    Ok(plan.of_data(source.summary()))
 }
 
 /// What the perceptual loss is made from.

@@ -1,0 +1,298 @@
+//! Which paths a user's words stand for: a path itself, or a pattern with `*`, `?` or `[` for every path it matches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use glob::Pattern;
+
+use super::image_kind::{ENDINGS, is_image_name};
+use super::part::Tally;
+use super::selection::{hides, printable};
+use super::shards::{is_shard_name, other_compression};
+use crate::error::{Context, Error, Result, usage};
+
+/// What is to be scanned as one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    Folder(PathBuf),
+    Shard(PathBuf),
+    /// Images of one folder.
+    Images {
+        folder: PathBuf,
+        /// What patterns match is data by the rule that holds for folders; what is named is data.
+        images: BTreeSet<(OsString, Named)>,
+    },
+}
+
+/// How an image was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Named {
+    ByItself,
+    ByPattern,
+}
+
+/// What `patterns` stand for, sorted by path, each path once, whatever it is called.
+pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
+    if patterns.is_empty() {
+        return Err(usage(
+            "no data given",
+            "name folders or tar shards with --data",
+        ));
+    }
+    let mut paths = BTreeMap::new();
+    for pattern in patterns {
+        let path = Path::new(pattern);
+        // A path may hold the characters of a pattern.
+        if path.exists() {
+            is_data(path).map_err(|()| no_data(path))?;
+            paths.insert(path.to_path_buf(), Named::ByItself);
+        } else if path.is_symlink() {
+            return Err(usage(
+                format!("{pattern}: a broken link"),
+                "mend the link, or name what it should lead to",
+            ));
+        } else if pattern.contains(['*', '?', '[']) {
+            for path in matches(pattern)? {
+                paths.entry(path).or_insert(Named::ByPattern);
+            }
+        } else {
+            return Err(absent(pattern));
+        }
+    }
+    Ok(together(each_once(paths)))
+}
+
+/// Puts the images of a folder together.
+fn together(paths: Vec<(PathBuf, Named)>) -> Vec<Given> {
+    let mut given: Vec<Given> = Vec::new();
+    let mut folders: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    for (path, named) in paths {
+        let name = path.file_name().unwrap_or_default().to_os_string();
+        if path.is_dir() {
+            given.push(Given::Folder(path));
+        } else if is_shard_name(&name.to_string_lossy()) {
+            given.push(Given::Shard(path));
+        } else {
+            let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+            let at = *folders.entry(folder.clone()).or_insert(given.len());
+            if at == given.len() {
+                let images = BTreeSet::new();
+                given.push(Given::Images { folder, images });
+            }
+            if let Some(Given::Images { images, .. }) = given.get_mut(at) {
+                images.insert((name, named));
+            }
+        }
+    }
+    given
+}
+
+/// What a pattern matches and is data.
+fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
+    let (literal, parts) = literal_part(pattern);
+    let mut found = BTreeSet::new();
+    let named: Vec<&str> = parts.iter().map(String::as_str).collect();
+    walk(&literal, &named, &mut found).map_err(|e| e.context(pattern.to_string()))?;
+    let (paths, others): (Vec<PathBuf>, Vec<PathBuf>) =
+        found.into_iter().partition(|path| is_data(path).is_ok());
+    match (paths.is_empty(), others.first()) {
+        (false, None) => Ok(paths),
+        (false, Some(other)) => {
+            tracing::warn!(
+                "{} of the paths that {pattern} matches are neither folders nor shards nor images: {}, ...",
+                others.len(),
+                other.display()
+            );
+            Ok(paths)
+        }
+        (true, Some(other)) => Err(no_data(other)),
+        (true, None) => {
+            let there = match literal.as_os_str().is_empty() {
+                true => "this folder".to_string(),
+                false => literal.display().to_string(),
+            };
+            Err(usage(
+                format!("nothing matches {pattern}"),
+                format!(
+                    "{there} has nothing called {}; as in a shell, a glob passes over hidden files",
+                    parts.join("/")
+                ),
+            ))
+        }
+    }
+}
+
+/// The part of a pattern that exists as it is written, and the rest.
+fn literal_part(pattern: &str) -> (PathBuf, Vec<String>) {
+    let mut literal = PathBuf::new();
+    let mut rest = Path::new(pattern).components().peekable();
+    while let Some(next) = rest.peek() {
+        let longer = literal.join(next);
+        match longer.is_dir() {
+            true => literal = longer,
+            false => break,
+        }
+        rest.next();
+    }
+    let text = |part: std::path::Component| part.as_os_str().to_string_lossy().into_owned();
+    (literal, rest.map(text).collect())
+}
+
+/// Adds what `parts` match in `folder`, part by part, as a shell does: hidden files where a part begins with a dot,
+/// those that systems make never, `**` for any number of folders. A part that exists as it is written is that.
+///
+/// The crate's own walk knows no names that are not UTF-8.
+fn walk(folder: &Path, parts: &[&str], found: &mut BTreeSet<PathBuf>) -> Result<()> {
+    let Some((part, rest)) = parts.split_first() else {
+        found.insert(folder.to_path_buf());
+        return Ok(());
+    };
+    let exact = folder.join(part);
+    if fs::symlink_metadata(&exact).is_ok() {
+        return walk(&exact, rest, found);
+    }
+    let pattern = Pattern::new(part).map_err(|e| {
+        usage(
+            format!("`{part}` is no pattern: {e}"),
+            "`*`, `?`, `[abc]` and `**` are; `[[]` stands for a bracket",
+        )
+    })?;
+    let any_depth = *part == "**";
+    if any_depth {
+        walk(folder, rest, found)?;
+    }
+    let listed = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    let context = || format!("could not list the folder {}", listed.display());
+    for entry in fs::read_dir(listed).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let (name, path) = (
+            printable(entry.file_name().as_bytes()),
+            folder.join(entry.file_name()),
+        );
+        let wanted = !hides(&name) || (name.starts_with('.') && part.starts_with('.'));
+        let is_folder = || match any_depth {
+            // A link may lead back.
+            true => entry.file_type().is_ok_and(|kind| kind.is_dir()),
+            false => path.is_dir(),
+        };
+        if !wanted || !(any_depth || pattern.matches(&name)) {
+            continue;
+        }
+        if any_depth && is_folder() {
+            walk(&path, parts, found)?;
+        } else if !any_depth && (rest.is_empty() || is_folder()) {
+            walk(&path, rest, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a path is a folder, a shard or an image.
+fn is_data(path: &Path) -> std::result::Result<(), ()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_file = || is_shard_name(&name) || is_image_name(&name);
+    // A link that leads nowhere is for its reader to report.
+    match path.is_dir() || is_file() {
+        true => Ok(()),
+        false => Err(()),
+    }
+}
+
+fn no_data(path: &Path) -> Error {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(compression) = other_compression(&name) {
+        return usage(
+            format!(
+                "{}: compressed by {compression}, which is not read",
+                path.display()
+            ),
+            "unpack it: shards are .tar, .tar.gz and .tgz",
+        );
+    }
+    usage(
+        format!(
+            "{}: neither a folder nor a tar shard nor an image",
+            path.display()
+        ),
+        format!("images are read from folders, .tar, .tar.gz, .tgz, {ENDINGS}"),
+    )
+}
+
+fn absent(pattern: &str) -> Error {
+    if pattern.contains('{') && pattern.contains('}') {
+        return usage(
+            format!("there is no {pattern}"),
+            "braces are the shell's: leave out the quotes, or write a pattern such as 'train-*.tar'",
+        );
+    }
+    let path = Path::new(pattern);
+    let there = path.ancestors().skip(1).find(|path| path.is_dir());
+    let hint = "images are read from folders, tar shards and globs of them";
+    usage(
+        format!("there is no {pattern}"),
+        match there {
+            Some(there) => format!("{} is there, the rest is not; {hint}", there.display()),
+            None => match std::env::current_dir() {
+                Ok(folder) => format!("it was looked for in {}; {hint}", folder.display()),
+                Err(_) => hint.to_string(),
+            },
+        },
+    )
+}
+
+/// Leaves out paths that are others by another name, or lie in folders that are given too.
+fn each_once(paths: BTreeMap<PathBuf, Named>) -> Vec<(PathBuf, Named)> {
+    let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
+    let (mut once, mut again) = (Vec::new(), Tally::default());
+    for (path, named) in paths {
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        match taken.get(&real) {
+            Some(other) => again.add(|| format!("{} is {}", path.display(), other.display())),
+            None => {
+                taken.insert(real.clone(), path.clone());
+                once.push((path, real, named));
+            }
+        }
+    }
+    once.retain(|(path, real, _)| {
+        let around = around(real, &taken);
+        if let Some(folder) = around {
+            again.add(|| format!("{} lies in {}", path.display(), folder.display()));
+        }
+        around.is_none()
+    });
+    if again.count > 0 {
+        tracing::warn!(
+            "{} of the paths are given twice, and taken once: {}",
+            again.count,
+            again.first
+        );
+    }
+    once.into_iter()
+        .map(|(path, _, named)| (path, named))
+        .collect()
+}
+
+/// The folder among those `taken` whose scan finds what is at `real` too.
+fn around<'a>(real: &Path, taken: &'a HashMap<PathBuf, PathBuf>) -> Option<&'a PathBuf> {
+    // A folder does not read the shards in it.
+    if is_shard_name(&real.to_string_lossy()) && !real.is_dir() {
+        return None;
+    }
+    let visible = |path: &&Path| {
+        let part = path.file_name().and_then(|part| part.to_str());
+        part.is_none_or(|part| !hides(part))
+    };
+    let within = real.ancestors().take_while(visible).skip(1);
+    // The folder itself may be called what it likes.
+    let last = real.ancestors().find(|path| !visible(path));
+    within
+        .chain(last.filter(|last| *last != real))
+        .find_map(|folder| taken.get(folder))
+}
