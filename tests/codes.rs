@@ -249,7 +249,7 @@ fn samples_are_the_same_files_whatever_the_batch_and_the_threads() -> Result<()>
     }
     // Number 13 is class 3's second, also in a folder.
     succeeds(at, &format!("{sample} --out folder"));
-    let one = image::open(at.join("folder/0003-000013.png"))?.into_rgb8();
+    let one = image::open(at.join("folder/index0003-000013.png"))?.into_rgb8();
     let npz = std::fs::read(at.join("a.npz"))?;
     assert!(
         npz.windows(3072)
@@ -257,7 +257,7 @@ fn samples_are_the_same_files_whatever_the_batch_and_the_threads() -> Result<()>
     );
     // The last picture of a strip is the image itself.
     succeeds(at, &format!("{sample} --out strips --show-steps"));
-    let strip = image::open(at.join("strips/0003-000013.png"))?.into_rgb8();
+    let strip = image::open(at.join("strips/index0003-000013.png"))?.into_rgb8();
     assert_eq!(strip.dimensions(), (4 * 34 - 2, 32));
     let last = image::imageops::crop_imm(&strip, 3 * 34, 0, 32, 32).to_image();
     assert!(last == one);

@@ -20,19 +20,21 @@ const LONGEST_ROW: usize = 20;
 /// Sample images of given classes
 ///
 /// Same seed, same images on a CPU, whatever the batch size and the number of threads. Image number i is of the i-th class of
-/// --class, counted round: 0, 1, 2, 0, 1, 2, …
+/// --class, counted round: 0, 1, 2, 0, 1, 2, … Labels in what is written (the names of files in a folder, `arr_1` of an .npz)
+/// are the classes' indices in the model, from 0.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run folder of train-gen, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
-    /// What to sample: a class's index, name or wnid, a list of these with commas, or all
+    /// What to sample: a class's name, wnid, one of its words, or number (ImageNet's where all classes are wnids, else its
+    /// index); index:N is always the index; a list of these with commas, or all
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     /// Images in all, spread over the classes [default: as many of each class as make 16, at least one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num: Option<u32>,
-    /// A sheet (.png), a folder of PNGs (no ending) or ADM's array file (.npz)
+    /// A sheet (.png), a folder of PNGs called indexCLASS-NUMBER.png (no ending) or ADM's array file (.npz)
     #[arg(long, value_name = "PATH", default_value = "samples.png")]
     out: PathBuf,
     /// Decides all random numbers
@@ -204,7 +206,7 @@ impl Args {
             None if known.is_empty() => Ok(vec![0]),
             None => Err(usage(
                 format!("which of the {} classes?", known.len()),
-                "--class takes an index, a name, a list of them, or all",
+                "--class takes a name, a number, a list of them, or all",
             )),
         }
     }
@@ -219,9 +221,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ));
     }
     let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
-    let sampler = model.sampler()?;
+    // What can go wrong goes wrong before weights are copied to a GPU.
     let options = args.drawing.options(&model.config.sample)?;
     let plan = Plan::new(args.classes(&model.classes)?, args.num, &output);
+    let sampler = model.sampler()?;
+    if !matches!(output, Output::Grid(_)) {
+        say_indices(&plan.classes, &model.classes);
+    }
     let columns = if args.show_steps { 1 } else { plan.columns };
     let batch = args
         .batch_size
@@ -265,6 +271,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "model": model.path,
             "images": plan.count,
             "classes": plan.classes,
+            "names": names(&plan.classes, &model.classes),
             "seed": args.seed,
             "seconds": seconds,
         });
@@ -272,6 +279,32 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     } else {
         format!("{}\n", args.out.display())
     })
+}
+
+/// The classes' names in the data.
+fn names<'a>(chosen: &[u32], known: &'a Classes) -> Vec<Option<&'a str>> {
+    let name = |index: &u32| Some(known.get(*index)?.wnid.as_str());
+    chosen.iter().map(name).collect()
+}
+
+/// Says which classes the labels in the output are.
+fn say_indices(chosen: &[u32], known: &Classes) {
+    let mut distinct: Vec<u32> = chosen.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let names = names(&distinct, known);
+    let named = distinct.iter().zip(names).filter_map(|(index, name)| {
+        let name = name.filter(|name| *name != index.to_string())?;
+        Some(format!("{index} = {name}"))
+    });
+    let named: Vec<String> = named.collect();
+    if let Some(first) = named
+        .get(..8.min(named.len()))
+        .filter(|first| !first.is_empty())
+    {
+        let more = if named.len() > 8 { ", ..." } else { "" };
+        tracing::info!("labels are the model's indices: {}{more}", first.join(", "));
+    }
 }
 
 #[cfg(test)]

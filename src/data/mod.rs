@@ -5,6 +5,7 @@
 //! and on its running number alone, never on workers, batch size or the point of resumption.
 
 pub mod augment;
+mod class_spec;
 pub mod classes;
 mod decode;
 mod folder;

@@ -18,9 +18,9 @@ use crate::store::npz::{Element, NpzWriter};
 pub enum Output {
     /// `.png`: all pictures on one sheet.
     Grid(PathBuf),
-    /// No ending: a PNG a picture, named `CLASS-NUMBER.png`.
+    /// No ending: a PNG a picture, named `indexCLASS-NUMBER.png`.
     Folder(PathBuf),
-    /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the labels.
+    /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the classes' indices, as the archive's comment says.
     Npz(PathBuf),
 }
 
@@ -28,6 +28,7 @@ pub enum Output {
 #[derive(Debug, Clone)]
 pub struct Picture {
     pub image: RgbImage,
+    /// The index of its class.
     pub label: u32,
     pub number: u64,
 }
@@ -105,12 +106,13 @@ fn write_npz(
     })?;
     npz.array("arr_1", Element::I64, &shape[..1])?;
     npz.write(&labels)?;
+    npz.comment("arr_1: the index of each image's class in the model, from 0");
     npz.finish()?;
     Ok(())
 }
 
 fn file_name(label: u32, number: u64) -> String {
-    format!("{label:04}-{number:06}.png")
+    format!("index{label:04}-{number:06}.png")
 }
 
 #[cfg(test)]
@@ -140,10 +142,11 @@ mod tests {
         }
         let sheet = ::image::open(root.path().join("a.png"))?.into_rgb8();
         assert_eq!(sheet.dimensions(), (10, 10));
-        let one = ::image::open(root.path().join("folder/0012-000002.png"))?.into_rgb8();
+        let one = ::image::open(root.path().join("folder/index0012-000002.png"))?.into_rgb8();
         assert_eq!(one.as_raw(), &[2; 48]);
         let mut npz = zip::ZipArchive::new(File::open(root.path().join("a.npz"))?)?;
         assert_eq!(npz.by_name("arr_0.npy")?.size(), 128 + 3 * 48);
+        assert!(npz.comment().starts_with(b"arr_1: the index of"));
         let mut labels = Vec::new();
         npz.by_name("arr_1.npy")?.read_to_end(&mut labels)?;
         let expected: Vec<u8> = [10i64, 11, 12]

@@ -60,6 +60,11 @@ impl<W: Write + Seek> NpzWriter<W> {
         Ok(())
     }
 
+    /// What the archive says of itself (`unzip -z`); readers of arrays pass over it.
+    pub fn comment(&mut self, text: &str) {
+        self.zip.set_comment(text);
+    }
+
     /// Ends the archive and gives the writer back.
     pub fn finish(self) -> Result<W> {
         self.close()?;
