@@ -1,7 +1,7 @@
 //! The options that choose a configuration, the same for train-vae and train-gen.
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Context, Result};
 
 /// Where a run's configuration comes from; later options lie over earlier ones.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -23,7 +23,7 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The validated configuration.
+    /// The validated configuration, its files by absolute paths: what is saved holds from any folder.
     pub fn load(&self) -> Result<Config> {
         let mut config = Config::load(self.config.as_deref(), &self.sets)?;
         for (asked, target) in [
@@ -34,6 +34,55 @@ impl ConfigArgs {
                 target.clone_from(asked);
             }
         }
+        let (data, loss) = (&mut config.data, &mut config.loss);
+        let files = data.train.iter_mut().chain(&mut data.val);
+        for file in files.chain(&mut loss.vgg).chain(&mut loss.lpips) {
+            *file = absolute(file)?;
+        }
         Ok(config)
+    }
+}
+
+/// A path or pattern as it reads from the root, without following links.
+pub fn absolute(path: &str) -> Result<String> {
+    let whole = std::path::absolute(path).with_context(|| format!("`{path}` as a path"))?;
+    match whole.into_os_string().into_string() {
+        Ok(whole) => Ok(whole),
+        Err(whole) => {
+            tracing::warn!(
+                "{} is not UTF-8: the run keeps `{path}`, and is resumed from this folder only",
+                whole.display()
+            );
+            Ok(path.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_run_have_absolute_paths_wherever_they_were_named() -> Result<()> {
+        let here = std::env::current_dir()?;
+        let args = ConfigArgs {
+            config: Some("smoke".into()),
+            sets: vec![
+                "loss.vgg=weights/vgg.pth".into(),
+                "data.val=v[0-9]/*.tar".into(),
+            ],
+            data: vec!["data/train".into(), "./x/../*.tar".into(), "/abs".into()],
+            val: Vec::new(),
+        };
+        let config = args.load()?;
+        let whole = |path: &str| format!("{}/{path}", here.display());
+        assert_eq!(
+            config.data.train,
+            [whole("data/train"), whole("x/../*.tar"), "/abs".into()]
+        );
+        assert_eq!(config.data.val, [whole("v[0-9]/*.tar")]);
+        assert_eq!(config.loss.vgg, Some(whole("weights/vgg.pth")));
+        assert_eq!(config.loss.lpips, None);
+        Ok(())
     }
 }

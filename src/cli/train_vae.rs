@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
+use super::config::absolute;
 use super::train::TrainArgs;
 use crate::error::Result;
 use crate::train::start_vae;
@@ -29,8 +30,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .train
         .request(context, |config| &mut config.train_vae)?;
     let loss = &mut request.config.loss;
-    loss.vgg = args.vgg.clone().or(loss.vgg.take());
-    loss.lpips = args.lpips.clone().or(loss.lpips.take());
+    for (asked, own) in [(&args.vgg, &mut loss.vgg), (&args.lpips, &mut loss.lpips)] {
+        if let Some(asked) = asked {
+            *own = Some(absolute(asked)?);
+        }
+    }
     if args.train.dry_run {
         return super::print(&start_vae::plan(&request)?.text());
     }
