@@ -21,6 +21,8 @@ pub(super) struct Members {
     pub folders: Vec<String>,
     /// Links that lead to no file of the shard.
     pub links: Tally,
+    /// Links that are read as the files they lead to.
+    pub followed: usize,
     /// How many lie one behind another.
     pub archives: u32,
     /// How far it is whole.
@@ -245,7 +247,14 @@ fn resolve(entries: Vec<Entry>, members: &mut Members) {
     };
     let files: Vec<Option<Place>> = entries.iter().map(found).collect();
     for (entry, place) in entries.into_iter().zip(files) {
-        let Entry { name, archive, .. } = entry;
+        let Entry {
+            name,
+            archive,
+            target,
+        } = entry;
+        if place.is_some() && !matches!(target, Target::Data(_)) {
+            members.followed += 1;
+        }
         match place {
             Some(place) => members.files.push(Listed {
                 name,

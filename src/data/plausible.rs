@@ -141,10 +141,11 @@ fn unused(classes: &Classes, labels: &BTreeSet<u32>) -> Option<String> {
         return None;
     }
     let last = classes.len() - 1;
-    if unused == [0] {
+    if labels.first() == Some(&1) {
         return Some(format!(
-            "labels begin at 1: no image has class 0 of 0 to {last}; ImageNet's devkit and MATLAB count from 1, and \
-             classes here from 0"
+            "labels begin at 1: {} of the classes 0 to {last} have no image, 0 among them; ImageNet's devkit and \
+             MATLAB count from 1, and classes here from 0",
+            unused.len()
         ));
     }
     let named: Vec<String> = unused.iter().take(5).map(u32::to_string).collect();

@@ -368,11 +368,16 @@ fn bare(
     });
     let bare = |name: String| {
         let below = format!("{name}/");
-        let within = |folder: &str| folder == name || folder.starts_with(&below);
-        let holds = pictures.iter().find(|(folder, _)| within(folder));
+        let within = |folder: &String| *folder == name || folder.starts_with(&below);
+        let exact = pictures.get_key_value(&name);
+        let holds = exact.or_else(|| pictures.range(below.clone()..).next());
+        let holds = holds.filter(|(folder, _)| within(folder));
+        let text = others
+            .get(&name)
+            .or_else(|| others.range(below.clone()..).next());
         Bare {
             holds: holds.map(|(_, what)| what.clone()),
-            is_empty: holds.is_none() && !others.iter().any(|folder| within(folder)),
+            is_empty: holds.is_none() && !text.is_some_and(within),
             name,
         }
     };

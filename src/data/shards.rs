@@ -117,6 +117,7 @@ fn index(tar: &impl Shard, part: &mut Part) -> Found {
         files,
         folders,
         links,
+        followed,
         archives,
         end,
         behind,
@@ -125,6 +126,11 @@ fn index(tar: &impl Shard, part: &mut Part) -> Found {
     if archives > 1 {
         tracing::warn!(
             "{path}: {archives} tar archives one behind another; all are read, where most readers stop at the first's end"
+        );
+    }
+    if followed > 0 {
+        tracing::info!(
+            "{path}: {followed} links are read as the files they lead to; WebDataset passes over links"
         );
     }
     if behind > 0 && !is_zero(tar, behind) {

@@ -45,6 +45,7 @@ fn members_of_every_form_are_those_of_pythons_tarfile() {
         assert_eq!(&Value::from(found), expected, "{name}");
         let dangling = usize::from(name.starts_with("links"));
         assert_eq!(members.links.count, dangling, "{name}");
+        assert_eq!(members.followed, 3 * dangling, "{name}");
     }
 }
 
