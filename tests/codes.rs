@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 
 use candle_core::{Device, Tensor};
 use rdpm::config::Config;
-use rdpm::data::Source;
 use rdpm::data::shapes::Shapes;
+use rdpm::data::{Classes, Source};
 use rdpm::error::Result;
 use rdpm::model::{Generator, Tokenizer};
 use rdpm::rng::{Purpose, normal};
@@ -287,5 +287,44 @@ fn what_a_user_mistypes_is_a_usage_error_with_a_hint() -> Result<()> {
         );
         assert_eq!(code, Some(2), "{line}: {errors}");
     }
+    Ok(())
+}
+
+#[test]
+fn imagenets_number_names_a_class_of_a_model_of_some_wnids() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    let mut bundle = Bundle::read(&at.join("model.safetensors"))?;
+    let all = Classes::imagenet();
+    let wnids = all.iter().map(|class| class.wnid.clone());
+    let some: Vec<String> = wnids.skip(1).step_by(103).take(10).collect();
+    assert_eq!(some[2], "n02099601", "golden retriever");
+    bundle.classes = serde_json::to_value(Classes::named(some))?;
+    bundle.write(&at.join("some.safetensors"), false)?;
+    let sample = "sample --model some.safetensors --num 1";
+    for (class, name) in [
+        ("207", "a/index0002-000000.png"),
+        ("n02099601", "b/index0002-000000.png"),
+        ("index:2", "c/index0002-000000.png"),
+        ("1", "d/index0000-000000.png"),
+    ] {
+        let out = name.split('/').next().unwrap_or_default();
+        let output = rdpm(at, &format!("{sample} --class {class} --out {out}"));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        assert!(at.join(name).is_file(), "{class}: {told}");
+        assert_eq!(
+            told.contains("class 1 is taken as 1 (n01443537"),
+            class == "1",
+            "{told}"
+        );
+    }
+    let (errors, code) = fails(at, &format!("{sample} --class 2"));
+    assert!(
+        errors.contains("ImageNet's class 2") && errors.contains("index:2 is 207"),
+        "{errors}"
+    );
+    assert_eq!(code, Some(2));
     Ok(())
 }

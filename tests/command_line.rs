@@ -124,3 +124,43 @@ fn a_number_below_its_range_is_a_value_and_no_option() {
         stderr(&output)
     );
 }
+
+#[test]
+fn a_dry_run_says_what_the_data_hold_and_what_is_hard_to_believe() {
+    for (shard, found, doubt) in [
+        (
+            "tiny.tar",
+            "data: 4 images of 2 classes (the folders in train/)",
+            "",
+        ),
+        (
+            "txt.tar",
+            "data: 4 images of 2 classes (labels in .txt)",
+            "",
+        ),
+        (
+            "onebased.tar",
+            "data: 4 images of 3 classes (labels in fields)",
+            "labels begin at 1",
+        ),
+    ] {
+        let path = format!("tests/data/shards/{shard}");
+        let output = run(&[
+            "train-vae",
+            "--config",
+            "smoke",
+            "--dry-run",
+            "--data",
+            &path,
+        ]);
+        let (said, told) = (String::from_utf8_lossy(&output.stdout), stderr(&output));
+        assert!(said.contains(found), "{shard}: {said}{told}");
+        assert!(told.contains("images=4 classes="), "{told}");
+        assert_eq!(
+            told.contains("WARN") || told.contains("begin at 1"),
+            !doubt.is_empty(),
+            "{told}"
+        );
+        assert!(told.contains(doubt), "{told}");
+    }
+}

@@ -11,10 +11,12 @@ pub struct ConfigArgs {
     /// [default: the paper's run]
     #[arg(long, value_name = "FILE|PRESET")]
     pub config: Option<String>,
-    /// Change one value, as in --set quantizer.steps=5 or --set tokenizer.ch_mult=1,2,4 (repeatable)
+    /// Change one value, as in --set quantizer.steps=5 or --set tokenizer.ch_mult=1,2,4
+    /// (repeatable)
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub sets: Vec<String>,
-    /// Training images: a folder, tar shard or glob (repeatable; replaces data.train)
+    /// Training images: a folder with a sub-folder for each class, a tar shard or a glob
+    /// (repeatable; replaces data.train)
     #[arg(long, value_name = "PATH")]
     pub data: Vec<String>,
     /// Validation images, in the same forms (replaces data.val)
@@ -23,7 +25,8 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The validated configuration, its files by absolute paths: what is saved holds from any folder.
+    /// The validated configuration, its files by absolute paths: what is saved holds from any
+    /// folder.
     pub fn load(&self) -> Result<Config> {
         let mut config = Config::load(self.config.as_deref(), &self.sets)?;
         for (asked, target) in [

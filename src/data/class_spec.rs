@@ -1,8 +1,9 @@
 //! What a user may call a class: `--class`.
 //!
-//! In this order: its exact name in the data, or wnid; a number, which is ImageNet's where all classes are wnids and
-//! the index elsewhere; its name or one of its words, in any case. `index:N` is the index whatever the classes are
-//! called. A number that can be read in two ways is read in the first, and a warning names the other.
+//! In this order: its exact name in the data, or wnid; a number, which is ImageNet's where all
+//! classes are wnids and the index elsewhere; its name or one of its words, in any case. `index:N`
+//! is the index whatever the classes are called. A number that can be read in two ways is read in
+//! the first, and a warning names the other.
 
 use super::Classes;
 use super::classes::imagenet_class;
@@ -11,9 +12,10 @@ use crate::error::{Error, Result, hinted, usage};
 impl Classes {
     /// The indices of the classes that `spec` names: one, a list separated by commas, or `all`.
     ///
-    /// A class's words contain commas, so the longest part of a list that names one class is taken as one:
-    /// `tench, Tinca tinca, 207` is two classes. Case does not matter, `_` is a blank. Order and repetitions are
-    /// kept. What names no class, or several, is a usage error with the nearest names.
+    /// A class's words contain commas, so the longest part of a list that names one class is taken
+    /// as one: `tench, Tinca tinca, 207` is two classes. Case does not matter, `_` is a blank.
+    /// Order and repetitions are kept. What names no class, or several, is a usage error with the
+    /// nearest names.
     pub fn resolve(&self, spec: &str) -> Result<Vec<u32>> {
         let (found, notes) = self.read(spec)?;
         for note in notes {
@@ -159,7 +161,8 @@ impl Classes {
         )
     }
 
-    /// The five classes of which one name is most like `name`; a name that contains it counts as very like.
+    /// The five classes of which one name is most like `name`; a name that contains it counts as
+    /// very like.
     fn nearest(&self, name: &str) -> Vec<u32> {
         let name = normal(name);
         let likeness = |word: &str| {
@@ -252,7 +255,8 @@ mod tests {
         (found, notes.join("\n"))
     }
 
-    /// Folders 0 to 11, sorted as text: the class called 10 has the index 2, the index 10 is called 8.
+    /// Folders 0 to 11, sorted as text: the class called 10 has the index 2, the index 10 is called
+    /// 8.
     #[test]
     fn a_class_called_by_a_number_is_that_class_and_not_that_index() {
         let mut names: Vec<String> = (0..12).map(|n| n.to_string()).collect();

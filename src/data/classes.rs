@@ -1,7 +1,8 @@
-//! Classes: index, name in the data (ImageNet's wnid), words. What a user may call one: [`super::class_spec`].
+//! Classes: index, name in the data (ImageNet's wnid), words. What a user may call one:
+//! [`super::class_spec`].
 //!
-//! Sorted names give the index, so ImageNet's thousand wnids get ImageNet's indices. The words of a wnid come from
-//! the embedded list of ImageNet-1k, whichever subset is used.
+//! Sorted names give the index, so ImageNet's thousand wnids get ImageNet's indices. The words of a
+//! wnid come from the embedded list of ImageNet-1k, whichever subset is used.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

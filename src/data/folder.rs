@@ -64,7 +64,8 @@ pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
     Ok(part)
 }
 
-/// Finds those of the images of the folder `root` that are named, and of those that patterns match what is data.
+/// Finds those of the images of the folder `root` that are named, and of those that patterns match
+/// what is data.
 pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> Result<Part> {
     let mut part = Part::new(root.to_path_buf(), Kind::Image);
     let listed = |name: &OsString| {
@@ -209,7 +210,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Takes in a link that cannot be followed: an image of the set, or a folder that may have been a class.
+    /// Takes in a link that cannot be followed: an image of the set, or a folder that may have been
+    /// a class.
     fn broken(&mut self, name: String, path: &Path, error: &std::io::Error) -> Result<()> {
         let target = fs::read_link(path).unwrap_or_default();
         let message = format!(

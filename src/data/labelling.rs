@@ -1,8 +1,10 @@
-//! The class of every image, once all parts are known: what its fields say, else the folder it lies in.
+//! The class of every image, once all parts are known: what its fields say, else the folder it lies
+//! in.
 //!
-//! Folders name classes as in torchvision's `ImageFolder`: the first level below the path, whatever lies deeper. A
-//! level that has one folder for all images (`train/` in a shard) names none, and the next one does. Where every
-//! path has a wnid of ImageNet in it, that is the class at any level.
+//! Folders name classes as in torchvision's `ImageFolder`: the first level below the path, whatever
+//! lies deeper. A level that has one folder for all images (`train/` in a shard) names none, and
+//! the next one does. Where every path has a wnid of ImageNet in it, that is the class at any
+//! level.
 
 use super::labels::is_wnid;
 use super::part::{Bare, ClassName, Found, Kind, Label, Part};
@@ -44,7 +46,8 @@ pub(super) struct Origin {
 
 /// Decides the class of every image of `parts`.
 ///
-/// An image whose label cannot be is an error that names it; with `skip_bad` it is reported, counted and left out.
+/// An image whose label cannot be is an error that names it; with `skip_bad` it is reported,
+/// counted and left out.
 pub(super) fn label(parts: &mut [Part], skip_bad: bool) -> Result<Origin> {
     let any = |parts: &[Part], is: fn(&Label) -> bool| {
         parts
@@ -247,7 +250,8 @@ fn no_loose(part: &Part) -> Result<()> {
                 one.name,
                 folders(&other.name).next().unwrap_or_default()
             ),
-            "move them into a class folder, or name the folders with labels and those without separately",
+            "move them into a class folder, or name the folders with labels and those without \
+             separately",
         )),
         _ => Ok(()),
     }

@@ -54,7 +54,8 @@ fn class_name(text: &str) -> Label {
 
 /// A `.json` as Python reads and writes it: its `label`, else its `cls`.
 ///
-/// All else in it may be what it likes: NaN, infinities, numbers and depths beyond any type, half of a surrogate pair.
+/// All else in it may be what it likes: NaN, infinities, numbers and depths beyond any type, half
+/// of a surrogate pair.
 pub(super) fn json(text: &[u8]) -> Label {
     let text = match decoded(text) {
         Some(text) => finite(&text),
@@ -137,7 +138,8 @@ fn finite(json: &str) -> String {
     text
 }
 
-/// Takes the class out of any JSON value and skips the rest without reading it. The last of equal keys counts.
+/// Takes the class out of any JSON value and skips the rest without reading it. The last of equal
+/// keys counts.
 struct Class;
 
 impl<'de> Visitor<'de> for Class {

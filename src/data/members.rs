@@ -1,8 +1,9 @@
-//! The files in a tar: by its headers alone, with what PAX, GNU and plain ustar say of names, sizes, links and holes.
+//! The files in a tar: by its headers alone, with what PAX, GNU and plain ustar say of names,
+//! sizes, links and holes.
 //!
-//! As Python's `tarfile` reads them: contiguous members are files, hard links are the member they name, a type that
-//! is unknown is passed over. Beyond it, symbolic links within the shard are followed (as in a folder), and archives
-//! that lie one behind another are all read.
+//! As Python's `tarfile` reads them: contiguous members are files, hard links are the member they
+//! name, a type that is unknown is passed over. Beyond it, symbolic links within the shard are
+//! followed (as in a folder), and archives that lie one behind another are all read.
 
 mod header;
 mod sparse;

@@ -1,5 +1,5 @@
-//! Which number a class has: by the sorted names of all classes, by the numbers that labels are, or as in another
-//! data set.
+//! Which number a class has: by the sorted names of all classes, by the numbers that labels are, or
+//! as in another data set.
 
 use std::collections::BTreeSet;
 

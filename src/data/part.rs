@@ -1,4 +1,5 @@
-//! What the scan of one path finds: images by name, where their bytes are, and what the data says of their class.
+//! What the scan of one path finds: images by name, where their bytes are, and what the data says
+//! of their class.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -97,7 +98,8 @@ pub(super) enum Kind {
 pub(super) struct Bare {
     /// Relative to the path of its part.
     pub name: String,
-    /// What it holds instead, if that is pictures: of a kind that is not read, or behind broken links.
+    /// What it holds instead, if that is pictures: of a kind that is not read, or behind broken
+    /// links.
     pub holds: Option<String>,
     /// There is no file in it at all.
     pub is_empty: bool,

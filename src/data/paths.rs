@@ -1,4 +1,5 @@
-//! Which paths a user's words stand for: a path itself, or a pattern with `*`, `?` or `[` for every path it matches.
+//! Which paths a user's words stand for: a path itself, or a pattern with `*`, `?` or `[` for every
+//! path it matches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -102,7 +103,8 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
         (false, None) => Ok(paths),
         (false, Some(other)) => {
             tracing::warn!(
-                "{} of the paths that {pattern} matches are neither folders nor shards nor images: {}, ...",
+                "{} of the paths that {pattern} matches are neither folders nor shards nor images: \
+                 {}, ...",
                 others.len(),
                 other.display()
             );
@@ -141,8 +143,9 @@ fn literal_part(pattern: &str) -> (PathBuf, Vec<String>) {
     (literal, rest.map(text).collect())
 }
 
-/// Adds what `parts` match in `folder`, part by part, as a shell does: hidden files where a part begins with a dot,
-/// those that systems make never, `**` for any number of folders. A part that exists as it is written is that.
+/// Adds what `parts` match in `folder`, part by part, as a shell does: hidden files where a part
+/// begins with a dot, those that systems make never, `**` for any number of folders. A part that
+/// exists as it is written is that.
 ///
 /// The crate's own walk knows no names that are not UTF-8.
 fn walk(folder: &Path, parts: &[&str], found: &mut BTreeSet<PathBuf>) -> Result<()> {

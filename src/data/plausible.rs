@@ -1,4 +1,5 @@
-//! What is said of a data set that was opened: what it holds, what was passed over, and what of it is hard to believe.
+//! What is said of a data set that was opened: what it holds, what was passed over, and what of it
+//! is hard to believe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -67,11 +68,21 @@ pub(super) fn passed_over(parts: &[Part]) -> Vec<String> {
     say(&all.links, "passed over as links that lead to no file");
     say(&all.hidden, "passed over below hidden folders");
     say(&all.strays, "with labels of no image");
-    say(
-        &all.sharing,
-        "taken beside an image of the same name with another ending",
-    );
     lines
+}
+
+/// Images that may be one picture twice, or a mask, and are taken.
+pub(super) fn sharing(parts: &[Part]) -> Option<String> {
+    let mut all = Tally::default();
+    parts
+        .iter()
+        .for_each(|part| all.merge(&part.passed.sharing));
+    (all.count > 0).then(|| {
+        format!(
+            "{} images share their name, but for the ending, with another (`{}`): all are taken",
+            all.count, all.first
+        )
+    })
 }
 
 /// What of the labels is hard to believe. `given`: the classes are another data set's.
@@ -88,12 +99,14 @@ pub(super) fn doubts(
     if classes.len() == 1 {
         let name = classes.get(0).map_or("", |class| class.wnid.as_str());
         doubts.push(format!(
-            "all images are of one class, `{name}`; classes are the folders in the path given with --data"
+            "all images are of one class, `{name}`; classes are the folders in the path given \
+             with --data"
         ));
     } else if by_folder && classes.iter().all(|class| names_no_class(&class.wnid)) {
         let names: Vec<&str> = classes.iter().map(|class| class.wnid.as_str()).collect();
         doubts.push(format!(
-            "the classes are called {}: name one of these folders with --data if they are parts of the data set",
+            "the classes are called {}: name one of these folders with --data if they are parts \
+             of the data set",
             names.join(", ")
         ));
     }
@@ -120,8 +133,8 @@ pub(super) fn doubts(
         }
         let endings: Vec<&str> = endings.into_keys().take(6).collect();
         doubts.push(format!(
-            "{silent} images have files beside them ({}) that give no label: labels are a number or a name in .cls, \
-             `label` or `cls` in .json, a number in .txt",
+            "{silent} images have files beside them ({}) that give no label: labels are a number \
+             or a name in .cls, `label` or `cls` in .json, a number in .txt",
             endings.join(", ")
         ));
     }
@@ -143,8 +156,8 @@ fn unused(classes: &Classes, labels: &BTreeSet<u32>) -> Option<String> {
     let last = classes.len() - 1;
     if labels.first() == Some(&1) {
         return Some(format!(
-            "labels begin at 1: {} of the classes 0 to {last} have no image, 0 among them; ImageNet's devkit and \
-             MATLAB count from 1, and classes here from 0",
+            "labels begin at 1: {} of the classes 0 to {last} have no image, 0 among them; \
+             ImageNet's devkit and MATLAB count from 1, and classes here from 0",
             unused.len()
         ));
     }
@@ -170,7 +183,8 @@ fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
     let around = folders.first()?.parent()?;
     (folders.len() > 1).then(|| {
         format!(
-            "the images of {} folders have no labels; name the folder around them (as {}) for one class a folder",
+            "the images of {} folders have no labels; name the folder around them (as {}) for \
+             one class a folder",
             folders.len(),
             around.display()
         )

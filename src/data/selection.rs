@@ -1,13 +1,15 @@
-//! The one rule for what is data, for folders, tar shards and globs: which files are images of the set, which are
-//! labels of theirs, and which are passed over and counted.
+//! The one rule for what is data, for folders, tar shards and globs: which files are images of the
+//! set, which are labels of theirs, and which are passed over and counted.
 //!
-//! - A part of a path that begins with a dot, or that a system made for itself (`__MACOSX`), hides all below it.
+//! - A part of a path that begins with a dot, or that a system made for itself (`__MACOSX`), hides
+//!   all below it.
 //! - An image is told by its ending ([`super::image_kind`]). Pictures of other kinds are counted.
-//! - Files of one folder that share their name up to the first dot are one sample, as in WebDataset: a key with
-//!   fields, whose case does not matter. `key.cls`, `key.cls.txt`, `key.json` and `key.txt` are asked for a class.
-//! - Beside `key.jpg`, `key.seg.png` is a second image of the key, a mask, and no part of the set (`key.2.jpg` is:
-//!   no field is a number). So is `key.png` where the key has fields that are no images; where it has none, both are
-//!   images, as in a folder of any.
+//! - Files of one folder that share their name up to the first dot are one sample, as in
+//!   WebDataset: a key with fields, whose case does not matter. `key.cls`, `key.cls.txt`,
+//!   `key.json` and `key.txt` are asked for a class.
+//! - Beside `key.jpg`, `key.seg.png` is a second image of the key, a mask, and no part of the set
+//!   (`key.2.jpg` is: no field is a number). So is `key.png` where the key has fields that are no
+//!   images; where it has none, both are images, as in a folder of any.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +114,8 @@ fn role(name: &str) -> Role {
 /// Reads at most so many bytes of a file, and one more if there are more.
 pub(super) type Read<'a> = dyn FnMut(&Listed, u64) -> std::io::Result<Vec<u8>> + 'a;
 
-/// Adds to `part` what of its `files` and `folders` is data. `broken` are images that links name and nobody finds.
+/// Adds to `part` what of its `files` and `folders` is data. `broken` are images that links name
+/// and nobody finds.
 pub(super) fn select(
     files: Vec<Listed>,
     folders: Vec<String>,
@@ -200,7 +203,8 @@ impl Sample {
             let name = &seen[index].name;
             let next = indices.get(at + 1).map(|&next| &seen[next].name);
             if next == Some(name) {
-                // As when the shard is unpacked, the last member of a name replaces those before it.
+                // As when the shard is unpacked, the last member of a name replaces those before
+                // it.
                 part.passed.replaced.add(|| name.clone());
                 continue;
             }
@@ -269,7 +273,8 @@ impl Sample {
         taken
     }
 
-    /// What the files beside `image` say of its class: those of its whole stem first, then those of its key.
+    /// What the files beside `image` say of its class: those of its whole stem first, then those of
+    /// its key.
     fn label(&self, image: usize, seen: &[Listed], part: &mut Part, read: &mut Read) -> Label {
         let image = &seen[image].name;
         let mut asked: Vec<(bool, Field, usize)> = self
@@ -384,7 +389,8 @@ fn bare(
     names.into_iter().map(bare).collect()
 }
 
-/// Whether a file of this name is neither an image nor another picture: a label, or something else beside images.
+/// Whether a file of this name is neither an image nor another picture: a label, or something else
+/// beside images.
 pub(super) fn is_other(name: &str) -> bool {
     matches!(role(name), Role::Other | Role::Label(_))
 }

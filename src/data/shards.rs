@@ -1,8 +1,10 @@
-//! Tar shards: `.tar` is indexed by its headers and read at random; a gzipped one is decompressed into memory.
+//! Tar shards: `.tar` is indexed by its headers and read at random; a gzipped one is decompressed
+//! into memory.
 //!
-//! What in it is data is [`super::selection`]'s to say. A shard that ends early (within a member, or without tar's
-//! closing block) is an error that says how far it is whole; where bad data may be skipped, what is whole is kept.
-//! Zeros behind a gzip stream or a closing block are padding; of anything else there a warning tells.
+//! What in it is data is [`super::selection`]'s to say. A shard that ends early (within a member,
+//! or without tar's closing block) is an error that says how far it is whole; where bad data may be
+//! skipped, what is whole is kept. Zeros behind a gzip stream or a closing block are padding; of
+//! anything else there a warning tells.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
@@ -49,7 +51,8 @@ pub(super) fn other_compression(name: &str) -> Option<&'static str> {
     known.map(|(_, name)| name)
 }
 
-/// Finds the images of the shard at `path`. `unpacked` counts the bytes that gzipped shards take, up to `limit`.
+/// Finds the images of the shard at `path`. `unpacked` counts the bytes that gzipped shards take,
+/// up to `limit`.
 pub(super) fn scan(path: &Path, skip_bad: bool, unpacked: &AtomicU64, limit: u64) -> Result<Part> {
     let context = || format!("could not read the shard {}", path.display());
     let mut file = File::open(path).with_context(context)?;
@@ -125,12 +128,14 @@ fn index(tar: &impl Shard, part: &mut Part) -> Found {
     let path = part.path.display().to_string();
     if archives > 1 {
         tracing::warn!(
-            "{path}: {archives} tar archives one behind another; all are read, where most readers stop at the first's end"
+            "{path}: {archives} tar archives one behind another; all are read, where most readers \
+             stop at the first's end"
         );
     }
     if followed > 0 {
         tracing::info!(
-            "{path}: {followed} links are read as the files they lead to; WebDataset passes over links"
+            "{path}: {followed} links are read as the files they lead to; WebDataset passes over \
+             links"
         );
     }
     if behind > 0 && !is_zero(tar, behind) {
@@ -176,7 +181,8 @@ struct Unpacked {
     behind: u64,
 }
 
-/// Decompresses all streams of the file, one behind another, with zeros between and behind them as on a tape.
+/// Decompresses all streams of the file, one behind another, with zeros between and behind them as
+/// on a tape.
 fn unpack(file: File, path: &Path, unpacked: &AtomicU64, limit: u64) -> Result<Unpacked> {
     let context = || format!("could not read the shard {}", path.display());
     let length = file.metadata().with_context(context)?.len();
@@ -210,7 +216,8 @@ fn unpack(file: File, path: &Path, unpacked: &AtomicU64, limit: u64) -> Result<U
                         path.display(),
                         limit >> 20
                     ),
-                    "gzip cannot be read at random: unpack the shards with `gunzip -k` and name the .tar files",
+                    "gzip cannot be read at random: unpack the shards with `gunzip -k` and name the \
+                     .tar files",
                 ));
             }
             match read {

@@ -1,7 +1,8 @@
 //! Sources: labelled images by index, found when they are opened, read and decoded one by one.
 //!
-//! What a path is decides how it is opened: a folder of images, a tar shard, a single image. All paths become one
-//! source, sorted, each once, so the order of images does not depend on the order in which they were named.
+//! What a path is decides how it is opened: a folder of images, a tar shard, a single image. All
+//! paths become one source, sorted, each once, so the order of images does not depend on the order
+//! in which they were named.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,18 +57,21 @@ pub trait Source: Send + Sync {
         &[]
     }
 
-    /// A digest of what the source holds (names, sizes, labels): equal for equal data wherever it lies.
+    /// A digest of what the source holds (names, sizes, labels): equal for equal data wherever it
+    /// lies.
     fn fingerprint(&self) -> Result<String>;
 }
 
 /// Opens folders, shards and globs of them as one source, classes numbered by their sorted names.
 ///
-/// With `skip_bad`, what cannot be read of a damaged shard is reported and left out instead of an error.
+/// With `skip_bad`, what cannot be read of a damaged shard is reported and left out instead of an
+/// error.
 pub fn open(patterns: &[String], skip_bad: bool) -> Result<Arc<dyn Source>> {
     Ok(Arc::new(Images::open(patterns, None, skip_bad)?))
 }
 
-/// As [`open`], with the numbering of `classes`: a validation set takes its training set's. An unknown class is an error.
+/// As [`open`], with the numbering of `classes`: a validation set takes its training set's. An
+/// unknown class is an error.
 pub fn open_numbered(
     patterns: &[String],
     classes: &Classes,
@@ -123,6 +127,9 @@ impl Images {
         }
         for line in plausible::passed_over(&parts) {
             tracing::warn!("{line}");
+        }
+        if let Some(line) = plausible::sharing(&parts) {
+            tracing::info!("{line}");
         }
         Ok(Self {
             parts,

@@ -106,7 +106,7 @@ fn write_npz(
     })?;
     npz.array("arr_1", Element::I64, &shape[..1])?;
     npz.write(&labels)?;
-    npz.comment("arr_1: the index of each image's class in the model, from 0");
+    npz.comment("arr_1: the index of each image's class in the model, from 0")?;
     npz.finish()?;
     Ok(())
 }

@@ -87,6 +87,36 @@ fn a_finished_run_goes_on_to_a_later_end() {
     assert!(a == b);
 }
 
+/// The data, named by a path of the folder that the run was started in.
+#[test]
+fn a_run_goes_on_from_any_folder() {
+    let lab = Lab::new();
+    lab.train(VAE, "whole", &[]);
+    lab.train(VAE, "parts", &["--steps", "3"]);
+    let run = lab.path("parts");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let resume = [
+        VAE,
+        "--resume",
+        run.to_str().expect("UTF-8"),
+        "--steps",
+        "12",
+    ];
+    let mut command = lab.command(&resume);
+    let output = command
+        .current_dir(elsewhere.path())
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let last = |run: &str| {
+        let name = "checkpoints/step-00000012/state.json";
+        let text = fs::read(lab.path(run).join(name)).expect("the last checkpoint");
+        let state: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        state["data"].clone()
+    };
+    assert_eq!(last("whole"), last("parts"));
+}
+
 #[test]
 fn an_older_checkpoint_can_be_gone_back_to() {
     let lab = Lab::new();

@@ -12,7 +12,8 @@ const MAX_SIZE: u64 = 1 << 30;
 /// Pieces of one member.
 const MAX_PIECES: usize = 1 << 20;
 
-/// GNU's old form: four pieces in the header, the others in blocks behind it. Gives the place, and where its data end.
+/// GNU's old form: four pieces in the header, the others in blocks behind it. Gives the place, and
+/// where its data end.
 pub(super) fn old(tar: &impl Shard, data: u64, size: u64, header: &Header) -> Damage<(Place, u64)> {
     let Some(gnu) = header.gnu() else {
         return Err("sparse, without GNU's header".to_string());
@@ -55,7 +56,8 @@ fn readable(place: Damage<Place>) -> Place {
     place.unwrap_or_else(|reason| Place::Refused(format!("sparse, and {reason}").into()))
 }
 
-/// Version 1.0: a count, then places and lengths in turn, a decimal number a line, in whole blocks. Gives their bytes too.
+/// Version 1.0: a count, then places and lengths in turn, a decimal number a line, in whole blocks.
+/// Gives their bytes too.
 fn map_before_data(tar: &impl Shard, data: u64, size: u64) -> Damage<(Vec<u64>, u64)> {
     let wrong = || "its map of holes cannot be read".to_string();
     let (mut line, mut numbers) = (Vec::new(), Vec::new());

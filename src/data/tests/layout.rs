@@ -1,4 +1,5 @@
-//! Which folder names a class, what is data, and what is said of it: the same for a folder and for its tar.
+//! Which folder names a class, what is data, and what is said of it: the same for a folder and for
+//! its tar.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,8 @@ fn text(text: &str) -> Vec<u8> {
     text.as_bytes().to_vec()
 }
 
-/// Classes, then key and label of every image, of the files as a folder and as a shard; sorted, for a shard has its own order.
+/// Classes, then key and label of every image, of the files as a folder and as a shard; sorted, for
+/// a shard has its own order.
 fn both(files: &Files) -> (Vec<String>, Vec<(String, u32)>, Vec<String>) {
     let root = tempfile::tempdir().unwrap();
     write(&root.path().join("d"), files);

@@ -61,8 +61,8 @@ impl<W: Write + Seek> NpzWriter<W> {
     }
 
     /// What the archive says of itself (`unzip -z`); readers of arrays pass over it.
-    pub fn comment(&mut self, text: &str) {
-        self.zip.set_comment(text);
+    pub fn comment(&mut self, text: &str) -> Result<()> {
+        Ok(self.zip.set_comment(text).map_err(unwrapped)?)
     }
 
     /// Ends the archive and gives the writer back.
