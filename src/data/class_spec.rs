@@ -113,7 +113,7 @@ impl Classes {
             ),
         };
         Some(format!(
-            "class {name} is taken as {}; {as_what} is {}",
+            "class {name} is taken as {}, not as {as_what}, which is {}",
             self.described(taken),
             self.described(other)
         ))
@@ -265,7 +265,8 @@ mod tests {
         let (found, note) = read(&classes, "10");
         assert_eq!(found, [2]);
         assert!(
-            note.contains("index:2 (10)") && note.contains("index:10 is index:10 (8)"),
+            note.contains("taken as index:2 (10)")
+                && note.contains("not as index:10, which is index:10 (8)"),
             "{note}"
         );
         assert_eq!(read(&classes, "index:10"), (vec![10], String::new()));
@@ -285,7 +286,8 @@ mod tests {
         let (found, note) = read(&classes, "1");
         assert_eq!(found, [0]);
         assert!(
-            note.contains("1 (n01443537: goldfish") && note.contains("index:1 is 5 (n01496331"),
+            note.contains("1 (n01443537: goldfish")
+                && note.contains("index:1, which is 5 (n01496331"),
             "{note}"
         );
         let (text, code) = report(&classes.read("2").unwrap_err());

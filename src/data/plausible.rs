@@ -133,9 +133,13 @@ pub(super) fn doubts(
         }
         let endings: Vec<&str> = endings.into_keys().take(6).collect();
         doubts.push(format!(
-            "{silent} images have files beside them ({}) that give no label: labels are a number \
-             or a name in .cls, `label` or `cls` in .json, a number in .txt",
-            endings.join(", ")
+            "{silent} images have files beside them ({}) that give no label{}: labels are a \
+             number or a name in .cls, `label` or `cls` in .json, a number in .txt",
+            endings.join(", "),
+            match classes.is_empty() {
+                true => "",
+                false => ", and are of the class of their folder",
+            }
         ));
     }
     doubts.extend(unlabelled_folders(parts, classes));
@@ -155,10 +159,13 @@ fn unused(classes: &Classes, labels: &BTreeSet<u32>) -> Option<String> {
     }
     let last = classes.len() - 1;
     if labels.first() == Some(&1) {
+        let unused = match unused.len() {
+            1 => format!("no image has class 0 of 0 to {last}"),
+            several => format!("{several} of the classes 0 to {last} have no image, as class 0"),
+        };
         return Some(format!(
-            "labels begin at 1: {} of the classes 0 to {last} have no image, 0 among them; \
-             ImageNet's devkit and MATLAB count from 1, and classes here from 0",
-            unused.len()
+            "labels begin at 1: {unused}; ImageNet's devkit and MATLAB count from 1, and classes \
+             here from 0"
         ));
     }
     let named: Vec<String> = unused.iter().take(5).map(u32::to_string).collect();
