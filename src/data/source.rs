@@ -201,10 +201,7 @@ impl Source for Images {
 /// The paths that `patterns` stand for, sorted, each once.
 fn expand(patterns: &[String]) -> Result<BTreeSet<PathBuf>> {
     if patterns.is_empty() {
-        return Err(usage(
-            "no data given",
-            "name folders or tar shards with --data",
-        ));
+        return Err(usage("no data given", "name folders, tar shards or images"));
     }
     let mut paths = BTreeSet::new();
     for pattern in patterns {
