@@ -161,18 +161,15 @@ pub fn is_npz(path: &Path) -> bool {
     ending.is_some_and(|e| e == "npz") || (path.is_file() && Npz::is(path))
 }
 
-/// `error` of the data with a remedy of this command's own: it has no --skip-bad-images, and its sides are no --data.
+/// `error` of the data with a remedy of this command's own: options that its hint names are those of training and encoding,
+/// which leave bad images out.
 fn own_remedy(error: Error) -> Error {
-    let names = |option| error::hint(&error).is_some_and(|hint| hint.contains(option));
-    if names("--skip-bad") {
-        rehinted(
+    match error::hint(&error).is_some_and(|hint| hint.contains("--")) {
+        true => rehinted(
             &error,
             "replace or remove the file: no image is left out of a figure",
-        )
-    } else if names("--data") {
-        rehinted(&error, "name a folder of images, a tar shard, or an .npz")
-    } else {
-        error
+        ),
+        false => error,
     }
 }
 

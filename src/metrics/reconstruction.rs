@@ -39,8 +39,12 @@ impl Mean {
         self.sum / self.count as f64
     }
 
-    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image.
+    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image, and where the mean is
+    /// not finite.
     pub fn interval(self) -> Option<[f64; 2]> {
+        if self.bad.is_some() {
+            return None;
+        }
         let (n, mean) = (self.count as f64, self.value());
         let variance = (self.squares - n * mean * mean).max(0.0) / (n - 1.0);
         let half = 1.96 * (variance / n).sqrt();

@@ -22,7 +22,7 @@ pub fn set_what_fits(
     from: &Path,
 ) -> Result<()> {
     let found = names::matched(tensors, params.iter().map(|(name, _)| name));
-    let mut fresh = Vec::new();
+    let (mut fresh, mut other_shape) = (Vec::new(), None);
     for (name, var) in params.iter() {
         match found.tensors.get(name) {
             Some(tensor) if tensor.shape() == var.shape() => {
@@ -35,11 +35,10 @@ pub fn set_what_fits(
                 var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
             }
             Some(tensor) => {
-                fresh.push(format!(
-                    "{name} ({:?}, the file has {:?})",
-                    var.dims(),
-                    tensor.dims()
-                ));
+                let (own, found) = (var.dims(), tensor.dims());
+                let misfit = format!("{name} ({own:?}, the file has {found:?})");
+                other_shape.get_or_insert(misfit.clone());
+                fresh.push(misfit);
             }
             None => fresh.push(format!("{name} (not in the file)")),
         }
@@ -48,10 +47,9 @@ pub fn set_what_fits(
     if set == 0 {
         let known: Vec<&str> = tensors.keys().map(String::as_str).take(SHOWN).collect();
         let more = if tensors.len() > SHOWN { ", …" } else { "" };
-        let why = match found.tensors.is_empty() {
-            true => String::new(),
-            false => format!(" in their shapes; first: {}", fresh[0]),
-        };
+        let why = other_shape.map_or(String::new(), |misfit| {
+            format!(" in their shapes, as {misfit}")
+        });
         return Err(usage(
             format!(
                 "{} has none of the tokenizer's {} parameters{why}: its {} tensors are {}{more}",

@@ -378,10 +378,10 @@ impl<'a> Machine<'a> {
         match arguments.first().map(|id| self.object(*id)) {
             None => Ok(Vec::new()),
             Some(Object::Bytes(bytes)) => Ok(bytes.clone()),
-            Some(Object::Text(text)) => match text.chars().map(u8::try_from).collect() {
-                Ok(bytes) => Ok(bytes),
-                Err(_) => Ok(text.clone().into_bytes()),
-            },
+            Some(Object::Text(text)) => {
+                let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+                Ok(bytes.unwrap_or_else(|| text.clone().into_bytes()))
+            }
             Some(_) => broken("makes bytes of what is no text"),
         }
     }
