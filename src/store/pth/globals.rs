@@ -52,6 +52,7 @@ fn known(module: &str, name: &str) -> Option<Global> {
         ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") => Global::First,
         ("torch.nn.parameter", "Parameter" | "Buffer") => Global::First,
         ("torch._tensor", "_rebuild_from_type_v2") => Global::FromType,
+        ("torch" | "torch._utils", name) if memory_format(name) => Global::Inert,
         ("torch._utils", name) => Global::Unread(match name {
             "_rebuild_sparse_tensor" => Unread::SPARSE,
             "_rebuild_qtensor" => Unread::QUANTIZED,
@@ -98,6 +99,14 @@ fn torch(name: &str) -> Option<Global> {
     }
     let scheme = name.starts_with("per_tensor_") || name.starts_with("per_channel_");
     scheme.then_some(Global::Inert)
+}
+
+/// torch.contiguous_format and its like, which carry their module in their name.
+fn memory_format(name: &str) -> bool {
+    matches!(
+        name.trim_start_matches("torch."),
+        "contiguous_format" | "preserve_format" | "channels_last" | "channels_last_3d"
+    )
 }
 
 /// torch.float32 and its like.
