@@ -65,6 +65,17 @@ fn new(kind: Kind, message: impl Into<String>, hint: impl Into<String>) -> Error
     .into()
 }
 
+/// `error` with another remedy, where whoever handles it knows a better one than whoever met it.
+pub fn rehinted(error: &Error, hint: impl Into<String>) -> Error {
+    let kind = cause(error).map_or(Kind::Failed, |h| h.kind);
+    new(kind, format!("{error:#}"), hint)
+}
+
+/// The remedy that `error` names.
+pub fn hint(error: &Error) -> Option<&str> {
+    cause(error).map(|h| h.hint.as_str())
+}
+
 /// Whether a signal caused `error`.
 pub fn is_interrupted(error: &Error) -> bool {
     cause(error).is_some_and(|h| h.kind == Kind::Interrupted)
@@ -113,6 +124,14 @@ mod tests {
             text,
             "error: run.toml: unknown key `depht`\nhint: did you mean `depth`?"
         );
+        assert_eq!(code, 2);
+    }
+
+    #[test]
+    fn another_remedy_keeps_the_words_and_the_exit_code() {
+        let error = usage("unknown key", "did you mean `depth`?").context("run.toml");
+        let (text, code) = report(&rehinted(&error, "leave it out"));
+        assert_eq!(text, "error: run.toml: unknown key\nhint: leave it out");
         assert_eq!(code, 2);
     }
 

@@ -1,5 +1,6 @@
 //! Parses the command line, runs one subcommand, sets the exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (text, code) = error::report(&error);
-            eprintln!("{text}");
+            // Its terminal may have closed, and then there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "{text}");
             ExitCode::from(code)
         }
     }

@@ -328,3 +328,84 @@ fn imagenets_number_names_a_class_of_a_model_of_some_wnids() -> Result<()> {
     assert_eq!(code, Some(2));
     Ok(())
 }
+
+/// `model.safetensors` with the first number of the tensor `name` replaced, as `bad.safetensors`.
+fn damage(folder: &Path, name: &str, value: f32) -> Result<()> {
+    let mut bundle = Bundle::read(&folder.join("model.safetensors"))?;
+    let (part, name) = name.split_once('.').expect("part.name");
+    let part = match part {
+        "tokenizer" => &mut bundle.tokenizer,
+        _ => bundle.generator.as_mut().expect("a generator"),
+    };
+    let tensor = part.get_mut(name).expect("a tensor of the model");
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    values[0] = value;
+    *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?;
+    bundle.write(&folder.join("bad.safetensors"), false)
+}
+
+#[test]
+fn what_is_not_finite_becomes_no_picture_no_code_and_no_figure() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    succeeds(at, "encode images --model model.safetensors --save-noise");
+    let reconstruct = "reconstruct images --model bad.safetensors --out out.png";
+    let encode = "encode images --model bad.safetensors --out out.png";
+    let eval = "eval-vae images --model bad.safetensors --metrics psnr --json out.png";
+    let decode = "decode codes.safetensors --model bad.safetensors --force --out out.png";
+    let sample = "sample --model bad.safetensors --class 3 --num 2 --out out.png";
+    let (first, drawn, coded) = (
+        "image `images/checkers/",
+        "image 0",
+        "image 0 of codes.safetensors",
+    );
+    for (name, commands) in [
+        (
+            "tokenizer.decoder.conv_out.bias",
+            &[
+                (reconstruct, first),
+                (eval, first),
+                (decode, coded),
+                (sample, drawn),
+            ][..],
+        ),
+        (
+            "tokenizer.encoder.conv_in.bias",
+            &[(reconstruct, first), (encode, first), (eval, first)],
+        ),
+        ("generator.head.bias", &[(sample, drawn)]),
+    ] {
+        for value in [f32::NAN, f32::INFINITY] {
+            damage(at, name, value)?;
+            for (line, image) in commands {
+                let (errors, code) = fails(at, line);
+                assert!(
+                    errors.contains(image) && errors.contains("not finite"),
+                    "{name} {value}: {line}: {errors}"
+                );
+                assert!(
+                    errors.contains("hint: ") && code == Some(1),
+                    "{line}: {errors}"
+                );
+                assert!(!at.join("out.png").exists(), "{line}");
+            }
+        }
+    }
+    // Noise that was saved of something that is not finite.
+    let mut codes = Codes::read(&at.join("codes.safetensors"))?;
+    codes.noise = codes
+        .noise
+        .map(|noise| noise.affine(f64::NAN, 0.0))
+        .transpose()?;
+    codes.write(&at.join("noise.safetensors"))?;
+    let (errors, _) = fails(
+        at,
+        "encode images --model model.safetensors --noise noise.safetensors",
+    );
+    assert!(
+        errors.contains("the given noise's values are not finite"),
+        "{errors}"
+    );
+    Ok(())
+}

@@ -77,6 +77,94 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn a_full_stdout_is_said_to_be_one() {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut command = rdpm(&["completions", "bash"]);
+    let output = command.stdout(full.expect("Linux has it")).output();
+    let output = output.expect("the binary starts");
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("cannot write the result to stdout: No space left"),
+        "{told}"
+    );
+    assert!(told.contains("hint: "), "{told}");
+}
+
+#[test]
+fn without_a_home_a_hint_says_what_to_set() {
+    let line = "eval-fid --samples tests/data/images --reference tests/data/images --crop 32";
+    let arguments: Vec<&str> = line.split(' ').collect();
+    let mut command = rdpm(&arguments);
+    let output = command
+        .env_remove("HOME")
+        .env_remove("XDG_CACHE_HOME")
+        .output();
+    let told = stderr(&output.expect("the binary starts"));
+    assert!(
+        told.contains("neither HOME nor XDG_CACHE_HOME is set"),
+        "{told}"
+    );
+    assert!(
+        told.contains("hint: set HOME") && told.contains("--weights FILE"),
+        "{told}"
+    );
+}
+
+/// What a reader is given by mistake, it names, with a remedy of its own.
+#[test]
+fn foreign_files_are_named_by_every_command_that_reads_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pointer.pth");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 123\n";
+    std::fs::write(&path, pointer).expect("written");
+    let path = path.to_str().expect("UTF-8");
+    let train = "train-vae --config smoke --data tests/data/images --out no/run";
+    let images = "tests/data/images";
+    for line in [
+        format!("inspect {path}"),
+        format!("sample --class 0 --model {path}"),
+        format!("reconstruct {images} --model {path}"),
+        format!("decode {path} --model {path}"),
+        format!("{train} --init {path}"),
+        format!("{train} --set loss.perceptual=lpips --vgg {path} --lpips {path}"),
+        format!("eval-fid --samples {images} --reference {images} --crop 32 --weights {path}"),
+        format!("train-gen --config smoke --data {images} --vae {path} --out no/run"),
+        format!("export --vae {path} --out no/file"),
+    ] {
+        let output = run(&line.split(' ').collect::<Vec<_>>());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{line}: {told}");
+        assert!(
+            told.contains("is a git-LFS pointer") && told.contains("hint: "),
+            "{line}: {told}"
+        );
+    }
+    let array = folder.path().join("images.npy");
+    std::fs::write(&array, b"\x93NUMPY\x01\0v\0{'descr': '|u1'").expect("written");
+    let array = array.to_str().expect("UTF-8");
+    let output = run(&["eval-fid", "--samples", array, "--reference", images]);
+    let told = stderr(&output);
+    assert!(
+        told.contains("is a .npy array") && told.contains("numpy.savez"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_damaged_image_is_no_reason_to_name_an_option_that_eval_fid_lacks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("a.png"), "no picture").expect("written");
+    let path = folder.path().to_str().expect("UTF-8");
+    let told = stderr(&run(&["eval-fid", "--samples", path, "--reference", path]));
+    assert!(
+        told.contains("a.png") && told.contains("hint: replace or remove"),
+        "{told}"
+    );
+    assert!(!told.contains("--skip"), "{told}");
+}
+
+#[test]
 fn a_trace_is_whole_when_the_command_is_done() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("trace.json");

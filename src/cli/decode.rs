@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Context;
 use crate::error::{Result, hinted, usage};
 use crate::model::Tokenizer;
-use crate::sample::{Output, Picture, Pretrained, decode, to_rgb};
+use crate::sample::{Output, Picture, Pretrained, decode, named_rgb};
 use crate::store::codes::Codes;
 use crate::telemetry::Progress;
 
@@ -21,7 +21,7 @@ pub struct Args {
     /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
-    /// A sheet (.png), a folder of PNGs (no ending) or ADM's array file (.npz)
+    /// A sheet (.png), a folder of PNGs (any other name) or ADM's array file (.npz)
     #[arg(long, value_name = "PATH", default_value = "decoded.png")]
     out: PathBuf,
     /// Images computed at once; results do not depend on it
@@ -74,7 +74,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 &part.contiguous()?.to_device(&model.device)?,
                 &model.tokenizer,
             )?;
-            let images = to_rgb(&decode(&model.tokenizer, &z)?)?;
+            let name = |i| format!("image {} of {}", begin + i, args.codes.display());
+            let images = named_rgb(&decode(&model.tokenizer, &z)?, name)?;
             for (image, number) in images.into_iter().zip(begin..) {
                 put(Picture {
                     image,

@@ -17,7 +17,7 @@ use crate::data::shapes::{NAMES, Shapes};
 use crate::data::{Source, augment, open};
 use crate::error::{self, Context as _, Error, Result, hinted, interrupted, usage};
 use crate::ops::Noise;
-use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, save_png, to_rgb};
+use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, named_rgb, save_png};
 use crate::store::atomic;
 use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
@@ -140,6 +140,7 @@ fn request(
         device: device.clone(),
         resume: begun.is_some().then(|| path.clone()),
         out: begun.is_none().then_some(path),
+        fall_back: false,
         workers: threads,
         skip_bad: false,
     })
@@ -193,7 +194,10 @@ fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64
             indices: &numbers,
         };
         let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
-        let images = to_rgb(&decode(tokenizer, &sums.get(tokenizer.quantizer.steps())?)?)?;
+        let images = named_rgb(
+            &decode(tokenizer, &sums.get(tokenizer.quantizer.steps())?)?,
+            |i| format!("drawing {}", numbers[i]),
+        )?;
         for (original, image) in originals.into_iter().zip(images) {
             psnr += crate::metrics::psnr(&original, &image) / (NAMES.len() * PAIRS) as f64;
             sheet.extend([original, image]);
@@ -218,7 +222,8 @@ fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
             indices: &indices,
         };
         let labels = vec![class as u32; SAMPLES];
-        sheet.extend(to_rgb(&sampler.images(&labels, &draws, &options)?)?);
+        let images = sampler.images(&labels, &draws, &options)?;
+        sheet.extend(named_rgb(&images, |i| format!("image {}", indices[i]))?);
         progress.set(sheet.len() as u64, "");
     }
     save(&sheet, SAMPLES, path)

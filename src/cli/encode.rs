@@ -52,6 +52,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (mut codes, mut labels, mut noises, mut latents) = (vec![], vec![], vec![], vec![]);
     let (count, skipped) = inputs.each("encode", |batch| {
         let v = model.tokenizer.encode(&batch.images)?; // [B,h,w,d]
+        inputs.check_finite(&v, &batch, "its latents")?;
         let noise = match &given {
             Some(noise) => {
                 let (first, count) = (labels.len(), batch.indices.len());
@@ -63,7 +64,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                     check_rows(rows, first + count)?;
                 }
                 let numbers = Tensor::new(numbers, noise.device())?;
-                Some(noise.index_select(&numbers, 1)?.to_device(&model.device)?)
+                let chosen = noise.index_select(&numbers, 1)?;
+                inputs.check_finite(
+                    &chosen.transpose(0, 1)?,
+                    &batch,
+                    "the given noise's values",
+                )?;
+                Some(chosen.to_device(&model.device)?)
             }
             None if args.save_noise => Some(drawn(
                 args.images.seed,
@@ -80,12 +87,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 indices: &batch.indices,
             },
         };
-        codes.push(
-            quantizer
-                .quantize(&v, &used)?
-                .codes
-                .to_device(&Device::Cpu)?,
-        ); // [T,B,h,w]
+        let quantized = quantizer.quantize(&v, &used)?;
+        let sum = quantized.sums.get(quantizer.steps())?;
+        inputs.check_finite(&sum, &batch, "the sums of its codes' vectors")?;
+        codes.push(quantized.codes.to_device(&Device::Cpu)?); // [T,B,h,w]
         labels.extend(batch.labels);
         if args.save_noise {
             noises.extend(noise.map(|n| n.to_device(&Device::Cpu)).transpose()?);

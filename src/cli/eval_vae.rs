@@ -19,7 +19,7 @@ use crate::metrics::{Inception, Preprocess};
 use crate::model::Lpips;
 use crate::model::perceptual::WIDTHS;
 use crate::ops::Noise;
-use crate::sample::{decode, to_rgb};
+use crate::sample::{decode, named_rgb, to_rgb};
 use crate::store::atomic;
 use crate::train::usage::{Usage, choices};
 use report::Found;
@@ -89,8 +89,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         judge.add_features(&pictures, &mut originals)?;
         let (sums, chosen) = quantized(&inputs, &batch, args.images.seed)?;
         usage.add(&choices([&chosen], steps, codes)?);
+        let name = |i: usize| inputs.name(batch.indices[i]);
         for (t, quality) in (first..=steps).zip(&mut qualities) {
-            let images = to_rgb(&decode(&model.tokenizer, &sums.get(t)?)?)?;
+            let images = named_rgb(&decode(&model.tokenizer, &sums.get(t)?)?, name)?;
             match t == steps {
                 true => judge.compare(&pictures, &images, quality)?,
                 false => judge.compare_step(&pictures, &images, quality)?,
@@ -145,6 +146,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 fn quantized(inputs: &Inputs, batch: &Batch, seed: u64) -> Result<(Tensor, Tensor)> {
     let tokenizer = &inputs.model.tokenizer;
     let v = tokenizer.encode(&batch.images)?;
+    inputs.check_finite(&v, batch, "its latents")?;
     let noise = Noise::Drawn {
         seed,
         indices: &batch.indices,

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use super::Context;
 use crate::error::{Result, usage};
+use crate::ops::finite;
 use crate::store::bundle::Bundle;
 use crate::store::model::{self, Weights};
 
@@ -55,6 +56,15 @@ impl From<WeightsArg> for Weights {
 
 pub fn run(args: &Args, _context: &Context) -> Result<()> {
     let bundle = assemble(args)?;
+    for (name, tensor) in bundle
+        .tokenizer
+        .iter()
+        .chain(bundle.generator.iter().flatten())
+    {
+        if !finite::is_finite(tensor)? {
+            tracing::warn!("`{name}` holds NaN or infinity: the run has diverged");
+        }
+    }
     bundle.write(&args.out, args.dtype == Dtype::Bf16)?;
     let bytes = std::fs::metadata(&args.out)?.len();
     super::print(&format!(

@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
 use super::Context;
 use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
 use crate::error::Result;
-use crate::sample::Pretrained;
+use crate::ops::finite;
+use crate::sample::{Pretrained, not_finite};
 use crate::telemetry::Progress;
+use crate::train::interrupt::Interrupt;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct ImageArgs {
@@ -56,6 +60,8 @@ impl Inputs {
     /// data's own where the model does not know all its classes; a warning says so.
     ///
     /// Returns how many images there were and how many were left out.
+    ///
+    /// Errors: what `work` returns; a signal that asks to stop.
     pub fn each(
         &self,
         what: &str,
@@ -73,9 +79,14 @@ impl Inputs {
             );
         }
         let mut progress = Progress::new(what, self.source.len() as u64, 0);
+        let interrupt = Interrupt::listen()?;
         let mut loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
         let mut count = 0;
         for batch in loader.by_ref() {
+            interrupt.check(
+                || format!("after {count} of {} images", self.source.len()),
+                || "nothing was written; the same command starts again".into(),
+            )?;
             let mut batch = batch?;
             count += batch.labels.len();
             batch.images = batch.images.to_device(device)?;
@@ -89,6 +100,23 @@ impl Inputs {
             progress.set(count as u64, "");
         }
         Ok((count, loader.skipped()))
+    }
+
+    /// What an error calls image number `number`.
+    pub fn name(&self, number: u64) -> String {
+        let key = self.source.read(number as usize).map(|image| image.key);
+        key.map_or_else(
+            |_| format!("image {number}"),
+            |key| format!("image `{key}`"),
+        )
+    }
+
+    /// Refuses `values` [B,…] of `batch` where one of its images came to NaN or infinity; `what` they are.
+    pub fn check_finite(&self, values: &Tensor, batch: &Batch, what: &str) -> Result<()> {
+        match finite::first_bad_row(values)? {
+            Some(row) => Err(not_finite(&self.name(batch.indices[row]), what)),
+            None => Ok(()),
+        }
     }
 }
 

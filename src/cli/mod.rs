@@ -195,7 +195,14 @@ pub fn print(text: &str) -> Result<()> {
         .and_then(|()| stdout.flush())
     {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        Err(e) => Err(hinted(
+            format!("cannot write the result to stdout: {e}"),
+            match e.kind() {
+                std::io::ErrorKind::StorageFull => "what it is redirected to is full",
+                _ => "redirect it to a file that can be written",
+            },
+        )),
+        Ok(()) => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use super::inputs::ImageArgs;
 use crate::error::{Result, usage};
 use crate::metrics::psnr;
 use crate::ops::Noise;
-use crate::sample::{Output, Picture, decode, grid, to_rgb};
+use crate::sample::{Output, Picture, decode, grid, named_rgb, to_rgb};
 
 /// Pairs in a row of a sheet.
 const PAIRS: usize = 4;
@@ -19,7 +19,7 @@ const PAIRS: usize = 4;
 pub struct Args {
     #[command(flatten)]
     images: ImageArgs,
-    /// A sheet of pairs (.png), a folder of pairs (no ending), or reconstructions alone (.npz)
+    /// A sheet of pairs (.png), a folder of pairs (any other name), or reconstructions alone (.npz)
     #[arg(long, value_name = "PATH", default_value = "reconstructions.png")]
     out: PathBuf,
     /// Print every image's PSNR and their mean as JSON
@@ -48,7 +48,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             };
             let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
             let z = sums.get(tokenizer.quantizer.steps())?;
-            let (before, after) = (to_rgb(&batch.images)?, to_rgb(&decode(tokenizer, &z)?)?);
+            inputs.check_finite(&v, &batch, "its latents")?;
+            let name = |i: usize| inputs.name(batch.indices[i]);
+            let (before, after) = (
+                to_rgb(&batch.images)?,
+                named_rgb(&decode(tokenizer, &z)?, name)?,
+            );
             for (i, (original, image)) in before.into_iter().zip(after).enumerate() {
                 quality.push((batch.indices[i], psnr(&original, &image)));
                 put(Picture {

@@ -9,7 +9,7 @@ use super::Context;
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
 use crate::error::{Result, usage};
-use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, to_rgb};
+use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, named_rgb};
 use crate::telemetry::Progress;
 
 /// Without --num, at least this many images, equally many of every class.
@@ -34,7 +34,7 @@ pub struct Args {
     /// Images in all, spread over the classes [default: as many of each class as make 16, at least one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num: Option<u32>,
-    /// A sheet (.png), a folder of PNGs called indexCLASS-NUMBER.png (no ending) or ADM's array file (.npz)
+    /// A sheet (.png), a folder of PNGs called indexCLASS-NUMBER.png (any other name) or ADM's array file (.npz)
     #[arg(long, value_name = "PATH", default_value = "samples.png")]
     out: PathBuf,
     /// Decides all random numbers
@@ -249,7 +249,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             };
             let steps = shown
                 .iter()
-                .map(|z| to_rgb(&decode(&model.tokenizer, z)?))
+                .map(|z| {
+                    let name = |i: usize| format!("image {} (class {})", numbers[i], labels[i]);
+                    named_rgb(&decode(&model.tokenizer, z)?, name)
+                })
                 .collect::<Result<Vec<_>>>()?;
             for (i, (number, label)) in numbers.iter().zip(labels).enumerate() {
                 let strip: Vec<_> = steps.iter().map(|images| images[i].clone()).collect();

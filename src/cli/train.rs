@@ -1,12 +1,20 @@
 //! The options that train-vae and train-gen share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{ConfigArgs, Context};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
 use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
+use crate::train::start_generator::adopt_tokenizers;
+
+/// Whose run it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Tokenizer,
+    Generator,
+}
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainArgs {
@@ -15,8 +23,9 @@ pub struct TrainArgs {
     /// The run's folder [default: runs/<stage>-<time>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with a run (or with one of its checkpoints), bit for bit; without a value, with the run at --out
-    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    /// Go on with a run (or with one of its checkpoints), bit for bit; without a value, with the run at --out.
+    /// auto: start the run at --out, or go on with it where it has begun: one command for schedulers that start it again
+    #[arg(long, value_name = "RUN|auto", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
     /// Steps to train (replaces the configuration's steps and epochs)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -36,18 +45,28 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// The request that these options make; `section` picks the stage's own configuration.
+    /// Whether a run is started where there is none yet.
+    pub fn is_auto(&self) -> bool {
+        let named = self.resume.as_ref().and_then(Option::as_deref);
+        named == Some(Path::new("auto"))
+    }
+
+    /// The request that these options make, of `stage`, whose own configuration `section` picks.
     ///
     /// Errors: a resumed run with options that would change its results.
     pub fn request(
         &self,
         context: &Context,
+        stage: Stage,
         section: impl Fn(&mut Config) -> &mut TrainConfig,
     ) -> Result<Request> {
-        let resume = self.resumed()?;
+        let resume = match self.is_auto() {
+            true => self.begun()?,
+            false => self.resumed()?,
+        };
         let mut config = match &resume {
             None => self.config.load()?,
-            Some(path) => self.of_run(path)?,
+            Some(path) => self.of_run(path, stage)?,
         };
         if let Some(steps) = self.steps {
             section(&mut config).steps = Some(steps);
@@ -58,9 +77,36 @@ impl TrainArgs {
             device: context.device()?,
             out: self.out.clone(),
             resume,
+            fall_back: self.is_auto(),
             workers: self.workers,
             skip_bad: self.skip_bad_images,
         })
+    }
+
+    /// The run at --out, if it has begun: one without a checkpoint, stopped as it began, is started anew.
+    fn begun(&self) -> Result<Option<PathBuf>> {
+        let Some(out) = &self.out else {
+            return Err(usage(
+                "--resume auto without a folder",
+                "name the run to start or to go on with: --out DIR",
+            ));
+        };
+        let run = RunFolder::open(out).ok();
+        let Some(run) = run.filter(|run| run.latest().is_ok()) else {
+            return Ok(None);
+        };
+        // A damaged state has no seed to compare; going on finds an older one.
+        match (self.seed, run.info()) {
+            (Some(asked), Ok(info)) if info.seed != asked => Err(usage(
+                format!(
+                    "--seed {asked}: {} was begun with seed {}",
+                    out.display(),
+                    info.seed
+                ),
+                "leave --seed out, or start another run with another --out",
+            )),
+            _ => Ok(Some(out.clone())),
+        }
     }
 
     /// The run of --resume, or of --out where --resume has no value.
@@ -84,20 +130,27 @@ impl TrainArgs {
         }
     }
 
-    /// The run's own configuration with --set, --data and --val over it.
-    fn of_run(&self, path: &std::path::Path) -> Result<Config> {
-        if self.config.config.is_some() {
+    /// The run's own configuration with --set, --data and --val over it; with --resume auto, --config too, which must say of
+    /// the run's results what its own says.
+    fn of_run(&self, path: &Path, stage: Stage) -> Result<Config> {
+        let named = self.config.config.clone();
+        if named.is_some() && !self.is_auto() {
             return Err(usage(
                 "--config with --resume",
-                "a resumed run keeps its own configuration",
+                "a resumed run keeps its own configuration; --resume auto takes the command that started it",
             ));
         }
         let (folder, _) = RunFolder::locate(path)?;
         let own = Config::read(&folder.config())?;
         let over = ConfigArgs {
-            config: Some(folder.config().display().to_string()),
+            config: named.or_else(|| Some(folder.config().display().to_string())),
             ..self.config.clone()
         };
-        resumed_config(&own, &over.load()?)
+        let mut asked = over.load()?;
+        if stage == Stage::Generator && self.is_auto() {
+            // What is the tokenizer's, the run took from it when it began.
+            adopt_tokenizers(&mut asked, &own);
+        }
+        resumed_config(&own, &asked)
     }
 }

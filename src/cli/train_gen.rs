@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::train::TrainArgs;
+use super::train::{Stage, TrainArgs};
 use crate::error::Result;
 use crate::train::start_generator::{self, Options};
 
@@ -23,9 +23,11 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let request = args
         .train
-        .request(context, |config| &mut config.train_gen)?;
+        .request(context, Stage::Generator, |config| &mut config.train_gen)?;
+    // A run that has begun has a copy of its tokenizer.
+    let has_begun = args.train.is_auto() && request.resume.is_some();
     let options = Options {
-        vae: args.vae.clone(),
+        vae: args.vae.clone().filter(|_| !has_begun),
         cache: args.cache.clone(),
     };
     if args.train.dry_run {

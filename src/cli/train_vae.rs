@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::config::absolute;
-use super::train::TrainArgs;
-use crate::error::Result;
+use super::train::{Stage, TrainArgs};
+use crate::error::{Result, usage};
 use crate::train::start_vae;
 
 /// Train the tokenizer: images to latents, codes, and back
@@ -15,7 +15,7 @@ pub struct Args {
     train: TrainArgs,
     /// Start from weights by name, as of taming-transformers' VQGAN (.ckpt, .pth, .safetensors) or a bundle's; what does not fit is
     /// listed and starts fresh
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// VGG16's weights for the perceptual loss, torchvision's (.pth or .safetensors; replaces loss.vgg)
     #[arg(long, value_name = "FILE")]
@@ -28,7 +28,13 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut request = args
         .train
-        .request(context, |config| &mut config.train_vae)?;
+        .request(context, Stage::Tokenizer, |config| &mut config.train_vae)?;
+    if args.init.is_some() && args.train.resume.is_some() && !args.train.is_auto() {
+        return Err(usage(
+            "--init with --resume",
+            "a resumed run goes on from its own weights; leave --init out",
+        ));
+    }
     let loss = &mut request.config.loss;
     for (asked, own) in [(&args.vgg, &mut loss.vgg), (&args.lpips, &mut loss.lpips)] {
         if let Some(asked) = asked {
@@ -38,6 +44,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.train.dry_run {
         return super::print(&start_vae::plan(&request)?.text());
     }
-    let run = start_vae::train(&request, args.init.as_deref())?;
+    // A run that has begun has its start behind it.
+    let init = args.init.as_deref().filter(|_| request.resume.is_none());
+    let run = start_vae::train(&request, init)?;
     super::print(&format!("{}\n", run.display()))
 }

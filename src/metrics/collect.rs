@@ -85,15 +85,7 @@ impl<'a> Collector<'a> {
     pub fn rows(&mut self, features: &[Rows]) -> Result<()> {
         let count = features.first().map_or(0, Rows::count);
         for (tap, rows) in self.taps.iter_mut().flatten().zip(features) {
-            if let Some(bad) = rows
-                .iter()
-                .position(|row| !row.iter().all(|x| x.is_finite()))
-            {
-                return Err(hinted(
-                    format!("image {}: its features are not finite", self.count + bad),
-                    "the weights are damaged, or are another network's",
-                ));
-            }
+            check_features(rows, self.count)?;
             tap.moments.add(rows);
             if let Some(all) = &mut tap.rows {
                 all.values.extend_from_slice(&rows.values);
@@ -110,6 +102,21 @@ impl<'a> Collector<'a> {
             pixels: self.pixels.finish(),
             taps: self.taps,
         }
+    }
+}
+
+/// Refuses features of which a row is not finite; the rows are of the images from number `first` on.
+pub fn check_features(rows: &Rows, first: usize) -> Result<()> {
+    let bad = |row: &[f32]| !row.iter().all(|x| x.is_finite());
+    match rows.iter().position(bad) {
+        None => Ok(()),
+        Some(place) => Err(hinted(
+            format!(
+                "image number {} (from 0): its features are not finite",
+                first + place
+            ),
+            "the weights are damaged, or are another network's",
+        )),
     }
 }
 

@@ -191,6 +191,7 @@ impl<'a> Evaluator<'a> {
                 Metric::Kid => self.kid(samples, &mut found)?,
             }
         }
+        found.warn_of_bad();
         Ok(found)
     }
 

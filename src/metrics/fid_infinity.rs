@@ -28,7 +28,7 @@ pub fn check(n: usize) -> Result<()> {
     ))
 }
 
-/// The line's value at 1/N = 0.
+/// The line's value at 1/N = 0, where it lies below zero 0: it is a distance.
 ///
 /// Errors: too few samples for a line.
 pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<f64> {
@@ -47,7 +47,8 @@ pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<
         }
         points.push((1.0 / size as f64, reference.distance(&moments.gaussian()?)?));
     }
-    Ok(intercept(&points))
+    let value = intercept(&points);
+    Ok(if value < 0.0 { 0.0 } else { value })
 }
 
 /// Of the least-squares line through (x, y).
@@ -71,6 +72,20 @@ mod tests {
             .map(|i| (f64::from(i), 3.0 + 2.0 * f64::from(i)))
             .collect();
         assert!((intercept(&points) - 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_set_against_itself_is_at_nought() -> Result<()> {
+        let width = 8;
+        for seed in 0..5 {
+            let mut values = vec![0f32; 400 * width];
+            Stream::new(seed, Purpose::Noise, 0, 0).fill_normal(&mut values);
+            let samples = Rows { width, values };
+            let reference = Reference::new(&Gaussian::of(&samples)?)?;
+            let value = fid_infinity(&reference, &samples, 0)?;
+            assert!((0.0..0.01).contains(&value), "{value}");
+        }
+        Ok(())
     }
 
     #[test]

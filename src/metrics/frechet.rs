@@ -3,7 +3,8 @@
 //!
 //! Σ₁Σ₂ has the eigenvalues of the symmetric D^½·Uᵀ·Σ₂·U·D^½, Σ₁ = U·D·Uᵀ: the sum of their square roots is the
 //! trace. Both matrices may be singular (fewer images than dimensions): eigenvalues below zero are rounding, and taken
-//! as zero, so that nothing has to be added to a diagonal.
+//! as zero, so that nothing has to be added to a diagonal. A distance below zero is rounding too, and one of equal
+//! distributions is 0 without any.
 
 use faer::{Mat, Side};
 
@@ -13,12 +14,15 @@ use crate::error::{Result, hinted};
 /// Student's t for 95 % on both sides with nine degrees of freedom: ten groups.
 const T_OF_TEN_GROUPS: f64 = 2.262;
 
+/// Below this part of the traces a distance is rounding: what the roots of 2048 eigenvalues leave of f64.
+const ROUNDING: f64 = 1e-9;
+
 /// Groups of the jackknife.
 pub const GROUPS: usize = 10;
 
 /// A distribution that others are compared with: its eigenvectors are computed once.
 pub struct Reference {
-    mean: Vec<f64>,
+    gaussian: Gaussian,
     trace: f64,
     /// U·D^½.
     root: Mat<f64>,
@@ -35,39 +39,50 @@ impl Reference {
         let values = eigen.S().column_vector();
         let mut root = eigen.U().to_owned();
         for (j, &value) in values.iter().enumerate() {
-            let scale = value.max(0.0).sqrt();
+            let scale = root_of(value);
             root.col_mut(j).iter_mut().for_each(|x| *x *= scale);
         }
         Ok(Self {
-            mean: gaussian.mean.clone(),
+            gaussian: gaussian.clone(),
             trace: trace(&gaussian.covariance),
             root,
         })
     }
 
-    /// The distance of `other` from this one, never below zero by more than rounding.
+    /// The distance of `other` from this one: at least 0, or NaN.
     ///
     /// Errors: the two are of different widths.
     pub fn distance(&self, other: &Gaussian) -> Result<f64> {
-        if other.width() != self.mean.len() {
+        let own = &self.gaussian;
+        if other.width() != own.width() {
             return Err(hinted(
                 format!(
                     "features of {} and of {} dimensions cannot be compared",
                     other.width(),
-                    self.mean.len()
+                    own.width()
                 ),
                 "both sides must be made by the same network, at the same --dims",
             ));
+        }
+        if own.mean == other.mean && own.covariance == other.covariance {
+            return Ok(0.0);
         }
         let product = self.root.transpose() * (&other.covariance * &self.root);
         let failed = |e| hinted(format!("no eigenvalues of the product: {e:?}"), "");
         let values = product
             .self_adjoint_eigenvalues(Side::Lower)
             .map_err(failed)?;
-        let roots: f64 = values.iter().map(|value| value.max(0.0).sqrt()).sum();
-        let means = self.mean.iter().zip(&other.mean);
+        let roots: f64 = values.iter().map(|&value| root_of(value)).sum();
+        let means = own.mean.iter().zip(&other.mean);
         let apart: f64 = means.map(|(a, b)| (a - b).powi(2)).sum();
-        Ok(apart + self.trace + trace(&other.covariance) - 2.0 * roots)
+        let traces = self.trace + trace(&other.covariance);
+        let distance = apart + traces - 2.0 * roots;
+        // Also of NaN, which is below nothing.
+        Ok(if distance < ROUNDING * traces {
+            0.0
+        } else {
+            distance
+        })
     }
 
     /// The 95 % interval of the samples' distance `value`: the delete-a-group jackknife over their groups.
@@ -83,8 +98,14 @@ impl Reference {
         let mean = left.iter().sum::<f64>() / g;
         let squares: f64 = left.iter().map(|d| (d - mean).powi(2)).sum();
         let half = T_OF_TEN_GROUPS * ((g - 1.0) / g * squares).sqrt();
-        Ok([value - half, value + half])
+        let low = value - half;
+        Ok([if low < 0.0 { 0.0 } else { low }, value + half])
     }
+}
+
+/// √x, and 0 below zero. (`f64::max` would drop a NaN.)
+fn root_of(x: f64) -> f64 {
+    if x < 0.0 { 0.0 } else { x.sqrt() }
 }
 
 fn trace(matrix: &Mat<f64>) -> f64 {
@@ -131,10 +152,39 @@ mod tests {
         let (a, b) = (normal(1, 20, 64), normal(2, 20, 64));
         let (a, b) = (Gaussian::of(&a)?, Gaussian::of(&b)?);
         let itself = Reference::new(&a)?.distance(&a)?;
-        assert!(itself.abs() < 1e-6, "{itself}");
+        assert_eq!(itself, 0.0);
         let there = Reference::new(&a)?.distance(&b)?;
         let back = Reference::new(&b)?.distance(&a)?;
         assert!(there > 1.0 && (there - back).abs() < 1e-6 * there);
+        Ok(())
+    }
+
+    #[test]
+    fn a_set_against_itself_in_another_order_is_never_below_nought() -> Result<()> {
+        for (count, width) in [(20, 64), (300, 32), (64, 64), (1000, 8)] {
+            for seed in 0..6 {
+                let rows = normal(seed, count, width);
+                let mut shuffled: Vec<&[f32]> = rows.iter().collect();
+                shuffled.sort_by(|x, y| x[0].total_cmp(&y[0]));
+                let values = shuffled.concat();
+                let shuffled = Gaussian::of(&Rows { width, values })?;
+                let reference = Reference::new(&Gaussian::of(&rows)?)?;
+                let distance = reference.distance(&shuffled)?;
+                assert!(
+                    (0.0..1e-5).contains(&distance),
+                    "{count} × {width}: {distance}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_distance_that_overflows_is_not_taken_for_a_good_one() -> Result<()> {
+        // Finite, and its products are not.
+        let huge = diagonal(&[0.0; 2], &[1e200; 2]);
+        let found = Reference::new(&huge)?.distance(&diagonal(&[1e200; 2], &[1e200, 3.0]));
+        assert!(!found.is_ok_and(f64::is_finite));
         Ok(())
     }
 

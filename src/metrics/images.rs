@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 
 use crate::data::augment::center_crop;
 use crate::data::{self, Source};
-use crate::error::{Context, Result, hinted};
+use crate::error::{self, Context, Error, Result, hinted, rehinted};
 use crate::store::digest::hex;
-use crate::store::npz::{Element, Npz};
+use crate::store::foreign;
+use crate::store::npz::Npz;
 
 /// Where a set's images come from.
 pub enum Images {
@@ -33,26 +34,43 @@ impl Images {
     ///
     /// Errors: there is nothing, or no image in it; an `.npz` without images.
     pub fn open(path: &Path, crop: Option<usize>) -> Result<Self> {
-        if path.extension().is_some_and(|e| e == "npz") {
+        if is_npz(path) {
             return Self::array(path);
         }
+        // Data of other kinds is found by its ending: what it is has to be said here.
+        if path.is_file()
+            && let Some(kind @ (foreign::NPY | foreign::TORCH)) = foreign::of(path)
+        {
+            return Err(hinted(
+                format!(
+                    "{} is {}; expected a folder, a tar shard, an image or an .npz",
+                    path.display(),
+                    kind.name
+                ),
+                match kind {
+                    foreign::NPY => {
+                        "numpy.savez(FILE, images) writes an .npz of them, u8 [N,H,W,3]"
+                    }
+                    _ => "name images; samples may also be a run or a bundle",
+                },
+            ));
+        }
         let name = path.to_str().context("a path that is not UTF-8")?;
-        let source = data::open(&[name.to_string()], false)?;
+        let source = data::open(&[name.to_string()], false).map_err(own_remedy)?;
         Ok(Images::Files { source, crop })
     }
 
     fn array(path: &Path) -> Result<Self> {
         let (element, shape) = Npz::open(path)?.describe("arr_0")?;
-        match (element, &shape[..]) {
-            (Element::U8, &[n, h, w, 3]) if n * h * w > 0 => Ok(Images::Array {
+        match (element.as_str(), &shape[..]) {
+            ("|u1" | "<u1" | ">u1", &[n, h, w, 3]) if n * h * w > 0 => Ok(Images::Array {
                 path: path.to_path_buf(),
                 shape: [n, h, w, 3],
             }),
             _ => Err(hinted(
                 format!(
-                    "{}: expected images u8 [N,H,W,3] in `arr_0`, found `{}` {shape:?}",
-                    path.display(),
-                    element.descriptor()
+                    "{}: expected images u8 [N,H,W,3] in `arr_0`, found `{element}` {shape:?}",
+                    path.display()
                 ),
                 "`rdpm sample --out FILE.npz` writes such a file",
             )),
@@ -129,12 +147,30 @@ pub fn spread(i: usize, count: usize, limit: usize) -> usize {
 
 /// Image number `i` and its name.
 fn one(source: &dyn Source, crop: Option<usize>, i: usize) -> Result<(String, RgbImage)> {
-    let example = source.read(i)?;
+    let example = source.read(i).map_err(own_remedy)?;
     let image = match crop {
         Some(side) => center_crop(&example.image, side),
         None => example.image,
     };
     Ok((example.key, image))
+}
+
+/// Whether `path` names an array file: by its ending, or by what it holds.
+pub fn is_npz(path: &Path) -> bool {
+    let ending = path.extension().map(|e| e.to_ascii_lowercase());
+    ending.is_some_and(|e| e == "npz") || (path.is_file() && Npz::is(path))
+}
+
+/// `error` of the data with a remedy of this command's own: options that its hint names are those of training and encoding,
+/// which leave bad images out.
+fn own_remedy(error: Error) -> Error {
+    match error::hint(&error).is_some_and(|hint| hint.contains("--")) {
+        true => rehinted(
+            &error,
+            "replace or remove the file: no image is left out of a figure",
+        ),
+        false => error,
+    }
 }
 
 /// Refuses `image` if it is of another size than the first.
@@ -176,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::error::report;
-    use crate::store::npz::NpzWriter;
+    use crate::store::npz::{Element, NpzWriter};
 
     fn hash(images: &Images, batch: usize) -> Result<(usize, String)> {
         let (mut count, mut hash) = (0, PixelHash::default());

@@ -7,6 +7,7 @@ use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 
+use super::collect::check_features;
 use super::frechet::Reference;
 use super::statistics::Moments;
 use super::{FeatureNetwork, Inception, Rows, psnr, ssim};
@@ -20,10 +21,15 @@ pub struct Mean {
     pub count: usize,
     sum: f64,
     squares: f64,
+    /// The first image whose figure is not finite; then the mean is not either.
+    pub bad: Option<usize>,
 }
 
 impl Mean {
     pub fn add(&mut self, value: f64) {
+        if !value.is_finite() {
+            self.bad.get_or_insert(self.count);
+        }
         self.count += 1;
         self.sum += value;
         self.squares += value * value;
@@ -33,8 +39,12 @@ impl Mean {
         self.sum / self.count as f64
     }
 
-    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image.
+    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image, and where the mean is
+    /// not finite.
     pub fn interval(self) -> Option<[f64; 2]> {
+        if self.bad.is_some() {
+            return None;
+        }
         let (n, mean) = (self.count as f64, self.value());
         let variance = (self.squares - n * mean * mean).max(0.0) / (n - 1.0);
         let half = 1.96 * (variance / n).sqrt();
@@ -103,11 +113,16 @@ impl Judge {
     }
 
     /// Adds Inception's features of `images`, if they are asked for.
+    ///
+    /// Errors: an image's features are not finite.
     pub fn add_features(&self, images: &[RgbImage], quality: &mut Quality) -> Result<()> {
         let Some(inception) = &self.inception else {
             return Ok(());
         };
         let outputs = inception.features(images)?;
+        for rows in &outputs {
+            check_features(rows, quality.features.first().map_or(0, Moments::count))?;
+        }
         if quality.features.is_empty() {
             let empty = |rows: &Rows| Moments::new(rows.width);
             quality.features = outputs.iter().map(empty).collect();
@@ -159,6 +174,18 @@ mod tests {
         let mut one = Mean::default();
         one.add(2.0);
         assert_eq!(one.interval(), None);
+    }
+
+    #[test]
+    fn a_mean_with_a_bad_figure_is_no_figure_and_says_whose_it_was() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let mut mean = Mean::default();
+            [1.0, 2.0, bad, 3.0, bad]
+                .into_iter()
+                .for_each(|x| mean.add(x));
+            assert!(!mean.value().is_finite());
+            assert_eq!((mean.bad, mean.interval()), (Some(2), None));
+        }
     }
 
     #[test]

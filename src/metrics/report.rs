@@ -72,6 +72,26 @@ impl Evaluation {
         }
     }
 
+    /// Warns of every figure that is NaN or infinite: null in the report's JSON.
+    pub fn warn_of_bad(&mut self) {
+        let parts = |figure: &Figure| {
+            let interval = figure.interval.into_iter().flatten();
+            [figure.value]
+                .into_iter()
+                .chain(interval)
+                .chain(figure.deviation)
+                .collect::<Vec<_>>()
+        };
+        for (name, figure) in &self.metrics {
+            if !parts(figure).into_iter().all(f64::is_finite) {
+                self.warnings.push(format!(
+                    "{name} is not finite ({}): the features of {} are too large to be compared, or damaged",
+                    figure.value, self.samples.path
+                ));
+            }
+        }
+    }
+
     fn json(&self) -> Map<String, Value> {
         let metrics: Map<String, Value> = self
             .metrics
@@ -219,6 +239,31 @@ mod tests {
             warnings: vec!["few".into()],
             ..Evaluation::default()
         }
+    }
+
+    #[test]
+    fn a_figure_that_is_not_finite_is_shown_as_such_and_null_for_machines() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let mut found = evaluation(7.5);
+            found.samples.path = "some/samples".into();
+            found.metrics[0].1.value = bad;
+            found.warn_of_bad();
+            let report = Report {
+                reference: None,
+                seed: 3,
+                evaluations: vec![found],
+            };
+            assert_eq!(report.json()["metrics"]["fid"]["value"], Value::Null);
+            let (table, shown) = (report.table(), format!("{bad}"));
+            assert!(table.contains("warning: fid is not finite"), "{table}");
+            assert!(
+                table.contains(&shown) && table.contains("some/samples"),
+                "{table}"
+            );
+        }
+        let mut good = evaluation(7.5);
+        good.warn_of_bad();
+        assert_eq!(good.warnings, ["few"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::collect::Collector;
 use super::feature_log::FeatureLog;
 use crate::error::{Result, interrupted};
-use crate::sample::{Draws, Pretrained, SampleOptions, to_rgb};
+use crate::sample::{Draws, Pretrained, SampleOptions, named_rgb};
 use crate::telemetry::Progress;
 use crate::train::interrupt::Interrupt;
 
@@ -78,7 +78,8 @@ impl Sampling {
                 seed: self.seed,
                 indices: &numbers,
             };
-            let images = to_rgb(&sampler.images(&labels, &draws, &self.options)?)?;
+            let images = sampler.images(&labels, &draws, &self.options)?;
+            let images = named_rgb(&images, |i| format!("image {}", numbers[i]))?;
             log.append(&collector.images(&images)?)?;
             progress.set(log.count() as u64, "");
             // Also after the last batch: of a sweep, other settings follow.

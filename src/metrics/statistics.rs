@@ -47,6 +47,11 @@ impl Moments {
         self.sum.len()
     }
 
+    /// Rows so far.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     pub fn add(&mut self, row: &[f32]) {
         self.waiting.extend(row.iter().map(|&x| f64::from(x)));
         self.count += 1;

@@ -11,10 +11,15 @@ pub use crate::ops::mean_squared_error;
 pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     plain([real, fake], |[real, fake]| {
         let (real, fake) = (real.to_dtype(DType::F32)?, fake.to_dtype(DType::F32)?);
-        let real = real.affine(-1.0, 1.0)?.relu()?.mean_all()?;
-        let fake = fake.affine(1.0, 1.0)?.relu()?.mean_all()?;
+        let real = positive(&real.affine(-1.0, 1.0)?)?.mean_all()?;
+        let fake = positive(&fake.affine(1.0, 1.0)?)?.mean_all()?;
         (real + fake)? * 0.5
     })
+}
+
+/// max(0, x) as ½(x + |x|), which has the same bits and gradient. candle's `relu` makes 0 of NaN: the perfect loss.
+fn positive(x: &Tensor) -> Result<Tensor> {
+    (x + x.abs()?)? * 0.5
 }
 
 /// −mean(fake), in f32: what the decoder pays to be taken for real.
@@ -45,6 +50,8 @@ mod tests {
         let loss = |r: &[f32], f: &[f32]| hinge_discriminator(&t(r)?, &t(f)?)?.to_scalar::<f32>();
         assert_eq!(loss(&[1.0, 7.0], &[-1.0, -2.0])?, 0.0);
         assert_eq!(loss(&[0.5, 1.0], &[-1.0, 1.0])?, 0.5 * (0.25 + 1.0));
+        assert!(loss(&[f32::NAN, 7.0], &[-1.0])?.is_nan());
+        assert!(loss(&[1.0], &[f32::NAN])?.is_nan());
         assert_eq!(hinge_generator(&t(&[1.0, 2.0])?)?.to_scalar::<f32>()?, -1.5);
         Ok(())
     }

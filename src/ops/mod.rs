@@ -30,6 +30,7 @@ pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod feature_distance;
+pub mod finite;
 pub mod flop;
 pub mod group_norm;
 pub mod layer_norm;

@@ -24,7 +24,7 @@ pub struct Choice {
 /// Logits [B,N,K], with λ ≠ 0 conditional then unconditional [2B,N,K], to codes u32 [B,N].
 ///
 /// `uniform` [B,N,K] in (0,1) makes the Gumbel noise; without it the most likely code is taken.
-/// Errors: shapes that do not belong together, a row without a finite logit.
+/// Errors: shapes that do not belong together, a logit that is not finite.
 pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Result<Tensor> {
     let (rows, n, k) = logits.dims3()?;
     let halves = if choice.lambda == 0.0 { 1 } else { 2 };
@@ -51,6 +51,9 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
                     guide(row, &unconditional[at.clone()], choice.lambda);
                 }
                 row.iter_mut().for_each(|x| *x *= choice.tau);
+                if !row.iter().all(|x| x.is_finite()) {
+                    return None;
+                }
                 if let Some(k) = choice.top_k {
                     keep_largest(row, k);
                 }
@@ -66,7 +69,7 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
         .collect();
     if let Some(i) = codes.iter().position(Option::is_none) {
         candle_core::bail!(
-            "image {}, position {}: no code has a finite logit (are the weights damaged?)",
+            "image {} of the batch, position {}: its logits are not finite (are the weights damaged?)",
             i / n,
             i % n
         );
@@ -250,6 +253,8 @@ mod tests {
     fn damaged_logits_are_named() {
         let error = codes(&[f32::NAN, f32::NAN], None, &PLAIN).unwrap_err();
         assert!(error.to_string().contains("position 0"), "{error}");
-        assert!(codes(&[f32::INFINITY, 0.0], None, &PLAIN).is_err());
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(codes(&[bad, 0.0], None, &PLAIN).is_err());
+        }
     }
 }

@@ -3,10 +3,17 @@
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result, hinted};
 
 /// The B pictures of `images` [B,H,W,3]; a half rounds to the even byte, as PyTorch does.
+///
+/// Errors: a picture holds NaN or infinity; it is named by its place.
 pub fn to_rgb(images: &Tensor) -> Result<Vec<RgbImage>> {
+    named_rgb(images, |i| format!("picture {i} of the batch"))
+}
+
+/// As [`to_rgb`]; an error calls picture i `name(i)`.
+pub fn named_rgb(images: &Tensor, name: impl Fn(usize) -> String) -> Result<Vec<RgbImage>> {
     let (_, h, w, c) = images.dims4()?;
     anyhow::ensure!(
         c == 3,
@@ -19,11 +26,24 @@ pub fn to_rgb(images: &Tensor) -> Result<Vec<RgbImage>> {
         .to_vec1::<f32>()?;
     values
         .chunks(h * w * 3)
-        .map(|picture| {
+        .enumerate()
+        .map(|(i, picture)| {
+            if !picture.iter().all(|x| x.is_finite()) {
+                return Err(not_finite(&name(i), "its pixels"));
+            }
             let bytes = picture.iter().map(|&x| byte(x)).collect();
             RgbImage::from_raw(w as u32, h as u32, bytes).context("an empty picture")
         })
         .collect()
+}
+
+/// The error of an image that came to NaN or infinity; `what` of it did.
+pub fn not_finite(image: &str, what: &str) -> Error {
+    hinted(
+        format!("{image}: {what} are not finite (NaN or infinity)"),
+        "the model has diverged, or its weights are damaged: name another, or an earlier checkpoint of its run \
+         (RUN/checkpoints/step-N)",
+    )
 }
 
 /// Equal pictures as [B,H,W,3] in [-1,1].
@@ -38,7 +58,7 @@ pub fn from_rgb(pictures: &[RgbImage], device: &Device) -> Result<Tensor> {
 }
 
 fn byte(x: f32) -> u8 {
-    // `as` saturates, and takes a NaN to 0.
+    // `as` saturates.
     ((x + 1.0) * 127.5).round_ties_even() as u8
 }
 
@@ -59,6 +79,24 @@ mod tests {
         assert_eq!(pictures[1].as_raw(), &[159, 254, 1, 140, 153, 166]);
         let again = to_rgb(&from_rgb(&pictures, &Device::Cpu)?)?;
         assert_eq!(again, pictures);
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_that_is_not_finite_is_an_error_that_names_it() -> Result<()> {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let images = Tensor::new(&[0f32, 1.0, 0.5, 0.0, bad, 0.0], &Device::Cpu)?;
+            let images = images.reshape((2, 1, 1, 3))?;
+            let error = named_rgb(&images, |i| format!("image 1{i}")).unwrap_err();
+            let (text, code) = crate::error::report(&error);
+            assert!(
+                text.contains("image 11: its pixels are not finite"),
+                "{text}"
+            );
+            assert!(text.contains("hint:") && code == 1, "{text}");
+            assert!(to_rgb(&images).is_err());
+            assert_eq!(to_rgb(&images.narrow(0, 0, 1)?)?.len(), 1);
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub mod sampler;
 
 pub use choose::{Choice, choose};
 pub use grid::{enlarge, grid, save_png};
-pub use image::{from_rgb, to_rgb};
+pub use image::{from_rgb, named_rgb, not_finite, to_rgb};
 pub use output::{Output, Picture, Put};
 pub use pretrained::Pretrained;
 pub use sampler::{Draws, SampleOptions, Sampler, decode};

@@ -1,6 +1,7 @@
 //! Where pictures go, by the ending of `--out`: one PNG (a grid), a folder of PNGs, or ADM's `.npz`.
 //!
-//! Each is written whole or not at all. The folder and the `.npz` take pictures as they come.
+//! Each is written whole or not at all; a signal that asks to stop leaves nothing. The folder and the `.npz` take pictures as
+//! they come.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -12,13 +13,51 @@ use super::grid::{grid, save_png};
 use crate::error::{Result, hinted, usage};
 use crate::store::atomic;
 use crate::store::npz::{Element, NpzWriter};
+use crate::train::interrupt::Interrupt;
+
+/// Endings of files that are not written here: whoever names one does not mean a folder.
+const OTHER_FILES: [&str; 33] = [
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "gif",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "ppm",
+    "avif",
+    "heic",
+    "svg",
+    "pdf",
+    "mp4",
+    "webm",
+    "npy",
+    "pt",
+    "pth",
+    "ckpt",
+    "safetensors",
+    "h5",
+    "zip",
+    "tar",
+    "gz",
+    "tgz",
+    "json",
+    "jsonl",
+    "txt",
+    "csv",
+    "html",
+    "toml",
+    "yaml",
+];
 
 /// The kind of output that a path's ending asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// `.png`: all pictures on one sheet.
     Grid(PathBuf),
-    /// No ending: a PNG a picture, named `indexCLASS-NUMBER.png`.
+    /// No ending of a file: a PNG a picture, named `indexCLASS-NUMBER.png`.
     Folder(PathBuf),
     /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the classes' indices, as the archive's comment says.
     Npz(PathBuf),
@@ -37,12 +76,25 @@ pub struct Picture {
 pub type Put<'a> = dyn FnMut(Picture) -> Result<()> + 'a;
 
 impl Output {
-    /// Errors: another ending; a folder that holds something already, or something that is no folder.
+    /// By the ending, whatever its case; what ends in a slash, or is a folder already, is a folder. `run-1.5` is one too:
+    /// a dot in a name makes no file of it.
+    ///
+    /// Errors: the ending of another kind of file; a folder that holds something already, or something that is no folder.
     pub fn from_path(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|e| e.to_str()) {
+        atomic::sweep_beside(path);
+        let ending = path
+            .extension()
+            .map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let ending = ending.filter(|_| !slash && !path.is_dir());
+        match ending.as_deref() {
             Some("png") => Ok(Output::Grid(path.to_path_buf())),
             Some("npz") => Ok(Output::Npz(path.to_path_buf())),
-            None => {
+            Some(other) if OTHER_FILES.contains(&other) => Err(usage(
+                format!("--out {}: no output of kind `.{other}`", path.display()),
+                ".png is one sheet, .npz an array file, any other name a folder of PNGs",
+            )),
+            _ => {
                 let occupied = std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some());
                 if occupied || (path.exists() && !path.is_dir()) {
                     return Err(hinted(
@@ -52,10 +104,6 @@ impl Output {
                 }
                 Ok(Output::Folder(path.to_path_buf()))
             }
-            Some(other) => Err(usage(
-                format!("--out {}: no output of kind `.{other}`", path.display()),
-                ".png is one sheet, .npz an array file, no ending a folder of PNGs",
-            )),
         }
     }
 
@@ -66,6 +114,8 @@ impl Output {
     }
 
     /// Writes the `count` pictures of `width`×`height` that `produce` puts; a grid has `columns`.
+    ///
+    /// Errors: what `produce` returns; a signal that asks to stop, after which nothing is written.
     pub fn write(
         &self,
         count: usize,
@@ -73,6 +123,21 @@ impl Output {
         columns: usize,
         produce: impl FnOnce(&mut Put) -> Result<()>,
     ) -> Result<()> {
+        let interrupt = Interrupt::listen()?;
+        let mut done = 0;
+        let produce = |put: &mut Put| {
+            produce(&mut |picture| {
+                interrupt.check(
+                    || format!("after {done} of {count} images"),
+                    || {
+                        let out = self.path().display();
+                        format!("nothing was written to {out}; the same command starts again")
+                    },
+                )?;
+                done += 1;
+                put(picture)
+            })
+        };
         match self {
             Output::Grid(path) => {
                 let mut pictures = Vec::with_capacity(count);
@@ -154,8 +219,45 @@ mod tests {
             .flat_map(|l| l.to_le_bytes())
             .collect();
         assert_eq!(labels[128..], expected);
-        let error = Output::from_path(&root.path().join("a.jpg")).unwrap_err();
-        assert_eq!(report(&error).1, 2);
+        for other in ["a.jpg", "a.JPEG", "a.npy", "a.tar"] {
+            let error = Output::from_path(&root.path().join(other)).unwrap_err();
+            assert_eq!(report(&error).1, 2);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_dot_in_a_name_makes_no_file_of_a_folder() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir(at("there.png"))?;
+        for name in [
+            "run-1.5",
+            "samples.v2",
+            "a.b.c",
+            "step.00000200",
+            "there.png",
+            "new.png/",
+            ".hidden",
+        ] {
+            let output = Output::from_path(&at(name))?;
+            assert!(matches!(output, Output::Folder(_)), "{name}: {output:?}");
+            output.write(3, (4, 4), 2, put_three)?;
+            assert!(at(name).join("0012-000002.png").is_file(), "{name}");
+        }
+        assert!(matches!(Output::from_path(&at("A.PNG"))?, Output::Grid(_)));
+        assert!(matches!(Output::from_path(&at("A.NPZ"))?, Output::Npz(_)));
+        Ok(())
+    }
+
+    #[test]
+    fn the_next_output_sweeps_what_a_killed_one_left() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let at = |name: &str| root.path().join(name);
+        std::fs::write(at(".x.npz.partial"), "half")?;
+        std::fs::create_dir(at(".folder.partial"))?;
+        Output::from_path(&at("y.npz"))?;
+        assert_eq!(std::fs::read_dir(root.path())?.count(), 0);
         Ok(())
     }
 

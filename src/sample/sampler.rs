@@ -7,11 +7,12 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::choose::{Choice, choose};
+use super::image::not_finite;
 use crate::config::{CfgSchedule, Config, SampleConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::Noise;
+use crate::ops::{Noise, finite};
 use crate::rng::{Purpose, uniform};
 
 /// Images decoded at once: the decoder's maps are many times the size of the latents.
@@ -193,7 +194,8 @@ impl<'a> Sampler<'a> {
                 true => Some(draws.uniform(t, side * side, k)?),
                 false => None,
             };
-            let codes = choose(&logits, uniform.as_ref(), &choice)?; // [B,N]
+            let codes = choose(&logits, uniform.as_ref(), &choice)
+                .or_else(|error| Err(named(&logits, draws, t, error)?))?; // [B,N]
             sum = (sum + codebook.lookup(&codes.reshape((b, side, side))?)?)?;
             sums.push(sum.clone());
         }
@@ -226,6 +228,19 @@ impl<'a> Sampler<'a> {
         let c = condition.dim(1)?;
         condition.reshape((steps, b, c))
     }
+}
+
+/// The error of step `t`'s choice, with the number of the image whose logits are not finite.
+fn named(logits: &Tensor, draws: &Draws, t: usize, error: candle_core::Error) -> Result<Error> {
+    let (Draws::Seeded { indices, .. }, Some(row)) = (draws, finite::first_bad_row(logits)?) else {
+        return Ok(error.into());
+    };
+    // Guided logits come in two halves.
+    let image = format!("image {}", indices[row % indices.len()]);
+    Ok(not_finite(
+        &image,
+        &format!("the generator's logits of step {t}"),
+    ))
 }
 
 /// D(z) for z [B,h,w,d], a few images at a time.

@@ -2,16 +2,29 @@
 //!
 //! Everything is written under a hidden name beside its place, synced, and renamed: after a crash, a `kill -9`
 //! or a full disk, what was there before is still there.
+//!
+//! Whoever writes holds a lock on what is not in its place yet. What a killed process left has none: it is removed by the
+//! next process that writes into the same folder.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result, hinted};
 
 /// The end of every name that is not in its place yet; [`sweep`] removes what a killed process left.
 const PARTIAL: &str = ".partial";
+
+/// The end of the name of a folder that steps aside for its successor.
+const ASIDE: &str = ".old.partial";
+
+/// How often a name is tried that another process holds: one that sweeps lets go of it at once.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Writes `bytes` to `path`.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -28,14 +41,18 @@ pub fn write_with(
 ) -> Result<()> {
     check_kind(path)?;
     let temporary = beside(path, PARTIAL);
+    sweep_beside(path);
     let mut owned = false;
     let written = (|| -> Result<()> {
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&temporary)?;
-        own(&file, &temporary)?;
+        let file = patiently(|| {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&temporary)?;
+            own(&file, &temporary)?;
+            Ok(file)
+        })?;
         owned = true;
         file.set_len(0)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
@@ -62,6 +79,7 @@ pub fn write_with(
 /// Whether a file can be written to `path`, for those who will do so in hours.
 pub fn check_writable(path: &Path) -> Result<()> {
     check_kind(path)?;
+    sweep_beside(path);
     let trial = beside(path, ".trial.partial");
     let made = File::options()
         .create(true)
@@ -94,8 +112,9 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
         ));
     }
     let temporary = beside(path, PARTIAL);
+    sweep_beside(path);
     let failed = |e: io::Error| cannot_write(path, &e);
-    let _lock = new_folder(&temporary).map_err(failed)?;
+    let _lock = patiently(|| new_folder(&temporary)).map_err(failed)?;
     let filled = fill(&temporary).and_then(|()| put_in_place(&temporary, path).map_err(failed));
     if filled.is_err() {
         let _ = remove(&temporary);
@@ -117,6 +136,17 @@ fn new_folder(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
+/// Tries again for a moment where another process holds the name.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+    attempt()
+}
+
 /// Takes the temporary file or folder at `path` for this process; the system gives it back however the process ends.
 pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
@@ -135,9 +165,10 @@ pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
 /// Syncs all of `temporary` and gives it its name.
 fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     sync_all(temporary)?;
-    // A folder cannot be renamed over a full one: the old one steps aside first.
-    let old = beside(path, ".old.partial");
+    // A folder cannot be renamed over a full one: the old one steps aside first, held like all that is not in its place.
+    let old = beside(path, ASIDE);
     remove(&old)?;
+    let _held = File::open(path).inspect(|folder| drop(folder.try_lock()));
     match fs::rename(path, &old) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -147,14 +178,55 @@ fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     remove(&old)
 }
 
-/// Removes what a killed process left half written in `folder`. The caller is the only writer there.
+/// Sweeps the folder that `path` is written to, once in this process's life.
+///
+/// A failure is none of the work's: what could not be swept stays.
+pub fn sweep_beside(path: &Path) {
+    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let folder = parent(path);
+    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if swept.contains(folder) || !folder.is_dir() {
+        return;
+    }
+    swept.insert(folder.to_path_buf());
+    drop(swept);
+    if let Err(error) = sweep(folder) {
+        tracing::debug!("{error:#}");
+    }
+}
+
+/// Removes what killed processes left half written in `folder`, and nothing that a living one is writing.
 pub fn sweep(folder: &Path) -> Result<()> {
     let failed = |e: io::Error| hinted(format!("cannot clean {}: {e}", folder.display()), "");
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.ends_with(PARTIAL) {
-            remove(&path).map_err(failed)?;
+        if name.starts_with('.') && name.ends_with(PARTIAL) && name.len() > 1 + PARTIAL.len() {
+            sweep_one(&path, &name).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn sweep_one(path: &Path, name: &str) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path).map(|m| m.file_type());
+    if !kind.is_ok_and(|kind| kind.is_file() || kind.is_dir()) {
+        return Ok(());
+    }
+    // One that cannot be opened or locked is somebody else's.
+    let Ok(left) = File::open(path) else {
+        return Ok(());
+    };
+    if own(&left, path).is_err() {
+        return Ok(());
+    }
+    // Its successor never came: what stepped aside is all there is.
+    let place = name.strip_prefix('.').and_then(|n| n.strip_suffix(ASIDE));
+    match place.map(|place| path.with_file_name(place)) {
+        Some(place) if !place.exists() => fs::rename(path, place)?,
+        _ => {
+            tracing::debug!("removing {}, which a killed process left", path.display());
+            remove(path)?;
         }
     }
     Ok(())
@@ -309,10 +381,53 @@ mod tests {
     fn sweep_removes_what_a_killed_process_left_and_nothing_else() -> Result<()> {
         let root = tempfile::tempdir()?;
         fs::write(root.path().join(".a.partial"), "")?;
+        fs::create_dir_all(root.path().join(".d.partial/x"))?;
         fs::create_dir(root.path().join(".b.old.partial"))?;
-        fs::write(root.path().join("c"), "")?;
+        fs::create_dir(root.path().join("b"))?;
+        for other in ["c", ".partial", "x.partial", ".partial.txt"] {
+            fs::write(root.path().join(other), "")?;
+        }
         sweep(root.path())?;
-        assert_eq!(names(root.path())?, ["c"]);
+        assert_eq!(
+            names(root.path())?,
+            [".partial", ".partial.txt", "b", "c", "x.partial"]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_that_stepped_aside_comes_back_where_its_successor_never_came() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        fs::create_dir(root.path().join(".b.old.partial"))?;
+        fs::write(root.path().join(".b.old.partial/x"), "old")?;
+        sweep(root.path())?;
+        assert_eq!(names(root.path())?, ["b"]);
+        assert_eq!(fs::read(root.path().join("b/x"))?, b"old");
+        Ok(())
+    }
+
+    #[test]
+    fn writing_sweeps_its_folder_and_keeps_what_a_living_writer_holds() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let at = |name: &str| root.path().join(name);
+        for left in [".killed.npz.partial", ".gone.npz.partial"] {
+            fs::write(at(left), "half")?;
+        }
+        fs::create_dir_all(at(".samples.partial/x"))?;
+        let (file, folder) = (at("living.npz"), at("living"));
+        write_with(&file, |out| {
+            fs::create_dir(at(".killed.again.partial"))?;
+            write_folder(&folder, |inside| {
+                fs::write(inside.join("x"), "whole")?;
+                // What the next process that writes here does.
+                sweep(root.path())
+            })?;
+            assert_eq!(names(root.path())?, [".living.npz.partial", "living"]);
+            Ok(out.write_all(b"whole")?)
+        })?;
+        assert_eq!(names(root.path())?, ["living", "living.npz"]);
+        assert_eq!(fs::read(&file)?, b"whole");
+        assert_eq!(fs::read(folder.join("x"))?, b"whole");
         Ok(())
     }
 

@@ -117,7 +117,7 @@ impl Bundle {
         self.generator.as_ref().ok_or_else(|| {
             usage(
                 "the model has a tokenizer only: it encodes and decodes, and cannot sample",
-                "name a train-gen run, or a bundle exported with --gen",
+                "name a train-gen run, or a bundle that `rdpm export --gen RUN` wrote",
             )
         })
     }
@@ -177,6 +177,27 @@ mod tests {
             generator: Some(Tensors::from([("head.bias".into(), tensor(&[16])?)])),
             ..Bundle::new(Config::load(Some("demo"), &[])?, tokenizer)
         })
+    }
+
+    #[test]
+    fn other_files_are_named_for_what_they_are() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.safetensors");
+        let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 123\n";
+        let mut tar = vec![0; 1024];
+        tar[257..262].copy_from_slice(b"ustar");
+        for (bytes, words) in [
+            (&lfs[..], "is a git-LFS pointer"),
+            (b"<html><body>404</body></html>", "is an HTML page"),
+            (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "is gzip-compressed"),
+            (&tar, "is a tar archive"),
+        ] {
+            std::fs::write(&path, bytes)?;
+            let (text, code) = report(&Bundle::read(&path).unwrap_err());
+            assert!(text.contains(words) && text.contains("\nhint: "), "{text}");
+            assert!(text.contains("a.safetensors") && code == 1, "{text}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -8,15 +8,16 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use memmap2::Mmap;
 use safetensors::View;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde_json::{Map, Value, json};
 
-use super::atomic;
+use super::tensors::Named;
+use super::{atomic, elements, foreign};
 use crate::error::{Error, Result, hinted};
 
 /// The strings of a file's `__metadata__`.
@@ -55,6 +56,7 @@ pub struct Header {
 pub struct Reader {
     map: Mmap,
     name: String,
+    path: PathBuf,
 }
 
 impl Reader {
@@ -72,7 +74,8 @@ impl Reader {
         // SAFETY: the map is read only. Files of ours are replaced by rename and never written in place; another
         // program that cuts this one while it is read ends this process by a signal.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        let reader = Self { map, name };
+        let path = path.to_path_buf();
+        let reader = Self { map, name, path };
         reader.parsed()?;
         Ok(reader)
     }
@@ -82,6 +85,16 @@ impl Reader {
     }
 
     fn not_safetensors(&self, cause: &SafeTensorError) -> Error {
+        let other = foreign::of(&self.path).filter(|kind| *kind != foreign::SAFETENSORS);
+        if let Some(kind) = other {
+            return hinted(
+                format!(
+                    "{} is {}; expected a safetensors file",
+                    self.name, kind.name
+                ),
+                kind.remedy,
+            );
+        }
         let hint = match cause {
             SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
                 "it ends too early or too late for what its header says: copy or download it again"
@@ -109,15 +122,21 @@ impl Reader {
         })
     }
 
-    /// All tensors, on the CPU, in the types of the file.
+    /// All tensors, on the CPU, in the types of the file as far as candle has them.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let named = self.typed_tensors()?.into_iter();
+        Ok(named.map(|(name, (tensor, _))| (name, tensor)).collect())
+    }
+
+    /// As [`Reader::tensors`], with the types that the file says.
+    pub fn typed_tensors(&self) -> Result<Named> {
         let parsed = self.parsed()?;
         let tensors = parsed.tensors();
         tensors
             .into_iter()
             .map(|(name, view)| {
                 let tensor = self.tensor(&name, &view)?;
-                Ok((name, tensor))
+                Ok((name, (tensor, view.dtype())))
             })
             .collect()
     }
@@ -136,21 +155,12 @@ impl Reader {
     }
 
     fn tensor(&self, name: &str, view: &TensorView<'_>) -> Result<Tensor> {
-        let dtype = match view.dtype() {
-            Dtype::BOOL => DType::U8,
-            other => DType::try_from(other).map_err(|_| {
-                hinted(
-                    format!("{}: `{name}` has type {other:?}", self.name),
-                    "convert it to F32",
-                )
-            })?,
-        };
-        Ok(Tensor::from_raw_buffer(
-            view.data(),
-            dtype,
-            view.shape(),
-            &Device::Cpu,
-        )?)
+        elements::tensor(view.dtype(), view.data(), view.shape()).map_err(|what| {
+            hinted(
+                format!("{}: `{name}` {what}", self.name),
+                "convert it to F32",
+            )
+        })
     }
 }
 
@@ -199,6 +209,7 @@ pub fn write_views<V: View>(
 mod tests {
     use super::*;
     use crate::error::report;
+    use candle_core::{DType, Device};
 
     fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
         let folder = tempfile::tempdir()?;

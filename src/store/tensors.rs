@@ -8,21 +8,52 @@ use std::io::Read;
 use std::path::Path;
 
 use candle_core::Tensor;
+use safetensors::Dtype;
 
-use super::pth;
 use super::safetensors::Reader;
+use super::{foreign, names, pth};
 use crate::error::{Result, hinted};
+use crate::ops::finite;
 
-/// The tensors of `path` by name, on the CPU, in the types of the file.
+/// Tensors by name, with the type of their elements in the file.
+pub type Named = BTreeMap<String, (Tensor, Dtype)>;
+
+/// What is read here, for messages.
+pub(super) const WANTED: &str = "weights: .safetensors, or what torch.save writes";
+
+/// The tensors of `path` by name, on the CPU, in the types of the file as far as candle has them (see
+/// [`elements`](super::elements)).
 ///
 /// Of a `.pth` the state dict is looked for: at the top, else under `state_dict`, `model`, `params_ema` and the
 /// like. A pickle runs nothing: whatever is not a tensor is data, and what would be called is refused by name.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let named = read_typed(path)?.into_iter();
+    Ok(named.map(|(name, (tensor, _))| (name, tensor)).collect())
+}
+
+/// As [`read`], with the types that the file says.
+pub fn read_typed(path: &Path) -> Result<Named> {
     match kind(path)? {
         Kind::Zip => pth::read_zip(path),
         Kind::Legacy => pth::read_legacy(path),
-        Kind::Safetensors => Reader::open(path)?.tensors(),
+        Kind::Safetensors => Reader::open(path)?.typed_tensors(),
     }
+}
+
+/// The weights of a network at `path`, under its own names (see [`names::bare`]).
+///
+/// Errors: as [`read`]'s; one of them holds NaN or infinity, which would become a figure.
+pub fn read_network(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = names::bare(read(path)?);
+    for (name, tensor) in &tensors {
+        if !finite::is_finite(tensor)? {
+            return Err(hinted(
+                format!("{}: `{name}` holds NaN or infinity", path.display()),
+                "the file is damaged, or its training has diverged: name another",
+            ));
+        }
+    }
+    Ok(tensors)
 }
 
 enum Kind {
@@ -45,10 +76,12 @@ fn kind(path: &Path) -> Result<Kind> {
             format!("{} is empty", path.display()),
             "it was not written whole",
         )),
-        _ => Err(hinted(
-            format!("{} is no weights file", path.display()),
-            "expected .safetensors, or what torch.save writes",
-        )),
+        _ => Err(foreign::refusal(path, WANTED).unwrap_or_else(|| {
+            hinted(
+                format!("{} is no weights file", path.display()),
+                "expected .safetensors, or what torch.save writes",
+            )
+        })),
     }
 }
 

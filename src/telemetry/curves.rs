@@ -19,7 +19,8 @@ const FONT: &str = "sans-serif";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     pub name: String,
-    /// (x, value), by x; values that are not finite and positive cannot be drawn and are left out.
+    /// (x, value), by x; values that are not finite cannot be drawn and are left out, nor can 0 and less on a logarithmic
+    /// axis.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -64,13 +65,20 @@ pub fn draw(panels: &[Panel], along: Along) -> Result<RgbImage> {
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
 fn draw_panel(area: &Area, panel: &Panel, along: Along) -> std::result::Result<(), String> {
-    let drawn: Vec<Vec<(f64, f64)>> = panel.curves.iter().map(drawable).collect();
+    let drawn: Vec<Vec<(f64, f64)>> = panel
+        .curves
+        .iter()
+        .map(|curve| drawable(curve, panel.log))
+        .collect();
     let all = || drawn.iter().flatten();
     let least = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(f64::INFINITY, f64::min);
     let most = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(0.0, f64::max);
     let (low, high) = (least(|p| p.1), most(|p| p.1));
     let (x, y) = match along {
-        Along::Steps => (0.0..most(|p| p.0).max(1.0), 0.0..high.max(1e-3) * 1.05),
+        Along::Steps => (
+            0.0..most(|p| p.0).max(1.0),
+            low.min(0.0)..high.max(1e-3) * 1.05,
+        ),
         Along::Setting(_) => (around(least(|p| p.0), most(|p| p.0)), around(low, high)),
     };
     let mut builder = ChartBuilder::on(area);
@@ -166,12 +174,12 @@ fn y_label(y: f64, log: bool) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-fn drawable(curve: &Curve) -> Vec<(f64, f64)> {
+fn drawable(curve: &Curve, log: bool) -> Vec<(f64, f64)> {
     curve
         .points
         .iter()
         .copied()
-        .filter(|p| p.1.is_finite() && p.1 > 0.0)
+        .filter(|p| p.1.is_finite() && (p.1 > 0.0 || !log))
         .collect()
 }
 
@@ -231,6 +239,26 @@ mod tests {
             picture.save(path)?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_perfect_figure_is_drawn_and_one_that_is_not_finite_is_not() {
+        let points = [
+            (0.0, 0.0),
+            (1.0, 2.0),
+            (2.0, f64::NAN),
+            (3.0, f64::INFINITY),
+            (4.0, -1.0),
+        ];
+        let curve = Curve {
+            name: "FID".to_string(),
+            points: points.to_vec(),
+        };
+        assert_eq!(
+            drawable(&curve, false),
+            [(0.0, 0.0), (1.0, 2.0), (4.0, -1.0)]
+        );
+        assert_eq!(drawable(&curve, true), [(1.0, 2.0)]);
     }
 
     #[test]

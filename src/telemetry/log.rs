@@ -52,6 +52,8 @@ pub fn init(options: &Options) -> Result<Guard> {
             terminal: io::stderr().is_terminal(),
         })
         .with_ansi(false)
+        // They would go to the stderr that has just failed, and end the run: a terminal may close before it does.
+        .log_internal_errors(false)
         .with_writer(|| Stderr)
         .with_filter(filter);
     let (trace, guard) = match &options.trace {

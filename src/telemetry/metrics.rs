@@ -13,6 +13,9 @@ use crate::error::{Result, hinted};
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    /// Bytes of whole lines. A write that failed may have left some of the next.
+    whole: u64,
+    torn: bool,
 }
 
 impl MetricsLog {
@@ -37,20 +40,36 @@ impl MetricsLog {
         };
         Ok(Self {
             path: path.to_path_buf(),
+            whole: file.metadata().map_err(failed)?.len(),
             file,
+            torn: false,
         })
     }
 
-    /// Appends the figures of `step`. A number that is not finite becomes null.
+    /// Appends the figures of `step`. A number that is not finite becomes null. What a write that failed has left of a line
+    /// is cut off first.
     pub fn append(&mut self, step: u64, figures: Map<String, Value>) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(step))]);
         line.extend(figures);
         let mut text = serde_json::to_string(&line)?;
         text.push('\n');
         // In one piece, and straight to the system: nothing stays in this process.
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|e| hinted(format!("cannot write {}: {e}", self.path.display()), ""))
+        let written = match self.torn {
+            true => self.file.set_len(self.whole),
+            false => Ok(()),
+        }
+        .and_then(|()| self.file.write_all(text.as_bytes()));
+        self.torn = written.is_err();
+        match written {
+            Ok(()) => {
+                self.whole += text.len() as u64;
+                Ok(())
+            }
+            Err(e) => {
+                let failed = format!("cannot write {}: {e}", self.path.display());
+                Err(hinted(failed, ""))
+            }
+        }
     }
 
     /// Makes sure that what was appended survives a power cut.
@@ -106,6 +125,25 @@ mod tests {
         log.append(30, figures(30.0))?;
         assert_eq!(fs::read_to_string(&path)?, whole);
         assert_eq!(MetricsLog::read(&path)?.len(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_line_that_could_not_be_written_whole_spoils_no_later_one() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, None)?;
+        log.append(10, figures(1.0))?;
+        // A disk that fills in the middle of a line: the file takes its beginning and then nothing.
+        let good = std::mem::replace(&mut log.file, File::open("/dev/null")?);
+        assert!(log.append(20, figures(2.0)).is_err());
+        log.file = good;
+        log.file.write_all(b"{\"step\":20,\"lo")?;
+        log.append(30, figures(3.0))?;
+        log.append(40, figures(4.0))?;
+        let lines = MetricsLog::read(&path)?;
+        let steps: Vec<&Value> = lines.iter().map(|line| &line["step"]).collect();
+        assert_eq!(steps, [10, 30, 40]);
         Ok(())
     }
 

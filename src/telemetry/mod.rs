@@ -4,6 +4,7 @@ pub mod curves;
 mod log;
 mod metrics;
 mod progress;
+mod terminal;
 
 pub use log::{Guard, Options, init};
 pub use metrics::MetricsLog;

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::terminal;
+
 /// All bars of this process; log lines go between them.
-pub(super) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+pub(super) static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(terminal::target()));
 
 const BAR: &str = "{prefix} {wide_bar} {pos}/{len}  {msg}  {eta}";
 

@@ -103,7 +103,8 @@ pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:08}"))
 }
 
-/// Writes a checkpoint, makes it the latest, and removes all but the newest `keep`.
+/// Writes a checkpoint, makes it the latest, and removes all but the newest `keep`; one that cannot be removed stays, with a
+/// warning.
 pub fn save(
     checkpoints: &Path,
     state: &State,
@@ -125,7 +126,7 @@ pub fn save(
         atomic::write_file(&temporary.join(STATE), json.as_bytes())
     })?;
     set_latest(checkpoints, state.step)?;
-    remove_old(checkpoints, state.step, keep)?;
+    remove_old(checkpoints, state.step, keep);
     Ok(path)
 }
 
@@ -187,6 +188,22 @@ fn verify(path: &Path) -> Result<State> {
     state(path)
 }
 
+/// The checkpoint at `path` or, where that is damaged, the newest older one that is whole; a warning says so.
+pub fn newest_usable(path: &Path) -> PathBuf {
+    let Err(error) = verify(path) else {
+        return path.to_path_buf();
+    };
+    match previous_usable(path) {
+        // Of another format: whoever reads it says so.
+        _ if error.is::<Hinted>() => path.to_path_buf(),
+        None => path.to_path_buf(),
+        Some(previous) => {
+            tracing::warn!("{error:#}; going on from {}", previous.display());
+            previous
+        }
+    }
+}
+
 fn previous_usable(path: &Path) -> Option<PathBuf> {
     let (checkpoints, step) = (path.parent()?, step_of(path)?);
     let mut older = steps(checkpoints).ok()?;
@@ -218,15 +235,27 @@ fn step_of(path: &Path) -> Option<u64> {
 }
 
 /// Later steps than `newest` are of a course of the run that a resumption gave up.
-fn remove_old(checkpoints: &Path, newest: u64, keep: usize) -> Result<()> {
-    let (kept, given_up): (Vec<u64>, Vec<u64>) =
-        steps(checkpoints)?.into_iter().partition(|&s| s <= newest);
+fn remove_old(checkpoints: &Path, newest: u64, keep: usize) {
+    let steps = match steps(checkpoints) {
+        Ok(steps) => steps,
+        Err(error) => return tracing::warn!("old checkpoints stay: {error:#}"),
+    };
+    let (kept, given_up): (Vec<u64>, Vec<u64>) = steps.into_iter().partition(|&s| s <= newest);
     let surplus = kept.len().saturating_sub(keep.max(1));
     for step in kept[..surplus].iter().chain(&given_up) {
         let path = folder(checkpoints, *step);
-        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        if let Err(error) = remove(&path) {
+            tracing::warn!("cannot remove {}: {error}; the run goes on", path.display());
+        }
     }
-    Ok(())
+}
+
+/// Its state goes first, so that what a failure leaves is taken for no checkpoint.
+fn remove(checkpoint: &Path) -> std::io::Result<()> {
+    match fs::remove_file(checkpoint.join(STATE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => fs::remove_dir_all(checkpoint),
+    }
 }
 
 #[cfg(test)]
@@ -266,6 +295,35 @@ mod tests {
         assert_eq!((state.step, state.seed), (15, 7));
         assert_eq!(read.model["w"].to_vec2::<f32>()?, vec![vec![15.0; 3]; 2]);
         assert_eq!(read.optimizer.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn an_old_checkpoint_that_cannot_be_removed_costs_no_new_one() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5], 1)?;
+        // Not removed as the file that it should be.
+        let state = folder(root.path(), 5).join(STATE);
+        fs::remove_file(&state)?;
+        fs::create_dir(&state)?;
+        save_steps(root.path(), &[10, 15], 1)?;
+        assert_eq!(steps(root.path())?, [5, 15]);
+        assert_eq!(load(&folder(root.path(), 15))?.0.step, 15);
+        Ok(())
+    }
+
+    #[test]
+    fn the_newest_usable_checkpoint_is_the_last_that_is_whole() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        save_steps(root.path(), &[5, 10, 15], 3)?;
+        let at = |step| folder(root.path(), step);
+        assert_eq!(newest_usable(&at(15)), at(15));
+        for step in [15, 10] {
+            fs::write(at(step).join(FILES[0]), "damaged")?;
+        }
+        assert_eq!(newest_usable(&at(15)), at(5));
+        fs::write(at(5).join(FILES[0]), "damaged")?;
+        assert_eq!(newest_usable(&at(15)), at(15));
         Ok(())
     }
 

@@ -1,58 +1,113 @@
-//! SIGINT and SIGTERM: the first asks the run to finish its step and save, the second ends it at once.
+//! Signals that ask a run to stop: SIGINT, SIGTERM, SIGHUP (its terminal has closed) and SIGUSR1 (a scheduler's warning).
+//!
+//! The first finishes the step and saves. A second SIGINT or SIGTERM ends the process at once; SIGHUP and SIGUSR1 come
+//! more than once, from the kernel and a shell, or before a scheduler's SIGTERM, and only ever ask. The two stay ignored
+//! where they were at the start, as under nohup.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result, interrupted};
 
 /// What the handlers set, and how many listen. A handler stays for the process's life: all runs share it.
-static ASKED: Mutex<Option<(Arc<AtomicBool>, usize)>> = Mutex::new(None);
+static ASKED: Mutex<Option<(Flags, usize)>> = Mutex::new(None);
+
+#[derive(Debug, Clone, Default)]
+struct Flags {
+    /// Some signal has come.
+    asked: Arc<AtomicBool>,
+    /// SIGINT or SIGTERM has come: the next of them is not waited for.
+    insisted: Arc<AtomicBool>,
+    /// Nobody listens: a signal does what it does by itself.
+    idle: Arc<AtomicBool>,
+}
 
 /// Whether a signal has asked this process to stop. After the run, when this is dropped, the first signal ends it.
 #[derive(Debug)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Flags);
 
 impl Interrupt {
     /// Listens from now on.
     pub fn listen() -> Result<Self> {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        let (flag, listeners) = match asked.take() {
+        let (flags, listeners) = match asked.take() {
             Some(found) => found,
             None => (register()?, 0),
         };
         if listeners == 0 {
-            flag.store(false, Ordering::Relaxed);
+            for flag in [&flags.asked, &flags.insisted, &flags.idle] {
+                flag.store(false, Ordering::Relaxed);
+            }
         }
-        *asked = Some((flag.clone(), listeners + 1));
-        Ok(Self(flag))
+        *asked = Some((flags.clone(), listeners + 1));
+        Ok(Self(flags))
     }
 
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.asked.load(Ordering::Relaxed)
     }
+
+    /// An error where a signal has asked to stop; `done` says what was done until then, `hint` what is left of it.
+    pub fn check(
+        &self,
+        done: impl FnOnce() -> String,
+        hint: impl FnOnce() -> String,
+    ) -> Result<()> {
+        match self.requested() {
+            true => Err(stopped(done(), hint())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The error of work that a signal stopped.
+pub fn stopped(done: String, hint: String) -> Error {
+    interrupted(format!("interrupted {done}"), hint)
 }
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((flag, listeners)) = asked.as_mut() {
+        if let Some((flags, listeners)) = asked.as_mut() {
             *listeners -= 1;
             if *listeners == 0 {
-                flag.store(true, Ordering::Relaxed);
+                flags.idle.store(true, Ordering::Relaxed);
             }
         }
     }
 }
 
-fn register() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(true));
+fn register() -> Result<Flags> {
+    let flags = Flags::default();
+    let failed = "cannot listen for interrupts";
     for signal in [SIGINT, SIGTERM] {
         // In this order the second signal finds the flag set, and the process ends.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-            .context("cannot listen for interrupts")?;
+        for end in [&flags.idle, &flags.insisted] {
+            flag::register_conditional_shutdown(signal, 130, end.clone()).context(failed)?;
+        }
+        flag::register(signal, flags.insisted.clone()).context(failed)?;
+        flag::register(signal, flags.asked.clone()).context(failed)?;
     }
-    Ok(flag)
+    for signal in [SIGHUP, SIGUSR1] {
+        if ignored(signal) {
+            continue;
+        }
+        flag::register_conditional_default(signal, flags.idle.clone()).context(failed)?;
+        flag::register(signal, flags.asked.clone()).context(failed)?;
+    }
+    Ok(flags)
+}
+
+/// Whether this process was started with `signal` ignored, as nohup does: it is not to be told of it then.
+///
+/// Linux says so in /proc; elsewhere nothing is known, and the signal asks to stop.
+fn ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }

@@ -9,10 +9,13 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use tracing::info_span;
 
+use super::interrupt::Interrupt;
 use crate::data::latent_cache::{CacheMeta, LatentCache};
 use crate::data::{Augment, Loader, LoaderOptions, Order, Source};
 use crate::error::{Context, Result, hinted};
 use crate::model::tokenizer::Tokenizer;
+use crate::ops::finite;
+use crate::sample::not_finite;
 use crate::telemetry::Progress;
 
 /// A micro-batch of the generator.
@@ -128,15 +131,30 @@ pub fn open_or_make(
     let mirrored = meta.flip.then(|| pass(true)).transpose()?;
     let passes = 1 + u64::from(meta.flip);
     let mut progress = Progress::new("encode", passes * source.len() as u64, 0);
-    let mut done = 0;
+    let (mut done, interrupt) = (0, Interrupt::listen()?);
     let batches = pass(false)?.chain(mirrored.into_iter().flatten());
     let blocks = batches.map(|batch| {
+        interrupt.check(
+            || {
+                let all = passes * source.len() as u64;
+                format!("after {done} of {all} images were encoded for the cache")
+            },
+            || {
+                let path = path.display();
+                format!("nothing of {path} is kept, and no step was taken; the same command starts again")
+            },
+        )?;
         let batch = batch?;
         let v =
             info_span!("encode").in_scope(|| tokenizer.encode(&batch.images.to_device(device)?))?;
+        let v = v.to_device(&Device::Cpu)?;
+        if let Some(row) = finite::first_bad_row(&v)? {
+            let image = source.read(batch.indices[row] as usize)?.key;
+            return Err(not_finite(&format!("image `{image}`"), "its latents"));
+        }
         done += batch.labels.len() as u64;
         progress.set(done, "");
-        Ok((v.to_device(&Device::Cpu)?, batch.labels))
+        Ok((v, batch.labels))
     });
     LatentCache::create(path, meta, blocks)
 }

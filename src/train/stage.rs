@@ -155,7 +155,10 @@ impl Job<'_> {
             if let Some(line) = self.line(stage, lr, &mut clock)? {
                 progress.log(step, &sentence(&line));
                 tracing::debug!("step {step}: {}", json!(line));
-                self.run.metrics.append(step, line)?;
+                // A full disk costs the line; the run goes on.
+                if let Err(error) = self.run.metrics.append(step, line) {
+                    tracing::warn!("step {step}: its line of figures is lost: {error:#}");
+                }
             }
             if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
             {
@@ -214,13 +217,22 @@ impl Job<'_> {
                 0 => {}
                 bad => self.skip(step, "grad_norm", bad)?,
             }
-            line.extend(stage.figures()?);
+            let figures = stage.figures()?;
+            warn_of_bad(step, &figures);
+            line.extend(figures);
             line.insert("images_per_second".into(), json!(round(clock.rate())));
             line.insert("eta_seconds".into(), json!(clock.left(self.steps - step)));
             clock.restart();
         }
         if due(step, self.config.image_every) || last {
-            line.extend(stage.images(step, &self.run.images())?);
+            match stage.images(step, &self.run.images()) {
+                Ok(figures) => {
+                    warn_of_bad(step, &figures);
+                    line.extend(figures);
+                }
+                // A full disk, or a model that draws nothing: the run goes on.
+                Err(error) => tracing::warn!("step {step}: no picture: {error:#}"),
+            }
         }
         Ok((!line.is_empty()).then_some(line))
     }
@@ -231,7 +243,9 @@ impl Job<'_> {
         contents.optimizer.extend(self.interval.tensors()?);
         self.state.counters = stage.counters()?;
         // What the checkpoint's step has logged must be there when it is resumed.
-        self.run.metrics.sync()?;
+        if let Err(error) = self.run.metrics.sync() {
+            tracing::warn!("{error:#}");
+        }
         let folder = self.run.checkpoints();
         let saved = checkpoint::save(
             &folder,
@@ -258,6 +272,21 @@ impl Job<'_> {
     }
 }
 
+/// Says which of a stage's own figures are not finite; they are null in the log.
+fn warn_of_bad(step: u64, figures: &Map<String, Value>) {
+    let bad = |value: &Value| match value {
+        Value::Array(curve) => curve.iter().any(Value::is_null),
+        value => value.is_null(),
+    };
+    let names: Vec<&str> = figures
+        .iter()
+        .filter_map(|(name, value)| bad(value).then_some(name.as_str()))
+        .collect();
+    if !names.is_empty() {
+        tracing::warn!("step {step}: not finite: {}", names.join(", "));
+    }
+}
+
 fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
@@ -281,9 +310,9 @@ fn sentence(line: &Map<String, Value>) -> String {
         ("lr", "lr"),
         ("images_per_second", "img/s"),
     ];
-    let figure = |(key, name): &(&str, &str)| {
-        let x = line.get(*key)?.as_f64()?;
-        Some(format!("{name} {}", short(x)))
+    let figure = |(key, name): &(&str, &str)| match line.get(*key)? {
+        Value::Null => Some(format!("{name} not finite")),
+        x => Some(format!("{name} {}", short(x.as_f64()?))),
     };
     SAID.iter()
         .filter_map(figure)

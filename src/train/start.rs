@@ -26,6 +26,8 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// The run, or the checkpoint of one, to go on with.
     pub resume: Option<PathBuf>,
+    /// Whether a damaged checkpoint is passed over for the newest older one that is whole.
+    pub fall_back: bool,
     /// Threads that read and decode images.
     pub workers: usize,
     /// Images that cannot be decoded are left out instead of an error.
@@ -52,7 +54,10 @@ impl Request {
                 resumed: None,
             });
         };
-        let (folder, checkpoint) = RunFolder::locate(path)?;
+        let (folder, mut checkpoint) = RunFolder::locate(path)?;
+        if self.fall_back {
+            checkpoint = checkpoint::newest_usable(&checkpoint);
+        }
         let state = checkpoint::read_state(&checkpoint)?;
         if state.stage != stage {
             return Err(usage(
@@ -294,6 +299,7 @@ mod tests {
             device: Device::Cpu,
             out: Some(path.clone()),
             resume: None,
+            fall_back: false,
             workers: 1,
             skip_bad: false,
         };

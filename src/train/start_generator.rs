@@ -163,13 +163,18 @@ fn frozen(request: &Request, options: &Options) -> Result<Bundle> {
     })
 }
 
-/// What the tokenizer was trained with decides what the generator sees; says what that changes.
-fn adopt(config: &mut Config, own: &Config) {
-    let asked = config.clone();
+/// Takes over what a generator's configuration has from its tokenizer.
+pub fn adopt_tokenizers(config: &mut Config, own: &Config) {
     config.tokenizer = own.tokenizer.clone();
     config.quantizer = own.quantizer.clone();
     config.schedule = own.schedule.clone();
     config.data.image_size = own.data.image_size;
+}
+
+/// What the tokenizer was trained with decides what the generator sees; says what that changes.
+fn adopt(config: &mut Config, own: &Config) {
+    let asked = config.clone();
+    adopt_tokenizers(config, own);
     for (section, same) in [
         ("tokenizer", asked.tokenizer == config.tokenizer),
         ("quantizer", asked.quantizer == config.quantizer),

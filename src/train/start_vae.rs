@@ -136,8 +136,8 @@ fn perceptual(config: &Config) -> Result<Option<Perceptual>> {
         )?,
     ];
     let [mut vgg, heads] = [
-        tensors::read(Path::new(&files[0]))?,
-        tensors::read(Path::new(&files[1]))?,
+        tensors::read_network(Path::new(&files[0]))?,
+        tensors::read_network(Path::new(&files[1]))?,
     ];
     // The classifier is no part of the loss, and some files lack it.
     vgg.retain(|name, _| name.starts_with("features."));

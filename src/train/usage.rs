@@ -29,10 +29,14 @@ impl Usage {
         self.counts.iter().map(used).collect()
     }
 
-    /// exp(−Σ p·ln p) a timestep: 1 where one code is chosen always, K where all are chosen alike.
+    /// exp(−Σ p·ln p) a timestep: 1 where one code is chosen always, K where all are chosen alike, NaN where none was.
     pub fn perplexity(&self) -> Vec<f64> {
         let perplexity = |counts: &Vec<u64>| {
-            let total = counts.iter().sum::<u64>().max(1) as f64;
+            // Where nothing was chosen, there is none: the NaN becomes null.
+            let total = counts.iter().sum::<u64>() as f64;
+            if total == 0.0 {
+                return f64::NAN;
+            }
             let entropy: f64 = counts
                 .iter()
                 .filter(|&&n| n > 0)
@@ -89,6 +93,7 @@ mod tests {
     #[test]
     fn one_code_has_perplexity_one_and_all_alike_have_all() -> Result<()> {
         let mut usage = Usage::new(2, 4);
+        assert!(usage.perplexity().iter().all(|p| p.is_nan()));
         let codes = Tensor::new(&[[[[2u32, 2, 2, 2]]], [[[0, 1, 2, 3]]]], &Device::Cpu)?;
         usage.add(&choices([&codes], 2, 4)?);
         assert_eq!(usage.used(), [1, 4]);

@@ -11,8 +11,8 @@ use super::figures::round;
 use crate::model::losses::psnr;
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::Noise;
-use crate::sample::{enlarge, grid, save_png, to_rgb};
+use crate::ops::{Noise, finite};
+use crate::sample::{enlarge, grid, named_rgb, save_png};
 
 /// Most images in the picture, spread over the batch.
 const SHOWN: usize = 8;
@@ -66,7 +66,7 @@ impl Validation {
         let columns = [&self.images, &decoded[steps - 1]]
             .into_iter()
             .chain(&decoded)
-            .map(to_rgb)
+            .map(|images| named_rgb(images, |i| format!("validation image {i}")))
             .collect::<crate::error::Result<Vec<_>>>()?;
         let pictures: Vec<_> = (0..shown)
             .map(|row| row * count / shown)
@@ -81,7 +81,11 @@ impl Validation {
         let quality = decoded.iter().map(|images| self.psnr(images)).collect();
         figures.insert("psnr_t".into(), curve(quality)?);
         if let Some(lpips) = lpips {
-            let distance = |images| -> Result<f64> {
+            let distance = |images: &Tensor| -> Result<f64> {
+                // The network's maxima would drop a NaN.
+                if !finite::is_finite(images)? {
+                    return Ok(f64::NAN);
+                }
                 let distance = lpips.distance(&self.images, images)?;
                 Ok(f64::from(distance.to_scalar::<f32>()?))
             };
@@ -104,11 +108,65 @@ impl Validation {
         Ok((v, sums))
     }
 
-    /// Mean over the images of each one's PSNR.
+    /// Mean over the images of each one's PSNR; NaN where one of them is not finite.
     fn psnr(&self, images: &Tensor) -> Result<f64> {
+        if !finite::is_finite(images)? {
+            return Ok(f64::NAN);
+        }
         let errors = (images.clamp(-1f32, 1f32)? - &self.images)?.sqr()?;
         let errors = errors.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
         let total: f64 = errors.iter().map(|&e| psnr(f64::from(e).max(1e-10))).sum();
         Ok(total / errors.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::store::Scope;
+    use candle_core::Device;
+
+    /// A tokenizer of which one weight is `value`, and images to judge it by.
+    fn with(name: &str, value: f32) -> crate::error::Result<(Tokenizer, Validation)> {
+        let mut config = Config::load(Some("smoke"), &[])?;
+        config.data.image_size = 16;
+        let device = Device::Cpu;
+        let scope = Scope::init(1, &device);
+        Tokenizer::new(&config, &scope)?;
+        let mut tensors = scope.finish().tensors();
+        let weight = tensors.get_mut(name).expect("a weight of the tokenizer");
+        *weight = (&*weight * 0.0)?.affine(0.0, f64::from(value))?;
+        let tokenizer = Tokenizer::new(&config, &Scope::load(&tensors, &device))?;
+        let values: Vec<f32> = (0..2 * 16 * 16 * 3)
+            .map(|i| (i as f32 * 0.1).sin())
+            .collect();
+        let images = Tensor::from_vec(values, (2, 16, 16, 3), &device)?;
+        Ok((tokenizer, Validation::new(images, 3)?))
+    }
+
+    #[test]
+    fn a_diverged_model_has_no_psnr_and_no_picture() -> crate::error::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.png");
+        for value in [f32::NAN, f32::INFINITY] {
+            let (tokenizer, validation) = with("decoder.conv_out.bias", value)?;
+            let figures = validation.figures(&tokenizer)?;
+            assert_eq!(figures["psnr"], Value::Null, "{value}");
+            assert!(figures["latent_std"].is_number());
+            let error = validation.picture(&tokenizer, None, &path).unwrap_err();
+            let text = crate::error::report(&error).0;
+            assert!(
+                text.contains("validation image 0: its pixels are not finite"),
+                "{text}"
+            );
+            assert!(!path.exists());
+            let (tokenizer, validation) = with("quant_conv.bias", value)?;
+            let figures = validation.figures(&tokenizer)?;
+            assert_eq!(figures["latent_std"], Value::Null, "{value}");
+        }
+        let (tokenizer, validation) = with("decoder.conv_out.bias", 0.5)?;
+        assert!(validation.figures(&tokenizer)?["psnr"].is_number());
+        Ok(())
     }
 }

@@ -150,25 +150,47 @@ impl Lab {
         self.run(&self.start(stage, out, more));
     }
 
+    /// A shell's `script` in this folder, whose `$0` is `rdpm`.
+    pub fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_rdpm")])
+            .current_dir(self.root.path())
+            .env_remove("RUST_LOG")
+            .env("RAYON_NUM_THREADS", "2")
+            .stdin(Stdio::null());
+        command
+    }
+
     /// Starts in the background and waits until `out` has logged `step`.
     pub fn spawn_until(&self, arguments: &[&str], out: &str, step: u64) -> Child {
-        let mut child = self
-            .command(arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("rdpm starts");
-        let (metrics, begin) = (self.path(out).join("metrics.jsonl"), Instant::now());
-        while last_step(&metrics).is_none_or(|s| s < step) {
+        let mut command = self.command(arguments);
+        self.wait_until(command.stderr(Stdio::piped()), out, step)
+    }
+
+    /// As [`Lab::spawn_until`], of any command.
+    pub fn wait_until(&self, command: &mut Command, out: &str, step: u64) -> Child {
+        let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
+        self.until(&format!("step {step} comes"), || {
             let ended = child.try_wait().expect("a state");
             assert!(ended.is_none(), "it ended before step {step}: {ended:?}");
-            assert!(
-                begin.elapsed() < Duration::from_secs(300),
-                "step {step} never came"
-            );
+            self.last_step(out).is_some_and(|s| s >= step)
+        });
+        child
+    }
+
+    /// Waits until `done`.
+    pub fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < Duration::from_secs(300), "never: {what}");
             std::thread::sleep(Duration::from_millis(2));
         }
-        child
+    }
+
+    /// The last step that the run `out` has logged.
+    pub fn last_step(&self, out: &str) -> Option<u64> {
+        last_step(&self.path(out).join("metrics.jsonl"))
     }
 }
 

@@ -55,6 +55,95 @@ fn resume_is_bit_identical_for_the_generator() {
     resumed_run_is_the_uninterrupted_one(GENERATOR);
 }
 
+/// What a scheduler starts again and again, whatever became of it before: the same command.
+#[test]
+fn auto_starts_a_run_and_goes_on_with_it() {
+    let lab = Lab::new();
+    for stage in [VAE, GENERATOR] {
+        let (whole, parts) = (format!("{stage}-whole"), format!("{stage}-parts"));
+        // The generator's tokenizer brings a configuration of its own.
+        let seed = [
+            "--seed",
+            "7",
+            "--set",
+            "train_vae.log_every=1",
+            "--set",
+            "train_gen.log_every=1",
+        ];
+        lab.train(stage, &whole, &seed);
+        let auto = [&seed[..], &["--resume", "auto"]].concat();
+        let command = lab.start(stage, &parts, &auto);
+        let mut child = lab.spawn_until(&command, &parts, 3);
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        let child = lab.spawn_until(&command, &parts, 6);
+        interrupt(child.id());
+        child.wait_with_output().expect("ended");
+        lab.run(&command);
+        assert_same(&lab.path(&whole), &lab.path(&parts));
+        // A finished run has nothing to do.
+        lab.run(&command);
+        assert_same(&lab.path(&whole), &lab.path(&parts));
+        for (more, words) in [
+            (["--seed", "8"], "was begun with seed 7"),
+            (
+                [
+                    "--set",
+                    if stage == VAE {
+                        "train_vae.lr=0.5"
+                    } else {
+                        "train_gen.lr=0.5"
+                    },
+                ],
+                "cannot change train_",
+            ),
+        ] {
+            let mut other: Vec<&str> = command
+                .iter()
+                .copied()
+                .filter(|a| !["--seed", "7"].contains(a))
+                .collect();
+            other.extend(more);
+            let output = lab.output(&other);
+            assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+            assert!(stderr(&output).contains(words), "{}", stderr(&output));
+        }
+        if stage == VAE {
+            fs::rename(lab.path(&whole), lab.path("vae")).expect("renamed");
+        }
+    }
+    let output = lab.output(&[
+        VAE,
+        "--config",
+        "tiny.toml",
+        "--data",
+        "data",
+        "--resume",
+        "auto",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--out DIR"), "{}", stderr(&output));
+}
+
+#[test]
+fn auto_passes_over_a_damaged_checkpoint() {
+    let lab = Lab::new();
+    let command = lab.start(VAE, "run", &["--resume", "auto"]);
+    lab.run(&command);
+    let file = lab.path("run/checkpoints/step-00000012/ema.safetensors");
+    let mut bytes = fs::read(&file).expect("the checkpoint");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("damaged");
+    let output = lab.output(&command);
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("ema.safetensors")
+            && told.contains("going on from run/checkpoints/step-00000010"),
+        "{told}"
+    );
+}
+
 #[test]
 fn a_finished_run_goes_on_to_a_later_end() {
     let lab = Lab::new();

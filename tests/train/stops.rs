@@ -1,22 +1,32 @@
 //! What stops a run, and what it leaves.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::fixture::{GENERATOR, Lab, VAE, stderr};
 
 /// Long enough to be stopped.
 const LONG: [&str; 2] = ["--steps", "100000"];
 
+fn send(signal: &str, process: u32) {
+    let sent = Command::new("kill")
+        .args([signal, &process.to_string()])
+        .status();
+    assert!(sent.expect("kill runs").success());
+}
+
 #[test]
 fn an_interrupt_saves_and_exits_with_130() {
     let lab = Lab::new();
-    for (signal, out) in [("-INT", "a"), ("-TERM", "b")] {
+    for (signal, out) in [("-INT", "a"), ("-TERM", "b"), ("-HUP", "c"), ("-USR1", "d")] {
         let child = lab.spawn_until(&lab.start(VAE, out, &LONG), out, 2);
-        let sent = Command::new("kill")
-            .args([signal, &child.id().to_string()])
-            .status();
-        assert!(sent.expect("kill runs").success());
+        send(signal, child.id());
+        // The kernel and a shell both tell of a closed terminal; a scheduler warns, and then insists.
+        match signal {
+            "-HUP" => send(signal, child.id()),
+            "-USR1" => send("-TERM", child.id()),
+            _ => {}
+        }
         let output = child.wait_with_output().expect("ended");
         assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
         let told = stderr(&output);
@@ -29,6 +39,180 @@ fn an_interrupt_saves_and_exits_with_130() {
             .expect("a step");
         assert!(step >= 2, "{saved}");
     }
+}
+
+/// Under nohup a closed terminal ends nothing; what else a parent ignores for its children stays ignored too.
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let lab = Lab::new();
+    let arguments = lab.start(VAE, "run", &LONG);
+    let mut shell = lab.shell(&format!(
+        "trap '' HUP USR1; exec \"$0\" {}",
+        arguments.join(" ")
+    ));
+    let mut child = lab.wait_until(shell.stderr(Stdio::piped()), "run", 2);
+    for signal in ["-HUP", "-USR1"] {
+        send(signal, child.id());
+    }
+    let reached = lab.last_step("run");
+    lab.until("the run goes on", || {
+        lab.last_step("run") > reached.map(|s| s + 3)
+    });
+    assert!(child.try_wait().expect("a state").is_none());
+    send("-TERM", child.id());
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+}
+
+/// A shell at whose end the terminal closes: nothing that is written to it may end the run before it is saved.
+#[test]
+fn a_run_whose_stderr_is_gone_is_saved() {
+    let lab = Lab::new();
+    let arguments = lab.start(VAE, "run", &LONG);
+    let mut child = lab.wait_until(lab.command(&arguments).stderr(Stdio::piped()), "run", 2);
+    // From here on every line it writes fails.
+    drop(child.stderr.take());
+    let reached = lab.last_step("run");
+    lab.until("the run goes on", || {
+        lab.last_step("run") > reached.map(|s| s + 3)
+    });
+    send("-HUP", child.id());
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
+    let saved = fs::read_to_string(lab.path("run/checkpoints/latest")).expect("saved");
+    assert_ne!(saved.trim(), "step-00000000");
+    lab.run(&[VAE, "--resume", "run", "--steps", "1"]);
+}
+
+#[test]
+fn a_signal_while_a_cache_is_made_says_what_is_kept_and_leaves_nothing() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "3"]);
+    // Long enough to be stopped: a link an image to the same few.
+    for class in ["high", "wide"] {
+        for i in 9..4000 {
+            let (of, at) = (format!("{}.png", i % 9), format!("data/{class}/{i}.png"));
+            std::os::unix::fs::symlink(of, lab.path(&at)).expect("a link");
+        }
+    }
+    let start = lab.start(GENERATOR, "run", &["--cache", "latents.cache"]);
+    for signal in ["-TERM", "-HUP"] {
+        let child = lab
+            .command(&start)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("rdpm starts");
+        lab.until("the cache begins", || {
+            let partial = fs::metadata(lab.path(".latents.cache.partial"));
+            partial.is_ok_and(|m| m.len() > 0)
+        });
+        send(signal, child.id());
+        let output = child.wait_with_output().expect("ended");
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{told}");
+        assert!(told.contains("images were encoded for the cache"), "{told}");
+        assert!(told.contains("nothing of latents.cache is kept"), "{told}");
+        assert!(!lab.path("run").exists() && !lab.path("latents.cache").exists());
+        assert!(!lab.path(".latents.cache.partial").exists());
+    }
+}
+
+#[test]
+fn a_signal_ends_sampling_and_what_a_kill_leaves_is_swept() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "run", &[]);
+    let sample = |out: &'static str| {
+        let many = [
+            "sample", "--model", "run", "--class", "all", "--num", "1000000",
+        ];
+        [&many[..], &["--out", out]].concat()
+    };
+    let hidden = |name: &str| lab.path(name).exists();
+    for (signal, code) in [
+        ("-TERM", Some(130)),
+        ("-HUP", Some(130)),
+        ("-USR1", Some(130)),
+        ("-KILL", None),
+    ] {
+        for (out, partial) in [
+            ("x.npz", ".x.npz.partial"),
+            ("folder.v1", ".folder.v1.partial"),
+        ] {
+            let child = lab
+                .command(&sample(out))
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("rdpm starts");
+            lab.until("pictures are made", || {
+                let made = match out {
+                    "x.npz" => fs::metadata(lab.path(partial)).is_ok_and(|m| m.len() > 0),
+                    _ => fs::read_dir(lab.path(partial)).is_ok_and(|mut d| d.next().is_some()),
+                };
+                // Beside what another command still writes, this one leaves it alone.
+                made
+            });
+            if signal == "-TERM" {
+                lab.run(&[
+                    "sample",
+                    "--model",
+                    "run",
+                    "--class",
+                    "0",
+                    "--num",
+                    "1",
+                    "--out",
+                    "living.png",
+                ]);
+                assert!(hidden(partial), "a living writer's file was swept");
+            }
+            send(signal, child.id());
+            let output = child.wait_with_output().expect("ended");
+            let told = stderr(&output);
+            assert_eq!(output.status.code(), code, "{signal} {out}: {told}");
+            assert!(
+                code.is_none() || told.contains("nothing was written to"),
+                "{told}"
+            );
+            assert_eq!(hidden(partial), signal == "-KILL", "{signal} {out}");
+            assert!(!lab.path(out).exists());
+        }
+    }
+    lab.run(&[
+        "sample", "--model", "run", "--class", "0", "--num", "1", "--out", "one.png",
+    ]);
+    assert!(!hidden(".x.npz.partial") && !hidden(".folder.v1.partial"));
+}
+
+/// What cannot be removed or written beside the checkpoints costs a warning and not the run.
+#[test]
+fn a_failed_picture_metrics_line_or_deletion_warns_and_goes_on() {
+    let lab = Lab::new();
+    lab.train(VAE, "run", &["--steps", "5"]);
+    // What cannot be removed, even by root, as the file that it should be.
+    let old = lab.path("run/checkpoints/step-00000001/state.json");
+    fs::create_dir_all(old.join("in the way")).expect("a folder in the place of a file");
+    let more = [
+        "--steps",
+        "9",
+        "--set",
+        "train_vae.image_every=2",
+        "--set",
+        "train_vae.checkpoint_every=2",
+    ];
+    fs::create_dir_all(lab.path("run/images/step-00000006.png")).expect("in a picture's way");
+    fs::create_dir_all(lab.path("run/images/step-00000008.png/x")).expect("in a picture's way");
+    let output = lab.output(&[&[VAE, "--resume", "run"][..], &more].concat());
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("step 6: no picture:") && told.contains("step 8: no picture:"),
+        "{told}"
+    );
+    assert!(
+        told.contains("cannot remove run/checkpoints/step-00000001"),
+        "{told}"
+    );
+    let saved = fs::read_to_string(lab.path("run/checkpoints/latest")).expect("saved");
+    assert_eq!(saved.trim(), "step-00000009");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{Args, only_for_models};
 use crate::error::{Context, Result, usage};
 use crate::metrics::collect::Collector;
 use crate::metrics::feature_log::FeatureLog;
-use crate::metrics::images::Images;
+use crate::metrics::images::{Images, is_npz};
 use crate::metrics::inception;
 use crate::metrics::known;
 use crate::metrics::report::Set;
@@ -24,6 +24,7 @@ use crate::store::atomic;
 use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};
 use crate::telemetry::Progress;
+use crate::train::interrupt::Interrupt;
 
 /// Samples to draw where --num is left out: what papers report FID of.
 const DEFAULT_COUNT: u32 = 50_000;
@@ -52,8 +53,7 @@ pub enum Setting {
 
 /// Opens what lies at `path`.
 pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
-    let is_npz = path.extension().is_some_and(|e| e == "npz");
-    let statistics = if is_npz {
+    let statistics = if is_npz(path) {
         Statistics::read(path)?
     } else {
         None
@@ -167,11 +167,22 @@ impl Opened {
         {
             let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
             let mut progress = Progress::new(what, images.count() as u64, 0);
-            images.each(batch, usize::MAX, &mut |images| {
-                collector.images(&images)?;
+            let interrupt = Interrupt::listen()?;
+            let collect = &mut |batch: Vec<_>| {
+                interrupt.check(
+                    || {
+                        let (done, all) = (collector.count(), images.count());
+                        format!("after {done} of {all} images of the {what}, {}", self.path)
+                    },
+                    || "nothing of them is kept; the same command starts again".into(),
+                )?;
+                collector
+                    .images(&batch)
+                    .with_context(|| self.path.clone())?;
                 progress.set(collector.count() as u64, "");
                 Ok(())
-            })?;
+            };
+            images.each(batch, usize::MAX, collect)?;
             let found = collector.finish();
             set.images = Some(found.count);
             set.hash = found.pixels.clone();

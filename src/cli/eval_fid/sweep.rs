@@ -121,6 +121,15 @@ impl Sweep {
                     .collect(),
             })
             .collect();
+        for one in &series {
+            let bad = one.points.iter().filter(|(_, value)| !value.is_finite());
+            let bad: Vec<String> = bad.map(|(setting, _)| setting.to_string()).collect();
+            if !bad.is_empty() {
+                let (figure, key) = (&one.figure, self.key.name());
+                let settings = bad.join(", ");
+                tracing::warn!("{figure} is not finite at {key} {settings}: not drawn");
+            }
+        }
         plot(self.key.name(), &series)
     }
 }

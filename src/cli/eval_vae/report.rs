@@ -147,7 +147,24 @@ impl Found<'_> {
                 )
             })
         };
-        self.names().into_iter().filter_map(few).collect()
+        let mut warnings: Vec<String> = self.names().into_iter().filter_map(few).collect();
+        for (name, _, mean) in self.means() {
+            if let Some(image) = mean.bad {
+                warnings.push(format!(
+                    "{name} is not finite ({}): first that of image number {image} (from 0)",
+                    mean.value()
+                ));
+            }
+        }
+        for (t, distances) in self.distances.iter().enumerate() {
+            for ((name, ..), value) in self.names().into_iter().zip(distances) {
+                if !value.is_finite() {
+                    let t = self.usage.used().len() - self.distances.len() + t + 1;
+                    warnings.push(format!("{name} of z'_{t} is not finite ({value})"));
+                }
+            }
+        }
+        warnings
     }
 
     pub fn table(&self) -> String {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::error::{Context, Result, hinted};
+use crate::metrics::images::is_npz;
 use crate::store::bundle::{self, Bundle};
 use crate::store::codes::{self, Codes};
 use crate::store::npz::Npz;
@@ -90,7 +91,7 @@ fn checkpoint(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
 }
 
 fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
-    if path.extension().is_some_and(|e| e == "npz") {
+    if is_npz(path) {
         return npz(path, facts);
     }
     let bytes = fs::metadata(path)?.len();
@@ -163,13 +164,10 @@ fn other(
 }
 
 fn pth(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
-    let found = tensors::read(path)?;
+    let found = tensors::read_typed(path)?;
     let described = found
         .into_iter()
-        .map(|(name, tensor)| {
-            let dtype = safetensors::tensor::Dtype::from(tensor.dtype());
-            (name, (dtype, tensor.dims().to_vec()))
-        })
+        .map(|(name, (tensor, dtype))| (name, (dtype, tensor.dims().to_vec())))
         .collect();
     let header = Header {
         tensors: described,
@@ -189,8 +187,8 @@ fn npz(path: &Path, facts: &mut Facts) -> Result<()> {
     let mut archive = Npz::open(path)?;
     let mut arrays = Map::new();
     for name in archive.names() {
-        let (element, shape) = archive.describe(&name)?;
-        let entry = json!({ "dtype": format!("{element:?}"), "shape": shape });
+        let (descriptor, shape) = archive.describe(&name)?;
+        let entry = json!({ "dtype": dtype(&descriptor), "shape": shape });
         arrays.insert(name, entry);
     }
     facts.insert("kind".into(), json!("arrays"));
@@ -199,6 +197,23 @@ fn npz(path: &Path, facts: &mut Facts) -> Result<()> {
     facts.insert("sha256".into(), json!(digest::sha256(path)?));
     facts.insert("tensors".into(), Value::Object(arrays));
     Ok(())
+}
+
+/// NumPy's descriptor in the words of the other files: `<f4` is F32; what is no number stays as it is.
+fn dtype(descriptor: &str) -> String {
+    let numbers = |kind: &str| {
+        let bytes: usize = descriptor.get(2..)?.parse().ok()?;
+        Some(format!("{kind}{}", 8 * bytes))
+    };
+    let named = match descriptor.get(1..2) {
+        Some("f") => numbers("F"),
+        Some("i") => numbers("I"),
+        Some("u") => numbers("U"),
+        Some("c") => numbers("C"),
+        Some("b") => Some("BOOL".to_string()),
+        _ => None,
+    };
+    named.unwrap_or_else(|| descriptor.to_string())
 }
 
 /// Parameters by part: the first `depth` pieces of a name.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
-use crate::error::{Context, Result, hinted, usage};
+use crate::error::{Result, hinted, rehinted, usage};
 use crate::store::{digest, tensors};
 
 pub use published::Network;
@@ -22,6 +22,15 @@ pub use published::Network;
 ///
 /// Errors: there is none, or it has another digest than its name says; the hint says what to fetch and where to put it.
 pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<PathBuf> {
+    let cache = || {
+        cache().map_err(|e| {
+            let option = network.published().option;
+            rehinted(
+                &e,
+                format!("set HOME (or XDG_CACHE_HOME), or name the file with {option} FILE"),
+            )
+        })
+    };
     match asked {
         Some(asked) if !is_address(asked) => named(network, Path::new(asked)),
         Some(asked) => match asked.strip_prefix("hf://") {
@@ -32,9 +41,11 @@ pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<P
     }
 }
 
-/// The tensors of the weights file at `path`, and its SHA-256.
+/// The tensors of the weights file at `path` under the network's own names, and its SHA-256.
+///
+/// Errors: as [`tensors::read_network`]'s.
 pub fn read_hashed(path: &Path) -> Result<(BTreeMap<String, Tensor>, String)> {
-    Ok((tensors::read(path)?, digest::sha256(path)?))
+    Ok((tensors::read_network(path)?, digest::sha256(path)?))
 }
 
 /// A slash pair behind the first word: never the beginning of a path that exists.
@@ -150,8 +161,15 @@ pub fn cache() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let root = match set("XDG_CACHE_HOME") {
         Some(root) => PathBuf::from(root),
-        None => PathBuf::from(set("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
-            .join(".cache"),
+        None => match set("HOME") {
+            Some(home) => PathBuf::from(home).join(".cache"),
+            None => {
+                return Err(hinted(
+                    "no folder for weights: neither HOME nor XDG_CACHE_HOME is set",
+                    "set one of them",
+                ));
+            }
+        },
     };
     Ok(root.join("rdpm/weights"))
 }

@@ -7,10 +7,17 @@ use crate::error::{Context, Result, hinted};
 /// A head longer than this is no head.
 const LONGEST: usize = 1 << 16;
 
-/// Element types, by NumPy's descriptor.
+/// Element types that are read as numbers, by NumPy's descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
+    Bool,
     U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
     I64,
     F16,
     F32,
@@ -18,17 +25,32 @@ pub enum Element {
 }
 
 impl Element {
-    const ALL: [Element; 5] = [
+    const ALL: [Element; 12] = [
+        Element::Bool,
         Element::U8,
+        Element::I8,
+        Element::U16,
+        Element::I16,
+        Element::U32,
+        Element::I32,
+        Element::U64,
         Element::I64,
         Element::F16,
         Element::F32,
         Element::F64,
     ];
 
+    /// As NumPy writes it on most machines: little-endian.
     pub fn descriptor(self) -> &'static str {
         match self {
+            Element::Bool => "|b1",
             Element::U8 => "|u1",
+            Element::I8 => "|i1",
+            Element::U16 => "<u2",
+            Element::I16 => "<i2",
+            Element::U32 => "<u4",
+            Element::I32 => "<i4",
+            Element::U64 => "<u8",
             Element::I64 => "<i8",
             Element::F16 => "<f2",
             Element::F32 => "<f4",
@@ -39,27 +61,35 @@ impl Element {
     /// Bytes.
     pub fn size(self) -> usize {
         match self {
-            Element::U8 => 1,
-            Element::F16 => 2,
-            Element::F32 => 4,
-            Element::I64 | Element::F64 => 8,
+            Element::Bool | Element::U8 | Element::I8 => 1,
+            Element::U16 | Element::I16 | Element::F16 => 2,
+            Element::U32 | Element::I32 | Element::F32 => 4,
+            Element::U64 | Element::I64 | Element::F64 => 8,
         }
     }
 
-    fn named(descriptor: &str) -> Option<Self> {
-        let same = |e: &Element| e.descriptor()[1..] == *descriptor.get(1..).unwrap_or("");
-        let order = descriptor.get(..1)?;
-        Element::ALL
+    /// The element, and whether its bytes stand the other way round.
+    fn named(descriptor: &str) -> Option<(Self, bool)> {
+        let (order, kind) = descriptor.split_at_checked(1)?;
+        let element = Element::ALL
             .into_iter()
-            .find(same)
-            .filter(|e| e.size() == 1 || order == "<" || order == "=")
+            .find(|e| e.descriptor()[1..] == *kind)?;
+        match order {
+            ">" => Some((element, element.size() > 1)),
+            "<" | "|" | "=" => Some((element, false)),
+            _ => None,
+        }
     }
 }
 
 /// What a `.npy` says of its array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
-    pub element: Element,
+    /// NumPy's words for the type of an element, whether it is read or not.
+    pub descriptor: String,
+    /// What is read as numbers; arrays of text, of objects and of records are not.
+    pub element: Option<Element>,
+    pub big_endian: bool,
     /// The first index runs fastest.
     pub fortran_order: bool,
     pub shape: Vec<usize>,
@@ -71,9 +101,22 @@ impl Header {
         self.shape.iter().product()
     }
 
-    /// Bytes of the array; [`Header::read`] has seen that they can be counted.
-    pub fn bytes_of_array(&self) -> u64 {
-        self.count() as u64 * self.element.size() as u64
+    /// Bytes of the array, where an element's are known; [`Header::read`] has seen that they can be counted.
+    pub fn bytes_of_array(&self) -> Option<u64> {
+        Some(self.count() as u64 * self.element?.size() as u64)
+    }
+
+    /// Errors: elements that are no numbers; names their type.
+    pub fn numbers(&self) -> Result<Element> {
+        self.element.ok_or_else(|| {
+            hinted(
+                format!(
+                    "its elements are `{}`, which are no numbers",
+                    self.descriptor
+                ),
+                "expected booleans, integers or floats: array.astype(numpy.float64) makes such",
+            )
+        })
     }
 
     /// Reads versions 1, 2 and 3: the head, and how many bytes it takes.
@@ -100,10 +143,7 @@ impl Header {
             Some(rest.trim_start())
         };
         let damaged = || format!("its head is damaged: {}", text.trim());
-        let descriptor = value("descr")
-            .and_then(|rest| rest.strip_prefix('\''))
-            .and_then(|rest| rest.split('\'').next())
-            .with_context(damaged)?;
+        let descriptor = value("descr").and_then(descriptor).with_context(damaged)?;
         let order = value("fortran_order").with_context(damaged)?;
         let shape = value("shape")
             .and_then(|rest| rest.strip_prefix('('))
@@ -113,21 +153,22 @@ impl Header {
             .split(',')
             .map(str::trim)
             .filter(|size| !size.is_empty())
-            .map(|size| size.parse().ok())
+            // Python 2 wrote long integers as 5L.
+            .map(|size| size.trim_end_matches('L').parse().ok())
             .collect();
         let shape = shape.with_context(damaged)?;
         let elements = shape
             .iter()
             .try_fold(16usize, |n, &size| n.checked_mul(size));
         elements.with_context(damaged)?;
-        let element = Element::named(descriptor).ok_or_else(|| {
-            hinted(
-                format!("its elements are `{descriptor}`"),
-                "expected u8, i64, f16, f32 or f64, little-endian",
-            )
-        })?;
+        let (element, big_endian) = match Element::named(&descriptor) {
+            Some((element, big_endian)) => (Some(element), big_endian),
+            None => (None, false),
+        };
         Ok(Self {
+            descriptor,
             element,
+            big_endian,
             fortran_order: order.starts_with("True"),
             shape,
         })
@@ -153,6 +194,25 @@ impl Header {
     }
 }
 
+/// The value of `descr` at the start of `rest`: a word in quotes, or a list of a record's fields as it stands.
+fn descriptor(rest: &str) -> Option<String> {
+    if let Some(word) = rest.strip_prefix('\'') {
+        return Some(word.split('\'').next()?.to_string());
+    }
+    let mut depth = 0;
+    for (at, c) in rest.char_indices() {
+        match c {
+            '[' | '(' => depth += 1,
+            ']' | ')' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return (at > 0).then(|| rest[..=at].to_string());
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +226,7 @@ mod tests {
             assert_eq!(length, bytes.len() as u64);
             assert_eq!(
                 (header.element, header.fortran_order),
-                (Element::F64, false)
+                (Some(Element::F64), false)
             );
             assert_eq!(header.shape, shape);
         }
@@ -177,9 +237,31 @@ mod tests {
     fn other_writers_heads_are_understood() -> Result<()> {
         let text = "{'shape': (10, 2), 'fortran_order': True, 'descr': '<f4'}   \n";
         let header = Header::parse(text)?;
-        assert_eq!(header.element, Element::F32);
+        assert_eq!(header.element, Some(Element::F32));
         assert!(header.fortran_order);
         assert_eq!(header.shape, [10, 2]);
+        let text = "{'descr': '>i4', 'fortran_order': False, 'shape': (3L, 4L), }";
+        let header = Header::parse(text)?;
+        assert_eq!(
+            (header.element, header.big_endian),
+            (Some(Element::I32), true)
+        );
+        assert_eq!(header.shape, [3, 4]);
+        for (descr, words) in [
+            ("'|O'", "|O"),
+            ("'<U5'", "<U5"),
+            ("'<c8'", "<c8"),
+            (
+                "[('a', '<f4'), ('b', '<i8', (2,))]",
+                "[('a', '<f4'), ('b', '<i8', (2,))]",
+            ),
+        ] {
+            let text = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (2,), }}");
+            let header = Header::parse(&text)?;
+            assert_eq!((header.descriptor.as_str(), header.element), (words, None));
+            let error = header.numbers().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
         Ok(())
     }
 
@@ -187,12 +269,8 @@ mod tests {
     fn what_cannot_be_read_is_named() {
         for (text, why) in [
             (
-                "{'descr': '>f8', 'fortran_order': False, 'shape': (1,), }",
-                "`>f8`",
-            ),
-            (
-                "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
-                "`|O`",
+                "{'descr': [('a', '<f4', 'fortran_order': False, 'shape': (1,), }",
+                "damaged",
             ),
             (
                 "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }",

@@ -9,6 +9,7 @@ use zip::ZipArchive;
 
 use super::header::{Element, Header};
 use crate::error::{Context, Error, Result, hinted};
+use crate::store::foreign;
 
 /// An open archive.
 pub struct Npz {
@@ -24,10 +25,17 @@ pub struct Array {
 }
 
 impl Npz {
-    /// Errors: there is no such file; it is no zip, or ends early.
+    /// Errors: there is no such file; it is no zip, or ends early; it is something else, which is named.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| {
+            let other = foreign::of(path).filter(|kind| !kind.name.contains("zip archive"));
+            if let Some(kind) = other {
+                return hinted(
+                    format!("{} is {}; expected an .npz", path.display(), kind.name),
+                    kind.remedy,
+                );
+            }
             hinted(
                 format!("{}: no .npz, or not written whole ({e})", path.display()),
                 "copy or write it again",
@@ -49,23 +57,33 @@ impl Npz {
         self.zip.index_for_name(&format!("{name}.npy")).is_some()
     }
 
-    /// The type and shape of the array `name`.
-    pub fn describe(&mut self, name: &str) -> Result<(Element, Vec<usize>)> {
+    /// Whether the file at `path` is an `.npz`, whatever its name.
+    pub fn is(path: &Path) -> bool {
+        foreign::of(path) == Some(foreign::NPZ)
+    }
+
+    /// The type of the elements in NumPy's words and the shape of the array `name`, whether it is read or not.
+    pub fn describe(&mut self, name: &str) -> Result<(String, Vec<usize>)> {
         let header = self.with(name, |_, header| Ok(header.clone()))?;
-        Ok((header.element, header.shape))
+        Ok((header.descriptor, header.shape))
     }
 
     /// The array `name`, of any type, as f64.
     pub fn floats(&mut self, name: &str) -> Result<Array> {
         self.with(name, |from, header| {
             let mut bytes = Vec::new();
-            let expected = header.bytes_of_array();
+            let element = header.numbers()?;
+            let expected = header.count() as u64 * element.size() as u64;
             from.take(expected)
                 .read_to_end(&mut bytes)
                 .map_err(damaged)?;
             anyhow::ensure!(bytes.len() as u64 == expected, "it ends early");
             check_rest(from)?;
-            let values = values(&bytes, header.element);
+            if header.big_endian {
+                let elements = bytes.chunks_exact_mut(element.size());
+                elements.for_each(<[u8]>::reverse);
+            }
+            let values = values(&bytes, element);
             Ok(Array {
                 values: match header.fortran_order {
                     true => to_c_order(&values, &header.shape),
@@ -122,7 +140,9 @@ impl Npz {
             let (header, length) = Header::read(&mut entry)?;
             // Before anything of that size is asked for.
             let (found, expected) = (size.saturating_sub(length), header.bytes_of_array());
-            if found < expected {
+            if let Some(expected) = expected
+                && found < expected
+            {
                 return Err(hinted(
                     format!(
                         "its shape {:?} takes {expected} bytes, there are {found}",
@@ -151,11 +171,11 @@ fn damaged(error: io::Error) -> Error {
 }
 
 fn check_bytes(header: &Header) -> Result<()> {
-    if header.element != Element::U8 || header.fortran_order {
+    if header.element != Some(Element::U8) || header.fortran_order {
         return Err(hinted(
             format!(
                 "expected bytes (u8) in C order, found `{}`{}",
-                header.element.descriptor(),
+                header.descriptor,
                 if header.fortran_order {
                     " in FORTRAN's order"
                 } else {
@@ -175,7 +195,13 @@ fn values(bytes: &[u8], element: Element) -> Vec<f64> {
         chunks.iter().map(|chunk| f(*chunk)).collect()
     }
     match element {
-        Element::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
+        Element::Bool | Element::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
+        Element::I8 => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
+        Element::U16 => each(bytes, |b| f64::from(u16::from_le_bytes(b))),
+        Element::I16 => each(bytes, |b| f64::from(i16::from_le_bytes(b))),
+        Element::U32 => each(bytes, |b| f64::from(u32::from_le_bytes(b))),
+        Element::I32 => each(bytes, |b| f64::from(i32::from_le_bytes(b))),
+        Element::U64 => each(bytes, |b| u64::from_le_bytes(b) as f64),
         Element::I64 => each(bytes, |b| i64::from_le_bytes(b) as f64),
         Element::F16 => each(bytes, |b| f64::from(f16::from_le_bytes(b))),
         Element::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
@@ -240,7 +266,75 @@ mod tests {
             Ok(())
         })?;
         assert_eq!(pieces, [vec![1, 2, 3], vec![4]]);
-        assert_eq!(npz.describe("arr_0")?, (Element::U8, vec![5]));
+        assert_eq!(npz.describe("arr_0")?, ("|u1".to_string(), vec![5]));
+        Ok(())
+    }
+
+    /// An `.npz` with one array of any descriptor.
+    fn of(path: &Path, name: &str, descr: &str, count: usize, bytes: &[u8]) -> Result<()> {
+        let mut head =
+            format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ({count},), }}\n");
+        head.insert_str(0, "\u{1}\0  ");
+        let length = (head.len() - 4) as u16;
+        let mut text = head.into_bytes();
+        text[2..4].copy_from_slice(&length.to_le_bytes());
+        let mut zip = zip::ZipWriter::new(File::create(path)?);
+        zip.start_file(
+            format!("{name}.npy"),
+            zip::write::SimpleFileOptions::default(),
+        )?;
+        zip.write_all(b"\x93NUMPY")?;
+        zip.write_all(&text)?;
+        zip.write_all(bytes)?;
+        zip.finish()?;
+        Ok(())
+    }
+
+    #[test]
+    fn every_type_of_numbers_is_read_and_every_other_described() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.npz");
+        for (descr, bytes, expected) in [
+            ("'|b1'", &[1u8, 0][..], vec![1., 0.]),
+            ("'|i1'", &[255, 1], vec![-1., 1.]),
+            ("'<u2'", &[1, 2], vec![513.]),
+            ("'>u2'", &[1, 2], vec![258.]),
+            ("'<i2'", &[255, 255], vec![-1.]),
+            ("'<i4'", &[254, 255, 255, 255], vec![-2.]),
+            ("'>i4'", &[0, 0, 0, 7], vec![7.]),
+            ("'<u4'", &[0, 0, 0, 128], vec![2147483648.]),
+            ("'<u8'", &[1, 0, 0, 0, 0, 0, 0, 0], vec![1.]),
+            ("'>f8'", &1.5f64.to_be_bytes(), vec![1.5]),
+            ("'>f4'", &[0x3f, 0x80, 0, 0], vec![1.]),
+            ("'<f2'", &[0, 0x3c], vec![1.]),
+        ] {
+            of(&path, "mu", descr, expected.len(), bytes)?;
+            assert_eq!(Npz::open(&path)?.floats("mu")?.values, expected, "{descr}");
+        }
+        for descr in ["'|O'", "'<U3'", "'<c16'", "[('a', '<f4')]"] {
+            of(&path, "x", descr, 2, b"anything")?;
+            let mut npz = Npz::open(&path)?;
+            assert_eq!(npz.describe("x")?.1, [2]);
+            let (text, _) = crate::error::report(&npz.floats("x").unwrap_err());
+            assert!(text.contains("which are no numbers"), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn other_files_are_named_for_what_they_are() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.npz");
+        let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 1\n";
+        for (bytes, words) in [
+            (&lfs[..], "a git-LFS pointer"),
+            (b"\x93NUMPY\x01\0", "a .npy array"),
+            (b"<!doctype html><html>", "an HTML page"),
+        ] {
+            std::fs::write(&path, bytes)?;
+            let (text, _) = crate::error::report(&Npz::open(&path).err().unwrap());
+            assert!(text.contains(words) && text.contains("hint: "), "{text}");
+        }
         Ok(())
     }
 

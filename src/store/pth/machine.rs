@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use super::bytes::Bytes;
 use super::globals::global;
-use super::objects::{Global, Id, Object, Outcome, Pickle, StorageRef, TensorRef, broken};
+use super::objects::{
+    Elements, Global, Id, Object, Outcome, Pickle, StorageRef, TensorRef, Unread, broken,
+};
 
 /// More objects than any file of weights has.
 const MOST_OBJECTS: usize = 1 << 21;
@@ -101,7 +103,8 @@ impl<'a> Machine<'a> {
                     let n = self.bytes.length4()?;
                     self.raw(n)?;
                 }
-                0x8e => {
+                // BINBYTES8 and BYTEARRAY8.
+                0x8e | 0x96 => {
                     let n = self.bytes.length8()?;
                     self.raw(n)?;
                 }
@@ -318,33 +321,77 @@ impl<'a> Machine<'a> {
             Object::Inert => Global::Inert,
             _ => return broken("calls what is no function"),
         };
-        match (global, self.object(arguments)) {
-            (Global::Inert, _) => self.push(Object::Inert),
+        let items = match self.object(arguments) {
+            Object::Tuple(items) => items.clone(),
+            // NEWOBJ_EX has been given the class for its arguments.
+            _ => Vec::new(),
+        };
+        match (global, &items[..]) {
+            (Global::Inert | Global::Dtype(_), _) => self.push(Object::Inert),
             (Global::Module, _) => self.push(Object::Module(Vec::new())),
-            (Global::Tensor, Object::Tuple(items)) => {
-                let items = items.clone();
-                self.tensor(&items)
+            (Global::Unread(unread), _) => self.push(Object::Unread(unread)),
+            (Global::TensorClass, _) => self.push(Object::Unread(Unread::OLDEST)),
+            (Global::Tensor, [storage, offset, shape, strides, ..]) => {
+                self.tensor([*storage, *offset, *shape, *strides], None)
             }
-            (Global::Parameter, Object::Tuple(items)) => match items.first() {
-                Some(data) => {
-                    let data = *data;
-                    self.stack.push(data);
-                    Ok(())
-                }
-                None => broken("has a parameter without a tensor"),
+            (Global::TypedTensor, [storage, offset, shape, strides, _, _, dtype, ..]) => {
+                let Object::Global(Global::Dtype(elements)) = self.object(*dtype) else {
+                    return broken("has a tensor without a type");
+                };
+                let elements = elements.clone();
+                self.tensor([*storage, *offset, *shape, *strides], Some(elements))
+            }
+            (Global::First, [first, ..]) => {
+                self.stack.push(*first);
+                Ok(())
+            }
+            (Global::FromType, [function, _, arguments, ..]) => match self.object(*function) {
+                // Not another of its own kind, so that it ends.
+                Object::Global(Global::FromType) => broken("rebuilds a tensor without end"),
+                _ => self.rebuild(*function, *arguments),
             },
-            (Global::OrderedDict, Object::Tuple(items)) => {
+            (Global::Dict, items) => {
                 let pairs = self.pairs(items.first().copied());
                 self.push(Object::Dict(pairs))
+            }
+            (Global::List, items) => {
+                let held = match items.first().map(|id| self.object(*id)) {
+                    Some(Object::List(held) | Object::Tuple(held)) => held.clone(),
+                    _ => Vec::new(),
+                };
+                self.push(Object::List(held))
+            }
+            (Global::Size, [sizes]) => {
+                self.stack.push(*sizes);
+                Ok(())
+            }
+            (Global::Bytes, items) => {
+                let bytes = self.encoded(items)?;
+                self.push(Object::Bytes(bytes))
             }
             _ => broken("calls a function with what it does not take"),
         }
     }
 
-    /// OrderedDict([(k, v), …]), as old files have it.
-    fn pairs(&self, list: Option<Id>) -> Vec<(Id, Id)> {
-        let Some(Object::List(items)) = list.map(|id| self.object(id)) else {
-            return Vec::new();
+    /// bytes(), bytearray(b"…"), and _codecs.encode("…", "latin1"), whose characters are the bytes.
+    fn encoded(&self, arguments: &[Id]) -> Outcome<Vec<u8>> {
+        match arguments.first().map(|id| self.object(*id)) {
+            None => Ok(Vec::new()),
+            Some(Object::Bytes(bytes)) => Ok(bytes.clone()),
+            Some(Object::Text(text)) => {
+                let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+                Ok(bytes.unwrap_or_else(|| text.clone().into_bytes()))
+            }
+            Some(_) => broken("makes bytes of what is no text"),
+        }
+    }
+
+    /// OrderedDict([(k, v), …]), as old files have it, or Counter({k: v, …}).
+    fn pairs(&self, held: Option<Id>) -> Vec<(Id, Id)> {
+        let items = match held.map(|id| self.object(id)) {
+            Some(Object::List(items)) => items,
+            Some(Object::Dict(pairs)) => return pairs.clone(),
+            _ => return Vec::new(),
         };
         items
             .iter()
@@ -357,22 +404,24 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    /// (storage, offset, shape, strides, …)
-    fn tensor(&mut self, arguments: &[Id]) -> Outcome<()> {
-        let [storage, offset, shape, strides, ..] = arguments else {
-            return broken("has a tensor without a shape");
-        };
+    /// Of (storage, offset, shape, strides), with the storage's elements or `elements`.
+    fn tensor(
+        &mut self,
+        [storage, offset, shape, strides]: [Id; 4],
+        elements: Option<Elements>,
+    ) -> Outcome<()> {
         let tensor = match (
-            self.object(*storage),
-            self.size(*offset),
-            self.sizes(*shape),
-            self.sizes(*strides),
+            self.object(storage),
+            self.size(offset),
+            self.sizes(shape),
+            self.sizes(strides),
         ) {
             (Object::Storage(storage), Some(offset), Some(shape), Some(strides))
                 if shape.len() == strides.len() =>
             {
                 TensorRef {
-                    storage: storage.clone(),
+                    key: storage.key.clone(),
+                    elements: elements.unwrap_or_else(|| storage.elements.clone()),
                     offset,
                     shape,
                     strides,
@@ -408,12 +457,12 @@ impl<'a> Machine<'a> {
         let storage = match (object(0), object(1), object(2), object(5)) {
             (
                 Some(Object::Text(kind)),
-                Some(Object::Global(Global::Storage(dtype))),
+                Some(Object::Global(Global::Storage(elements))),
                 Some(Object::Text(key)),
                 None | Some(Object::Nothing),
             ) if kind == "storage" => StorageRef {
                 key: key.clone(),
-                dtype: *dtype,
+                elements: elements.clone(),
             },
             _ => return broken("refers to something that is no storage"),
         };

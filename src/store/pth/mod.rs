@@ -17,17 +17,19 @@ use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::Tensor;
 use memmap2::Mmap;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::foreign;
+use super::tensors::{Named, WANTED};
 use crate::error::{Error, Result, hinted};
 use objects::{Pickle, Refusal, TensorRef};
 use view::Budget;
 
-/// A pickle of tensors' names and shapes is small; a bigger one is not what it says.
-const MOST_PICKLE: u64 = 64 << 20;
+/// A pickle of tensors' names and shapes is small; with NumPy's arrays in it, it may be as large as its file.
+const SMALL_PICKLE: u64 = 64 << 20;
+const MOST_PICKLE: u64 = 1 << 30;
 
 /// torch.serialization.MAGIC_NUMBER, little endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -44,7 +46,7 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
 }
 
 /// A `.pth` of PyTorch 1.6 and later.
-pub(super) fn read_zip(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+pub(super) fn read_zip(path: &Path) -> Result<Named> {
     let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
     let size = file.metadata().map_err(|e| cannot_read(path, &e))?.len();
     let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(path, e))?;
@@ -53,7 +55,10 @@ pub(super) fn read_zip(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         .file_names()
         .filter_map(|name| Some(name.ok()?.strip_suffix(suffix)?.to_string()))
         .min_by_key(String::len)
-        .ok_or_else(|| damaged(path, "a zip archive without data.pkl"))?;
+        .ok_or_else(|| {
+            foreign::refusal(path, WANTED)
+                .unwrap_or_else(|| damaged(path, "a zip archive without data.pkl"))
+        })?;
     let mut member = |name: &str, most: u64| -> Result<Option<Vec<u8>>> {
         let entry = match zip.by_name(&format!("{root}{name}")) {
             Err(ZipError::FileNotFound) => return Ok(None),
@@ -73,7 +78,7 @@ pub(super) fn read_zip(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     if member("byteorder", 16)?.is_some_and(|order| order == b"big") {
         return Err(damaged(path, "its numbers are big-endian"));
     }
-    let text = member(suffix, MOST_PICKLE)?.unwrap_or_default();
+    let text = member(suffix, size.clamp(SMALL_PICKLE, MOST_PICKLE))?.unwrap_or_default();
     let (mut pickle, _) = machine::load(&text).map_err(|e| in_file(path, e))?;
     let tensors = pickle.state_dict().map_err(|e| in_file(path, e))?;
     // Storages lie uncompressed, so none is larger than the file.
@@ -85,7 +90,7 @@ pub(super) fn read_zip(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 }
 
 /// A `.pth` of the older format.
-pub(super) fn read_legacy(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+pub(super) fn read_legacy(path: &Path) -> Result<Named> {
     let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
     // SAFETY: the map is read only; a program that cuts the file while it is read ends this process by a signal.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| cannot_read(path, &e))?;
@@ -146,19 +151,20 @@ fn collect<'a>(
     size: u64,
     tensors: Vec<(String, TensorRef)>,
     mut storage: impl FnMut(&str) -> Result<Cow<'a, [u8]>>,
-) -> Result<BTreeMap<String, Tensor>> {
+) -> Result<Named> {
     let mut by_storage: BTreeMap<String, Vec<(String, TensorRef)>> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let key = tensor.storage.key.clone();
+        let key = tensor.key.clone();
         by_storage.entry(key).or_default().push((name, tensor));
     }
     let (mut budget, mut made) = (Budget::of_file(size), BTreeMap::new());
     for (key, tensors) in by_storage {
         let bytes = storage(&key)?;
         for (name, tensor) in tensors {
-            let tensor = view::tensor(&tensor, &bytes, &mut budget)
+            let read = view::dtype(&tensor)
+                .and_then(|dtype| Ok((view::tensor(&tensor, &bytes, &mut budget)?, dtype)))
                 .map_err(|what| damaged(path, format!("`{name}` {what}")))?;
-            made.insert(name, tensor);
+            made.insert(name, read);
         }
     }
     Ok(made)

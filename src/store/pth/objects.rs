@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use candle_core::DType;
+use safetensors::Dtype;
+
+use crate::store::elements;
 
 /// Why a pickle is refused.
 #[derive(Debug)]
@@ -43,30 +45,131 @@ const WRAPPERS: [&str; 8] = [
 
 pub(super) type Id = u32;
 
+/// What a storage or a tensor is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Elements {
+    Read(Dtype),
+    /// Of a type that is not read: its name, and the bytes of an element where they are known.
+    Unread(String, Option<usize>),
+}
+
+impl Elements {
+    /// A storage without a type: its tensors say theirs.
+    pub const BYTES: Self = Elements::Read(Dtype::U8);
+
+    pub fn unread(name: &str) -> Self {
+        Elements::Unread(name.to_string(), None)
+    }
+
+    /// Of torch.FloatStorage, given `Float`.
+    pub fn of_storage(name: &str) -> Option<Self> {
+        let wide = |bytes| Elements::Unread(format!("{name}Storage"), Some(bytes));
+        Some(match name {
+            "Bool" => Elements::Read(Dtype::BOOL),
+            "Byte" => Elements::Read(Dtype::U8),
+            "Char" => Elements::Read(Dtype::I8),
+            "Short" => Elements::Read(Dtype::I16),
+            "Int" => Elements::Read(Dtype::I32),
+            "Long" => Elements::Read(Dtype::I64),
+            "Half" => Elements::Read(Dtype::F16),
+            "BFloat16" => Elements::Read(Dtype::BF16),
+            "Float" => Elements::Read(Dtype::F32),
+            "Double" => Elements::Read(Dtype::F64),
+            "QUInt8" | "QInt8" | "QUInt4x2" | "QUInt2x4" => wide(1),
+            "QInt32" => wide(4),
+            "ComplexFloat" => wide(8),
+            "ComplexDouble" => wide(16),
+            _ => return None,
+        })
+    }
+
+    pub fn width(&self) -> Option<usize> {
+        match self {
+            Elements::Read(dtype) => elements::width(*dtype),
+            Elements::Unread(_, width) => *width,
+        }
+    }
+}
+
 /// A storage named by a pickle, to be read from the file.
 #[derive(Debug, Clone)]
 pub(super) struct StorageRef {
     pub key: String,
-    pub dtype: DType,
+    pub elements: Elements,
 }
 
 /// A tensor named by a pickle; strides and offset count elements.
 #[derive(Debug, Clone)]
 pub(super) struct TensorRef {
-    pub storage: StorageRef,
+    /// Of its storage.
+    pub key: String,
+    pub elements: Elements,
     pub offset: usize,
     pub shape: Vec<usize>,
     pub strides: Vec<usize>,
+}
+
+/// A tensor that is no array of numbers in a storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unread {
+    pub what: &'static str,
+    pub remedy: &'static str,
+}
+
+impl Unread {
+    pub const SPARSE: Self = Self {
+        what: "a sparse tensor",
+        remedy: "save tensor.to_dense() in its place",
+    };
+    pub const QUANTIZED: Self = Self {
+        what: "a quantized tensor",
+        remedy: "save tensor.dequantize() in its place",
+    };
+    pub const META: Self = Self {
+        what: "a tensor without data, of the device `meta`",
+        remedy: "save the model after its weights are loaded",
+    };
+    pub const NESTED: Self = Self {
+        what: "a nested tensor",
+        remedy: "save its parts as tensors of their own",
+    };
+    pub const SUBCLASS: Self = Self {
+        what: "a tensor of a class of its own",
+        remedy: "save plain tensors in its place",
+    };
+    pub const FROM_NUMPY: Self = Self {
+        what: "a tensor of another device, kept as a NumPy array",
+        remedy: "save tensor.cpu() in its place",
+    };
+    pub const OLDEST: Self = Self {
+        what: "a tensor in a form that PyTorch no longer writes",
+        remedy: "load it in PyTorch and save it again",
+    };
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Global {
     /// torch._utils._rebuild_tensor and _rebuild_tensor_v2
     Tensor,
-    /// torch._utils._rebuild_parameter
-    Parameter,
-    OrderedDict,
-    Storage(DType),
+    /// torch._utils._rebuild_tensor_v3, whose storage has no type
+    TypedTensor,
+    /// What gives its first argument: a parameter of its tensor.
+    First,
+    /// torch._tensor._rebuild_from_type_v2
+    FromType,
+    /// torch.Tensor, torch.FloatTensor, …
+    TensorClass,
+    Unread(Unread),
+    /// An OrderedDict, a defaultdict, a Counter.
+    Dict,
+    /// Whatever holds items: a deque, a set.
+    List,
+    /// _codecs.encode, by which the protocols up to 2 write bytes.
+    Bytes,
+    /// torch.Size, of a tuple.
+    Size,
+    Storage(Elements),
+    Dtype(Elements),
     /// A class of TorchScript.
     Module,
     /// A name that stands for nothing here.
@@ -89,6 +192,7 @@ pub(super) enum Object {
     Global(Global),
     Storage(StorageRef),
     Tensor(TensorRef),
+    Unread(Unread),
     /// Something whose value does not matter: a float, a library's object.
     Inert,
 }
@@ -136,7 +240,7 @@ impl Pickle {
         self.objects
             .iter()
             .filter_map(|object| match object {
-                Object::Storage(s) => Some((s.key.clone(), s.dtype.size_in_bytes())),
+                Object::Storage(s) => Some((s.key.clone(), s.elements.width()?)),
                 _ => None,
             })
             .collect()
@@ -150,23 +254,48 @@ impl Pickle {
     }
 
     /// The named tensors of the state dict, wherever it lies; of a TorchScript module those of its parts, by path.
+    ///
+    /// Errors: there is none, or more than one; one of its tensors is of a kind that is not read.
     pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
         if let Object::Module(_) = self.get(self.root) {
             return Ok(self.module_tensors());
         }
-        let Some(found) = self.find(self.root, 0, &mut HashSet::new()) else {
-            return refuse(
-                "it holds no named tensors",
-                "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or the like",
-            );
+        let found = match &self.find(self.root, 0, &mut HashSet::new())[..] {
+            [one] => one.id,
+            [] => return refuse("it holds no named tensors", WANTED),
+            several => {
+                let names: Vec<String> = several.iter().map(|f| format!("`{}`", f.path)).collect();
+                return refuse(
+                    format!("it holds several state dicts: {}", names.join(", ")),
+                    "load it in PyTorch and save the one that you want alone",
+                );
+            }
         };
         let Object::Dict(items) = self.get(found) else {
             return broken("has no dict where it was");
         };
         let mut named = Vec::new();
         for (key, value) in items {
-            if let (Some(name), Object::Tensor(tensor)) = (self.text(*key), self.get(*value)) {
-                named.push((name.to_string(), tensor.clone()));
+            let Some(name) = self.text(*key) else {
+                continue;
+            };
+            match self.get(*value) {
+                Object::Tensor(tensor) => {
+                    if let Elements::Unread(kind, _) = &tensor.elements {
+                        return refuse(
+                            format!("`{name}` has elements of type {kind}, which is not read"),
+                            "save it as float32, or leave it out of what you save",
+                        );
+                    }
+                    named.push((name.to_string(), tensor.clone()));
+                }
+                Object::Unread(unread) => {
+                    return refuse(
+                        format!("`{name}` is {}, which is not read", unread.what),
+                        unread.remedy,
+                    );
+                }
+                _ => {}
             }
         }
         Ok(named)
@@ -197,34 +326,57 @@ impl Pickle {
         named
     }
 
-    /// The dict of tensors at `id` or below. Each dict is looked at once.
-    fn find(&self, id: Id, depth: usize, seen: &mut HashSet<Id>) -> Option<Id> {
+    /// The dicts of tensors at `id` or below: one, where a wrapper's name or the tensors beside say which. Each dict is
+    /// looked at once.
+    fn find(&self, id: Id, depth: usize, seen: &mut HashSet<Id>) -> Vec<Found> {
         let Object::Dict(items) = self.get(id) else {
-            return None;
+            return Vec::new();
         };
-        if depth > 3 || !seen.insert(id) {
-            return None;
+        if depth > DEEPEST || !seen.insert(id) {
+            return Vec::new();
         }
-        let wrapped = WRAPPERS.iter().find_map(|wrapper| {
-            let (_, value) = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper))?;
-            self.find(*value, depth + 1, seen)
-        });
-        if wrapped.is_some() {
-            return wrapped;
+        let under = |name: &str, mut found: Vec<Found>| {
+            for one in &mut found {
+                one.path = match one.path.as_str() {
+                    "" => name.to_string(),
+                    path => format!("{name}.{path}"),
+                };
+            }
+            found
+        };
+        for wrapper in WRAPPERS {
+            let wrapped = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper));
+            if let Some((_, value)) = wrapped {
+                let found = self.find(*value, depth + 1, seen);
+                if !found.is_empty() {
+                    return under(wrapper, found);
+                }
+            }
         }
         let named = |(k, v): &(Id, Id)| {
-            self.text(*k).is_some() && matches!(self.get(*v), Object::Tensor(_))
+            let tensor = matches!(self.get(*v), Object::Tensor(_) | Object::Unread(_));
+            tensor && self.text(*k).is_some()
         };
         if items.iter().any(named) {
-            return Some(id);
+            let path = String::new();
+            return vec![Found { id, path }];
         }
-        let below: Vec<Id> = items
-            .iter()
-            .filter_map(|(_, value)| self.find(*value, depth + 1, seen))
-            .collect();
-        match below[..] {
-            [one] => Some(one),
-            _ => None,
-        }
+        let below = |(key, value): &(Id, Id)| {
+            let name = self.text(*key).unwrap_or("?");
+            under(name, self.find(*value, depth + 1, seen))
+        };
+        items.iter().flat_map(below).collect()
     }
 }
+
+/// A dict of tensors, and by which keys it is reached.
+struct Found {
+    id: Id,
+    path: String,
+}
+
+/// Dicts in dicts that a state dict may lie in.
+const DEEPEST: usize = 5;
+
+const WANTED: &str =
+    "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or the like";

@@ -1,8 +1,10 @@
 //! A tensor out of a storage's bytes: offset, shape and strides, which may be those of any view.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use safetensors::Dtype;
 
-use super::objects::TensorRef;
+use super::objects::{Elements, TensorRef};
+use crate::store::elements;
 
 /// How many bytes the tensors of one file may take: views that share or repeat a storage are honest in small
 /// numbers, and a way to ask for 2^60 bytes otherwise.
@@ -29,8 +31,9 @@ pub(super) fn tensor(
     budget: &mut Budget,
 ) -> Result<Tensor, String> {
     let (shape, strides) = (&tensor.shape, &tensor.strides);
-    let dtype = tensor.storage.dtype;
-    let width = dtype.size_in_bytes();
+    let dtype = dtype(tensor)?;
+    let width = elements::width(dtype)
+        .ok_or_else(|| format!("has elements of type {dtype:?}, which is not read"))?;
     let beyond = || format!("of shape {shape:?} reaches beyond its storage");
     let count = shape
         .iter()
@@ -57,7 +60,15 @@ pub(super) fn tensor(
     } else {
         gather(&storage[begin..], shape, strides, width, count)
     };
-    Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu).map_err(|e| e.to_string())
+    elements::tensor(dtype, &bytes, shape)
+}
+
+/// The type of a tensor's elements in the file.
+pub(super) fn dtype(tensor: &TensorRef) -> Result<Dtype, String> {
+    match &tensor.elements {
+        Elements::Read(dtype) => Ok(*dtype),
+        Elements::Unread(name, _) => Err(format!("has elements of type {name}, which is not read")),
+    }
 }
 
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {

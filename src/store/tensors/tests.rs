@@ -113,6 +113,97 @@ fn what_holds_no_named_tensors_is_said_so() {
     assert!(refusal(&data("complex.pth")).contains("ComplexFloatStorage"));
 }
 
+/// In each of the ways that torch.save writes, and as torch.load(weights_only=True) reads them: the state dict is found, and
+/// nothing that stands beside it is in the way.
+#[test]
+fn every_plain_thing_may_stand_beside_the_state_dict() -> Result<()> {
+    for name in ["plain.pth", "plain-legacy.pth", "plain-5.pth"] {
+        let found = read(&data(name))?;
+        let names: Vec<&str> = found.keys().map(String::as_str).collect();
+        assert_eq!(names, ["attributed", "parameter", "w"], "{name}");
+        assert_eq!(values(&found["w"])?, [0., 1., 2., 3., 4., 5.]);
+        assert_eq!(values(&found["attributed"])?, [0., 1., 2.]);
+        assert_eq!(values(&found["parameter"])?, [0., 1.]);
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_of_every_type_keep_their_values() -> Result<()> {
+    use safetensors::Dtype;
+    for name in ["elements.pth", "elements-legacy.pth"] {
+        let found = read_typed(&data(name))?;
+        for (key, dtype) in [
+            ("int8", Dtype::I8),
+            ("int16", Dtype::I16),
+            ("uint16", Dtype::U16),
+            ("uint32", Dtype::U32),
+            ("uint64", Dtype::U64),
+            ("float8_e4m3fn", Dtype::F8_E4M3),
+            ("float8_e5m2", Dtype::F8_E5M2),
+            ("uint8", Dtype::U8),
+            ("bfloat16", Dtype::BF16),
+        ] {
+            let (tensor, found) = &found[key];
+            assert_eq!(*found, dtype, "{name} {key}");
+            assert_eq!(values(tensor)?, [1., 3.], "{name} {key}");
+        }
+        assert_eq!(values(&found["bool"].0)?, [1., 1.], "{name}");
+        assert_eq!(found.len(), 10);
+    }
+    Ok(())
+}
+
+#[test]
+fn tensors_that_are_no_plain_arrays_are_refused_by_name() {
+    for (name, words) in [
+        ("sparse.pth", "`w` is a sparse tensor"),
+        ("sparse-csr.pth", "`w` is a sparse tensor"),
+        ("quantized.pth", "`w` is a quantized tensor"),
+        ("meta.pth", "`w` is a tensor without data"),
+        ("nested.pth", "`w` is a nested tensor"),
+        ("fnuz.pth", "`w` has elements of type float8_e5m2fnuz"),
+        ("dtensor.pth", "a distributed tensor (`torch.distributed."),
+        (
+            "two.pth",
+            "several state dicts: `generator`, `discriminator`",
+        ),
+    ] {
+        let text = refusal(&data(name));
+        assert!(text.contains(words) && text.contains("hint: "), "{text}");
+    }
+}
+
+#[test]
+fn a_state_dict_is_found_in_nests_and_a_network_without_its_wrappers_names() -> Result<()> {
+    let named = read(&data("nests.pth"))?;
+    assert_eq!(named.keys().collect::<Vec<_>>(), ["module._orig_mod.w"]);
+    let network = read_network(&data("nests.pth"))?;
+    assert_eq!(network.keys().collect::<Vec<_>>(), ["w"]);
+    Ok(())
+}
+
+#[test]
+fn weights_that_are_not_finite_are_no_network() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("bad.safetensors");
+    for bad in [f32::NAN, f32::INFINITY] {
+        let good = Tensor::ones(2, DType::F32, &Device::Cpu)?;
+        let tensors = BTreeMap::from([
+            ("a.weight".to_string(), good),
+            (
+                "b.weight".to_string(),
+                Tensor::new(&[1.0, bad], &Device::Cpu)?,
+            ),
+        ]);
+        super::super::safetensors::write(&path, &tensors, &Default::default())?;
+        assert!(read(&path).is_ok());
+        let (text, _) = report(&read_network(&path).expect_err("this must be refused"));
+        assert!(text.contains("`b.weight` holds NaN or infinity"), "{text}");
+    }
+    Ok(())
+}
+
 #[test]
 fn truncated_files_are_refused_at_every_length() -> Result<()> {
     for name in ["zip.pth", "legacy.pth"] {
@@ -129,7 +220,12 @@ fn truncated_files_are_refused_at_every_length() -> Result<()> {
 /// No byte that is changed may lead to a panic, an abort or a claim of memory; the result may be wrong numbers.
 #[test]
 fn damaged_bytes_never_stop_the_process() -> Result<()> {
-    for name in ["zip.pth", "legacy.pth", "lightning-legacy.ckpt"] {
+    for name in [
+        "zip.pth",
+        "legacy.pth",
+        "lightning-legacy.ckpt",
+        "plain-legacy.pth",
+    ] {
         let bytes = std::fs::read(data(name))?;
         // 13 is prime to every length and period in these files.
         for at in (0..bytes.len()).step_by(13) {
@@ -187,8 +283,20 @@ fn hostile_pickles_end_in_an_error() {
 fn other_files_are_named_as_what_they_are_not() -> Result<()> {
     for (bytes, words) in [
         (&b""[..], "is empty"),
-        (b"hello, world, this is text", "is no weights file"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no weights file"),
+        (b"hello, world, this is text", "is text; expected weights"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+            "is a PNG image; expected weights",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a git-LFS pointer",
+        ),
+        (b"<!DOCTYPE html>\n<html>", "is an HTML page"),
+        (b"\x93NUMPY\x01\0v\0{'descr': '<f4'", "is a .npy array"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "is gzip-compressed"),
+        (b"\x80\x04\x95\x0a\0\0\0\0\0\0\0", "is a Python pickle"),
+        (&[0xfe, 0xff, 0, 1, 2, 3, 4, 5, 6, 7], "is no weights file"),
         (b"PK\x03\x04 and nothing more", "x.pth"),
     ] {
         let (text, _) = report(&read_bytes(bytes).expect_err("this must be refused"));

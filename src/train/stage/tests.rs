@@ -49,11 +49,15 @@ impl Stage for Told {
 
 impl Trained for Told {
     fn figures(&mut self) -> Result<Map<String, Value>> {
-        Ok(Map::new())
+        let psnr = json!(if self.next == 2 { f64::NAN } else { 20.0 });
+        Ok(Map::from_iter([("psnr".to_string(), psnr)]))
     }
 
-    fn images(&mut self, _: u64, _: &Path) -> Result<Map<String, Value>> {
-        Ok(Map::new())
+    fn images(&mut self, step: u64, _: &Path) -> Result<Map<String, Value>> {
+        match step {
+            4 => Err(hinted("cannot write step-00000004.png", "")),
+            _ => Ok(Map::from_iter([("psnr_t".to_string(), json!([1.0, 2.0]))])),
+        }
     }
 
     fn contents(&self) -> Result<Contents> {
@@ -141,6 +145,27 @@ fn a_bad_step_is_left_out_and_the_run_goes_on() -> Result<()> {
     assert_eq!((state.step, state.bad_steps, state.finished), (5, 0, true));
     let losses: Vec<&Value> = lines.iter().map(|line| &line["loss"]).collect();
     assert_eq!(losses, [&json!(1.0), &json!(3.0), &json!(5.0)]);
+    Ok(())
+}
+
+#[test]
+fn a_figure_that_is_not_finite_is_null_and_a_picture_that_fails_costs_its_line_nothing_else()
+-> Result<()> {
+    let ended = train(&[1.0; 6], |config| config.image_every = 2)?;
+    ended.result?;
+    let of =
+        |key: &str| -> Vec<Value> { ended.lines.iter().map(|line| line[key].clone()).collect() };
+    assert_eq!(of("psnr"), [Value::Null, json!(20.0), json!(20.0)]);
+    assert_eq!(
+        of("psnr_t"),
+        [json!([1.0, 2.0]), Value::Null, json!([1.0, 2.0])]
+    );
+    assert_eq!(of("loss"), [json!(1.0), json!(1.0), json!(1.0)]);
+    let said = sentence(ended.lines[0].as_object().expect("a line"));
+    assert!(
+        said.contains("PSNR not finite") && !said.contains("null"),
+        "{said}"
+    );
     Ok(())
 }
 

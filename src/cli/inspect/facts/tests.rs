@@ -166,3 +166,50 @@ fn an_npz_tells_its_arrays() -> Result<()> {
     assert!(text.contains("a.npz"), "{text}");
     Ok(())
 }
+
+/// Labels of a type that nothing here reads say what they are; so does a file whose name is in capitals, or says nothing.
+#[test]
+fn an_npz_of_any_types_and_any_name_is_told() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    for name in ["a.npz", "A.NPZ", "array"] {
+        let path = root.path().join(name);
+        let mut npz = NpzWriter::new(fs::File::create(&path)?);
+        npz.array("arr_0", Element::U8, &[2, 1, 1, 3])?;
+        npz.write(&[7; 6])?;
+        npz.array("arr_1", Element::I32, &[2])?;
+        npz.write(&[0; 8])?;
+        npz.finish()?;
+        let text = render(&of(&path, false)?)?;
+        assert!(
+            text.contains("arr_1") && text.contains("I32   [2]"),
+            "{text}"
+        );
+    }
+    for (descriptor, expected) in [
+        ("<f4", "F32"),
+        (">i8", "I64"),
+        ("|b1", "BOOL"),
+        ("<c16", "C128"),
+        ("|O", "|O"),
+        ("<U5", "<U5"),
+        ("[('a', '<f4')]", "[('a', '<f4')]"),
+    ] {
+        assert_eq!(dtype(descriptor), expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pth_tells_the_types_of_its_file() -> Result<()> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/weights");
+    let facts = of(&data.join("elements.pth"), true)?;
+    for (name, dtype) in [
+        ("int8", "I8"),
+        ("uint16", "U16"),
+        ("float8_e5m2", "F8_E5M2"),
+        ("bool", "BOOL"),
+    ] {
+        assert_eq!(facts["tensors"][name]["dtype"], dtype);
+    }
+    Ok(())
+}
