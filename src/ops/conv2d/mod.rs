@@ -29,6 +29,10 @@ mod thin;
 #[cfg(feature = "cuda")]
 mod weight_hopper;
 #[cfg(any(test, feature = "cuda"))]
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "the tests look at plans that only a GPU runs")
+)]
 mod weight_plan;
 
 #[cfg(test)]
