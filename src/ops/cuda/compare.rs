@@ -139,7 +139,9 @@ fn with_gradients(
         |vars: &[Var]| -> Vec<Tensor> { vars.iter().map(|var| var.as_tensor().clone()).collect() };
     let tape = Tape::start();
     let y = f(&tensors(&maps), &tensors(&weights))?;
-    let upstream = random(991, y.dims())?.to_device(y.device())?;
+    // Values that bf16 holds, so that both sides have the same.
+    let upstream = random(991, y.dims())?.to_dtype(DType::BF16)?;
+    let upstream = upstream.to_dtype(DType::F32)?.to_device(y.device())?;
     let mut all = vec![y.detach()];
     let loss = plain([&y], move |[y]| {
         (y.to_dtype(DType::F32)? * &upstream)?.sum_all()
