@@ -39,13 +39,12 @@ pub(super) fn passed_over(parts: &[Part]) -> Vec<String> {
     }
     let mut lines = Vec::new();
     if !all.kinds.is_empty() {
-        let count: usize = all.kinds.values().map(|tally| tally.count).sum();
         let kinds = all.kinds.iter();
         let kinds: Vec<String> = kinds
             .map(|(kind, t)| format!("{} {kind} (`{}`)", t.count, t.first))
             .collect();
         lines.push(format!(
-            "{count} files of kinds that are not read are passed over: {}",
+            "passed over as files of kinds that are not read: {}",
             kinds.join(", ")
         ));
     }

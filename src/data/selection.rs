@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::image_kind::{ImageKind, is_image_name, unread_ending};
 use super::labels;
-use super::part::{Bare, Found, Label, Listed, Part};
+use super::part::{Bare, Found, Kind, Label, Listed, Part};
 
 /// Folders that systems make beside the user's.
 const SYSTEM: [&str; 5] = [
@@ -225,10 +225,16 @@ impl Sample {
         sample
     }
 
+    /// Whether the key has more than images. Of files in a folder, those that may be labels count:
+    /// what else lies there need not belong to the image of its name.
+    fn has_fields(&self, part: &Part) -> bool {
+        !self.fields.is_empty() || (part.kind == Kind::Shard && !self.others.is_empty())
+    }
+
     /// The images that are data.
     fn images(&self, seen: &[Listed], part: &mut Part) -> Vec<usize> {
         let name = |index: &usize| seen[*index].name.as_str();
-        let has_fields = !self.fields.is_empty() || !self.others.is_empty();
+        let has_fields = self.has_fields(part);
         let mut taken = self.plain.clone();
         if taken.len() > 1 && has_fields {
             let is_jpeg = |index: &usize| ImageKind::of_name(name(index)) == Some(ImageKind::Jpeg);
@@ -291,9 +297,9 @@ impl Sample {
             })
             .collect();
         asked.sort_unstable();
-        let mut label = match self.fields.is_empty() && self.others.is_empty() {
-            true => Label::None,
-            false => Label::Silent,
+        let mut label = match self.has_fields(part) {
+            true => Label::Silent,
+            false => Label::None,
         };
         for (_, field, index) in asked {
             let file = &seen[index];

@@ -20,7 +20,7 @@ use super::paths::{Given, expand};
 use super::plausible;
 use super::selection::stem;
 use super::{Classes, folder, shards};
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, hinted};
 use crate::store::digest::hex;
 
 /// One decoded image.
@@ -143,8 +143,15 @@ impl Images {
     fn bytes(&self, item: &Item) -> Result<Vec<u8>> {
         let part = &self.parts[item.part as usize];
         let _span = tracing::debug_span!("read").entered();
-        part.bytes(&item.name, &item.place)
-            .with_context(|| format!("could not read {}", part.path_of(&item.name)))
+        let path = part.path_of(&item.name);
+        if let Place::Refused(reason) = &item.place {
+            return Err(hinted(
+                format!("{path}: {reason}"),
+                "make the shard again, or leave bad images out with --skip-bad-images",
+            ));
+        }
+        let bytes = part.bytes(&item.name, &item.place);
+        bytes.with_context(|| format!("could not read {path}"))
     }
 }
 

@@ -250,6 +250,27 @@ fn captions_are_no_labels_and_that_is_said() {
     assert_eq!(self::classes(&scored), ["cat", "dog"]);
 }
 
+/// A file of any kind in a folder; a field of the image's key in a shard.
+#[test]
+fn what_else_lies_beside_images_is_said_of_shards() {
+    let root = tempfile::tempdir().unwrap();
+    let files: Files = vec![("0.jpg", png(1)), ("0.npy", text("x"))];
+    write(&root.path().join("d"), &files);
+    fs::write(root.path().join("t.tar"), tar(&files)).unwrap();
+    assert!(
+        opened(root.path(), &["d"], false)
+            .unwrap()
+            .doubts()
+            .is_empty()
+    );
+    let source = opened(root.path(), &["t.tar"], false).unwrap();
+    assert!(
+        source.doubts()[0].contains("(.npy) that give no label"),
+        "{:?}",
+        source.doubts()
+    );
+}
+
 #[test]
 fn a_second_image_of_a_key_is_no_data() {
     let files: Files = vec![

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{contents, failure, gzip, names, opened, png, tar};
 use crate::data::members::members;
 use crate::data::{Source, open};
-use crate::error::Result;
+use crate::error::{Result, report};
 use crate::store::digest::hex;
 
 fn shards() -> PathBuf {
@@ -238,4 +238,12 @@ fn a_map_of_holes_that_cannot_be_is_that_members_fault_alone() {
         "{error}"
     );
     assert!(found.files[1].place.read(&wrong.as_slice()).is_ok());
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("s.tar"), wrong).unwrap();
+    let source = opened(root.path(), &["s.tar"], false).unwrap();
+    let (text, _) = report(&source.read(0).unwrap_err());
+    assert!(
+        text.contains("s.tar: n01/few.jpg: sparse") && text.contains("\nhint: "),
+        "{text}"
+    );
 }
