@@ -20,9 +20,13 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         let x = ((random(1, &shape)? * 2.0)? + 1.0)?;
         let weights = [(random(2, &[c])? + 1.0)?, random(3, &[c])?];
         let name = format!("batch_norm {shape:?}, {activation:?}");
-        rows.extend(compare(gpu, &name, &[x.clone()], &weights, |maps, w| {
-            Ok(batch_norm(&maps[0], &w[0], &w[1], 1e-5, activation)?.0)
-        })?);
+        rows.extend(compare(
+            gpu,
+            &name,
+            std::slice::from_ref(&x),
+            &weights,
+            |maps, w| Ok(batch_norm(&maps[0], &w[0], &w[1], 1e-5, activation)?.0),
+        )?);
 
         let there = Device::Cuda(gpu.device().clone());
         let (_, mean, variance) = batch_norm(&x, &weights[0], &weights[1], 1e-5, activation)?;
