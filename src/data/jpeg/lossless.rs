@@ -50,7 +50,7 @@ pub fn read(
     } else {
         frame.mcus_wide
     };
-    if tables.restart % mcus != 0 {
+    if !tables.restart.is_multiple_of(mcus) {
         return damaged("a restart within a row of a lossless scan");
     }
     let mut lines: Vec<Line> = components.iter().map(|c| Line::new(c)).collect();

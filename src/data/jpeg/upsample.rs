@@ -81,7 +81,7 @@ impl Way {
 
 /// Ratios of sampling factors must be whole, for libjpeg too.
 pub fn supported(frame: &Frame) -> Result<()> {
-    let whole = |c: &Component| frame.h_max % c.h == 0 && frame.v_max % c.v == 0;
+    let whole = |c: &Component| frame.h_max.is_multiple_of(c.h) && frame.v_max.is_multiple_of(c.v);
     match frame.components.iter().all(whole) {
         true => Ok(()),
         false => unsupported("fractional ratios of sampling factors"),

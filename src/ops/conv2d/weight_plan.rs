@@ -395,6 +395,7 @@ mod tests {
                         x.column(corners, c.stride, plan.pixels, chunk * 64, from, tap)
                     })
                     .collect();
+                let dy = |m: usize, position: usize| of_dy[m / 64][position][m % 64];
                 for position in 0..64 {
                     let row_of_x = c.k[position / 16] as usize / ROW + position % 16;
                     for column in 0..bn {
@@ -406,7 +407,7 @@ mod tests {
                             (byte / c.bytes as usize, byte % c.bytes as usize / ROW);
                         let value = of_x[number][row_of_x + view][within % 64];
                         for m in 0..bm.min((c.outputs - row) as usize) {
-                            sums[m * bn + column] += of_dy[m / 64][position][m % 64] * value;
+                            sums[m * bn + column] += dy(m, position) * value;
                         }
                     }
                 }
