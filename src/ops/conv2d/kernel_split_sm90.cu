@@ -1,4 +1,4 @@
-// Convolutions of few positions for Hopper.
+// Convolutions of few positions for Hopper, where a whole tile for each multiprocessor is more than there is. Figures: kernel_sm90.cu.
 #include "split_sm90.cuh"
 
 RDPM_SPLIT(conv2d_split_1, false, 1)
