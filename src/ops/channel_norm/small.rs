@@ -9,6 +9,8 @@ use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 const THREADS: usize = 256;
 const VECTOR: usize = 8;
 
+/// Channels that a block has at most.
+const WIDEST: usize = 64;
 /// Channels that a block has at least: narrower ones read lines of memory in too many pieces.
 pub(super) const FORWARD: usize = 16;
 pub(super) const BACKWARD: usize = 32;
@@ -21,7 +23,7 @@ pub(super) struct Small {
 
 impl Small {
     /// The cut of a map of elements of `bytes`, of which a thread takes `vector` channels; none where a block cannot hold
-    /// the rows of `least` channels.
+    /// the rows of `least` channels, or has registers for more than twice what there is: tiles are faster then.
     pub fn of(sizes: &Sizes, vector: usize, bytes: usize, least: usize) -> Option<Self> {
         if vector != VECTOR {
             return None;
@@ -32,13 +34,12 @@ impl Small {
         let unit = multiples.find(|size| size.is_multiple_of(VECTOR))?;
         let rows = 16 / bytes; // what a thread has registers for
         let fits = |slab: &usize| sizes.positions <= THREADS / (slab / VECTOR) * rows;
-        let most = (unit..=channels.min(THREADS))
-            .step_by(unit)
-            .filter(fits)
-            .max()?;
+        let slabs = (unit..=channels.min(WIDEST)).step_by(unit);
+        let most = slabs.filter(fits).max()?;
         let even = channels.div_ceil(channels.div_ceil(most));
         let slab = even.next_multiple_of(unit);
-        (slab >= least.min(channels)).then_some(Self { slab })
+        let fills = 2 * slab * sizes.positions >= THREADS * VECTOR * rows;
+        (slab >= least && fills).then_some(Self { slab })
     }
 
     fn grid(&self, sizes: &Sizes) -> (u32, u32, u32) {
@@ -121,12 +122,12 @@ mod tests {
     fn a_block_takes_as_many_whole_groups_as_it_can_hold() {
         assert_eq!(cut(256, 512, BACKWARD), Some(64));
         assert_eq!(cut(256, 192, BACKWARD), Some(48));
-        assert_eq!(cut(64, 384, BACKWARD), Some(192)); // of 240 that it could hold
-        assert_eq!(cut(1, 64, BACKWARD), Some(64));
     }
 
     #[test]
-    fn larger_maps_are_cut_into_tiles() {
+    fn maps_of_more_positions_or_too_few_are_cut_into_tiles() {
+        assert_eq!(cut(64, 384, FORWARD), None);
+        assert_eq!(cut(1, 64, FORWARD), None);
         assert_eq!(cut(1024, 256, FORWARD), Some(16));
         assert_eq!(cut(1024, 256, BACKWARD), None);
         assert_eq!(cut(1024, 96, FORWARD), None); // groups of 3: 24 channels

@@ -21,8 +21,10 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([1, 19, 5, 33], 11, Activation::LeakyRelu(0.2)),
         ([2, 31, 3, 2304], 16, Activation::None),
         ([1, 40, 33, 64], 4, Activation::None),
-        ([2, 6, 5, 48], 6, Activation::LeakyRelu(0.2)),
-        ([1, 8, 8, 384], 32, Activation::Silu),
+        ([2, 16, 16, 64], 4, Activation::None),
+        ([2, 15, 16, 128], 32, Activation::Silu),
+        ([1, 15, 15, 64], 8, Activation::LeakyRelu(0.2)),
+        ([2, 16, 16, 192], 32, Activation::Silu),
     ] {
         let c = shape[3];
         // Far enough from 0 that squares less a squared mean would lose digits.
@@ -36,6 +38,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     // What goes past the norm reaches its input before the norm's own gradient, which then takes it along.
     for (shape, groups) in [
         ([2, 5, 7, 96], 32),
+        ([2, 16, 16, 64], 8),
         ([1, 40, 33, 64], 4),
         ([1, 11, 13, 33], 3),
     ] {
