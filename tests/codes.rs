@@ -356,7 +356,7 @@ fn what_is_not_finite_becomes_no_picture_no_code_and_no_figure() -> Result<()> {
     let decode = "decode codes.safetensors --model bad.safetensors --force --out out.png";
     let sample = "sample --model bad.safetensors --class 3 --num 2 --out out.png";
     let (first, drawn, coded) = (
-        "image `images/checkers/",
+        "image `checkers/",
         "image 0",
         "image 0 of codes.safetensors",
     );
