@@ -81,9 +81,7 @@ fn shard(path: &Path, count: u64) -> Result<()> {
                 .to_dtype(DType::U8)?;
             let image = RgbImage::from_raw(64, 64, pixels.flatten_all()?.to_vec1()?);
             let mut png = Cursor::new(Vec::new());
-            image
-                .expect("64×64")
-                .write_to(&mut png, ImageFormat::Png)?;
+            image.expect("64×64").write_to(&mut png, ImageFormat::Png)?;
             let png = png.into_inner();
             let mut header = tar::Header::new_gnu();
             header.set_size(png.len() as u64);
