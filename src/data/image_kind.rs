@@ -1,7 +1,7 @@
 //! Which files are images: by name before they are opened, by content once they are.
 //!
-//! A name decides whether a file belongs to a data set; what its bytes are decides how it is decoded, so a PNG that is
-//! called `.jpg` is read.
+//! A name decides whether a file belongs to a data set; what its bytes are decides how it is
+//! decoded, so a PNG that is called `.jpg` is read.
 
 /// The kinds that [`super::decode`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,8 @@ pub fn is_image_name(name: &str) -> bool {
     ImageKind::of_name(name).is_some()
 }
 
-/// The ending, with its dot and in lower case, of a file that is an image of a kind that is not read.
+/// The ending, with its dot and in lower case, of a file that is an image of a kind that is not
+/// read.
 pub fn unread_ending(name: &str) -> Option<String> {
     let ending = ending(name)?;
     UNREAD

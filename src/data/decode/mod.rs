@@ -1,12 +1,14 @@
 //! Encoded bytes become RGB: JPEG, PNG, WebP, BMP, PNM or TIFF, decided by content, not by name.
 //!
-//! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an animation counts.
-//! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and taming-transformers.
-//! - A header that claims more than 512 MiB of pixels, counted as RGB or RGBA, is refused before anything is
-//!   allocated.
-//! - JPEG has the pixels of libjpeg-turbo (`jpeg/mod.rs`), but a truncated or damaged one is an error, not an image with
-//!   a grey rest. (It has no checksum: flipped bits that decode to something remain unnoticed.) What follows its end
-//!   marker is left out.
+//! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an
+//!   animation counts.
+//! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and
+//!   taming-transformers.
+//! - A header that claims more than 512 MiB of pixels, counted as RGB or RGBA, is refused before
+//!   anything is allocated.
+//! - JPEG has the pixels of libjpeg-turbo (`jpeg/mod.rs`), but a truncated or damaged one is an
+//!   error, not an image with a grey rest. (It has no checksum: flipped bits that decode to
+//!   something remain unnoticed.) What follows its end marker is left out.
 
 mod pnm;
 #[cfg(test)]
@@ -33,7 +35,8 @@ const HINT: &str = "replace or remove the file, or leave bad images out with --s
 /// Decodes `bytes`; an error names `path`.
 pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
-    // Decoders have panicked on damaged files before; one file must not end the run, nor escape `skip_bad`.
+    // Decoders have panicked on damaged files before; one file must not end the run, nor escape
+    // `skip_bad`.
     let decoded = std::panic::catch_unwind(|| decode_any(bytes, path))
         .unwrap_or_else(|_| Err("the decoder panicked".to_string()))
         .and_then(no_line);
@@ -84,7 +87,8 @@ fn other(
     let mut decoder = reader.into_decoder().map_err(explain)?;
     let (width, height) = decoder.dimensions();
     let colour = decoder.color_type();
-    // What is held at once in the worst case: the decoder's own samples, then RGB or RGBA of 8 bits.
+    // What is held at once in the worst case: the decoder's own samples, then RGB or RGBA of 8
+    // bits.
     let expanded = if colour.has_alpha() { 4 } else { 3 };
     fits(width, height, expanded.max(colour.bytes_per_pixel().into()))?;
     let mut limits = image::Limits::no_limits();

@@ -1,4 +1,5 @@
-//! PBM, PGM and PPM (P1 to P6): values from 0 to any maximum become 0 to 255, rounded as Pillow does.
+//! PBM, PGM and PPM (P1 to P6): values from 0 to any maximum become 0 to 255, rounded as Pillow
+//! does.
 
 use image::RgbImage;
 

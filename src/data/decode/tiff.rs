@@ -1,6 +1,8 @@
-//! TIFF: gray, RGB and CMYK of up to 16 bits, with transparency or without; not packed, by PackBits, LZW or Deflate.
+//! TIFF: gray, RGB and CMYK of up to 16 bits, with transparency or without; not packed, by
+//! PackBits, LZW or Deflate.
 //!
-//! Other kinds are refused by name, those packed as JPEG too: their pixels would depend on another decoder.
+//! Other kinds are refused by name, those packed as JPEG too: their pixels would depend on another
+//! decoder.
 
 use std::io::Cursor;
 

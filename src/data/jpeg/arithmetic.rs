@@ -6,7 +6,8 @@ use super::segments::{NATURAL, Scan, Tables};
 use super::walk::{Blocks, Entropy, walk};
 use super::{Result, damaged};
 
-/// A bin of statistics: the index into [`STATES`] and, in the highest bit, the more probable symbol.
+/// A bin of statistics: the index into [`STATES`] and, in the highest bit, the more probable
+/// symbol.
 type Bin = u8;
 
 /// The bin of even odds, which never changes.
@@ -338,8 +339,8 @@ impl Arithmetic<'_, '_> {
     }
 }
 
-/// T.81, table D.3: the odds of the less probable symbol, the states after it and after the more probable one, and
-/// whether the two change places; at the end the state of even odds.
+/// T.81, table D.3: the odds of the less probable symbol, the states after it and after the more
+/// probable one, and whether the two change places; at the end the state of even odds.
 const STATES: [(u16, u8, u8, bool); 114] = [
     (0x5a1d, 1, 1, true),
     (0x2586, 14, 2, false),

@@ -127,7 +127,8 @@ impl<'a> Bits<'a> {
         self.take(1) != 0
     }
 
-    /// `n` bits, 0 to 16, as the number that they stand for where half of the range is negative (T.81, F.12).
+    /// `n` bits, 0 to 16, as the number that they stand for where half of the range is negative
+    /// (T.81, F.12).
     #[inline(always)]
     pub fn signed(&mut self, n: u32) -> i32 {
         match n {

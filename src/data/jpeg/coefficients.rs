@@ -9,7 +9,8 @@ pub struct Coefficients {
     pub wide: usize,
     /// [rows,wide] of 64 in natural order, not yet multiplied by the steps of quantization.
     pub blocks: Vec<[i16; 64]>,
-    /// Of each coefficient, the lowest bits that no scan has brought yet; −1 where there was none at all.
+    /// Of each coefficient, the lowest bits that no scan has brought yet; −1 where there was none
+    /// at all.
     pub missing: [i8; 64],
 }
 

@@ -68,7 +68,8 @@ pub fn rgb([r, g, b]: [&[u8]; 3], rgb: &mut [u8]) {
     }
 }
 
-/// JFIF's R = Y + 1.402 Cr, G = Y − 0.34414 Cb − 0.71414 Cr, B = Y + 1.772 Cb in 16 bits behind the point.
+/// JFIF's R = Y + 1.402 Cr, G = Y − 0.34414 Cb − 0.71414 Cr, B = Y + 1.772 Cb in 16 bits behind the
+/// point.
 #[inline(always)]
 fn ycc_pixel(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
@@ -89,8 +90,9 @@ pub fn ycc([y, cb, cr]: [&[u8]; 3], rgb: &mut [u8]) {
     }
 }
 
-/// Pillow takes all four components as inverted, with Adobe's marker or without: what is left of white by each ink
-/// goes through what is left by black, (255 − C)·(255 − K)/255 = K' − C·K'/255 with K' as stored.
+/// Pillow takes all four components as inverted, with Adobe's marker or without: what is left of
+/// white by each ink goes through what is left by black, (255 − C)·(255 − K)/255 = K' − C·K'/255
+/// with K' as stored.
 #[inline(always)]
 pub fn through_black(ink: u8, stored_black: u8) -> u8 {
     let product = u32::from(ink) * u32::from(stored_black) + 128;

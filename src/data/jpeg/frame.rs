@@ -138,7 +138,8 @@ impl Frame {
         }
     }
 
-    /// Keeps the quantization tables of components whose first scan this is: a file may define others afterwards.
+    /// Keeps the quantization tables of components whose first scan this is: a file may define
+    /// others afterwards.
     pub fn latch_quantization(&mut self, scan: &Scan, tables: &Tables) -> Result<()> {
         for part in &scan.parts {
             let component = &mut self.components[part.component];

@@ -1,4 +1,5 @@
-//! Huffman codes as files define them, and tables that decode them quickly (T.81, annex C and F.2.2.3).
+//! Huffman codes as files define them, and tables that decode them quickly (T.81, annex C and
+//! F.2.2.3).
 
 use super::bits::{Bits, extend};
 use super::{Result, damaged};
@@ -13,13 +14,14 @@ pub struct Codes {
 /// Bits that one look into the table covers: most codes with their value.
 const LOOK: u32 = 9;
 
-/// An entry of the table: the bits to skip in its low five bits; then whether these include the value; the symbol; the
-/// value itself. 0 is a longer code.
+/// An entry of the table: the bits to skip in its low five bits; then whether these include the
+/// value; the symbol; the value itself. 0 is a longer code.
 const WITH_VALUE: u32 = 1 << 5;
 
 pub struct Huffman {
     look: [u32; 1 << LOOK],
-    /// By length: one more than the last code, filled up to 16 bits; what to add to a code to find its symbol.
+    /// By length: one more than the last code, filled up to 16 bits; what to add to a code to find
+    /// its symbol.
     ends: [u32; 17],
     offsets: [i32; 17],
     values: [u8; 256],

@@ -1,8 +1,9 @@
 //! The inverse DCT: libjpeg's accurate integer method, in the 16-bit arithmetic of its vector code.
 //!
-//! Loeffler, Ligtenberg and Moschytz's factorisation with constants of 13 bits: columns first, then rows. libjpeg-turbo
-//! runs it in vectors of 16 bits, where what is multiplied wraps and what a pass gives saturates. Only damaged or
-//! contrived files show the difference from wider arithmetic, but they are the same to the bit here too.
+//! Loeffler, Ligtenberg and Moschytz's factorisation with constants of 13 bits: columns first, then
+//! rows. libjpeg-turbo runs it in vectors of 16 bits, where what is multiplied wraps and what a
+//! pass gives saturates. Only damaged or contrived files show the difference from wider arithmetic,
+//! but they are the same to the bit here too.
 
 /// Rows of samples.
 pub type Samples = [[u8; 8]; 8];
@@ -30,8 +31,8 @@ pub fn with_fastest<W: WithIdct>(work: W) -> W::Output {
     work.run(Portable)
 }
 
-/// ×2¹³: 0.298631336, 0.390180644, 0.541196100, 0.765366865, 0.899976223, 1.175875602, 1.501321110, 1.847759065,
-/// 1.961570560, 2.053119869, 2.562915447, 3.072711026.
+/// ×2¹³: 0.298631336, 0.390180644, 0.541196100, 0.765366865, 0.899976223, 1.175875602, 1.501321110,
+/// 1.847759065, 1.961570560, 2.053119869, 2.562915447, 3.072711026.
 const F_0_298: i32 = 2446;
 const F_0_390: i32 = 3196;
 const F_0_541: i32 = 4433;

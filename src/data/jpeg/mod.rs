@@ -1,8 +1,10 @@
-//! JPEG to RGB (ITU-T T.81): every 8-bit kind that libjpeg-turbo decodes, with its pixels to the bit.
+//! JPEG to RGB (ITU-T T.81): every 8-bit kind that libjpeg-turbo decodes, with its pixels to the
+//! bit.
 //!
-//! The reference is Pillow 13.0.0 with libjpeg-turbo 3.2.0, `Image.open(f).convert("RGB")`: the accurate integer inverse
-//! DCT, "fancy" upsampling, the smoothing of progressive files that end early, colours told by JFIF and Adobe markers and
-//! component ids, CMYK taken as inverted. `scripts/jpeg_corpus.py` makes the files that this is tested with.
+//! The reference is Pillow 13.0.0 with libjpeg-turbo 3.2.0, `Image.open(f).convert("RGB")`: the
+//! accurate integer inverse DCT, "fancy" upsampling, the smoothing of progressive files that end
+//! early, colours told by JFIF and Adobe markers and component ids, CMYK taken as inverted.
+//! `scripts/jpeg_corpus.py` makes the files that this is tested with.
 //!
 //! | coding | scans | file |
 //! | --- | --- | --- |
@@ -11,8 +13,9 @@
 //! | arithmetic, SOF9 and SOF10 | the same | `arithmetic.rs` |
 //! | lossless Huffman, SOF3 | the same | `lossless.rs` |
 //!
-//! It is stricter than libjpeg in one way: what libjpeg fills in with a warning where data are missing or damaged is an
-//! error here. Stray bytes between segments are passed over and counted, as libjpeg warns of them.
+//! It is stricter than libjpeg in one way: what libjpeg fills in with a warning where data are
+//! missing or damaged is an error here. Stray bytes between segments are passed over and counted,
+//! as libjpeg warns of them.
 
 mod arithmetic;
 mod bits;
@@ -65,8 +68,8 @@ pub fn unsupported<T>(what: impl Into<String>) -> Result<T> {
     Err(Refusal::Unsupported(what.into()))
 }
 
-/// Blocks that all scans may bring, 60 scans of a picture of 100 megapixels: a file of few bytes could keep its reader
-/// busy for hours. Each scan counts as so many at least.
+/// Blocks that all scans may bring, 60 scans of a picture of 100 megapixels: a file of few bytes
+/// could keep its reader busy for hours. Each scan counts as so many at least.
 const MAX_UNITS: u64 = 1 << 28;
 const UNITS_A_SCAN: u64 = 1 << 10;
 
@@ -81,7 +84,8 @@ pub struct Picture {
     pub stray: usize,
 }
 
-/// Decodes the first image in `bytes`, up to its end marker; `fits` may refuse a size before anything is allocated.
+/// Decodes the first image in `bytes`, up to its end marker; `fits` may refuse a size before
+/// anything is allocated.
 pub fn decode(
     bytes: &[u8],
     fits: impl Fn(u32, u32) -> std::result::Result<(), String>,

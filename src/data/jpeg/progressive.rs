@@ -1,4 +1,5 @@
-//! Huffman-coded progressive scans: a band of coefficients, or one more bit of them (T.81, G.1.2 and G.2).
+//! Huffman-coded progressive scans: a band of coefficients, or one more bit of them (T.81, G.1.2
+//! and G.2).
 
 use super::bits::Bits;
 use super::coefficients::Coefficients;

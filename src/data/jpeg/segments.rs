@@ -17,7 +17,8 @@ pub struct Tables {
     pub quantization: [Option<[u16; 64]>; 4],
     pub dc: [Option<Codes>; 4],
     pub ac: [Option<Codes>; 4],
-    /// Bounds L and U of small DC differences in arithmetic coding, and K that divides its AC categories.
+    /// Bounds L and U of small DC differences in arithmetic coding, and K that divides its AC
+    /// categories.
     pub dc_bounds: [(u8, u8); 16],
     pub ac_bound: [u8; 16],
     /// MCUs between restart markers; 0 is none.

@@ -1,4 +1,5 @@
-//! Huffman-coded sequential scans: one difference and the zigzag's runs for every block (T.81, F.2.2).
+//! Huffman-coded sequential scans: one difference and the zigzag's runs for every block (T.81,
+//! F.2.2).
 
 use super::Result;
 use super::bits::Bits;
@@ -76,7 +77,8 @@ impl Entropy for Sequential<'_, '_> {
             let run = (symbol >> 4) as usize;
             if symbol & 15 != 0 {
                 k += run;
-                // A run past the end, which only damaged data have, hits the last place, as in libjpeg.
+                // A run past the end, which only damaged data have, hits the last place, as in
+                // libjpeg.
                 block[usize::from(NATURAL[k])] = value as i16;
                 k += 1;
             } else if run == 15 {

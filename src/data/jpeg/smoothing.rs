@@ -1,7 +1,9 @@
-//! Smoothing between blocks of progressive files that end before all bits are there, as libjpeg-turbo does it.
+//! Smoothing between blocks of progressive files that end before all bits are there, as
+//! libjpeg-turbo does it.
 //!
-//! The first AC coefficients that are unknown and zero are estimated from the DC values of a block and its 24 neighbours
-//! (T.81, K.8, in a wider window). Where no AC coefficient is known at all, DC values are smoothed too.
+//! The first AC coefficients that are unknown and zero are estimated from the DC values of a block
+//! and its 24 neighbours (T.81, K.8, in a wider window). Where no AC coefficient is known at all,
+//! DC values are smoothed too.
 
 use super::coefficients::Coefficients;
 use super::frame::{Coding, Component, Frame};
@@ -173,8 +175,8 @@ fn surroundings(
     of: &Coefficients,
     (x, y): (usize, usize),
 ) -> Window {
-    // libjpeg counts rows as if every MCU row had as many as this one, so that in the last one fewer count as being
-    // below an edge.
+    // libjpeg counts rows as if every MCU row had as many as this one, so that in the last one
+    // fewer count as being below an edge.
     let mcu = y / component.v;
     let rows_here = component.v.min(component.high - mcu * component.v);
     let (row, rows) = (

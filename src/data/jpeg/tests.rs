@@ -182,7 +182,8 @@ fn endless_scans_are_refused() {
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
-/// Changes, cuts and joins files until the time is over: no panic, nothing that takes long, little memory.
+/// Changes, cuts and joins files until the time is over: no panic, nothing that takes long, little
+/// memory.
 #[test]
 #[ignore = "runs for RDPM_FUZZ_SECONDS"]
 fn damaged_files_do_no_harm() {

@@ -1,7 +1,7 @@
 //! From samples of components, some of them coarser than the picture, to rows of the picture.
 //!
-//! Where a component has half of the columns or rows, neighbours are mixed 3 : 1, which libjpeg calls fancy; other ratios
-//! repeat samples.
+//! Where a component has half of the columns or rows, neighbours are mixed 3 : 1, which libjpeg
+//! calls fancy; other ratios repeat samples.
 
 use super::colour::{self, Space};
 use super::frame::{Coding, Component, Frame};
@@ -156,7 +156,8 @@ fn fill_row(plane: &Plane, way: Way, y: usize, out: &mut [u8], sums: &mut [u16])
     }
 }
 
-/// Twice as many columns: 3 parts of the nearer sample and 1 of the other, rounded up and down in turn.
+/// Twice as many columns: 3 parts of the nearer sample and 1 of the other, rounded up and down in
+/// turn.
 #[inline(always)]
 fn mix_columns(samples: &[u8], out: &mut [u8]) {
     let last = samples.len() - 1;

@@ -1,4 +1,5 @@
-//! The order in which a scan brings blocks: MCU by MCU, or block by block where it holds one component (T.81, A.2).
+//! The order in which a scan brings blocks: MCU by MCU, or block by block where it holds one
+//! component (T.81, A.2).
 
 use super::Result;
 use super::frame::Frame;
