@@ -8,12 +8,18 @@ namespace {
 template <class C, bool TRANSPOSE, bool SUMS, To TO>
 __device__ __forceinline__ void convolve(const Convolution& c) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    constexpr int PHASES = TO == To::ROWS ? 1 : 4;
+    constexpr int PHASES = TO == To::ROWS || C::TAPS > 1 ? 1 : 4;
     using R = RingOf<C, TRANSPOSE, SUMS>;
     R ring(shared_address(smem));
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
     const Work<C, PHASES> work(c);
+    if (threadIdx.x == 256) {
+        prefetch_map(c.phases[0].x);
+        prefetch_map(c.w);
+    }
     ring.init();
+    launch_wait();
+    launch_next();
 
     if (warp >= 8) {
         registers_down<40>();
@@ -22,7 +28,7 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
         registers_up<232>();
         const int group = warp >> 2;
         std::conditional_t<C::SWAPPED, SwappedWriter<C, SUMS, TO, PHASES>, Writer<C, SUMS, TO, PHASES>> writer(
-            c, smem + C::STAGES * R::STAGE, ring.own(warp));
+            c, smem + STAGES_OF<C, TRANSPOSE> * R::STAGE, ring.own(warp));
         int i = work.first;
         if (C::TURNS && group == 1) {
             give_turn(0);
@@ -35,7 +41,7 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
             writer.begin(place);
             decltype(C::d) d;
             if (C::TURNS) take_turn(group);
-            accumulate_tile<C, TRANSPOSE>(d, ring, work.steps(i), group);
+            accumulate_tile<C, TRANSPOSE>(d, ring, work.steps(i), group, c.blocks);
             if (C::TURNS) give_turn(group ^ 1);
             warpgroup_wait<0>();
             ring.release_last();

@@ -30,12 +30,13 @@ struct Phase {
     positions: i32,
     height: i32,
     width: i32,
+    pitch: i32,
     low: [i32; 2],
     taps: [i32; 2],
     tap: i32,
     tap_steps: [i32; 2],
     to: [i32; 2],
-    unused: [i32; 4],
+    unused: [i32; 3],
 }
 
 /// A launch's only argument (`Convolution` in windows_sm90.cuh).
@@ -99,9 +100,24 @@ pub(super) struct Windows {
 }
 
 impl Windows {
+    /// Places that are counted of a line.
+    fn pitch(&self, cut: &Cut) -> usize {
+        self.output.1
+            + if cut.pads(self.output.1) {
+                self.taps[1] - 1
+            } else {
+                0
+            }
+    }
+
+    /// Windows of a line that the map is made for: with those that come after the last place where several taps are one copy.
+    fn reached(&self, cut: &Cut) -> usize {
+        self.output.1 + if cut.taps > 1 { self.taps[1] - 1 } else { 0 }
+    }
+
     /// How far the last window lies from the map's last position, down and across.
-    fn high(&self, size: (usize, usize)) -> [i32; 2] {
-        let last = [self.output.0, self.output.1].map(|n| ((n - 1) * self.stride) as i32);
+    fn high(&self, size: (usize, usize), cut: &Cut) -> [i32; 2] {
+        let last = [self.output.0, self.reached(cut)].map(|n| ((n - 1) * self.stride) as i32);
         let size = [size.0 as i32, size.1 as i32];
         std::array::from_fn(|i| self.low[i] as i32 + last[i] - (size[i] - 1))
     }
@@ -144,7 +160,8 @@ impl Work {
     fn choose(&self, gpu: &Gpu, sums: bool) -> Option<(&'static Cut, To)> {
         let served = |channels: usize| channels >= NARROWEST && channels.is_multiple_of(8);
         let input = self.maps * self.input.0 * self.input.1;
-        let counted = input.max(self.positions()) <= i32::MAX as usize / 2;
+        // A cut by lines counts up to six more places a line.
+        let counted = input.max(self.positions()) * 8 <= i32::MAX as usize;
         if !gpu.is_hopper() || !served(self.channels) || !served(self.columns) || !counted {
             return None;
         }
@@ -152,19 +169,19 @@ impl Work {
             .iter()
             .filter_map(|cut| Some((cut, self.reaching(cut, sums)?)));
         let time = |cut: &Cut| -> f64 {
-            let channels = self.channels.next_multiple_of(STAGE);
+            // Channels in whole blocks of 64, or 64s and a half.
+            let block = if cut.half { STAGE / 2 } else { STAGE };
+            let channels = self.channels.next_multiple_of(block);
             let of = |w: &Windows| {
-                let tiles = cut.tiles(self.maps * w.output.0 * w.output.1, self.columns);
+                let tiles = cut.tiles(self.maps * w.output.0 * w.pitch(cut), self.columns);
                 (tiles, tiles * w.taps[0] * w.taps[1] * channels)
             };
             let add = |a: (usize, usize), b: (usize, usize)| (a.0 + b.0, a.1 + b.1);
             let (tiles, terms) = self.windows.iter().map(of).fold((0, 0), add);
-            let depth = terms as f64 / tiles as f64;
             cut.time(
                 gpu.multiprocessors() as usize,
                 tiles,
-                depth,
-                self.scattered(),
+                terms as f64 / tiles as f64,
             )
         };
         serving.min_by(|a, b| time(a.0).total_cmp(&time(b.0)))
@@ -174,19 +191,22 @@ impl Work {
     fn reaching(&self, cut: &Cut, sums: bool) -> Option<To> {
         let within = |w: &Windows| {
             let low = w.low.map(|x| x as i32);
-            let mut corners = low.into_iter().chain(w.high(self.input));
+            let mut corners = low.into_iter().chain(w.high(self.input, cut));
             corners.all(|x| CORNER.contains(&x))
         };
         let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
-        // Every block of a split sum has a part of it.
-        let steps = |w: &Windows| w.taps[0] * w.taps[1] * self.channels.div_ceil(STAGE);
-        let serves = |w: &Windows| within(w) && (!sums || summed(w)) && steps(w) >= cut.split;
-        if !self.windows.iter().all(serves) {
+        let serves = |w: &Windows| within(w) && (!sums || summed(w) && !cut.pads(w.output.1));
+        let halves = (1..=STAGE / 2).contains(&(self.channels % STAGE));
+        if !self.windows.iter().all(serves) || (cut.half && !halves) {
+            return None;
+        }
+        let first = &self.windows[0];
+        if cut.taps > 1 && (self.scattered() || first.stride > 1 || first.taps[1] != cut.taps) {
             return None;
         }
         let has = &cut.kernels;
         let lines = |w: &Windows| cut.lines(w.output).is_some();
-        if has.rows && !self.scattered() {
+        if has.rows && !self.scattered() && !cut.pads(first.output.1) {
             (!sums || has.sums[0]).then_some(To::Rows)
         } else if has.lines && self.scattered() && self.windows.iter().all(lines) {
             (!sums || has.sums[1]).then_some(To::Lines)
@@ -284,13 +304,14 @@ impl Work {
         let shared = cut.shared(self.transposed, sums.is_some());
         let kernel = gpu.kernel(cut.file, &name, shared)?;
         let mut launch = gpu.launch(&kernel);
+        launch.early();
         launch.structure(&convolution);
         let most = match cut.split {
             0 => gpu.multiprocessors() as usize / PAIR, // each takes tile after tile
             _ => tiles,
         };
         let blocks = (tiles.min(most) * cut.cluster()) as u32;
-        // SAFETY: the argument is the kernel's; the views' lengths were compared with the sizes.
+        // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with the sizes.
         unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
         Ok(true)
     }
@@ -306,7 +327,7 @@ impl Work {
     fn phase(&self, cut: &Cut, to: To, w: &Windows, [x, y, added]: [Map; 3]) -> Result<Phase> {
         let low = w.low.map(|x| x as i32);
         let sizes = [x.maps, x.size.0, x.size.1, x.channels];
-        let high = w.high(x.size);
+        let high = w.high(x.size, cut);
         let places = |map: &Map| match (to, cut.lines(w.output)) {
             (To::Lines, Some([lines, across])) => {
                 let (line, c) = (map.size.1 * map.channels, map.channels);
@@ -321,18 +342,19 @@ impl Work {
             _ => self.rows(cut, map),
         };
         Ok(Phase {
-            x: TensorMap::im2col(x.address, sizes, low, high, w.stride, cut.rows)?.words(),
+            x: TensorMap::im2col(x.address, sizes, low, high, w.stride, cut.copied())?.words(),
             y: places(&y)?.words(),
             added: places(&added)?.words(),
-            positions: (x.maps * w.output.0 * w.output.1) as i32,
+            positions: (x.maps * w.output.0 * w.pitch(cut)) as i32,
             height: w.output.0 as i32,
             width: w.output.1 as i32,
+            pitch: w.pitch(cut) as i32,
             low,
             taps: w.taps.map(|x| x as i32),
             tap: w.tap as i32,
             tap_steps: w.tap_steps.map(|x| x as i32),
             to: [w.to.0 as i32, w.to.1 as i32],
-            unused: [0; 4],
+            unused: [0; 3],
         })
     }
 }

@@ -20,14 +20,16 @@ pub(super) struct Cut {
     /// Columns that a warp writes at a time.
     pub part: usize,
     swapped: bool,
+    /// Taps of a line that are one copy of x.
+    pub taps: usize,
+    /// Only for channels of x whose last block of 64 is at most 32.
+    pub half: bool,
     /// Blocks of a cluster that share a tile's sums (split_sm90.cuh); 0: a pair of blocks has a tile each.
     pub split: usize,
     pub kernels: Kernels,
     /// TFLOP/s where every multiprocessor has work, and what a launch takes beside, in microseconds: what a cut is chosen by.
     rate: f64,
     start: f64,
-    /// Microseconds that a tile takes at least where it is written by lines.
-    least: f64,
 }
 
 /// Which kernels a cut has (`To` in windows_sm90.cuh): each also transposed.
@@ -41,6 +43,28 @@ pub(super) struct Kernels {
 }
 
 impl Cut {
+    /// Positions that a stage holds.
+    fn loaded(&self) -> usize {
+        match (self.taps, self.swapped) {
+            (1, _) => self.rows,
+            (_, true) => self.rows + 16,
+            (_, false) => self.rows + 8,
+        }
+    }
+
+    /// Positions that are copied at a time.
+    pub fn copied(&self) -> usize {
+        match self.loaded() {
+            once @ ..=256 => once,
+            twice => twice / 2,
+        }
+    }
+
+    /// Whether positions are counted with what lies between two lines: where a tile of several taps is not part of one.
+    pub fn pads(&self, width: usize) -> bool {
+        self.taps > 1 && !(self.kernels.rows && width.is_multiple_of(self.rows))
+    }
+
     /// The weights' boxes of outputs and inputs.
     pub fn weights(&self, transposed: bool) -> [usize; 2] {
         match (self.split > 0, transposed) {
@@ -70,9 +94,11 @@ impl Cut {
         } else {
             0
         };
-        let barriers = (2 * self.stages + 8 * 4) * 8;
-        let stage = (self.rows + columns) * STAGE * 2;
-        (self.stages * stage + boxes + sums + barriers) as u32
+        let fewer = usize::from(transposed && self.taps > 1 && !self.columns.is_multiple_of(64));
+        let stages = self.stages - fewer;
+        let barriers = (2 * stages + 8 * 4) * 8;
+        let stage = (self.loaded() + self.taps * columns) * STAGE * 2;
+        (stages * stage + boxes + sums + barriers) as u32
     }
 
     /// Blocks that a tile, or a pair's two, take.
@@ -91,11 +117,10 @@ impl Cut {
     }
 
     /// Microseconds that so many tiles are expected to take, on average sums of `depth` terms.
-    pub fn time(&self, multiprocessors: usize, tiles: usize, depth: f64, scattered: bool) -> f64 {
+    pub fn time(&self, multiprocessors: usize, tiles: usize, depth: f64) -> f64 {
         let rounds = tiles.div_ceil((multiprocessors / self.cluster()).max(1)) as f64;
         let flop = 2.0 * (self.rows * self.columns) as f64 * depth / self.split.max(1) as f64;
-        let least = if scattered { self.least } else { 0.0 };
-        self.start + rounds * (flop / (self.rate * 1e6 / 132.0)).max(least)
+        self.start + rounds * flop / (self.rate * 1e6 / 132.0)
     }
 
     /// Rows of the boxes that are written.
@@ -147,11 +172,12 @@ const fn cut(
         stages,
         part,
         swapped: false,
+        taps: 1,
+        half: false,
         split: 0,
         kernels,
         rate,
         start: 5.0,
-        least: 5.0,
     }
 }
 
@@ -160,6 +186,14 @@ const fn narrow(cut: Cut) -> Cut {
     Cut {
         file: "conv2d_narrow_sm90",
         ..cut
+    }
+}
+
+const fn by_lines(cut: Cut, half: bool) -> Cut {
+    Cut {
+        taps: 3,
+        half,
+        ..narrow(cut)
     }
 }
 
@@ -180,10 +214,10 @@ const fn split(name: &'static str, split: usize, start: f64) -> Cut {
     }
 }
 
-pub(super) static CUTS: [Cut; 10] = [
-    cut("128_192", (128, 192), 4, 64, ROWS, 770.),
-    cut("128_256", (128, 256), 4, 32, ROWS, 720.),
-    cut("128_128", (128, 128), 5, 64, ROWS, 690.),
+pub(super) static CUTS: [Cut; 14] = [
+    cut("128_192", (128, 192), 4, 64, ROWS, 760.),
+    cut("128_256", (128, 256), 4, 32, ROWS, 730.),
+    cut("128_128", (128, 128), 5, 64, ROWS, 680.),
     Cut {
         kernels: Kernels {
             lines: true,
@@ -194,7 +228,6 @@ pub(super) static CUTS: [Cut; 10] = [
         ..cut("192_128", (192, 128), 4, 64, ROWS, 740.)
     },
     narrow(swapped(Cut {
-        least: 2.9,
         kernels: Kernels {
             lines: true,
             sums: [true, true],
@@ -203,14 +236,29 @@ pub(super) static CUTS: [Cut; 10] = [
         ..cut("256_64", (256, 64), 4, 64, ROWS, 480.)
     })),
     narrow(Cut {
-        least: 9.0,
         kernels: Kernels {
             lines: true,
             sums: [false, false],
             ..ROWS
         },
-        ..cut("256_96", (256, 96), 4, 32, ROWS, 590.)
+        ..cut("256_96", (256, 96), 4, 32, ROWS, 600.)
     }),
+    by_lines(
+        swapped(Cut {
+            kernels: Kernels {
+                places: true,
+                ..ROWS
+            },
+            ..cut("lines_64", (256, 64), 3, 64, ROWS, 750.)
+        }),
+        false,
+    ),
+    by_lines(
+        swapped(cut("lines_64_half", (256, 64), 3, 64, PLACES, 750.)),
+        true,
+    ),
+    by_lines(cut("lines_96", (192, 96), 3, 32, PLACES, 650.), false),
+    by_lines(cut("lines_96_half", (192, 96), 3, 32, PLACES, 650.), true),
     split("split_1", 1, 4.0),
     split("split_2", 2, 5.0),
     split("split_4", 4, 5.0),

@@ -1,4 +1,4 @@
-// Convolutions of few positions for Hopper, where a whole tile for each multiprocessor is more than there is. Figures: kernel_sm90.cu.
+// Convolutions of few positions for Hopper.
 #include "split_sm90.cuh"
 
 RDPM_SPLIT(conv2d_split_1, false, 1)

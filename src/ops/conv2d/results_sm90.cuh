@@ -38,14 +38,14 @@ struct Boxes {
 
     __device__ void load(uint32_t to, int column, int row, uint32_t barrier) const {
         if (TO == To::ROWS) return load_box(to, c.added, column, row, barrier);
-        const int lines = row / p.width, image = lines / p.height, x = row - lines * p.width, y = lines - image * p.height;
+        const int lines = row / p.pitch, image = lines / p.height, x = row - lines * p.pitch, y = lines - image * p.height;
         load_box(to, p.added, column, x, y, image, barrier);
     }
     __device__ void store(uint32_t from, int column, int row) const {
         if (TO == To::ROWS) {
             store_box(c.y, column, row, from);
         } else {
-            const int lines = row / p.width, image = lines / p.height, x = row - lines * p.width, y = lines - image * p.height;
+            const int lines = row / p.pitch, image = lines / p.height, x = row - lines * p.pitch, y = lines - image * p.height;
             store_box(p.y, column, x, y, image, from);
         }
         store_commit();
@@ -57,8 +57,8 @@ struct Spot {
     size_t first = 0;
     bool inside = false;
     __device__ Spot(const Convolution& c, const Phase& p, int row) {
-        const int lines = row / p.width, x = row - lines * p.width, image = lines / p.height, line = lines - image * p.height;
-        inside = row < p.positions;
+        const int lines = row / p.pitch, x = row - lines * p.pitch, image = lines / p.height, line = lines - image * p.height;
+        inside = row < p.positions && x < p.width;
         if (inside) first = ((static_cast<size_t>(image) * c.height + c.step * line + p.to_y) * c.width + c.step * x + p.to_x) * c.columns;
     }
     __device__ void load(const Convolution& c, uint32_t to, int column) const {
@@ -77,7 +77,7 @@ struct Spot {
 template <int PHASES>
 __device__ __forceinline__ size_t block_of(const Phase& p, int phase, int row) {
     if (PHASES == 1) return row >> 6;
-    const int blocks = p.height * p.width >> 6, block = row >> 6, image = block / blocks;
+    const int blocks = p.height * p.pitch >> 6, block = row >> 6, image = block / blocks;
     return static_cast<size_t>(image * PHASES + phase) * blocks + (block - image * blocks);
 }
 
@@ -236,10 +236,55 @@ struct Writer {
     }
 };
 
+// A thread's 16 bytes of every 16th of a tile's positions, which are counted with the padding between lines: rows of y follow each other, but that.
+struct Walk {
+    int column, left, x, row;  // positions that are left of all, the next one's place in its line, its row of y
+    int rows[4];               // of the 64 positions that are being written; below zero: padding
+    bool inside;
+
+    __device__ Walk(const Convolution& c, const Phase& p, int first, int column) : column(column + (threadIdx.x & 7) * 8) {
+        const int from = first + (threadIdx.x >> 3 & 15), lines = from / p.pitch;
+        left = p.positions - from;
+        x = from - lines * p.pitch;
+        row = lines * p.width + x;
+        inside = this->column < c.columns;
+    }
+    __device__ void next64(const Phase& p) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            rows[i] = inside && left > 0 && x < p.width ? row : -1;
+            left -= 16;
+            x += 16;
+            row += 16;
+            while (x >= p.pitch) {
+                x -= p.pitch;
+                row -= p.pitch - p.width;
+            }
+        }
+    }
+    __device__ uint32_t at(uint32_t box, int i) const { return box + swizzled(i * 16 + (threadIdx.x >> 3 & 15), threadIdx.x & 7); }
+    __device__ void load(const Convolution& c, uint32_t box) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            uint4 v = {};
+            if (rows[i] >= 0) v = *reinterpret_cast<const uint4*>(c.add + static_cast<size_t>(rows[i]) * c.columns + column);
+            asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at(box, i)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+        }
+    }
+    __device__ void store(const Convolution& c, uint32_t box) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            uint4 v;
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at(box, i)) : "memory");
+            if (rows[i] >= 0) *reinterpret_cast<uint4*>(c.to + static_cast<size_t>(rows[i]) * c.columns + column) = v;
+        }
+    }
+};
+
 // The same for a warpgroup whose product lies transposed: a warp has 16 columns of y, of all positions.
 template <class C, bool SUMS, To TO, int PHASES>
 struct SwappedWriter {
-    static_assert(TO != To::PLACES, "boxes alone");
+    static_assert(TO != To::PLACES || PHASES == 1, "where positions are counted with the padding between lines");
     static constexpr uint32_t BOX = 4 * C::BOX;  // 64 positions
     const Convolution& c;
     uint32_t boxes, ready, turns = 0;
@@ -254,7 +299,7 @@ struct SwappedWriter {
         Boxes<TO>{c, phase(place)}.load(boxes + (n & 1) * BOX, place.column, place.row + n * 64, barrier);
     }
     __device__ void begin(const Place& place) const {
-        if (!c.add) return;
+        if (TO == To::PLACES || !c.add) return;
         if ((threadIdx.x & 127) == 0) {
             store_wait_read<0>();
             load(place, 0);
@@ -268,10 +313,18 @@ struct SwappedWriter {
         const Phase& p = phase(place);
         const Finish finish{c.bias, c.slope, c.columns};
         const float bias[2] = {finish.bias_of(first), finish.bias_of(first + 8)};
+        Walk walk(c, p, place.row, place.column);
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const uint32_t box = boxes + (n & 1) * BOX;
-            if (add) {
+            if (TO == To::PLACES) {
+                walk.next64(p);
+                group_sync(group);
+                if (add) {
+                    walk.load(c, box);
+                    group_sync(group);
+                }
+            } else if (add) {
                 barrier_wait(ready + (n & 1) * 8, turns >> (n & 1) & 1);
                 turns ^= 1 << (n & 1);
             } else {
@@ -294,9 +347,11 @@ struct SwappedWriter {
                 }
                 store_matrix4_transposed(at, pairs);
             }
-            fence_shared_for_tensor_cores();
+            if (TO != To::PLACES) fence_shared_for_tensor_cores();
             group_sync(group);
-            if (leads) {
+            if (TO == To::PLACES) {
+                walk.store(c, box);
+            } else if (leads) {
                 Boxes<TO>{c, p}.store(box, place.column, place.row + n * 64);
                 if (add && n + 2 < 4) {
                     store_wait_read<0>();

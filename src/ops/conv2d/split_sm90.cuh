@@ -33,7 +33,13 @@ __device__ __forceinline__ void convolve_split(const Convolution& c) {
     const Phase& p = c.phases[phase];
     const int row = tile / across * SPLIT_ROWS, column = tile % across * SPLIT_COLUMNS, rank = BLOCKS > 1 ? cluster_rank() : 0;
     const int all = p.down * p.across * c.blocks, first = all * rank / BLOCKS, steps = all * (rank + 1) / BLOCKS - first;
+    if (threadIdx.x == 256) {
+        prefetch_map(p.x);
+        prefetch_map(c.w);
+    }
     ring.init();
+    launch_wait();
+    launch_next();
 
     if (warp == 8) {
         if (lane == 0) {

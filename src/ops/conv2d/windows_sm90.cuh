@@ -3,6 +3,7 @@
 // a stage is 64 channels of x at one tap, which TMA's im2col mode gathers and pads, and the weights for them.
 #pragma once
 #include <type_traits>
+#include "../cuda/launch.cuh"
 #include "../product/tiles_sm90.cuh"
 
 namespace {
@@ -11,8 +12,9 @@ namespace {
 struct alignas(64) Phase {
     TensorMap x;            // im2col
     TensorMap y, added;     // for To::LINES: the positions' places in y, and in what is added
-    int positions;          // of all images; 0: no such phase
-    int height, width;      // of an image
+    int positions;          // of all images, `pitch` a line; 0: no such phase
+    int height, width;      // of an image; what a line has beyond `width` goes nowhere
+    int pitch;
     int low_y, low_x;       // of the first position's first tap in x
     int down, across;       // taps
     int tap, tap_y, tap_x;  // of the weights: the first one, and how far to the next one down and across
@@ -34,36 +36,40 @@ struct alignas(64) Convolution {
     float* sums;            // [positions / 64, 2, columns] mean and sum of squares around it, of the rounded values
 };
 
-static_assert(sizeof(Phase) == 448 && sizeof(Convolution) == 2240, "as in hopper.rs");
-
 // How results reach y: positions are its rows; boxes of parts of lines; or by address.
 enum class To { ROWS, LINES, PLACES };
 
 // How a kernel cuts its work: M times 64 positions a warpgroup by N columns; in turns a tile is one warpgroup's, otherwise the two lie one under
 // the other. A warp writes PART columns at a time.
-template <int M_, int N_, int STAGES_, bool TURNS_, int PART_>
+// With TAPS, that many taps of a line are one copy of x, read from addresses one position apart; where a tile is more than a line, positions are
+// then counted with the padding between lines. With HALF the last block of channels has at most 32.
+template <int M_, int N_, int STAGES_, bool TURNS_, int PART_, int TAPS_ = 1, bool HALF_ = false>
 struct Cut {
-    static constexpr int M = M_, N = N_, STAGES = STAGES_, PART = PART_;
-    static constexpr bool TURNS = TURNS_, SWAPPED = false;
-    static constexpr int HEIGHT = M * (TURNS ? 64 : 128);
+    static constexpr int M = M_, N = N_, STAGES = STAGES_, PART = PART_, TAPS = TAPS_;
+    static constexpr bool TURNS = TURNS_, SWAPPED = false, HALF = HALF_;
+    static constexpr int HEIGHT = M * (TURNS ? 64 : 128), LOADED = TAPS > 1 ? HEIGHT + 8 : HEIGHT;
     static constexpr uint32_t BOX = 16 * PART * 2;  // a warp's
     float d[M][N / 8][4];
 };
 // For 64 columns: the weights are the product's rows and 256 positions its columns, so that shared memory is read 80 bytes a clock instead of 128.
 // In turns; a warpgroup writes 64 positions at a time.
-template <int STAGES_>
+template <int STAGES_, int TAPS_ = 1, bool HALF_ = false>
 struct Swapped {
-    static constexpr int N = 64, STAGES = STAGES_, PART = 64, HEIGHT = 256;
-    static constexpr bool TURNS = true, SWAPPED = true;
+    static constexpr int N = 64, STAGES = STAGES_, PART = 64, TAPS = TAPS_, HEIGHT = 256, LOADED = TAPS > 1 ? 272 : HEIGHT;
+    static constexpr bool TURNS = true, SWAPPED = true, HALF = HALF_;
     static constexpr uint32_t BOX = 16 * PART * 2;  // a quarter of the warpgroup's
     float d[32][4];
 };
+template <int N>
+using Number = std::integral_constant<int, N>;
 constexpr int PAIR = 2;  // blocks of a cluster, one under the other, that share the weights
 
-// Transposed weights lie in boxes of 64 columns. After the stages two boxes a warp, and its columns' sums.
+// Transposed weights lie in boxes of 64 columns, which may cost a stage. After the stages two boxes a warp, and its columns' sums.
+template <class C, bool TRANSPOSE>
+constexpr int STAGES_OF = C::STAGES - (TRANSPOSE && C::TAPS > 1 && C::N % 64 ? 1 : 0);
 template <class C, bool TRANSPOSE, bool SUMS>
-using RingOf = Ring<(TRANSPOSE ? (C::N + 63) / 64 * 64 : C::N), C::STAGES, PAIR, 2 * C::BOX + (SUMS && !C::SWAPPED ? C::N * 8 : 0), C::HEIGHT,
-                    (C::TURNS ? 4 : 8)>;
+using RingOf = Ring<C::TAPS*(TRANSPOSE ? (C::N + 63) / 64 * 64 : C::N), STAGES_OF<C, TRANSPOSE>, PAIR,
+                    2 * C::BOX + (SUMS && !C::SWAPPED ? C::N * 8 : 0), C::LOADED, (C::TURNS ? 4 : 8)>;
 
 // A tile: of which phase, from which position and column on.
 struct Place {
@@ -103,7 +109,7 @@ struct Work {
     }
     __device__ int steps(int i) const {
         const Phase& p = c.phases[PHASES > 1 ? (*this)[i].phase : 0];
-        return p.down * p.across * c.blocks;
+        return p.down * (C::TAPS > 1 ? 1 : p.across) * c.blocks;
     }
 };
 
@@ -111,10 +117,10 @@ struct Work {
 struct Window {
     int x, y, image;
     __device__ Window(const Convolution& c, const Phase& p, int row) {
-        const int lines = row / p.width;
+        const int lines = row / p.pitch;
         image = lines / p.height;
         y = p.low_y + (lines - image * p.height) * c.stride;
-        x = p.low_x + (row - lines * p.width) * c.stride;
+        x = p.low_x + (row - lines * p.pitch) * c.stride;
     }
 };
 
@@ -135,19 +141,24 @@ __device__ __forceinline__ void bring_weights(const Convolution& c, uint32_t to,
 // The thread that copies.
 template <class C, bool TRANSPOSE, class R, class W>
 __device__ __forceinline__ void bring_tiles(R& ring, const W& work) {
+    constexpr uint32_t WEIGHTS = (R::STAGE - R::A) / C::TAPS;
     const Convolution& c = work.c;
     for (int i = work.first; i < work.count; i += work.stride) {
         const Place place = work[i];
         const Phase& p = c.phases[place.phase];
-        const Window window(c, p, place.row);
+        constexpr bool TWICE = C::LOADED > 256;  // more than one copy takes
+        const Window window(c, p, place.row), second(c, p, place.row + (TWICE ? C::LOADED / 2 : 0));
         for (int r = 0; r < p.down; ++r)
-            for (int s = 0; s < p.across; ++s)
+            for (int s = 0; s < (C::TAPS > 1 ? 1 : p.across); ++s)
                 for (int block = 0; block < c.blocks; ++block) {
                     barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
                     const uint32_t full = ring.full();
                     barrier_expect(full, R::STAGE);
                     load_windows(ring.a(), p.x, block * 64, window.x, window.y, window.image, s, r, full);
-                    bring_weights<C, TRANSPOSE>(c, ring.b(), work.rank, place.column, p.tap + r * p.tap_y + s * p.tap_x, block, full);
+                    if (TWICE) load_windows(ring.a() + R::A / 2, p.x, block * 64, second.x, second.y, second.image, s, r, full);
+#pragma unroll
+                    for (int t = 0; t < C::TAPS; ++t)
+                        bring_weights<C, TRANSPOSE>(c, ring.b() + t * WEIGHTS, work.rank, place.column, p.tap + r * p.tap_y + (s + t) * p.tap_x, block, full);
                     ring.advance();
                 }
     }
@@ -155,22 +166,39 @@ __device__ __forceinline__ void bring_tiles(R& ring, const W& work) {
 
 // d = the products of `steps` stages; all but the last stage are given back. `group`: of a pair of warpgroups that do not take turns.
 template <class C, bool TRANSPOSE, class R, class D>
-__device__ __forceinline__ void accumulate_tile(D& d, R& ring, int steps, int group) {
-    if constexpr (!C::SWAPPED) {
-        accumulate<TRANSPOSE>(d, ring, steps, C::TURNS ? 0 : group * (C::HEIGHT / 2) * 128);
-    } else {
-        for (int k = 0; k < steps; ++k) {
-            barrier_wait(ring.full(), ring.phase);
-            const uint32_t a = ring.a(), b = ring.b();
-            warpgroup_arrive();
+__device__ __forceinline__ void accumulate_tile(D& d, R& ring, int steps, int group, int blocks) {
+    constexpr uint32_t WEIGHTS = (R::STAGE - R::A) / C::TAPS;
+    int k = 0;
+    auto stage = [&](auto parts) {  // of 16 channels
+        barrier_wait(ring.full(), ring.phase);
+        const uint32_t a = ring.a() + (C::TURNS ? 0 : group * (C::HEIGHT / 2) * 128), b = ring.b();
+        warpgroup_arrive();
 #pragma unroll
-            for (int kk = 0; kk < 4; ++kk)
-                warpgroup_mma<TRANSPOSE, 0>(d, tile_descriptor(b + kk * (TRANSPOSE ? 2048 : 32)), tile_descriptor(a + kk * 32), k | kk);
-            warpgroup_commit();
-            warpgroup_wait<1>();
-            if (k) ring.release_last();
-            ring.advance();
+        for (int t = 0; t < C::TAPS; ++t)
+#pragma unroll
+            for (int kk = 0; kk < decltype(parts)::value; ++kk) {
+                const uint32_t x = a + t * 128 + kk * 32, w = b + t * WEIGHTS;
+                if constexpr (C::SWAPPED) {
+                    warpgroup_mma<TRANSPOSE, 0>(d, tile_descriptor(w + kk * (TRANSPOSE ? 2048 : 32)), tile_descriptor(x), k | t | kk);
+                } else {
+#pragma unroll
+                    for (int m = 0; m < C::M; ++m)
+                        warpgroup_mma<0, TRANSPOSE>(d[m], tile_descriptor(x + m * 8192),
+                                                    TRANSPOSE ? wide_descriptor(w + kk * 2048, 64 * 128) : tile_descriptor(w + kk * 32), k | t | kk);
+                }
+            }
+        warpgroup_commit();
+        warpgroup_wait<1>();
+        if (k++) ring.release_last();
+        ring.advance();
+    };
+    if constexpr (C::HALF) {
+        while (k < steps) {
+            for (int block = 1; block < blocks; ++block) stage(Number<4>());
+            stage(Number<2>());
         }
+    } else {
+        while (k < steps) stage(Number<4>());
     }
 }
 

@@ -9,6 +9,9 @@ struct alignas(64) TensorMap {
 };
 #define RDPM_MAP const __grid_constant__ TensorMap
 
+// A map that will soon be needed.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // Stops a kernel that was given less shared memory than it lays out.
 __device__ __forceinline__ void require_shared(uint32_t bytes) {
     uint32_t given;
