@@ -46,7 +46,6 @@ pub mod sample;
 pub mod silu;
 mod simd;
 mod slices;
-pub mod standardize;
 #[cfg(feature = "cuda")]
 mod sums;
 pub mod swiglu;
@@ -78,7 +77,6 @@ pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
 };
 pub use silu::silu;
-pub use standardize::standardize;
 pub use swiglu::swiglu;
 pub use tape::Tape;
 pub use upsample::upsample_nearest2x;
