@@ -10,6 +10,7 @@ mod trampolines;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 const DEFAULT_ARCHS: &str = "80 90a 80+PTX";
 const TOOLKIT: &str = "set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh";
@@ -62,6 +63,8 @@ fn kernels() -> Vec<PathBuf> {
         let Ok(files) = std::fs::read_dir(&folder) else {
             continue;
         };
+        // A file that is added is a change of its folder.
+        println!("cargo:rerun-if-changed={}", folder.display());
         for file in files.flatten().map(|f| f.path()) {
             let extension = file.extension().and_then(|e| e.to_str());
             if matches!(extension, Some("cu" | "cuh")) {
@@ -120,6 +123,16 @@ fn compile(source: &Path, to: &Path, flags: &[String]) {
         std::fs::write(to, []).expect("OUT_DIR can be written"); // no such card in RDPM_CUDA_ARCHS
         return;
     }
+    let made_with = to.with_extension("flags");
+    let flags_text = flags.join(" ");
+    if std::fs::read_to_string(&made_with).is_ok_and(|text| text == flags_text)
+        && newest(source)
+            .zip(modified(to))
+            .is_some_and(|(source, made)| source < made)
+    {
+        return;
+    }
+    let _ = std::fs::remove_file(&made_with);
     let status = Command::new(nvcc())
         .args(["-O3", "-std=c++17", "-fatbin"])
         .args(flags)
@@ -128,10 +141,32 @@ fn compile(source: &Path, to: &Path, flags: &[String]) {
         .arg(source)
         .status();
     match status {
-        Ok(status) if status.success() => {}
+        Ok(status) if status.success() => {
+            std::fs::write(&made_with, flags_text).expect("OUT_DIR can be written");
+        }
         Ok(status) => fail(&format!("nvcc failed on {} ({status})", source.display())),
         Err(e) => fail(&format!("nvcc cannot be started ({e}); {TOOLKIT}")),
     }
+}
+
+/// When a kernel or any of the headers was last changed.
+fn newest(source: &Path) -> Option<SystemTime> {
+    let mut newest = modified(source)?;
+    for folder in std::fs::read_dir("src/ops").ok()?.flatten() {
+        let Ok(files) = std::fs::read_dir(folder.path()) else {
+            continue;
+        };
+        for file in files.flatten().map(|f| f.path()) {
+            if file.extension().is_some_and(|e| e == "cuh") {
+                newest = newest.max(modified(&file)?);
+            }
+        }
+    }
+    Some(newest)
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).ok()?.modified().ok()
 }
 
 fn fail(message: &str) -> ! {

@@ -215,11 +215,6 @@ impl Work {
         }
     }
 
-    /// Whether the sums of 64 positions each come with the results.
-    pub fn sums(&self, gpu: &Gpu) -> bool {
-        self.choose(gpu, true).is_some()
-    }
-
     pub fn run(
         &self,
         gpu: &Gpu,
@@ -395,11 +390,6 @@ pub(super) fn forward(
         Some(work) => work.run(gpu, x, weight, finish, y),
         None => Ok(false),
     }
-}
-
-/// Whether [`forward`] keeps sums of every 64 positions.
-pub(super) fn sums(gpu: &Gpu, op: &Conv2d, maps: usize) -> bool {
-    of_forward(op, maps).is_some_and(|work| work.sums(gpu))
 }
 
 /// dL/dx [B,H,W,I] from `grad` [B,H',W',O] and the packed weight, plus `added` of its shape.

@@ -69,11 +69,6 @@ pub(super) fn upsampled(
     of_upsampled(size, channels).run(gpu, x, folded, finish, y)
 }
 
-/// Whether [`upsampled`] keeps sums of every 64 positions.
-pub(super) fn sums(gpu: &Gpu, size: (usize, usize, usize), channels: (usize, usize)) -> bool {
-    of_upsampled(size, channels).sums(gpu)
-}
-
 /// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2, plus `added` of the shape of x.
 pub(super) fn upsampled_gradient(
     gpu: &Gpu,

@@ -196,66 +196,28 @@ impl Thin {
         few: View<T>,
         to: Gradients,
     ) -> Result<()> {
-        self.weight_gradients(gpu, many, [few, few], (to, None))
-    }
-
-    /// dL/dw for each of two gradients of a layer that narrows, its input read once.
-    pub fn two_weight_gradients<T: Element>(
-        &self,
-        gpu: &Gpu,
-        many: View<bf16>,
-        few: [View<T>; 2],
-        dw: [ViewMut<f32>; 2],
-        accumulate: bool,
-    ) -> Result<()> {
-        if self.widens || self.values != 27 {
-            bail!(
-                "no kernel takes two gradients of {:?} at once",
-                self.geometry
-            );
-        }
-        let [first, second] = dw;
-        let to = Gradients {
-            weight: first,
-            bias: None,
-            accumulate,
-        };
-        self.weight_gradients(gpu, many, few, (to, Some(second)))
-    }
-
-    fn weight_gradients<T: Element>(
-        &self,
-        gpu: &Gpu,
-        many: View<bf16>,
-        few: [View<T>; 2],
-        (to, second): (Gradients, Option<ViewMut<f32>>),
-    ) -> Result<()> {
         let g = &self.geometry;
-        for few in &few {
-            self.check(few.len(), to.weight.len(), many.len());
-        }
-        assert!(second.as_ref().is_none_or(|dw| dw.len() == self.weights));
+        self.check(few.len(), to.weight.len(), many.len());
         if let Some(bias) = &to.bias {
             assert!(self.widens && bias.len() == g.channels as usize);
         }
-        let maps = if second.is_some() { 2 } else { 1 };
         // Sixteens of the windows' values, and one for the bias.
-        let rows = match (maps * self.values + 1).div_ceil(16) {
+        let rows = match (self.values + 1).div_ceil(16) {
             rows @ ..=2 => rows,
             _ => 4,
         };
-        let kernel = name::<T>(&format!("thin_weight_{}_{}_{maps}", self.few, g.down));
+        let kernel = name::<T>(&format!("thin_weight_{}_{}_1", self.few, g.down));
         let [blocks, across] = self.lines(if rows == 4 { 2 } else { 3 });
         let sums_of_block = rows * 16 * CHANNELS;
-        let shared = (WARPS * (RING + self.held(maps))) as u32;
+        let shared = (WARPS * (RING + self.held())) as u32;
         let mut sums = Output::<f32>::new(gpu.device(), across * blocks * sums_of_block)?;
         let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
         launch.structure(g);
         launch.value(many);
-        launch.value(few[0]);
-        launch.value(few[1]);
+        launch.value(few);
+        launch.value(few); // of a second gradient, which this kernel does not read
         launch.value(sums.view_mut());
         // SAFETY: as above; a block writes its own sums.
         unsafe { launch.run((blocks as u32, across as u32, 1), 32 * WARPS as u32, shared) }?;
@@ -269,20 +231,20 @@ impl Thin {
         launch.value(rows as i32 * 16);
         launch.value(self.few as i32);
         launch.value(to.weight);
-        launch.value(second.as_ref().map(ViewMut::read));
+        launch.value(None::<View<f32>>); // no second gradient's
         launch.value(to.bias.as_ref().map(ViewMut::read));
         launch.value(i32::from(to.accumulate));
-        let grid = (2 * across as u32, (maps * self.values + 1) as u32, 1);
+        let grid = (2 * across as u32, (self.values + 1) as u32, 1);
         // SAFETY: as above; rows of channels beyond the last one are not written.
         unsafe { launch.run(grid, 32 * blocks.min(GROUPS) as u32, 0) }
     }
 
     /// Bytes of the few-channel lines that a warp of the weight gradient holds, as in the kernel.
-    fn held(&self, maps: usize) -> usize {
-        let (kernel, positions) = (self.geometry.down as usize, if maps == 1 { 64 } else { 32 });
+    fn held(&self) -> usize {
+        let (kernel, positions) = (self.geometry.down as usize, 64);
         let values = ((positions + kernel - 1) * self.few).next_multiple_of(32);
         let plane = values.div_ceil(self.few).next_multiple_of(2);
-        2 * 2 * maps * (kernel * self.few * plane + 8)
+        2 * 2 * (kernel * self.few * plane + 8)
     }
 
     fn check(&self, few: usize, weights: usize, many: usize) {
