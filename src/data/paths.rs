@@ -38,10 +38,7 @@ pub(super) enum Named {
 /// What `patterns` stand for, sorted by path, each path once, whatever it is called.
 pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     if patterns.is_empty() {
-        return Err(usage(
-            "no data given",
-            "name folders or tar shards with --data",
-        ));
+        return Err(usage("no data given", "name folders, tar shards or images"));
     }
     let mut paths = BTreeMap::new();
     for pattern in patterns {

@@ -98,13 +98,13 @@ pub(super) fn doubts(
     if classes.len() == 1 {
         let name = classes.get(0).map_or("", |class| class.wnid.as_str());
         doubts.push(format!(
-            "all images are of one class, `{name}`; classes are the folders in the path given \
-             with --data"
+            "all images are of one class, `{name}`; classes are the folders in the path that \
+             is named"
         ));
     } else if by_folder && classes.iter().all(|class| names_no_class(&class.wnid)) {
         let names: Vec<&str> = classes.iter().map(|class| class.wnid.as_str()).collect();
         doubts.push(format!(
-            "the classes are called {}: name one of these folders with --data if they are parts \
+            "the classes are called {}: name one of these folders itself if they are parts \
              of the data set",
             names.join(", ")
         ));
