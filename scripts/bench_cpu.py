@@ -89,7 +89,7 @@ class Ours:
     def images(self, model, classes):
         seconds, memory = [], 0
         for images in SAMPLED:
-            words = ("sample", "--model", model, "--class", classes, "--num", images // 10, "--out", self.work / "samples.npz")
+            words = ("sample", "--model", model, "--class", classes, "--num", images, "--out", self.work / "samples.npz")
             second, memory = run(command(*self.rdpm, *words))
             seconds.append(second)
         return (seconds[1] - seconds[0]) / (SAMPLED[1] - SAMPLED[0]) * 1e3, memory
