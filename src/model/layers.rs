@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Activation, Padding};
+use crate::ops::{self, Activation, Packed, Padding};
 use crate::store::{Init, Scope};
 
 /// Convolution of a map [B,H,W,I] to [B,H',W',O]; weight [O,I,k,k].
@@ -11,6 +11,7 @@ pub struct Conv2d {
     pub bias: Option<Tensor>,
     pub stride: usize,
     pub padding: Padding,
+    pub packed: Option<Packed>,
 }
 
 impl Conv2d {
@@ -22,6 +23,7 @@ impl Conv2d {
             bias: Some(scope.get("bias", output, init)?),
             stride: 1,
             padding: Padding::same(kernel / 2),
+            packed: scope.packed(),
         })
     }
 
@@ -35,12 +37,13 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv2d(
+        ops::conv2d_packed(
             x,
             &self.weight,
             self.bias.as_ref(),
             self.stride,
             self.padding,
+            self.packed.as_ref(),
         )
     }
 
@@ -62,6 +65,7 @@ pub fn default_init(fan_in: usize) -> Init {
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    packed: Option<Packed>,
 }
 
 impl Linear {
@@ -70,6 +74,7 @@ impl Linear {
         Ok(Self {
             weight: scope.get("weight", (output, input), init)?,
             bias: Some(scope.get("bias", output, Init::Zeros)?),
+            packed: scope.packed(),
         })
     }
 
@@ -77,11 +82,12 @@ impl Linear {
         Ok(Self {
             weight: scope.get("weight", (output, input), init)?,
             bias: None,
+            packed: scope.packed(),
         })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        ops::linear_packed(x, &self.weight, self.bias.as_ref(), self.packed.as_ref())
     }
 }
 

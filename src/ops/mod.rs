@@ -50,18 +50,21 @@ pub use adaln::{gate_residual, rms_norm_modulate};
 pub use arrange::{add, add_to_each};
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
-pub use conv2d::{FrozenConv2d, conv2d, conv2d_weight_grad};
+pub use blocks::{is_serial, serially};
+pub use conv2d::{FrozenConv2d, conv2d, conv2d_packed, conv2d_weight_grad};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_packed};
 pub use optimizer::{AdamStep, adam_step, global_norm};
 pub use pool::{avg_pool2d, max_pool2d};
+pub use product::Packed;
 pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
 };
 pub use silu::silu;
+pub use simd::largest;
 pub use swiglu::swiglu;
 pub use tape::Tape;
 pub use upsample::upsample_nearest2x;

@@ -4,7 +4,9 @@ pub mod curves;
 mod log;
 mod metrics;
 mod progress;
+pub mod rates;
 
 pub use log::{Guard, Options, init};
 pub use metrics::MetricsLog;
 pub use progress::Progress;
+pub use rates::{Rates, Work};

@@ -7,7 +7,7 @@
 mod cpu;
 mod frozen;
 mod gather;
-pub(super) mod pack;
+mod pack;
 mod reference;
 
 #[cfg(test)]
@@ -16,7 +16,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::window::{Padding, Window};
-use super::{slices, tape};
+use super::{Packed, slices, tape};
 use cpu::Conv2d;
 pub use frozen::FrozenConv2d;
 
@@ -28,6 +28,18 @@ pub fn conv2d(
     stride: usize,
     padding: Padding,
 ) -> Result<Tensor> {
+    conv2d_packed(x, weight, bias, stride, padding, None)
+}
+
+/// [`conv2d`]; `packed` is this weight's, which must not change after.
+pub fn conv2d_packed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+    packed: Option<&Packed>,
+) -> Result<Tensor> {
     let (kernel, channels) = match *weight.dims() {
         [_, i, kh, kw] => ((kh, kw), i),
         ref other => bail!("conv2d: the weight must be [O,I,kh,kw], found {other:?}"),
@@ -38,8 +50,11 @@ pub fn conv2d(
     if !slices::are_f32_on_cpu(&[x, weight]) {
         return reference::conv2d(x, weight, bias, &window);
     }
-    let channels = (channels, weight.dim(0)?);
-    let op = Conv2d { window, channels };
+    let op = Conv2d {
+        window,
+        channels: (channels, weight.dim(0)?),
+        packed: packed.cloned(),
+    };
     match bias {
         Some(bias) => tape::apply3(x, weight, bias, op),
         None => tape::apply2(x, weight, op),
@@ -67,7 +82,11 @@ pub fn conv2d_weight_grad(
         return reference::weight_grad(&x.detach(), &grad.detach(), &window);
     }
     let channels = (x.dim(3)?, grad.dim(3)?);
-    let op = Conv2d { window, channels };
+    let op = Conv2d {
+        window,
+        channels,
+        packed: None,
+    };
     let (dw, _) = slices::read([x, grad], |[x, grad]| op.weight_grad(x, grad))?;
     Tensor::from_vec(dw, (channels.1, channels.0, kernel.0, kernel.1), x.device())
 }
