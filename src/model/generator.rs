@@ -253,7 +253,7 @@ impl Block {
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.w3.forward(&ops::swiglu(&self.w12.forward(x)?)?)
+        self.w3.forward(&self.w12.forward_swiglu(x)?)
     }
 }
 

@@ -86,6 +86,14 @@ impl Linear {
         })
     }
 
+    /// SwiGLU of the rows that come out, [..,O/2].
+    pub fn forward_swiglu(&self, x: &Tensor) -> Result<Tensor> {
+        match (&self.packed, &self.bias) {
+            (Some(packed), None) => ops::linear_swiglu(x, &self.weight, packed),
+            _ => ops::swiglu(&self.forward(x)?),
+        }
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear_packed(x, &self.weight, self.bias.as_ref(), self.packed.as_ref())
     }

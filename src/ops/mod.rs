@@ -65,7 +65,8 @@ pub use quantize::{
 };
 pub use silu::silu;
 pub use simd::largest;
-pub use swiglu::swiglu;
+pub use slices::read;
+pub use swiglu::{linear_swiglu, swiglu};
 pub use tape::Tape;
 pub use upsample::upsample_nearest2x;
 pub use window::Padding;

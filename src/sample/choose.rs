@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::ops::{is_serial, largest};
+use crate::ops::{is_serial, largest, read};
 use crate::rng::add_gumbel;
 
 /// What is done to a row of logits before its largest is taken.
@@ -50,33 +50,36 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
     }
     let device = logits.device();
     let (logits, uniform) = (host(logits)?, uniform.map(host).transpose()?);
-    let (conditional, unconditional) = logits.split_at(b * n * k);
-    let code = |row: &mut Vec<f32>, i: usize| {
-        let at = i * k..(i + 1) * k;
-        row.clear();
-        row.extend_from_slice(&conditional[at.clone()]);
-        if choice.lambda != 0.0 {
-            guide(row, &unconditional[at.clone()], choice.lambda);
+    // Without uniforms, the second is not looked at.
+    let inputs = [&logits, uniform.as_ref().unwrap_or(&logits)];
+    let codes = read(inputs, |[logits, uniforms]| {
+        let (conditional, unconditional) = logits.split_at(b * n * k);
+        let code = |row: &mut Vec<f32>, i: usize| {
+            let at = i * k..(i + 1) * k;
+            row.clear();
+            row.extend_from_slice(&conditional[at.clone()]);
+            if choice.lambda != 0.0 {
+                guide(row, &unconditional[at.clone()], choice.lambda);
+            }
+            row.iter_mut().for_each(|x| *x *= choice.tau);
+            if let Some(k) = choice.top_k {
+                keep_largest(row, k);
+            }
+            if let Some(p) = choice.top_p {
+                keep_nucleus(row, p);
+            }
+            if uniform.is_some() {
+                add_gumbel(row, &uniforms[at]);
+            }
+            argmax(row)
+        };
+        if is_serial() {
+            let mut row = Vec::new();
+            return (0..b * n).map(|i| code(&mut row, i)).collect();
         }
-        row.iter_mut().for_each(|x| *x *= choice.tau);
-        if let Some(k) = choice.top_k {
-            keep_largest(row, k);
-        }
-        if let Some(p) = choice.top_p {
-            keep_nucleus(row, p);
-        }
-        if let Some(uniform) = &uniform {
-            add_gumbel(row, &uniform[at]);
-        }
-        argmax(row)
-    };
-    let codes: Vec<Option<u32>> = if is_serial() {
-        let mut row = Vec::new();
-        (0..b * n).map(|i| code(&mut row, i)).collect()
-    } else {
         let rows = (0..b * n).into_par_iter();
-        rows.map_init(Vec::new, code).collect()
-    };
+        rows.map_init(Vec::new, code).collect::<Vec<_>>()
+    })?;
     if let Some(i) = codes.iter().position(Option::is_none) {
         candle_core::bail!(
             "image {}, position {}: no code has a finite logit (are the weights damaged?)",
@@ -87,11 +90,8 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
     Tensor::from_vec(codes.into_iter().flatten().collect(), (b, n), device)
 }
 
-fn host(x: &Tensor) -> Result<Vec<f32>> {
-    x.to_device(&Device::Cpu)?
-        .to_dtype(DType::F32)?
-        .flatten_all()?
-        .to_vec1()
+fn host(x: &Tensor) -> Result<Tensor> {
+    x.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
 fn guide(conditional: &mut [f32], unconditional: &[f32], lambda: f32) {

@@ -24,7 +24,7 @@ pub(super) use matrix::{Matrix, multiply};
 pub(super) use outer::outer;
 pub use panels::Packed;
 pub(super) use panels::Panels;
-pub(super) use times::{times, times_into, times_then};
+pub(super) use times::{times, times_into, times_then, times_through};
 
 /// Rows that are multiplied at a time: few enough that a block of [`DEPTH`] gathered terms (288 KiB) stays in a core's
 /// second cache; a multiple of the six rows of a tile.

@@ -84,7 +84,13 @@ fn panels_of_outputs_are_those_of_the_transposed_weight() {
     let x = drawn(2, 7 * inputs * taps);
     let x = Plain::new(&x, inputs * taps);
     let expected = times(&x, &Panels::of_rows(&rows, outputs), None);
-    assert!(times(&x, &Panels::of_outputs(&weight, outputs, inputs, taps), None) == expected);
+    assert!(
+        times(
+            &x,
+            &Panels::of_outputs(&weight, outputs, inputs, taps),
+            None
+        ) == expected
+    );
 }
 
 #[test]

@@ -42,6 +42,37 @@ pub(in crate::ops) fn times_then(
     y
 }
 
+/// Rows of a product that only lives in the cache.
+const THROUGH: usize = 48;
+
+/// What `then` makes of the product, rows of `width` of some whole rows of it, while these are in the cache.
+pub(in crate::ops) fn times_through(
+    rows: &impl Rows,
+    weights: &Panels,
+    width: usize,
+    then: impl Fn(&[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let product = Product {
+        rows,
+        weights,
+        bias: None,
+    };
+    let outputs = weights.size().1;
+    if rows.count() <= BLOCK && !blocks::is_serial() {
+        let mut y = vec![0f32; rows.count() * width];
+        then(&product.few(), &mut y);
+        return y;
+    }
+    let (y, _) = blocks::images(rows.count() * width, THROUGH * width, |i, y| {
+        with_buffer(|x| {
+            x.resize(y.len() / width * outputs, 0.0);
+            product.block(i * THROUGH, x);
+            then(x, y);
+        });
+    });
+    y
+}
+
 /// `y` = x·w on this thread, x [N,K] row after row.
 pub(in crate::ops) fn times_into(y: &mut [f32], x: &[f32], weights: &Panels) {
     let product = Product {
