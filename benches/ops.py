@@ -1,7 +1,14 @@
-"""The rows of benches/ops.rs in PyTorch: python benches/ops.py [part of a name]. Two threads, channels last."""
+"""The rows of benches/ops.rs in PyTorch: python benches/ops.py [part of a name]. Two threads, channels last.
+
+Behind a time of products stands the rate that its fastest run means; one above the best rate measured ends with exit code 1."""
 import statistics, sys, time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from rates import Rates
 
 torch.set_num_threads(2)
 wanted = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -15,7 +22,24 @@ def timed(f):
         t = time.perf_counter()
         f()
         times.append((time.perf_counter() - t) * 1e3)
-    return f"{statistics.median(times):10.3f} {min(times):10.3f}"
+    return statistics.median(times), min(times)
+
+
+def best_rate():
+    """FLOP a second of a product, the fastest of a few sizes."""
+    squares = [torch.randn(n, n) for n in (512, 1024, 2048)]
+    return max(2 * len(a) ** 3 / (timed(lambda: a @ a)[1] / 1e3) for a in squares)
+
+
+rates = Rates(best_rate)
+
+
+def told(name, f):
+    with FlopCounterMode(display=False) as counter:
+        f()
+    median, fastest = timed(f)
+    flop = counter.get_total_flops()
+    return f"{median:10.3f} {fastest:10.3f} {rates.of(name, flop, fastest / 1e3) if flop else '':>13}"
 
 
 def case(name, tensors, f):
@@ -25,12 +49,12 @@ def case(name, tensors, f):
     tracked = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
     with torch.no_grad():
         upstream = torch.ones_like(f(*plain))
-        forward = timed(lambda: f(*plain))
+        forward = told(name, lambda: f(*plain))
 
     def both():
         torch.autograd.grad(f(*tracked), tracked, upstream)
 
-    print(f"{name:44} {forward} {timed(both)}", flush=True)
+    print(f"{name:44} {forward} {told(name, both)}", flush=True)
 
 
 def maps(*shape):
@@ -99,3 +123,4 @@ case("swiglu [1024,2·352]", [torch.randn(1024, 2 * 352)], swiglu)
 for r, k in [(1024, 512), (4096, 4096)]:
     targets = torch.arange(r) % k
     case(f"cross-entropy [{r},{k}]", [torch.randn(r, k)], lambda logits: cross_entropy(logits, targets))
+rates.end()

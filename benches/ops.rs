@@ -2,29 +2,47 @@
 //! the optimizer and the noise.
 //!
 //! A line is an operation at one size: milliseconds forward, and forward with all gradients; the median of the runs
-//! and, behind it, the fastest (the one to compare where others use the machine). `rdpm` gives candle's own pool one
-//! thread: CANDLE_NUM_THREADS=1 does that here.
+//! and, behind it, the fastest (the one to compare where others use the machine), and the rate that this one means: FLOP
+//! of products, elsewhere the bytes of inputs, outputs and their gradients, each read or written once. Ends with exit
+//! code 1 where a rate is more than the machine has. `rdpm` gives candle's own pool one thread: CANDLE_NUM_THREADS=1
+//! does that here.
 
+use std::cell::RefCell;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rdpm::config::ScheduleConfig;
+use rdpm::error;
 use rdpm::model::schedule::Schedule;
 use rdpm::ops::{self, Activation, AdamStep, Codebook, Noise, Padding, RopeKind, RopeTable};
 use rdpm::rng::{Purpose, Stream};
+use rdpm::telemetry::{Rates, Work};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const RUN_FOR: Duration = Duration::from_millis(600);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let (text, code) = error::report(&error);
+            eprintln!("{text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run() -> error::Result<()> {
     let wanted = std::env::args().skip(1).find(|a| !a.starts_with("--"));
     let bench = Bench {
         wanted: wanted.unwrap_or_default(),
+        rates: RefCell::new(Rates::measure()),
     };
     println!(
-        "{:44} {:>15} {:>23}",
+        "{:44} {:>21} {:>53}",
         "", "forward ms", "forward+backward ms"
     );
     convolutions(&bench)?;
@@ -34,7 +52,8 @@ fn main() -> Result<()> {
     transformer(&bench)?;
     quantizer(&bench)?;
     optimizer(&bench)?;
-    noise(&bench)
+    noise(&bench)?;
+    bench.rates.into_inner().verdict()
 }
 
 fn convolutions(bench: &Bench) -> Result<()> {
@@ -52,13 +71,17 @@ fn convolutions(bench: &Bench) -> Result<()> {
     for (batch, side, channels, outputs, kernel, stride) in sizes {
         let name = format!("conv {kernel}x{kernel}/{stride} {channels}→{outputs} {side}² b{batch}");
         let padding = Padding::same((kernel - 1) / 2);
-        bench.case(
+        let output = (side + 2 * ((kernel - 1) / 2) - kernel) / stride + 1;
+        let flop = 2 * batch * output * output * kernel * kernel * channels * outputs;
+        bench.products(
             &name,
             &[
                 &[batch, side, side, channels],
                 &[outputs, channels, kernel, kernel],
                 &[outputs],
             ],
+            // The gradients of the map and of the weight are a product each.
+            [flop, 3 * flop],
             |t| ops::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding),
         )?;
     }
@@ -72,9 +95,11 @@ fn linears(bench: &Bench) -> Result<()> {
         (4096, 512, 1536),
         (16384, 256, 2048),
     ] {
-        bench.case(
+        let flop = 2 * rows * inputs * outputs;
+        bench.products(
             &format!("linear [{rows},{inputs}]→{outputs}"),
             &[&[rows, inputs], &[outputs, inputs], &[outputs]],
+            [flop, 3 * flop],
             |t| ops::linear(&t[0], &t[1], Some(&t[2])),
         )?;
     }
@@ -136,9 +161,12 @@ fn transformer(bench: &Bench) -> Result<()> {
     for (b, side, heads, d) in [(16, 8, 4, 32), (16, 16, 8, 64), (8, 16, 1, 512)] {
         let kind = RopeKind::OneD;
         let rope = RopeTable::new((side, side), d, 10_000.0, kind, &Device::Cpu)?;
-        bench.case(
+        let product = 2 * b * heads * side.pow(4) * d;
+        bench.products(
             &format!("attention {side}² {heads} heads of {d} b{b}"),
             &[&[b, side * side, 3 * heads * d]],
+            // Two products forward; the way back takes the scores again, and four.
+            [2 * product, 7 * product],
             |t| ops::attention(&t[0], heads, Some(&rope)),
         )?;
     }
@@ -176,8 +204,10 @@ fn quantizer(bench: &Bench) -> Result<()> {
             indices: &indices,
         };
         for (kind, noise) in [("given", Noise::Given(&given)), ("drawn", drawn)] {
+            let products = 2 * 10 * b * side * side * d * (k + 9 * d);
             bench.forward(
                 &format!("quantize {d}, {k} codes {side}² b{b}, noise {kind}"),
+                Work::Flop(products as f64),
                 || ops::recurrent_quantize(&v, &codebook, &noise, &schedule).map(drop),
             )?;
         }
@@ -204,13 +234,15 @@ fn optimizer(bench: &Bench) -> Result<()> {
         grad_scale: 1.0,
         ema_decay,
     };
-    bench.forward("AdamW 4M", || {
+    let floats = |count: usize| Work::Bytes((count * 4 << 22) as f64);
+    // Parameter and moments are read and written, the gradient is read.
+    bench.forward("AdamW 4M", floats(7), || {
         ops::adam_step(&param, &gradient, &m, &v, None, &step(None))
     })?;
-    bench.forward("AdamW and EMA 4M", || {
+    bench.forward("AdamW and EMA 4M", floats(9), || {
         ops::adam_step(&param, &gradient, &m, &v, Some(&ema), &step(Some(0.999)))
     })?;
-    bench.forward("gradient norm 4M", || {
+    bench.forward("gradient norm 4M", floats(1), || {
         ops::global_norm([gradient.as_tensor()]).map(drop)
     })
 }
@@ -219,11 +251,12 @@ fn optimizer(bench: &Bench) -> Result<()> {
 fn noise(bench: &Bench) -> Result<()> {
     let stream = Stream::new(1, Purpose::Noise, 0, 1);
     let mut out = vec![0f32; 1 << 22];
-    bench.forward("uniform 4M", || {
+    let written = Work::Bytes((4 << 22) as f64);
+    bench.forward("uniform 4M", written, || {
         stream.fill_uniform(&mut out);
         Ok(())
     })?;
-    bench.forward("normal 4M", || {
+    bench.forward("normal 4M", written, || {
         stream.fill_normal(&mut out);
         Ok(())
     })
@@ -231,13 +264,14 @@ fn noise(bench: &Bench) -> Result<()> {
 
 struct Bench {
     wanted: String,
+    rates: RefCell<Rates>,
 }
 
 impl Bench {
     /// Times `f`, which has no gradient.
-    fn forward(&self, name: &str, f: impl FnMut() -> Result<()>) -> Result<()> {
+    fn forward(&self, name: &str, work: Work, f: impl FnMut() -> Result<()>) -> Result<()> {
         if name.contains(&self.wanted) {
-            println!("{name:44} {}", time(f)?);
+            println!("{name:44} {}", self.told(name, &time(f)?, work));
         }
         Ok(())
     }
@@ -247,6 +281,27 @@ impl Bench {
         &self,
         name: &str,
         shapes: &[&[usize]],
+        f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<()> {
+        self.differentiable(name, shapes, None, f)
+    }
+
+    /// [`Bench::case`] of products, with their FLOP forward, and forward and backward.
+    fn products(
+        &self,
+        name: &str,
+        shapes: &[&[usize]],
+        flop: [usize; 2],
+        f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<()> {
+        self.differentiable(name, shapes, Some(flop), f)
+    }
+
+    fn differentiable(
+        &self,
+        name: &str,
+        shapes: &[&[usize]],
+        flop: Option<[usize; 2]>,
         f: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<()> {
         if !name.contains(&self.wanted) {
@@ -264,8 +319,22 @@ impl Bench {
             let y = f(&tracked)?;
             seed(&y, &upstream)?.backward().map(drop)
         })?;
+        let moved =
+            4 * (plain.iter().map(Tensor::elem_count).sum::<usize>() + upstream.elem_count());
+        let work = match flop {
+            Some(flop) => flop.map(|flop| Work::Flop(flop as f64)),
+            None => [moved, 2 * moved].map(|bytes| Work::Bytes(bytes as f64)),
+        };
+        let forward = self.told(&format!("{name} forward"), &forward, work[0]);
+        let both = self.told(&format!("{name} forward+backward"), &both, work[1]);
         println!("{name:44} {forward} {both}");
         Ok(())
+    }
+
+    /// Median and fastest of some milliseconds, and the rate that the fastest means.
+    fn told(&self, name: &str, [median, fastest]: &[f64; 2], work: Work) -> String {
+        let rate = self.rates.borrow_mut().of(name, work, fastest / 1e3);
+        format!("{median:10.3} {fastest:10.3}  {rate}")
     }
 }
 
@@ -295,7 +364,7 @@ impl candle_core::CustomOp1 for Seed {
 }
 
 /// Median and minimum of repeated runs.
-fn time(mut f: impl FnMut() -> Result<()>) -> Result<String> {
+fn time(mut f: impl FnMut() -> Result<()>) -> Result<[f64; 2]> {
     f()?;
     let (start, mut times) = (Instant::now(), Vec::new());
     while start.elapsed() < RUN_FOR || times.len() < 5 {
@@ -304,5 +373,5 @@ fn time(mut f: impl FnMut() -> Result<()>) -> Result<String> {
         times.push(run.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    Ok(format!("{:10.3} {:10.3}", times[times.len() / 2], times[0]))
+    Ok([times[times.len() / 2], times[0]])
 }

@@ -6,7 +6,9 @@
 
 Needs a Python with torch and safetensors. The model on PyTorch's side is rdpm_ref.py beside this file, eager, f32, channels last,
 fused Adam, its data in memory; on ours the real commands, their data read and decoded as ever. Both sides take turns on the same
-cores (--cores 2); a figure is the median over the rounds of the median step. Sizes:
+cores (--cores 2); a figure is the median over the rounds of the median step. Of sampling, the ratio of CPU seconds is told too:
+others on the machine change it least. Beside a time stands the rate that it means: the FLOP that PyTorch executed in its step, of
+which ours leaves out what `less` counts, a second. One above the best rate measured in the run ends with exit code 1. Sizes:
 
 demo  configs/demo.toml: batches of 16 drawings of 32×32; the generator reads cached latents; MSE and L_quant alone.
 tiny  configs/tiny-imagenet-64.toml with ch 32, one residual block, batch 8, LPIPS and the discriminator from the first step; a
@@ -14,6 +16,8 @@ tiny  configs/tiny-imagenet-64.toml with ch 32, one residual block, batch 8, LPI
 """
 import argparse, json, os, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+
+from rates import Rates
 
 WARM_UP = 4
 TINY = {"tokenizer.ch": 32, "tokenizer.num_res_blocks": 1}
@@ -29,7 +33,7 @@ def command(*words, **settings):
 
 
 def run(words):
-    """Runs a command. Returns its seconds and its peak memory in MiB."""
+    """Runs a command. Returns its seconds, its peak memory in MiB and its CPU seconds."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(words, stdout=log, stderr=log)
@@ -37,7 +41,7 @@ def run(words):
         if status:
             log.seek(0)
             sys.exit(f"{' '.join(words)} failed:\n{log.read().decode()}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def steps_of(folder):
@@ -55,6 +59,8 @@ class Run:
 
 
 class Ours:
+    """Each measurement is (milliseconds, peak MiB, CPU milliseconds or None)."""
+
     def __init__(self, args, work):
         self.args, self.work = args, work
         self.rdpm = [args.rdpm, "--threads", args.cores]
@@ -79,20 +85,21 @@ class Ours:
         folder = self.work / f"run-{self.counter}"
         logged = {f"{stage}.log_every": 1, f"{stage}.warmup_steps": 1, f"{stage}.image_every": 10**6}
         words = command(*self.rdpm, stage.replace("_", "-"), *options, "--steps", steps, "--out", folder, **logged)
-        _, memory = run(words)
+        _, memory, _ = run(words)
         return Run(stage, folder), memory
 
     def step(self, stage, options):
         folder, memory = self.train(stage, WARM_UP + self.args.steps, options)
-        return statistics.median(steps_of(folder)), memory
+        return statistics.median(steps_of(folder)), memory, None
 
     def images(self, model, classes):
-        seconds, memory = [], 0
-        for images in SAMPLED:
-            words = ("sample", "--model", model, "--class", classes, "--num", images // 10, "--out", self.work / "samples.npz")
-            second, memory = run(command(*self.rdpm, *words))
-            seconds.append(second)
-        return (seconds[1] - seconds[0]) / (SAMPLED[1] - SAMPLED[0]) * 1e3, memory
+        def sampled(images):
+            words = ("sample", "--model", model, "--class", classes, "--num", images, "--out", self.work / "samples.npz")
+            return run(command(*self.rdpm, *words))
+
+        few, many = map(sampled, SAMPLED)
+        a_piece = lambda i: (many[i] - few[i]) / (SAMPLED[1] - SAMPLED[0]) * 1e3
+        return a_piece(0), many[1], a_piece(2)
 
     def measure(self, case):
         drawings = ("--config", "demo", "--data", self.demo / "drawings/train")
@@ -120,9 +127,10 @@ def peak_memory():
 
 
 def on_torch(args, case):
-    """Prints [milliseconds, MiB] of a case."""
+    """Prints [milliseconds, MiB, CPU milliseconds, FLOP, FLOP that ours leaves out] of a case."""
     import torch
     import torch.nn.functional as F
+    from torch.utils.flop_counter import FlopCounterMode
     import rdpm_ref as ref
 
     torch.manual_seed(0)
@@ -144,14 +152,17 @@ def on_torch(args, case):
 
         return step
 
-    def timed(step, times, warm_up=WARM_UP):
+    def timed(step, times, warm_up=WARM_UP, pieces=1):
+        """Milliseconds, CPU milliseconds and FLOP of a piece of a step."""
+        with FlopCounterMode(display=False) as counter:
+            step()
         for _ in range(warm_up):
             step()
         found = []
         for _ in range(times):
-            start = time.perf_counter(); step()
-            found.append((time.perf_counter() - start) * 1e3)
-        return statistics.median(found)
+            start, cpu = time.perf_counter(), time.process_time(); step()
+            found.append([(time.perf_counter() - start) * 1e3 / pieces, (time.process_time() - cpu) * 1e3 / pieces])
+        return *map(statistics.median, zip(*found)), counter.get_total_flops() / pieces
 
     def tokenizer():
         from safetensors.torch import load_file
@@ -220,13 +231,32 @@ def on_torch(args, case):
             z = ref.sample(gen, tok.quantize, labels, (8, 8), cfg=3.0 if demo else 2.0, cfg_schedule="constant" if demo else "linear")
             tok.decode(z)
 
-        return timed(step, max(2, args.steps // 4), warm_up=1) / size
+        return timed(step, max(2, args.steps // 4), warm_up=1, pieces=size)
 
-    milliseconds = {"tokenizer": tokenizer, "generator": generator, "sample": sample}[case.split()[1]]()
-    print(json.dumps([milliseconds, peak_memory()]))
+    milliseconds, cpu, flop = {"tokenizer": tokenizer, "generator": generator, "sample": sample}[case.split()[1]]()
+    less = 0
+    if case.endswith("sample"):
+        # Guidance is taken in front of the head, which is linear: one head instead of two, at every guided step.
+        width, guided = (128, steps) if demo else (256, steps - 1)
+        less = guided * 2 * 64 * width * tok.quantize.codebook.shape[0]
+    print(json.dumps([milliseconds, peak_memory(), cpu, flop, less]))
 
 
 # ---------------------------------------------------------------- both in turn
+def line(case, pairs, rates):
+    """The table's line of a case from pairs of measurements, (milliseconds, MiB, CPU milliseconds) of ours and the same with
+    (FLOP, FLOP that ours leaves out) of theirs."""
+    ours, theirs = zip(*pairs)
+    of = lambda side, i: statistics.median(measured[i] for measured in side)
+    flop, less = theirs[0][3:]
+    times = [of(ours, 0), of(theirs, 0)]
+    meant = [rates.of(f"{case}, {name}", amount, ms / 1e3) for name, amount, ms in zip(("rdpm", "torch"), (flop - less, flop), times)]
+    cpu = f"{of(theirs, 2) / of(ours, 2):7.2f}x" if ours[0][2] else f"{'':8}"
+    memory = of(ours, 1), of(theirs, 1)
+    text = f"{case:16}{times[0]:9.2f} ({meant[0]:>12}){times[1]:9.2f} ({meant[1]:>12}){times[1] / times[0]:7.2f}x{cpu}"
+    return text + f"{memory[0]:10.0f}{memory[1]:11.0f}{memory[0] / memory[1]:7.2f}x"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rdpm", help="the program")
@@ -245,13 +275,15 @@ def main():
     if args.data and not (args.vgg and args.lpips):
         parser.error("--data needs --vgg and --lpips: the tokenizer's step is timed with its perceptual loss")
     cases = [f"{size} {part}" for size in ["demo"] + ["tiny"] * bool(args.data) for part in ("tokenizer", "generator", "sample")]
-    print(f"{'':16}{'rdpm ms':>10}{'torch ms':>10}{'speed':>8}{'rdpm MiB':>10}{'torch MiB':>11}{'memory':>8}")
+    peak = [args.rdpm, "--threads", str(args.cores), "bench", "peak", "--json"]
+    rates = Rates(lambda: json.loads(subprocess.run(peak, check=True, capture_output=True).stdout)["flop_per_second"])
+    print(f"{'':16}{'rdpm ms':>24}{'torch ms':>24}{'speed':>8}{'by CPU':>8}{'rdpm MiB':>10}{'torch MiB':>11}{'memory':>8}")
     with tempfile.TemporaryDirectory() as work:
         ours = Ours(args, Path(work))
         for case in (c for c in cases if args.only in c):
             pairs = [(ours.measure(case), theirs(args, case)) for _ in range(args.rounds)]
-            (a, a_memory), (b, b_memory) = ([statistics.median(side[i] for side in sides) for i in range(2)] for sides in zip(*pairs))
-            print(f"{case:16}{a:10.2f}{b:10.2f}{b / a:7.2f}x{a_memory:10.0f}{b_memory:11.0f}{a_memory / b_memory:7.2f}x", flush=True)
+            print(line(case, pairs, rates), flush=True)
+    rates.end()
 
 
 if __name__ == "__main__":

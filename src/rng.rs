@@ -16,6 +16,7 @@ use candle_core::{Device, Result, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::ops::is_serial;
 pub use draws::Draws;
 use philox::LANES;
 
@@ -199,14 +200,18 @@ fn tensor(
     const PIECE: usize = 1 << 14;
     let n: usize = shape.iter().product();
     let mut out = vec![0f32; indices.len() * n];
-    out.par_chunks_mut(n.max(1))
-        .zip(indices)
-        .for_each(|(row, &index)| {
+    if is_serial() {
+        let rows = out.chunks_mut(n.max(1)).zip(indices);
+        rows.for_each(|(row, &index)| stream(index).fill(kind, 0, row));
+    } else {
+        let rows = out.par_chunks_mut(n.max(1)).zip(indices);
+        rows.for_each(|(row, &index)| {
             let stream = stream(index);
             row.par_chunks_mut(PIECE)
                 .enumerate()
                 .for_each(|(i, piece)| stream.fill(kind, (i * PIECE / 4) as u32, piece));
         });
+    }
     let full: Vec<usize> = std::iter::once(indices.len())
         .chain(shape.iter().copied())
         .collect();

@@ -2,10 +2,12 @@
 //!
 //! Maps are [B,H,W,C]; names are taming-transformers'.
 
+use std::sync::OnceLock;
+
 use candle_core::{Result, Tensor};
 
 use super::layers::{Conv2d, GroupNorm};
-use crate::ops::{self, arrange};
+use crate::ops::{self, Packed, arrange};
 use crate::store::Scope;
 
 /// x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes.
@@ -48,6 +50,8 @@ pub struct AttnBlock {
     k: Conv2d,
     v: Conv2d,
     proj_out: Conv2d,
+    /// The three as one linear map, where they do not change.
+    qkv: Option<(OnceLock<(Tensor, Tensor)>, Packed)>,
 }
 
 impl AttnBlock {
@@ -59,20 +63,36 @@ impl AttnBlock {
             k: conv("k")?,
             v: conv("v")?,
             proj_out: conv("proj_out")?,
+            qkv: scope.packed().map(|packed| (OnceLock::new(), packed)),
         })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let n = arrange::reshape(&self.norm.forward(x)?, (b, h * w, c))?;
-        let (weight, bias) = self.packed()?;
-        let qkv = ops::linear(&n, &weight, Some(&bias))?; // [B,H·W,3C]
+        let qkv = self.qkv(&n)?; // [B,H·W,3C]
         let a = arrange::reshape(&ops::attention(&qkv, 1, None)?, (b, h, w, c))?;
         self.proj_out.forward_add(x, &a)
     }
 
-    /// The three 1×1 convolutions as one linear map: [3C,C], [3C].
-    fn packed(&self) -> Result<(Tensor, Tensor)> {
+    /// The three 1×1 convolutions of x [B,H·W,C]: [B,H·W,3C].
+    fn qkv(&self, x: &Tensor) -> Result<Tensor> {
+        let Some((once, packed)) = &self.qkv else {
+            let (weight, bias) = self.stacked()?;
+            return ops::linear(x, &weight, Some(&bias));
+        };
+        let (weight, bias) = match once.get() {
+            Some(stacked) => stacked,
+            None => {
+                let stacked = self.stacked()?;
+                once.get_or_init(|| stacked)
+            }
+        };
+        ops::linear_packed(x, weight, Some(bias), Some(packed))
+    }
+
+    /// Weight and bias of the three as one linear map: [3C,C], [3C].
+    fn stacked(&self) -> Result<(Tensor, Tensor)> {
         let parts = [&self.q, &self.k, &self.v];
         let weights: Vec<&Tensor> = parts.iter().map(|p| &p.weight).collect();
         let biases: Vec<&Tensor> = parts.iter().filter_map(|p| p.bias.as_ref()).collect();

@@ -7,15 +7,15 @@ use candle_core::{Result, Tensor};
 use super::blocks::{Level, Mid};
 use super::encoder::pixel_channels;
 use super::layers::{Conv2d, GroupNorm};
+use super::upsample::Upsample;
 use crate::config::TokenizerConfig;
-use crate::ops;
 use crate::store::Scope;
 
 pub struct Decoder {
     conv_in: Conv2d,
     mid: Mid,
     /// In the order in which they are walked.
-    up: Vec<(Level, Option<Conv2d>)>,
+    up: Vec<(Level, Option<Upsample>)>,
     norm_out: GroupNorm,
     pub conv_out: Conv2d,
 }
@@ -35,7 +35,7 @@ impl Decoder {
             let level = Level::new(input, c, blocks, lowest, groups, &scope)?;
             let change = match i {
                 0 => None,
-                _ => Some(Conv2d::same(c, c, 3, &scope.push("upsample").push("conv"))?),
+                _ => Some(Upsample::new(c, &scope.push("upsample"))?),
             };
             up.push((level, change));
         }
@@ -53,8 +53,8 @@ impl Decoder {
         let mut h = self.mid.forward(&self.conv_in.forward(z)?)?;
         for (level, upsample) in &self.up {
             h = level.forward(&h)?;
-            if let Some(conv) = upsample {
-                h = ops::upsampled_conv2d(&h, &conv.weight, conv.bias.as_ref())?;
+            if let Some(upsample) = upsample {
+                h = upsample.forward(&h)?;
             }
         }
         self.norm_out.forward_silu(&h)

@@ -90,6 +90,7 @@ fn conv(input: usize, output: usize, stride: usize, bias: bool, scope: &Scope) -
         },
         stride,
         padding: Padding::same(1),
+        packed: scope.packed(),
     })
 }
 

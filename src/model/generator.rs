@@ -82,18 +82,46 @@ impl Generator {
     }
 
     pub fn forward(&self, noise: &Tensor, sum: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        let x = self.embed(noise, sum)?;
+        let x = self.transform(&x, &self.modulation(condition)?)?;
+        self.head(&x)
+    }
+
+    /// ε_t and z'_{t−1}, [B,h,w,d] each → the blocks' input [B,N,C].
+    pub fn embed(&self, noise: &Tensor, sum: &Tensor) -> Result<Tensor> {
         let (b, h, w, d) = noise.dims4()?;
         let x = Tensor::cat(&[noise, sum], 3)?.reshape((b, h * w, 2 * d))?;
-        let mut x = self.x_embedder.forward(&self.mix.forward(&x)?)?; // [B,N,C]
-        if let Some(pos) = &self.pos_embed {
-            x = ops::add_to_each(&x, pos)?;
+        let x = self.x_embedder.forward(&self.mix.forward(&x)?)?; // [B,N,C]
+        match &self.pos_embed {
+            Some(pos) => ops::add_to_each(&x, pos),
+            None => Ok(x),
         }
-        for block in &self.blocks {
-            x = block.forward(&x, condition, &self.rope)?;
+    }
+
+    /// What the blocks make of x [B,N,C], normalised and modulated for the head.
+    pub fn transform(&self, x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (block, parts) in self.blocks.iter().zip(&modulation.blocks) {
+            x = block.forward(&x, parts, &self.rope)?;
         }
-        let modulation = arrange::columns(&self.adaln.forward(condition)?, 2)?;
-        let x = ops::rms_norm_modulate(&x, &modulation[0], &modulation[1], EPS)?;
-        self.head.forward(&x) // [B,N,K]
+        let [shift, scale] = &modulation.last;
+        ops::rms_norm_modulate(&x, shift, scale, EPS)
+    }
+
+    /// x [B,N,C] → logits [B,N,K].
+    pub fn head(&self, x: &Tensor) -> Result<Tensor> {
+        self.head.forward(x)
+    }
+
+    /// Every block's and the head's modulation by the condition [R,C].
+    pub fn modulation(&self, condition: &Tensor) -> Result<Modulation> {
+        let blocks = self.blocks.iter();
+        Ok(Modulation {
+            blocks: blocks
+                .map(|block| parts(&block.adaln.forward(condition)?))
+                .collect::<Result<_>>()?,
+            last: parts(&self.adaln.forward(condition)?)?,
+        })
     }
 
     /// Starts the head from the codebook [K,d] [ours]: logit_k = −s/2·‖v − e_k‖² up to a constant, with v read from
@@ -120,6 +148,44 @@ impl Generator {
             None => Ok(()),
         }
     }
+}
+
+/// AdaLN-Zero's shift, scale and gate [R,C] of each branch and block, a row a condition.
+pub struct Modulation {
+    blocks: Vec<[Tensor; 6]>,
+    /// Shift and scale in front of the head.
+    last: [Tensor; 2],
+}
+
+impl Modulation {
+    /// The rows of these numbers; those that follow one another are not copied.
+    pub fn rows(&self, numbers: &[u32]) -> Result<Self> {
+        let of = |x: &Tensor| match numbers {
+            [first, ..] if numbers.iter().zip(*first..).all(|(a, b)| *a == b) => {
+                x.narrow(0, *first as usize, numbers.len())
+            }
+            _ => x.index_select(&Tensor::new(numbers, x.device())?, 0),
+        };
+        let blocks = self.blocks.iter();
+        Ok(Self {
+            blocks: blocks.map(|m| each(m, of)).collect::<Result<_>>()?,
+            last: each(&self.last, of)?,
+        })
+    }
+}
+
+fn each<const N: usize>(
+    tensors: &[Tensor; N],
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<[Tensor; N]> {
+    let all = tensors.iter().map(f).collect::<Result<Vec<_>>>()?;
+    Ok(all.try_into().expect("as many as there were"))
+}
+
+/// The `N` equal parts of a row's columns.
+fn parts<const N: usize>(x: &Tensor) -> Result<[Tensor; N]> {
+    let all = arrange::columns(x, N)?;
+    Ok(all.try_into().expect("N parts"))
 }
 
 /// Sets a parameter that is a variable.
@@ -172,8 +238,8 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, condition: &Tensor, rope: &RopeTable) -> Result<Tensor> {
-        let m = arrange::columns(&self.adaln.forward(condition)?, 6)?; // shift, scale, gate of each branch [B,C]
+    /// `m`: shift, scale, gate of each branch [B,C].
+    fn forward(&self, x: &Tensor, m: &[Tensor; 6], rope: &RopeTable) -> Result<Tensor> {
         let branch = self.attention(&ops::rms_norm_modulate(x, &m[0], &m[1], EPS)?, rope)?;
         let x = ops::gate_residual(x, &m[2], &branch)?;
         let branch = self.mlp(&ops::rms_norm_modulate(&x, &m[3], &m[4], EPS)?)?;
@@ -187,7 +253,7 @@ impl Block {
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.w3.forward(&ops::swiglu(&self.w12.forward(x)?)?)
+        self.w3.forward(&self.w12.forward_swiglu(x)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Activation, Padding};
+use crate::ops::{self, Activation, Packed, Padding};
 use crate::store::{Init, Scope};
 
 /// Convolution of a map [B,H,W,I] to [B,H',W',O]; weight [O,I,k,k].
@@ -11,6 +11,7 @@ pub struct Conv2d {
     pub bias: Option<Tensor>,
     pub stride: usize,
     pub padding: Padding,
+    pub packed: Option<Packed>,
 }
 
 impl Conv2d {
@@ -22,6 +23,7 @@ impl Conv2d {
             bias: Some(scope.get("bias", output, init)?),
             stride: 1,
             padding: Padding::same(kernel / 2),
+            packed: scope.packed(),
         })
     }
 
@@ -35,17 +37,21 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv2d(
+        ops::conv2d_packed(
             x,
             &self.weight,
             self.bias.as_ref(),
             self.stride,
             self.padding,
+            self.packed.as_ref(),
         )
     }
 
     /// This convolution of `x`, below zero times `slope`.
     pub fn forward_relu(&self, x: &Tensor, slope: f64) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            return ops::leaky_relu(&self.forward(x)?, slope); // by the packed weight
+        }
         ops::conv2d_relu(
             x,
             &self.weight,
@@ -58,6 +64,9 @@ impl Conv2d {
 
     /// `residual` + this convolution of `x`.
     pub fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            return ops::add(residual, &self.forward(x)?); // by the packed weight
+        }
         ops::conv2d_add(
             residual,
             x,
@@ -86,6 +95,7 @@ pub fn default_init(fan_in: usize) -> Init {
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    packed: Option<Packed>,
 }
 
 impl Linear {
@@ -94,6 +104,7 @@ impl Linear {
         Ok(Self {
             weight: scope.get("weight", (output, input), init)?,
             bias: Some(scope.get("bias", output, Init::Zeros)?),
+            packed: scope.packed(),
         })
     }
 
@@ -101,11 +112,20 @@ impl Linear {
         Ok(Self {
             weight: scope.get("weight", (output, input), init)?,
             bias: None,
+            packed: scope.packed(),
         })
     }
 
+    /// SwiGLU of the rows that come out, [..,O/2].
+    pub fn forward_swiglu(&self, x: &Tensor) -> Result<Tensor> {
+        match (&self.packed, &self.bias) {
+            (Some(packed), None) => ops::linear_swiglu(x, &self.weight, packed),
+            _ => ops::swiglu(&self.forward(x)?),
+        }
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        ops::linear_packed(x, &self.weight, self.bias.as_ref(), self.packed.as_ref())
     }
 }
 

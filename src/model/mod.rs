@@ -16,6 +16,7 @@ mod pseudo_inverse;
 mod quantizer;
 pub mod schedule;
 pub mod tokenizer;
+pub mod upsample;
 
 pub use discriminator::Discriminator;
 pub use generator::Generator;

@@ -4,8 +4,32 @@
 
 use super::simd;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+thread_local! {
+    static SERIAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with all operations on this thread alone: for work of which every thread has a piece of its own. The blocks
+/// are the same, and so are the bits.
+pub fn serially<R>(f: impl FnOnce() -> R) -> R {
+    /// Sets what was before, also where `f` panics.
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            SERIAL.set(self.0);
+        }
+    }
+    let _reset = Reset(SERIAL.replace(true));
+    f()
+}
+
+/// Whether this thread works alone, inside [`serially`].
+pub fn is_serial() -> bool {
+    SERIAL.get()
+}
 
 /// Elements of a block: a few microseconds of work, and small enough for a core's first cache.
 const ELEMENTS: usize = 16 * 1024;
@@ -23,6 +47,10 @@ pub(super) fn fill(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) 
     let rows = rows(width);
     if out.len() <= rows * width {
         return f(0, out);
+    }
+    if is_serial() {
+        let blocks = out.chunks_mut(rows * width).enumerate();
+        return blocks.for_each(|(i, block)| f(i * rows, block));
     }
     out.par_chunks_mut(rows * width)
         .enumerate()
@@ -44,6 +72,7 @@ pub(super) fn sum(
     };
     match count.div_ceil(rows) {
         1 => in_order(sums, [block(0)]),
+        blocks if is_serial() => in_order(sums, (0..blocks).map(block)),
         blocks => in_order(
             sums,
             (0..blocks).into_par_iter().map(block).collect::<Vec<_>>(),
@@ -58,7 +87,7 @@ pub(super) fn map<R: Send>(
     f: impl Fn(usize) -> R + Send + Sync,
 ) -> Vec<R> {
     let rows = rows(width);
-    if count <= rows {
+    if count <= rows || is_serial() {
         return (0..count).map(f).collect();
     }
     (0..count)
@@ -83,6 +112,9 @@ pub(super) fn fill_and_sum(
     };
     if out.len() <= rows * width {
         return in_order(sums, [block((0, out))]);
+    }
+    if is_serial() {
+        return in_order(sums, out.chunks_mut(rows * width).enumerate().map(block));
     }
     let blocks = out.par_chunks_mut(rows * width).enumerate();
     in_order(sums, blocks.map(block).collect::<Vec<_>>())
@@ -161,7 +193,7 @@ fn create<R: Send>(
     let spare = &mut values.spare_capacity_mut()[..len];
     let of_chunk = |(i, chunk): (usize, &mut [MaybeUninit<f32>])| f(i, zeroed(chunk));
     let chunk = chunk.max(1);
-    let results = if len <= ELEMENTS {
+    let results = if len <= ELEMENTS || is_serial() {
         spare.chunks_mut(chunk).enumerate().map(of_chunk).collect()
     } else {
         let chunks = spare.par_chunks_mut(chunk).enumerate();

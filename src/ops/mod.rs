@@ -61,23 +61,28 @@ pub use add::add;
 pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
+pub use blocks::{is_serial, serially};
 pub use conv2d::{
-    FrozenConv2d, conv2d, conv2d_add, conv2d_relu, conv2d_weight_grad, upsampled_conv2d,
+    FrozenConv2d, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
+    upsampled_conv2d,
 };
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_packed};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
 pub use pool::{avg_pool2d, max_pool2d};
+pub use product::Packed;
 pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
 };
 pub use silu::silu;
-pub use swiglu::swiglu;
+pub use simd::largest;
+pub use slices::read;
+pub use swiglu::{linear_swiglu, swiglu};
 pub use tape::Tape;
 pub use upsample::upsample_nearest2x;
 pub use window::Padding;

@@ -157,6 +157,14 @@ pub(super) fn max(xs: &[f32]) -> f32 {
     fold(lanes, larger)
 }
 
+/// [`max`], for whoever has no loop of his own around it.
+pub fn largest(xs: &[f32]) -> f32 {
+    vectorized(
+        #[inline(always)]
+        || max(xs),
+    )
+}
+
 /// Halves the lanes until one is left.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {

@@ -36,7 +36,7 @@ pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f3
 }
 
 /// Runs `f` on the values of the tensors, which are made contiguous first.
-pub(super) fn read<const N: usize, R>(
+pub fn read<const N: usize, R>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> R,
 ) -> Result<R> {

@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+use crate::ops::{is_serial, largest, read};
 use crate::rng::add_gumbel;
 
 /// What is done to a row of logits before its largest is taken.
@@ -19,6 +20,16 @@ pub struct Choice {
     pub top_k: Option<usize>,
     /// Only the most likely codes that together reach probability p.
     pub top_p: Option<f32>,
+}
+
+impl Choice {
+    /// For logits that are guided already.
+    pub fn guided(self) -> Self {
+        Self {
+            lambda: 0.0,
+            ..self
+        }
+    }
 }
 
 /// Logits [B,N,K], with λ ≠ 0 conditional then unconditional [2B,N,K], to codes u32 [B,N].
@@ -39,34 +50,39 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
     }
     let device = logits.device();
     let (logits, uniform) = (host(logits)?, uniform.map(host).transpose()?);
-    let (conditional, unconditional) = logits.split_at(b * n * k);
-    let codes: Vec<Option<u32>> = (0..b * n)
-        .into_par_iter()
-        .map_init(
-            || vec![0f32; k],
-            |row, i| {
-                let at = i * k..(i + 1) * k;
-                row.copy_from_slice(&conditional[at.clone()]);
-                if choice.lambda != 0.0 {
-                    guide(row, &unconditional[at.clone()], choice.lambda);
-                }
-                row.iter_mut().for_each(|x| *x *= choice.tau);
-                if !row.iter().all(|x| x.is_finite()) {
-                    return None;
-                }
-                if let Some(k) = choice.top_k {
-                    keep_largest(row, k);
-                }
-                if let Some(p) = choice.top_p {
-                    keep_nucleus(row, p);
-                }
-                if let Some(uniform) = &uniform {
-                    add_gumbel(row, &uniform[at]);
-                }
-                argmax(row)
-            },
-        )
-        .collect();
+    // Without uniforms, the second is not looked at.
+    let inputs = [&logits, uniform.as_ref().unwrap_or(&logits)];
+    let codes = read(inputs, |[logits, uniforms]| {
+        let (conditional, unconditional) = logits.split_at(b * n * k);
+        let code = |row: &mut Vec<f32>, i: usize| {
+            let at = i * k..(i + 1) * k;
+            row.clear();
+            row.extend_from_slice(&conditional[at.clone()]);
+            if choice.lambda != 0.0 {
+                guide(row, &unconditional[at.clone()], choice.lambda);
+            }
+            row.iter_mut().for_each(|x| *x *= choice.tau);
+            if !row.iter().all(|x| x.is_finite()) {
+                return None;
+            }
+            if let Some(k) = choice.top_k {
+                keep_largest(row, k);
+            }
+            if let Some(p) = choice.top_p {
+                keep_nucleus(row, p);
+            }
+            if uniform.is_some() {
+                add_gumbel(row, &uniforms[at]);
+            }
+            argmax(row)
+        };
+        if is_serial() {
+            let mut row = Vec::new();
+            return (0..b * n).map(|i| code(&mut row, i)).collect();
+        }
+        let rows = (0..b * n).into_par_iter();
+        rows.map_init(Vec::new, code).collect::<Vec<_>>()
+    })?;
     if let Some(i) = codes.iter().position(Option::is_none) {
         candle_core::bail!(
             "image {} of the batch, position {}: its logits are not finite (are the weights damaged?)",
@@ -77,11 +93,8 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
     Tensor::from_vec(codes.into_iter().flatten().collect(), (b, n), device)
 }
 
-fn host(x: &Tensor) -> Result<Vec<f32>> {
-    x.to_device(&Device::Cpu)?
-        .to_dtype(DType::F32)?
-        .flatten_all()?
-        .to_vec1()
+fn host(x: &Tensor) -> Result<Tensor> {
+    x.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
 fn guide(conditional: &mut [f32], unconditional: &[f32], lambda: f32) {
@@ -128,15 +141,11 @@ fn keep_nucleus(row: &mut [f32], p: f32) {
     }
 }
 
-/// The first of the largest; none where no logit is above −∞.
+/// The first of the largest; none where no logit is above −∞, or one is +∞. NaN is no number to be the largest.
 fn argmax(row: &[f32]) -> Option<u32> {
-    let mut best = (None, f32::NEG_INFINITY);
-    for (i, &x) in row.iter().enumerate() {
-        if x > best.1 {
-            best = (Some(i as u32), x);
-        }
-    }
-    best.0.filter(|_| best.1 < f32::INFINITY)
+    let largest = largest(row);
+    let at = row.iter().position(|&x| x == largest)?;
+    largest.is_finite().then_some(at as u32)
 }
 
 #[cfg(test)]

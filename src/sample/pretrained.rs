@@ -132,7 +132,7 @@ fn built<M>(
     device: &Device,
     make: impl FnOnce(&Scope) -> candle_core::Result<M>,
 ) -> Result<M> {
-    let scope = Scope::load(tensors, device);
+    let scope = Scope::load(tensors, device).frozen();
     let damaged = "the file is damaged, or its configuration is another model's";
     let module = make(&scope).map_err(|e| hinted(e.to_string(), damaged))?;
     match scope.unused().first() {

@@ -4,20 +4,23 @@
 //! [`choose`](super::choose)); z'_t = z'_{t−1} + v'(ĉ_t). The image is D(z'_T).
 //! Labels u32 [B]; ε_t and z'_t [B,h,w,d]; v̂ [B,N,K]; images [B,H,W,3].
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::choose::{Choice, choose};
 use super::image::not_finite;
 use crate::config::{CfgSchedule, Config, SampleConfig};
 use crate::error::{Error, Result};
-use crate::model::generator::Generator;
+use crate::model::generator::{Generator, Modulation};
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::{Noise, finite};
+use crate::ops::{self, Noise, finite};
 use crate::rng::{Purpose, uniform};
 
-/// Images decoded at once: the decoder's maps are many times the size of the latents.
-const DECODED_AT_ONCE: usize = 4;
-const DECODED_AT_ONCE_ON_GPU: usize = 64;
+/// Images decoded at once on a GPU: the decoder's maps are many times the size of the latents.
+const DECODED_AT_ONCE: usize = 64;
 
 /// How codes are drawn from the generator's logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,13 +90,19 @@ impl Draws<'_> {
         }
     }
 
-    fn uniform(&self, t: usize, n: usize, k: usize) -> candle_core::Result<Tensor> {
+    /// Of some images: [B,N,K].
+    fn uniform(
+        &self,
+        t: usize,
+        images: Range<usize>,
+        (b, n, k): (usize, usize, usize),
+    ) -> candle_core::Result<Tensor> {
         match *self {
             Draws::Seeded { seed, indices } => {
-                let purpose = Purpose::Gumbel;
+                let (purpose, indices) = (Purpose::Gumbel, &indices[images]);
                 uniform(seed, purpose, indices, t as u32, &[n, k], &Device::Cpu)
             }
-            Draws::Given { uniform, .. } => uniform.get(t - 1),
+            Draws::Given { uniform, .. } => uniform.get(t - 1)?.narrow(0, images.start, b),
         }
     }
 }
@@ -167,36 +176,30 @@ impl<'a> Sampler<'a> {
         if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
             return Ok(gpu.latents(labels, *seed, indices, options)?);
         }
-        let codebook = &self.tokenizer.quantizer.codebook;
-        let (k, d) = codebook.embedding.dims2()?;
-        let device = codebook.embedding.device();
+        let d = self.tokenizer.quantizer.codebook.embedding.dim(1)?;
+        let device = self.tokenizer.quantizer.codebook.embedding.device();
         let (b, side, steps) = (labels.len(), self.side, self.tokenizer.quantizer.steps());
-        let conditional = self.conditions(labels, steps, device)?; // [T,B,C]
-        let empty = self.conditions(&[self.classes as u32], steps, device)?; // [T,1,C]
         let mut sum = Tensor::zeros((b, side, side, d), DType::F32, device)?;
         let mut sums = Vec::with_capacity(steps);
+        let (generator, quantizer) = (self.generator, &self.tokenizer.quantizer);
         for t in 1..=steps {
             let noise = draws.noise().step(t, [b, side, side, d], device)?;
-            let condition = conditional.get(t - 1)?;
             let choice = options.choice(t, steps);
-            let logits = if choice.lambda == 0.0 {
-                self.generator.forward(&noise, &sum, &condition)?
-            } else {
-                // Both halves in one batch: an image's bits do not depend on what it is batched with.
-                let empty = empty.get(t - 1)?.broadcast_as(condition.shape())?;
-                self.generator.forward(
-                    &Tensor::cat(&[&noise, &noise], 0)?,
-                    &Tensor::cat(&[&sum, &sum], 0)?,
-                    &Tensor::cat(&[&condition, &empty.contiguous()?], 0)?,
-                )?
-            };
-            let uniform = match options.gumbel {
-                true => Some(draws.uniform(t, side * side, k)?),
-                false => None,
-            };
-            let codes = choose(&logits, uniform.as_ref(), &choice)
-                .or_else(|error| Err(named(&logits, draws, t, error)?))?; // [B,N]
-            sum = (sum + codebook.lookup(&codes.reshape((b, side, side))?)?)?;
+            let conditions = self.conditions(labels, t, choice.lambda != 0.0)?;
+            sum = side_by_side(b, device, b, |images| {
+                let of = |x: &Tensor| x.narrow(0, images.start, images.len());
+                let (noise, sum) = (of(&noise)?, of(&sum)?);
+                let modulation = conditions.of(images.clone())?;
+                let logits = logits(generator, &noise, &sum, &modulation, choice.lambda)?; // [B,N,K]
+                let uniform = match options.gumbel {
+                    true => Some(draws.uniform(t, images.clone(), logits.dims3()?)?),
+                    false => None,
+                };
+                let codes = choose(&logits, uniform.as_ref(), &choice.guided())
+                    .or_else(|error| Err(named(&logits, draws, t, images.start, error)?))?; // [B,N]
+                let codes = codes.reshape(&noise.dims()[..3])?;
+                Ok((sum + quantizer.lookup(&codes)?)?)
+            })?;
             sums.push(sum.clone());
         }
         Ok(sums)
@@ -210,50 +213,112 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// SiLU(time + label) of every step, [T,B,C]: computed once, since neither depends on what is sampled.
-    fn conditions(
-        &self,
-        labels: &[u32],
-        steps: usize,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        let b = labels.len();
-        let all_labels = Tensor::from_vec(labels.repeat(steps), steps * b, device)?;
-        let t: Vec<u32> = (1..=steps as u32)
-            .flat_map(|t| std::iter::repeat_n(t, b))
-            .collect();
-        let condition = self
-            .generator
-            .condition(&all_labels, &Tensor::from_vec(t, steps * b, device)?)?;
-        let c = condition.dim(1)?;
-        condition.reshape((steps, b, c))
+    /// The modulations of step t, computed once for each label, whichever images have it.
+    fn conditions(&self, labels: &[u32], t: usize, guided: bool) -> Result<Conditions> {
+        let device = self.tokenizer.quantizer.codebook.embedding.device();
+        let distinct: BTreeSet<u32> = labels.iter().copied().collect();
+        let empty = self.classes as u32;
+        let each: Vec<u32> = match guided {
+            true => distinct.iter().flat_map(|&label| [label, empty]).collect(),
+            false => distinct.iter().copied().collect(),
+        };
+        let t = Tensor::full(t as u32, each.len(), device)?;
+        let rows = if guided { 2 } else { 1 };
+        let first: BTreeMap<u32, u32> = distinct.into_iter().zip((0..).step_by(rows)).collect();
+        let condition = self.generator.condition(&Tensor::new(each, device)?, &t)?;
+        Ok(Conditions {
+            modulation: self.generator.modulation(&condition)?,
+            first: labels.iter().map(|label| first[label]).collect(),
+            rows: rows as u32,
+        })
     }
 }
 
-/// The error of step `t`'s choice, with the number of the image whose logits are not finite.
-fn named(logits: &Tensor, draws: &Draws, t: usize, error: candle_core::Error) -> Result<Error> {
+/// The error of step `t`'s choice of images from `first` on, with the number of the one whose logits are not finite.
+fn named(
+    logits: &Tensor,
+    draws: &Draws,
+    t: usize,
+    first: usize,
+    error: candle_core::Error,
+) -> Result<Error> {
     let (Draws::Seeded { indices, .. }, Some(row)) = (draws, finite::first_bad_row(logits)?) else {
         return Ok(error.into());
     };
-    // Guided logits come in two halves.
-    let image = format!("image {}", indices[row % indices.len()]);
+    let image = format!("image {}", indices[first + row]);
     Ok(not_finite(
         &image,
         &format!("the generator's logits of step {t}"),
     ))
 }
 
-/// D(z) for z [B,h,w,d], a few images at a time.
+/// The modulations of the labels of a batch: a row each, or its own and the empty condition's.
+struct Conditions {
+    modulation: Modulation,
+    /// Of each image's label, its first row.
+    first: Vec<u32>,
+    rows: u32,
+}
+
+impl Conditions {
+    /// Of some images: their own rows, then the empty condition's as often.
+    fn of(&self, images: Range<usize>) -> candle_core::Result<Modulation> {
+        let first = &self.first[images];
+        let numbers = (0..self.rows).flat_map(|row| first.iter().map(move |first| first + row));
+        self.modulation.rows(&numbers.collect::<Vec<_>>())
+    }
+}
+
+/// v̂ [B,N,K] from ε_t and z'_{t−1}, [B,h,w,d] each; `modulation` has the unconditional half's rows too where λ is not 0.
+///
+/// The head is linear, so that c + λ(c − u) is taken in front of it: half of its work.
+fn logits(
+    generator: &Generator,
+    noise: &Tensor,
+    sum: &Tensor,
+    modulation: &Modulation,
+    lambda: f32,
+) -> candle_core::Result<Tensor> {
+    let x = generator.embed(noise, sum)?;
+    if lambda == 0.0 {
+        return generator.head(&generator.transform(&x, modulation)?);
+    }
+    // Both halves in one batch: an image's bits do not depend on what it is batched with.
+    let x = generator.transform(&Tensor::cat(&[&x, &x], 0)?, modulation)?;
+    let halves = x.chunk(2, 0)?;
+    let (c, u) = (&halves[0], &halves[1]);
+    generator.head(&(c + ((c - u)? * f64::from(lambda))?)?)
+}
+
+/// D(z) for z [B,h,w,d].
 pub fn decode(tokenizer: &Tokenizer, z: &Tensor) -> Result<Tensor> {
-    let b = z.dim(0)?;
-    let at_once = match z.device().is_cpu() {
-        true => DECODED_AT_ONCE,
-        false => DECODED_AT_ONCE_ON_GPU,
+    side_by_side(z.dim(0)?, z.device(), DECODED_AT_ONCE, |images| {
+        Ok(tokenizer.decode(&z.narrow(0, images.start, images.len())?)?)
+    })
+}
+
+/// What `f` makes of `b` images, one below the other. On a CPU it takes them one by one, side by side: what an image
+/// needs stays in its core's caches, and where every thread has one, none waits for another. Elsewhere `at_once`.
+fn side_by_side(
+    b: usize,
+    device: &Device,
+    at_once: usize,
+    f: impl Fn(Range<usize>) -> Result<Tensor> + Sync,
+) -> Result<Tensor> {
+    let parts = if device.is_cpu() {
+        let every_thread_has_one = b >= rayon::current_num_threads();
+        let one = |i| match every_thread_has_one {
+            true => ops::serially(|| f(i..i + 1)),
+            false => f(i..i + 1),
+        };
+        let images = (0..b).into_par_iter().with_max_len(1);
+        images.map(one).collect::<Result<Vec<_>>>()?
+    } else {
+        let starts = (0..b).step_by(at_once);
+        starts
+            .map(|i| f(i..b.min(i + at_once)))
+            .collect::<Result<Vec<_>>>()?
     };
-    let parts = (0..b)
-        .step_by(at_once)
-        .map(|i| tokenizer.decode(&z.narrow(0, i, at_once.min(b - i))?))
-        .collect::<candle_core::Result<Vec<_>>>()?;
     Ok(Tensor::cat(&parts, 0)?)
 }
 

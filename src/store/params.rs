@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
 use crate::error::{Result, hinted};
+use crate::ops::Packed;
 use crate::rng::{Purpose, Stream};
 
 /// How a fresh parameter is filled.
@@ -144,6 +145,7 @@ enum Origin {
 pub struct Scope {
     prefix: String,
     device: Device,
+    frozen: bool,
     origin: Arc<Mutex<Origin>>,
 }
 
@@ -180,8 +182,22 @@ impl Scope {
         Self {
             prefix: String::new(),
             device: device.clone(),
+            frozen: false,
             origin: Arc::new(Mutex::new(origin)),
         }
+    }
+
+    /// For given tensors that nobody changes any more: layers may keep them in the order in which they are read.
+    pub fn frozen(self) -> Self {
+        Self {
+            frozen: true,
+            ..self
+        }
+    }
+
+    /// What a layer keeps its weight in, in the order in which it is read; none where that may still change.
+    pub fn packed(&self) -> Option<Packed> {
+        self.frozen.then(Packed::default)
     }
 
     pub fn device(&self) -> &Device {

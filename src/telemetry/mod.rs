@@ -4,8 +4,10 @@ pub mod curves;
 mod log;
 mod metrics;
 mod progress;
+pub mod rates;
 mod terminal;
 
 pub use log::{Guard, Options, init};
 pub use metrics::MetricsLog;
 pub use progress::Progress;
+pub use rates::{Rates, Work};

@@ -35,8 +35,6 @@ pub struct GeneratorStage {
     /// Frozen.
     tokenizer: Tokenizer,
     generator: Generator,
-    /// The generator of the moving average.
-    average: Generator,
     optimizer: Optimizer,
     classes: usize,
 }
@@ -66,9 +64,7 @@ impl GeneratorStage {
         let generator = Generator::new(&config, classes, &scope)?;
         start_head(&generator, &config, &tokenizer)?;
         let optimizer = Optimizer::new(scope.finish(), &config.train_gen, true)?;
-        let average = Scope::load(&optimizer.average(), &device);
         Ok(Self {
-            average: Generator::new(&config, classes, &average)?,
             config,
             seed,
             device,
@@ -190,7 +186,10 @@ impl Trained for GeneratorStage {
 
     /// Samples of the moving average: the same noise and classes every time.
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
-        let sampler = Sampler::new(&self.average, &self.tokenizer, &self.config, self.classes);
+        // Nothing changes the average while the picture is made.
+        let scope = Scope::load(&self.optimizer.average(), &self.device).frozen();
+        let average = Generator::new(&self.config, self.classes, &scope)?;
+        let sampler = Sampler::new(&average, &self.tokenizer, &self.config, self.classes);
         picture(
             &sampler,
             &self.config,

@@ -43,8 +43,8 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let config = request.config.clone();
     let train = &config.train_gen;
     let classes = class_count(&config, source.classes())?;
-    let tokenizer =
-        Tokenizer::new(&config, &Scope::load(&frozen.tokenizer, &device))?.for_inference(&device);
+    let tokenizer = Tokenizer::new(&config, &Scope::load(&frozen.tokenizer, &device).frozen())?
+        .for_inference(&device);
     let (seed, index, size) = (begun.state.seed, begun.state.index, config.data.image_size);
     let loading = LoaderOptions {
         batch_size: train.micro_batch(),

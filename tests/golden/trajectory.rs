@@ -66,7 +66,7 @@ fn ten_steps_of_adamw_with_ema_are_those_of_pytorch() -> Result<()> {
             let grad = store.get(var).expect("every parameter has a gradient");
             grads.insert(name, grad);
         }
-        let norm = global_norm(grads.values().copied())?;
+        let norm = global_norm(grads.values().copied())?.to_scalar::<f64>()?;
         let step = training.step(n, norm);
         for (name, var) in params.iter() {
             let [m, v, ema] = [&m, &v, &ema].map(|p| p.get(name).expect("the same names"));

@@ -5,6 +5,7 @@ mod clock;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod ops;
+mod peak;
 mod sample;
 mod train_gen;
 mod train_vae;
@@ -17,23 +18,25 @@ use crate::error::Result;
 use crate::model::generator::{Generator, swiglu_width};
 use crate::rng::{Purpose, normal};
 use crate::store::{Params, Scope};
+use crate::telemetry::{Rates, Work};
 
 /// Time training, sampling or single kernels with random weights and latents
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    work: Option<Work>,
+    work: Option<What>,
     #[command(flatten)]
     train_gen: train_gen::Args,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Work {
+enum What {
     TrainGen(train_gen::Args),
     TrainVae(train_vae::Args),
     Sample(sample::Args),
     Ops(ops::Args),
+    Peak(peak::Args),
 }
 
 const CLASSES: usize = 1000;
@@ -41,10 +44,11 @@ const CLASSES: usize = 1000;
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     match &args.work {
         None => train_gen::run(&args.train_gen, context),
-        Some(Work::TrainGen(args)) => train_gen::run(args, context),
-        Some(Work::TrainVae(args)) => train_vae::run(args, context),
-        Some(Work::Sample(args)) => sample::run(args, context),
-        Some(Work::Ops(args)) => ops::run(args, context),
+        Some(What::TrainGen(args)) => train_gen::run(args, context),
+        Some(What::TrainVae(args)) => train_vae::run(args, context),
+        Some(What::Sample(args)) => sample::run(args, context),
+        Some(What::Ops(args)) => ops::run(args, context),
+        Some(What::Peak(args)) => peak::run(args),
     }
 }
 
@@ -62,7 +66,38 @@ fn flop(config: &Config) -> f64 {
     let c = config.generator.width() as f64;
     let (n, f) = (config.tokens() as f64, swiglu_width(c as usize) as f64);
     let block = 2.0 * n * (4.0 * c * c + 3.0 * c * f) + 4.0 * n * n * c + 12.0 * c * c;
-    config.generator.depth as f64 * block + 2.0 * n * c * config.quantizer.codebook_size as f64
+    config.generator.depth as f64 * block + head_flop(config)
+}
+
+/// The head's part of them.
+fn head_flop(config: &Config) -> f64 {
+    2.0 * (config.tokens() * config.generator.width() * config.quantizer.codebook_size) as f64
+}
+
+/// A figure held against the best rate of the CPU's threads; on a GPU, its own ceilings are told beside it.
+struct Judged {
+    told: String,
+    rates: Option<Rates>,
+}
+
+impl Judged {
+    /// `milliseconds`: the least.
+    fn new(device: &Device, name: &str, flop: f64, milliseconds: f64) -> Self {
+        let mut rates = device.is_cpu().then(Rates::measure);
+        let told = rates.as_mut().map(|rates| {
+            let told = rates.of(name, Work::Flop(flop), milliseconds / 1e3);
+            format!(", the fastest {told}")
+        });
+        Self {
+            told: told.unwrap_or_default(),
+            rates,
+        }
+    }
+
+    /// Errors: the figure means more than the machine can do.
+    fn verdict(self) -> Result<()> {
+        self.rates.map_or(Ok(()), Rates::verdict)
+    }
 }
 
 /// A generator whose zeros are small random numbers: a product with zeros can be faster than with anything else.

@@ -5,11 +5,11 @@ use std::time::Instant;
 use candle_core::Device;
 use serde_json::json;
 
-use super::{CLASSES, config, flop, generator, spread};
+use super::{CLASSES, Judged, config, flop, generator, head_flop, spread};
 use crate::cli::{Context, print};
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::Tokenizer;
+use crate::model::{Generator, Tokenizer};
 use crate::sample::{Draws, SampleOptions, Sampler};
 use crate::store::Scope;
 
@@ -56,17 +56,20 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         _ => on_cpu(args, &config, &options, context)?,
     };
     let [median, least, most] = spread(&timing.milliseconds);
+    let flop = work(args, &config, &options, &device);
     let (images, teraflops) = (
         f64::from(args.batch_size) / median * 1e3,
-        work(args, &config, &options) / median / 1e9,
+        flop / median / 1e9,
     );
+    let judged = Judged::new(&device, "sample", flop, least);
     if args.json {
         let line = json!({
             "work": "sample", "depth": args.depth, "batch_size": args.batch_size, "tokens": config.tokens(), "cfg": args.cfg,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
             "teraflop_per_second": teraflops, "ms_floor": timing.floor, "device": timing.device,
         });
-        return print(&format!("{line}\n"));
+        print(&format!("{line}\n"))?;
+        return judged.verdict();
     }
     let share = timing.floor.map_or(String::new(), |floor| {
         format!(
@@ -76,22 +79,26 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     });
     print(&format!(
         "sample, depth {}, {} images of {} tokens, guidance {}, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
-         {images:.0} images/s, {teraflops:.1} TFLOP/s{share}\n",
+         {images:.2} images/s, {teraflops:.3} TFLOP/s{share}{}\n",
         args.depth,
         args.batch_size,
         config.tokens(),
         args.cfg,
-        timing.device
-    ))
+        timing.device,
+        judged.told
+    ))?;
+    judged.verdict()
 }
 
-/// FLOP of all steps: two passes where λ_t is not 0.
-fn work(args: &Args, config: &Config, options: &SampleOptions) -> f64 {
-    let steps = config.quantizer.steps;
-    let passes: f64 = (1..=steps)
-        .map(|t| if options.guided(t, steps) { 2.0 } else { 1.0 })
-        .sum();
-    passes * f64::from(args.batch_size) * flop(config)
+/// FLOP of all steps: two passes where λ_t is not 0, on a CPU with one head for both.
+fn work(args: &Args, config: &Config, options: &SampleOptions, device: &Device) -> f64 {
+    let (steps, head) = (config.quantizer.steps, head_flop(config));
+    let of_step = |t| match options.guided(t, steps) {
+        true if device.is_cpu() => 2.0 * flop(config) - head,
+        true => 2.0 * flop(config),
+        false => flop(config),
+    };
+    f64::from(args.batch_size) * (1..=steps).map(of_step).sum::<f64>()
 }
 
 fn labels(args: &Args) -> (Vec<u32>, Vec<u64>) {
@@ -108,7 +115,9 @@ fn on_cpu(
     options: &SampleOptions,
     context: &Context,
 ) -> Result<Timing> {
-    let (generator, _) = generator(config)?;
+    let (_, params) = generator(config)?;
+    let scope = Scope::load(&params.tensors(), &Device::Cpu).frozen();
+    let generator = Generator::new(config, CLASSES, &scope)?;
     let tokenizer = Tokenizer::new(config, &Scope::init(2, &Device::Cpu))?;
     let sampler = Sampler::new(&generator, &tokenizer, config, CLASSES);
     let (labels, indices) = labels(args);
@@ -163,7 +172,10 @@ fn on_gpu(
     Ok(Timing {
         milliseconds,
         device: gpu.description()?,
-        floor: Some(ceilings.floor(work(args, config, options), bytes)),
+        floor: Some(ceilings.floor(
+            work(args, config, options, &Device::Cuda(cuda.clone())),
+            bytes,
+        )),
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::{CLASSES, config, flop, generator, spread};
+use super::{CLASSES, Judged, config, flop, generator, spread};
 use crate::cli::{Context, print};
 use crate::config::Config;
 use crate::error::{Result, usage};
@@ -63,7 +63,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let [median, least, most] = spread(&timing.milliseconds);
     let images = f64::from(args.batch_size) / median * 1e3;
-    let teraflops = 3.0 * flop(&config) * f64::from(args.batch_size) / median / 1e9;
+    let flop = 3.0 * flop(&config) * f64::from(args.batch_size);
+    let teraflops = flop / median / 1e9;
+    let judged = Judged::new(&device, "train-gen step", flop, least);
     let tokens = u32::from(args.side).pow(2);
     if args.json {
         let line = json!({
@@ -71,16 +73,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
             "teraflop_per_second": teraflops, "gib": timing.gib, "loss": timing.loss, "device": timing.device,
         });
-        return print(&format!("{line}\n"));
+        print(&format!("{line}\n"))?;
+        return judged.verdict();
     }
     let memory = timing.gib.map_or(String::new(), |gib| {
         format!(", at most {gib:.1} GiB in use")
     });
     print(&format!(
         "train-gen step, depth {}, {} images of {tokens} tokens, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
-         {images:.0} images/s, {teraflops:.1} TFLOP/s{memory}\n",
-        args.depth, args.batch_size, timing.device
-    ))
+         {images:.1} images/s, {teraflops:.3} TFLOP/s{memory}{}\n",
+        args.depth, args.batch_size, timing.device, judged.told
+    ))?;
+    judged.verdict()
 }
 
 /// t, labels and running numbers of a step, without chance.

@@ -69,6 +69,9 @@ impl Attention {
 
     /// `f` of every head, side by side, and their results in order.
     fn of_heads<R: Send>(&self, f: impl Fn(usize) -> R + Send + Sync) -> Vec<R> {
+        if blocks::is_serial() {
+            return (0..self.heads).map(f).collect();
+        }
         (0..self.heads).into_par_iter().map(f).collect()
     }
 

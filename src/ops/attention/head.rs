@@ -3,7 +3,7 @@
 //! No [N,N] matrix outlives the call. What is kept for the way back is the log of each query's sum of exponentials; the
 //! weights are computed again from it, at the price of one product more than keeping them would cost.
 
-use crate::ops::product::{Matrix, multiply};
+use crate::ops::product::{Matrix, Panels, multiply, times_into};
 use crate::ops::simd;
 use std::ops::Range;
 
@@ -56,13 +56,15 @@ impl<'a> Head<'a> {
         let mut y = vec![0f32; n * d];
         let mut log_sums = vec![0f32; n];
         let mut weights = vec![0f32; BLOCK.min(n) * n];
+        let (keys, values) = (
+            Panels::of_outputs(self.k, n, d, 1),
+            Panels::of_rows(self.v, d),
+        );
         for block in self.blocks() {
             let weights = &mut weights[..block.len() * n];
-            self.scores(&block, weights);
+            times_into(weights, &self.q[self.elements(&block)], &keys);
             softmax(weights, self.scale(), &mut log_sums[block.clone()]);
-            let weights = Matrix::dense(weights, (block.len(), n));
-            let y = &mut y[self.elements(&block)];
-            multiply(y, d, weights, self.matrix(self.v), false);
+            times_into(&mut y[self.elements(&block)], weights, &values);
         }
         (y, log_sums)
     }

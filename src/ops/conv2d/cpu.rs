@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::gather::Gather;
 use super::op::Conv2d;
 use super::pack;
-use crate::ops::product::{Matrix, Plain, outer, times, times_then};
+use crate::ops::product::{Panels, Plain, outer, times, times_then};
 use crate::ops::window::Window;
 use crate::ops::{simd, slices};
 
@@ -33,10 +33,8 @@ impl Conv2d {
         }
     }
 
-    /// max(0, conv(x) + bias) with weights packed by [`pack::by_output`].
-    pub fn forward_relu(&self, x: &[f32], packed: &[f32], bias: &[f32]) -> Vec<f32> {
-        let (i, o) = self.channels;
-        let weight = Matrix::dense(packed, (i * self.taps(), o));
+    /// max(0, conv(x) + bias) with the weight's panels.
+    pub fn forward_relu(&self, x: &[f32], weight: &Panels, bias: &[f32]) -> Vec<f32> {
         let relu = |y: &mut [f32]| {
             simd::vectorized(
                 #[inline(always)]
@@ -49,7 +47,7 @@ impl Conv2d {
             )
         };
         if self.is_pointwise() {
-            times_then(&Plain::new(x, i), weight, Some(bias), relu)
+            times_then(&Plain::new(x, self.channels.0), weight, Some(bias), relu)
         } else {
             times_then(&self.windows(x), weight, Some(bias), relu)
         }
@@ -57,12 +55,19 @@ impl Conv2d {
 
     pub fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         let (i, o) = self.channels;
-        let weight = pack::by_output(weight, o, i, self.taps());
-        let weight = Matrix::dense(&weight, (i * self.taps(), o));
+        let make = || Panels::of_outputs(weight, o, i, self.taps());
+        let made;
+        let panels = match &self.packed {
+            Some(packed) => packed.get_or_make(make),
+            None => {
+                made = make();
+                &made
+            }
+        };
         let y = if self.is_pointwise() {
-            times(&Plain::new(x, i), weight, bias)
+            times(&Plain::new(x, i), panels, bias)
         } else {
-            times(&self.windows(x), weight, bias)
+            times(&self.windows(x), panels, bias)
         };
         let (height, width) = self.window.output;
         let shape = Shape::from((y.len() / (height * width * o), height, width, o));
@@ -84,13 +89,13 @@ impl Conv2d {
     fn input_grad(&self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
         let (i, o) = self.channels;
         if self.is_pointwise() {
-            return times(&Plain::new(grad, o), Matrix::dense(weight, (o, i)), None);
+            return times(&Plain::new(grad, o), &Panels::of_rows(weight, i), None);
         }
         let stride = self.window.stride;
         if stride == 1 {
             let (windows, taps) = self.reaching(grad, (0, 0));
             let weight = pack::by_input(weight, o, i, self.taps(), &taps);
-            return times(&windows, Matrix::dense(&weight, (taps.len() * o, i)), None);
+            return times(&windows, &Panels::of_rows(&weight, i), None);
         }
         let (height, width) = self.window.input;
         let maps = grad.len() / (self.window.output.0 * self.window.output.1 * o);
@@ -101,7 +106,7 @@ impl Conv2d {
                 continue;
             }
             let weight = pack::by_input(weight, o, i, self.taps(), &taps);
-            let part = times(&windows, Matrix::dense(&weight, (taps.len() * o, i)), None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
+            let part = times(&windows, &Panels::of_rows(&weight, i), None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
             let (lines, columns) = windows.output;
             dx.par_chunks_mut(height * width * i)
                 .zip(part.par_chunks(lines * columns * i))

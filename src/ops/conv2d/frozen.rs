@@ -6,7 +6,8 @@
 use candle_core::{Result, Tensor};
 
 use super::op::Conv2d;
-use super::{check_bias, pack, slices, window};
+use super::{check_bias, slices, window};
+use crate::ops::product::Panels;
 use crate::ops::{Padding, activation, conv2d};
 
 pub struct FrozenConv2d {
@@ -16,8 +17,8 @@ pub struct FrozenConv2d {
     bias: Tensor,
     stride: usize,
     padding: Padding,
-    /// The weights as the CPU's side reads them; empty elsewhere.
-    packed: Vec<f32>,
+    /// The weight as the CPU's side reads it.
+    panels: Option<Panels>,
 }
 
 impl FrozenConv2d {
@@ -25,33 +26,37 @@ impl FrozenConv2d {
     pub fn new(weight: &Tensor, bias: &Tensor, stride: usize, padding: Padding) -> Result<Self> {
         let (o, i, kh, kw) = weight.dims4()?;
         check_bias("conv2d", Some(bias), o)?;
-        let packed = match slices::are_f32_on_cpu(&[weight]) {
-            true => slices::read([weight], |[w]| pack::by_output(w, o, i, kh * kw))?,
-            false => Vec::new(),
+        let panels = match slices::are_f32_on_cpu(&[weight]) {
+            true => Some(slices::read([weight], |[w]| {
+                Panels::of_outputs(w, o, i, kh * kw)
+            })?),
+            false => None,
         };
         Ok(Self {
             weight: weight.detach(),
             bias: bias.detach(),
             stride,
             padding,
-            packed,
+            panels,
         })
     }
 
     /// max(0, conv(x) + bias).
     pub fn relu(&self, x: &Tensor) -> Result<Tensor> {
-        if self.packed.is_empty() || !slices::are_f32_on_cpu(&[x, &self.bias]) {
+        let fast = slices::are_f32_on_cpu(&[x, &self.bias]);
+        let Some(panels) = self.panels.as_ref().filter(|_| fast) else {
             let y = conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
             return activation::relu(&y);
-        }
+        };
         let (o, i, kh, kw) = self.weight.dims4()?;
         let window = window("conv2d", x, Some(i), (kh, kw), self.stride, self.padding)?;
         let op = Conv2d {
             window,
             channels: (i, o),
+            packed: None,
         };
         let y = slices::read([x, &self.bias], |[x, bias]| {
-            op.forward_relu(x, &self.packed, bias)
+            op.forward_relu(x, panels, bias)
         })?;
         let (height, width) = window.output;
         Tensor::from_vec(y, (x.dim(0)?, height, width, o), x.device())

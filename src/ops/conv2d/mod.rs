@@ -22,7 +22,7 @@ mod hopper_cut;
 #[cfg(feature = "cuda")]
 mod hopper_upsampled;
 mod op;
-pub(super) mod pack;
+mod pack;
 mod reference;
 #[cfg(feature = "cuda")]
 mod thin;
@@ -41,7 +41,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::window::{Padding, Window};
-use super::{add, leaky_relu, slices, tape, upsample_nearest2x};
+use super::{Packed, add, leaky_relu, slices, tape, upsample_nearest2x};
 pub use frozen::FrozenConv2d;
 use op::Conv2d;
 
@@ -53,6 +53,18 @@ pub fn conv2d(
     stride: usize,
     padding: Padding,
 ) -> Result<Tensor> {
+    conv2d_packed(x, weight, bias, stride, padding, None)
+}
+
+/// [`conv2d`]; `packed` is this weight's, which must not change after.
+pub fn conv2d_packed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+    packed: Option<&Packed>,
+) -> Result<Tensor> {
     let (kernel, channels) = match *weight.dims() {
         [_, i, kh, kw] => ((kh, kw), i),
         ref other => bail!("conv2d: the weight must be [O,I,kh,kw], found {other:?}"),
@@ -63,8 +75,11 @@ pub fn conv2d(
     if !slices::meet_kernels(&[x], &[weight]) {
         return by_reference(x, weight, bias, window);
     }
-    let channels = (channels, weight.dim(0)?);
-    let op = Conv2d { window, channels };
+    let op = Conv2d {
+        window,
+        channels: (channels, weight.dim(0)?),
+        packed: packed.cloned(),
+    };
     match bias {
         Some(bias) => tape::apply3(x, weight, bias, op),
         None => tape::apply2(x, weight, op),
@@ -143,8 +158,11 @@ fn fuse(
         window = Window::new("conv2d", doubled, (kh, kw), stride, padding)?;
     }
     check_bias("conv2d", Some(bias), o)?;
-    let channels = (i, o);
-    let op = Conv2d { window, channels };
+    let op = Conv2d {
+        window,
+        channels: (i, o),
+        packed: None,
+    };
     if !fused::serves(&op, x, &with)? {
         return Ok(None);
     }
@@ -168,8 +186,11 @@ pub fn conv2d_weight_grad(
         ),
     }
     check_elements("conv2d_weight_grad", &[x, grad])?;
-    let channels = (x.dim(3)?, grad.dim(3)?);
-    let op = Conv2d { window, channels };
+    let op = Conv2d {
+        window,
+        channels: (x.dim(3)?, grad.dim(3)?),
+        packed: None,
+    };
     #[cfg(feature = "cuda")]
     if slices::have_kernels(&[x, grad]) && x.device().is_cuda() {
         return cuda::weight_grad(&op, &x.contiguous()?, &grad.contiguous()?);
@@ -178,7 +199,8 @@ pub fn conv2d_weight_grad(
         return reference::weight_grad(&x.detach(), &grad.detach(), &window);
     }
     let (dw, _) = slices::read([x, grad], |[x, grad]| op.weight_grad(x, grad))?;
-    Tensor::from_vec(dw, (channels.1, channels.0, kernel.0, kernel.1), x.device())
+    let (i, o) = op.channels;
+    Tensor::from_vec(dw, (o, i, kernel.0, kernel.1), x.device())
 }
 
 /// Out of candle operations, for types that have no kernels.

@@ -9,14 +9,16 @@ use super::{cuda, fused};
 #[cfg(feature = "cuda")]
 use crate::ops::tape;
 use crate::ops::window::Window;
-use crate::ops::{Padding, flop, slices};
+use crate::ops::{Packed, Padding, flop, slices};
 
 /// A convolution: (x, weight) or (x, weight, bias) to y.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Conv2d {
     pub window: Window,
     /// I and O.
     pub channels: (usize, usize),
+    /// Of a weight that does not change, on a CPU.
+    pub packed: Option<Packed>,
 }
 
 /// Along one axis, the taps by which outputs reach the inputs phase + s·u, u under `positions`, in the order of the
@@ -230,7 +232,11 @@ impl Fused {
             With::Residual(residual) => {
                 let residual = tape::contiguous(&residual)?;
                 let with = With::Residual(residual.detach());
-                let y = x.apply_op3(&weight, &bias, Self { op, with })?;
+                let fused = Self {
+                    op: op.clone(),
+                    with,
+                };
+                let y = x.apply_op3(&weight, &bias, fused)?;
                 tape::note(
                     &[&x, &weight, &bias, &residual],
                     &y,

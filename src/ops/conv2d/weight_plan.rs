@@ -475,7 +475,11 @@ mod tests {
         ];
         for (maps, input, channels, kernel, stride, padding) in cases {
             let window = Window::new("test", input, kernel, stride, padding).unwrap();
-            let op = Conv2d { window, channels };
+            let op = Conv2d {
+                window,
+                channels,
+                packed: None,
+            };
             let size = |(h, w): (usize, usize), c| [maps, h, w, c].map(|n| n as i32);
             let count = |size: [i32; 4]| size.iter().product::<i32>() as usize;
             let (of_x, of_dy) = (size(input, channels.0), size(window.output, channels.1));
@@ -510,10 +514,17 @@ mod tests {
             let padding = Padding::same(kernel / 2);
             let window = Window::new("test", (width, width), (kernel, kernel), stride, padding);
             let window = window.unwrap();
-            Plan::new(&Conv2d { window, channels }, 32)
-                .unwrap()
-                .kernel
-                .name
+            Plan::new(
+                &Conv2d {
+                    window,
+                    channels,
+                    packed: None,
+                },
+                32,
+            )
+            .unwrap()
+            .kernel
+            .name
         };
         assert_eq!(taken((128, 128), 64, 3, 1), "weight_128_192_192");
         assert_eq!(taken((64, 64), 64, 3, 1), "weight_64_192_192_192");

@@ -2,14 +2,15 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-use crate::ops::conv2d::pack;
-use crate::ops::product::{Matrix, Plain, outer, times};
+use crate::ops::product::{Packed, Panels, Plain, outer, times};
 use crate::ops::slices;
 
 /// A linear layer: (x, weight) or (x, weight, bias) to y.
 pub(super) struct Linear {
     pub inputs: usize,
     pub outputs: usize,
+    /// Of a weight that does not change.
+    pub packed: Option<Packed>,
 }
 
 impl Linear {
@@ -21,9 +22,12 @@ impl Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let x = slices::of(x, layout)?;
         let weight = slices::of(weight, weight_layout)?;
-        let packed = pack::by_output(weight, self.outputs, self.inputs, 1);
-        let weight = Matrix::dense(&packed, (self.inputs, self.outputs));
-        let y = times(&Plain::new(x, self.inputs), weight, bias);
+        let make = || Panels::of_outputs(weight, self.outputs, self.inputs, 1);
+        let rows = Plain::new(x, self.inputs);
+        let y = match &self.packed {
+            Some(packed) => times(&rows, packed.get_or_make(make), bias),
+            None => times(&rows, &make(), bias),
+        };
         let mut shape = layout.dims().to_vec();
         shape.pop();
         shape.push(self.outputs);
@@ -37,15 +41,14 @@ impl Linear {
         bias: Option<&Tensor>,
         grad: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
-        let Self { inputs, outputs } = *self;
+        let Self {
+            inputs, outputs, ..
+        } = *self;
         slices::read([x, weight, grad], |[xs, ws, grads]| {
             let dx = match x.track_op() {
                 true => {
-                    let dx = times(
-                        &Plain::new(grads, outputs),
-                        Matrix::dense(ws, (outputs, inputs)),
-                        None,
-                    );
+                    let panels = Panels::of_rows(ws, inputs);
+                    let dx = times(&Plain::new(grads, outputs), &panels, None);
                     Some(Tensor::from_vec(dx, x.shape(), x.device())?)
                 }
                 false => None,

@@ -11,11 +11,21 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::conv2d::{check_bias, check_elements};
-use super::{Padding, arrange, conv2d, slices, tape};
+use super::{Packed, Padding, arrange, conv2d, slices, tape};
 use cpu::Linear;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_packed(x, weight, bias, None)
+}
+
+/// [`linear`]; `packed` is this weight's, which must not change after.
+pub fn linear_packed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    packed: Option<&Packed>,
+) -> Result<Tensor> {
     let [o, i] = *weight.dims() else {
         bail!(
             "linear: the weight must be [O,I], found {:?}",
@@ -36,6 +46,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let op = Linear {
         inputs: i,
         outputs: o,
+        packed: packed.cloned(),
     };
     match bias {
         Some(bias) => tape::apply3(x, weight, bias, op),

@@ -1,12 +1,10 @@
-//! One product of two matrices on one thread: the only call of `gemm`.
+//! One product of two matrices on one thread: the only call of `gemm`, for gradients and whatever has no panels.
 //!
 //! `gemm` 0.19 computes an element as one chain of multiply-adds over its terms in every kernel that tiles both
 //! sides, whatever the tile and the instruction set, as long as there are at most 512 terms (`kernel_params`) — but
 //! goes other ways for a result of a single row or column (`gemv`): [`multiply`] is not used with those where it
 //! matters; and it sums a small result's terms in lanes, whose number is the instruction set's, where they lie side by
 //! side on both sides: [`multiply`] lays them out otherwise.
-
-use std::ops::Range;
 
 use gemm::Parallelism;
 
@@ -34,39 +32,20 @@ impl<'a> Matrix<'a> {
         Self::strided(values, size, (size.1, 1))
     }
 
-    /// A single row, `count` times.
-    pub fn repeated(self, count: usize) -> Self {
-        assert_eq!(self.size.0, 1);
-        Self {
-            size: (count, self.size.1),
-            strides: (0, self.strides.1),
-            ..self
-        }
-    }
-
-    /// Some of its rows.
-    pub fn rows(self, rows: Range<usize>) -> Self {
-        self.part(rows, 0..self.size.1)
-    }
-
-    /// Some of its columns.
-    pub fn columns(self, columns: Range<usize>) -> Self {
-        self.part(0..self.size.0, columns)
-    }
-
-    fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
-        assert!(rows.end <= self.size.0 && columns.end <= self.size.1);
-        let start = rows.start * self.strides.0 + columns.start * self.strides.1;
-        Self::strided(
-            &self.values[start..],
-            (rows.len(), columns.len()),
-            self.strides,
-        )
-    }
-
     /// The numbers of rows and columns.
     pub fn size(self) -> (usize, usize) {
         self.size
+    }
+
+    /// Whether the elements of a row lie side by side.
+    pub fn has_dense_rows(self) -> bool {
+        self.strides.1 == 1
+    }
+
+    /// Row `i`, whose elements lie side by side.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        &self.values[i * self.strides.0..][..self.size.1]
     }
 
     /// The elements, row after row.

@@ -3,8 +3,8 @@
 //! Rows x [N,K] come from an implementation of [`Rows`], a block at a time, so that gathered rows never exist all at
 //! once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O], the weight's gradient [O,K].
 //!
-//! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused
-//! multiply-adds over at most [`DEPTH`] terms, chains added in order; `matrix` says how `gemm` is held to that.
+//! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused multiply-adds
+//! over all terms in order (`tile`). The other products are `gemm`'s; `matrix` says how it is held to the same.
 
 #[cfg(feature = "cuda")]
 pub mod batched;
@@ -12,6 +12,8 @@ pub mod batched;
 pub mod cuda;
 mod matrix;
 mod outer;
+mod panels;
+mod tile;
 mod times;
 #[cfg(feature = "cuda")]
 pub mod views;
@@ -24,13 +26,15 @@ use std::ops::Range;
 
 pub(super) use matrix::{Matrix, multiply};
 pub(super) use outer::outer;
-pub(super) use times::{times, times_then};
+pub use panels::Packed;
+pub(super) use panels::Panels;
+pub(super) use times::{times, times_into, times_then, times_through};
 
-/// Rows a call of `gemm`: enough to hide the packing of the matrix (a few percent), few enough that a block of
-/// [`DEPTH`] gathered terms (288 KiB) stays in a core's second cache; a multiple of the six rows of a tile.
+/// Rows that are multiplied at a time: few enough that a block of [`DEPTH`] gathered terms (288 KiB) stays in a core's
+/// second cache; a multiple of the six rows of a tile.
 pub(super) const BLOCK: usize = 144;
 
-/// Terms a call of `gemm` at most: up to 512 it takes them in one chain whatever the other sizes are.
+/// Terms that are multiplied at a time: up to 512, `gemm` takes them in one chain whatever the other sizes are.
 pub(super) const DEPTH: usize = 512;
 
 /// Rows [N,K] that are made a block at a time.

@@ -1,5 +1,6 @@
 use super::matrix::multiply;
-use super::{BLOCK, DEPTH, Matrix, Plain, outer, ranges, times};
+use super::{BLOCK, DEPTH, Matrix, Panels, Plain, outer, ranges, times};
+use crate::ops::blocks;
 use crate::ops::testing::{normal, on_threads};
 
 fn drawn(seed: u64, count: usize) -> Vec<f32> {
@@ -33,7 +34,7 @@ fn times_is_the_product_across_blocks_and_depths() {
         let bias = drawn(3, outputs);
         let y = times(
             &Plain::new(&x, depth),
-            Matrix::dense(&w, (depth, outputs)),
+            &Panels::of_rows(&w, outputs),
             Some(&bias),
         );
         let scale = (depth as f64).sqrt();
@@ -44,6 +45,52 @@ fn times_is_the_product_across_blocks_and_depths() {
             );
         }
     }
+}
+
+#[test]
+fn an_element_is_one_chain_of_multiply_adds_whatever_stands_beside_it() {
+    let (depth, outputs) = (DEPTH + 30, 4 * 16 + 2 * 16 + 5);
+    let (w, bias) = (drawn(2, depth * outputs), drawn(3, outputs));
+    let panels = Panels::of_rows(&w, outputs);
+    for rows in (1..14).chain([BLOCK + 3]) {
+        let x = drawn(1, rows * depth);
+        let expected: Vec<f32> = x
+            .chunks_exact(depth)
+            .flat_map(|row| {
+                let (w, bias) = (&w, &bias);
+                (0..outputs).map(move |o| {
+                    let column = w[o..].iter().step_by(outputs);
+                    let terms = row.iter().zip(column);
+                    terms.fold(bias[o], |sum, (x, w)| x.mul_add(*w, sum))
+                })
+            })
+            .collect();
+        let rows = Plain::new(&x, depth);
+        assert!(times(&rows, &panels, Some(&bias)) == expected);
+        assert!(blocks::serially(|| times(&rows, &panels, Some(&bias))) == expected);
+    }
+}
+
+#[test]
+fn panels_of_outputs_are_those_of_the_transposed_weight() {
+    let (outputs, inputs, taps) = (37, 5, 9);
+    let weight = drawn(1, outputs * inputs * taps);
+    let mut rows = Vec::new();
+    for tap in 0..taps {
+        for input in 0..inputs {
+            rows.extend((0..outputs).map(|o| weight[(o * inputs + input) * taps + tap]));
+        }
+    }
+    let x = drawn(2, 7 * inputs * taps);
+    let x = Plain::new(&x, inputs * taps);
+    let expected = times(&x, &Panels::of_rows(&rows, outputs), None);
+    assert!(
+        times(
+            &x,
+            &Panels::of_outputs(&weight, outputs, inputs, taps),
+            None
+        ) == expected
+    );
 }
 
 #[test]

@@ -5,6 +5,21 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 pub(super) struct SwiGlu;
 
+/// y [N,F] of x [N,2F].
+pub(super) fn rows(x: &[f32], y: &mut [f32], f: usize) {
+    simd::vectorized(
+        #[inline(always)]
+        || {
+            for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(2 * f)) {
+                let (gate, up) = x.split_at(f);
+                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = simd::silu(gate) * up;
+                }
+            }
+        },
+    )
+}
+
 impl CustomOp1 for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -16,18 +31,7 @@ impl CustomOp1 for SwiGlu {
         dims.push(f);
         let x = slices::of(x, layout)?;
         let y = blocks::filled(x.len() / 2, f, |first, y| {
-            let x = &x[first * 2 * f..][..2 * y.len()];
-            simd::vectorized(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(2 * f)) {
-                        let (gate, up) = x.split_at(f);
-                        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                            *y = simd::silu(gate) * up;
-                        }
-                    }
-                },
-            )
+            rows(&x[first * 2 * f..][..2 * y.len()], y, f);
         });
         Ok((CpuStorage::F32(y), Shape::from(dims)))
     }

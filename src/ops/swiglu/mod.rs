@@ -7,7 +7,9 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices, tape};
+use super::conv2d::check_elements;
+use super::product::{Panels, Plain, times_through};
+use super::{Packed, check, linear_packed, slices, tape};
 use candle_core::{Result, Tensor, bail};
 
 /// x [..,2F], gate first → [..,F].
@@ -20,4 +22,26 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
         return tape::apply1(x, cpu::SwiGlu);
     }
     tape::plain([x], |[x]| reference::swiglu(x))
+}
+
+/// swiglu(x·wᵀ) of a weight [2F,I] that does not change, x [..,I] → [..,F]: the rows [2F] never leave the cache.
+pub fn linear_swiglu(x: &Tensor, weight: &Tensor, packed: &Packed) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let width = check::last_dim("linear_swiglu", "x", x)?;
+    check_elements("linear_swiglu", &[x, weight])?;
+    if width != inputs || outputs % 2 != 0 || x.track_op() || !slices::are_f32_on_cpu(&[x, weight])
+    {
+        return swiglu(&linear_packed(x, weight, None, Some(packed))?);
+    }
+    let y = slices::read([x, weight], |[x, weight]| {
+        let panels = packed.get_or_make(|| Panels::of_outputs(weight, outputs, inputs, 1));
+        let half = outputs / 2;
+        times_through(&Plain::new(x, inputs), panels, half, |x, y| {
+            cpu::rows(x, y, half);
+        })
+    })?;
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    shape.push(outputs / 2);
+    Tensor::from_vec(y, shape, x.device())
 }
