@@ -234,7 +234,7 @@ fn optimizer(bench: &Bench) -> Result<()> {
         grad_scale: 1.0,
         ema_decay,
     };
-    let floats = |count: usize| Work::Bytes((count * 4 << 22) as f64);
+    let floats = |count: usize| Work::Bytes(((count * 4) << 22) as f64);
     // Parameter and moments are read and written, the gradient is read.
     bench.forward("AdamW 4M", floats(7), || {
         ops::adam_step(&param, &gradient, &m, &v, None, &step(None))
