@@ -56,15 +56,15 @@ def check(features, ch, mult, layers, size, batch, dtype=torch.float32, limit=2e
     x = (torch.rand(batch, 3, size, size, device=dev) * 2 - 1).to(memory_format=CL)
     s = size // 2 ** (len(mult) - 1)
     eps = torch.randn(3, batch, 32, s, s, device=dev)
+    names = [n for n, _ in tk.named_parameters()], [n for n, _ in disc.named_parameters()]
     losses, grads, dgrads = reference(copy.deepcopy(tk), copy.deepcopy(disc), lp, x, eps)
     step = Step(tk, disc, lp, batch, size, features, dtype, **options)
     ours = step.gradients(x, eps)
     label = f"{features} {options or ''} ch {ch} {mult} size {size} {dtype} on {dev}"
     errors = [close(f"{label} loss {n}", a, b, limit) for n, a, b in zip(("rec", "lpips", "adv", "lambda", "quantizer", "hinge"), ours, losses)]
-    for flat, module, theirs in ((step.flat, tk, grads), (step.dflat, disc, dgrads)):
+    for flat, ns, theirs in ((step.flat, names[0], grads), (step.dflat, names[1], dgrads)):
         floor = 1e-5 * max(b.norm().item() for b in theirs)
-        ours = {id(p): v for p, v in zip(flat.params, flat.views)}
-        errors += [close(f"{label} {n}", ours[id(p)], b, limit, floor) for (n, p), b in zip(module.named_parameters(), theirs)]
+        errors += [close(f"{label} {n}", a, b, limit, floor) for n, a, b in zip(ns, flat.views, theirs)]
     print(f"{'ok   ' if max(errors) < limit else 'WRONG'} {label}: {len(errors)} figures, largest relative difference {max(errors):.1e}", flush=True)
     return max(errors) < limit
 

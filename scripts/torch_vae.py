@@ -17,41 +17,31 @@ class Flat:
     """A module's parameters as views of one flat f32 buffer (master, gradient, average), or, but for those to `keep` in f32, of its copy in `dtype`."""
 
     def __init__(self, module, dtype, keep):
-        params = sorted(module.named_parameters(), key=lambda named: keep(*named))  # those in dtype first
-        offsets, total, self.low = [], 0, 0
-        for name, p in params:
+        params = list(module.named_parameters())
+        offsets, total = [], 0
+        for _, p in params:
             offsets.append(total)
             total += (p.numel() + 63) // 64 * 64
-            self.low = self.low if keep(name, p) else total
         dev = params[0][1].device
         self.w, self.g = torch.zeros(total, device=dev), torch.zeros(total, device=dev)
-        self.h, self.d = (torch.zeros(self.low, device=dev, dtype=dtype) for _ in range(2))
-        self.params, self.views, self.targets = [], [], []
+        self.h = torch.zeros(total, device=dev, dtype=dtype)
+        self.params, self.views = [], []
         for (name, p), o in zip(params, offsets):
-            k.nhwc(p if p.dim() == 4 else None)
-
             def view(flat):
-                return flat.as_strided(p.size(), p.stride(), o)
+                return flat[o:o + p.numel()].as_strided(p.size(), p.stride(), o)
             view(self.w).copy_(p.data)
-            self.params.append(p)
             self.views.append(view(self.g))
-            self.targets.append((self.g if keep(name, p) else self.d)[o:o + p.numel()])
-            p.data = view(self.w if keep(name, p) else self.h)
-        self.h.copy_(self.w[:self.low])
+            p.data = view(self.w) if dtype == torch.float32 or keep(name, p) else view(self.h)
+            self.params.append(p)
+        self.h.copy_(self.w)
         self.ema = self.w.clone()
 
     def gather(self, grads):
-        """Gradients in any type; copies between equal types and layouts go in few launches."""
-        for t in (self.d.dtype, torch.float32):
-            pairs = [(v, (flat2d(g) if g.dim() == 4 else g).reshape(-1).to(t)) for v, g in zip(self.targets, grads) if v.dtype == t]
-            torch._foreach_copy_([v for v, _ in pairs], [g for _, g in pairs])
-            if t == torch.float32:
-                break
-        self.g[:self.low].copy_(self.d)
+        torch._foreach_copy_(self.views, grads)
 
     def update(self, opt, decay=None):
         opt.step()
-        self.h.copy_(self.w[:self.low])
+        self.h.copy_(self.w)
         if decay is not None:
             self.ema.lerp_(self.w, 1 - decay)
 
@@ -103,9 +93,7 @@ def map4d(y, like):
 
 
 def column_sums(dy):
-    """Gradient of the bias before dy; who made dy may have its sums already."""
-    found = getattr(dy, "sums", None)
-    return k.column_sums(dy) if found is None else found
+    return flat2d(dy).sum(0, dtype=torch.float32)
 
 
 def pad_channels(w, out=False):
@@ -129,7 +117,6 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         dx, g = k.norm_act_backward(dy.contiguous(memory_format=CL), *ctx.saved_tensors, act=ctx.act)
-        dx.sums = g[2]
         return dx, g[0], g[1], None, None
 
 
@@ -178,7 +165,6 @@ class Resnet(torch.autograd.Function):
             skip = map4d(flat2d(dy) @ ws.flatten(1), x)
             dws, dbs = (flat2d(dy).t() @ flat2d(x)).view_as(ws), db2
         dx, p1 = k.norm_act_backward(da, x, c1, add=skip)
-        dx.sums = p1[2] + (db2 if ws is None else db2 @ ws.flatten(1).float())
         return dx, None, p1[0], p1[1], dw1, p2[2], p2[0], p2[1], dw2, db2, dws, dbs
 
 
@@ -370,7 +356,7 @@ class Perceptual:
         kept, total, taps = [], 0, []
         for i, (ws, bs) in enumerate(zip(self.weights, self.biases)):
             if i:
-                x = k.pool(x)
+                x = F.max_pool2d(x, 2)
             outs = []
             for w, bias in zip(ws, bs):
                 x = conv_relu(x, w, bias)
@@ -566,8 +552,8 @@ class Step(Coder):
         if q.bias_conv is not None:
             done[q.bias_conv.weight], done[q.bias_conv.bias] = dbias
         behind = [p for p in self.flat.params if not any(p is d for d in done)]
-        decoder = [p for n, p in self.tk.named_parameters() if n.startswith(("decoder", "post_quant_conv")) and any(p is o for o in behind)]
-        encoder = [p for n, p in self.tk.named_parameters() if n.startswith(("encoder", "quant_conv", "latent_norm"))]
+        decoder = [p for n, p in self.names() if n.startswith(("decoder", "post_quant_conv")) and any(p is o for o in behind)]
+        encoder = [p for n, p in self.names() if n.startswith(("encoder", "quant_conv", "latent_norm"))]
         dzq, *found = torch.autograd.grad(h, [zq, *decoder], dh)
         done.update(zip(decoder, found))
         done.update(zip(encoder, torch.autograd.grad(z, encoder, dzq + dz)))
@@ -577,6 +563,9 @@ class Step(Coder):
         found = self.judge.gradients(seed)
         self.dflat.gather([found[p] for p in self.dflat.params])
         return diff.square().mean(), perceptual, -false.mean(), lam, qloss, hinge
+
+    def names(self):
+        return zip([n for n, _ in self.tk.named_parameters()], self.flat.params)
 
     def __call__(self, x, eps=None):
         b, d = x.shape[0], self.tk.quantize.codebook.shape[1]
