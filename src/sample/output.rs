@@ -243,7 +243,7 @@ mod tests {
             let output = Output::from_path(&at(name))?;
             assert!(matches!(output, Output::Folder(_)), "{name}: {output:?}");
             output.write(3, (4, 4), 2, put_three)?;
-            assert!(at(name).join("0012-000002.png").is_file(), "{name}");
+            assert!(at(name).join("index0012-000002.png").is_file(), "{name}");
         }
         assert!(matches!(Output::from_path(&at("A.PNG"))?, Output::Grid(_)));
         assert!(matches!(Output::from_path(&at("A.NPZ"))?, Output::Npz(_)));
