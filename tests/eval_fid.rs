@@ -435,8 +435,9 @@ fn what_is_no_setting_of_a_model_is_refused_before_anything_is_computed() {
 #[test]
 fn a_failing_write_loses_no_figure() {
     let place = Place::new();
-    // What a write goes through is in its way.
-    std::fs::create_dir(place.path(".r.json.partial")).expect("a folder");
+    // What a write goes through leads nowhere; a link is nothing that a killed process left, and is not swept.
+    let (there, at) = (place.path("missing/file"), place.path(".r.json.partial"));
+    std::os::unix::fs::symlink(there, at).expect("a link");
     let output = place.eval("--samples a --reference b --metrics fid --json r.json");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);

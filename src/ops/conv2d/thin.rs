@@ -1,6 +1,6 @@
 //! Convolutions to or from a map of 3 channels or 1 on a GPU (kernel_thin.cu): the map of few is bf16 or f32, that of many bf16.
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 use half::bf16;
 
 use super::op::Conv2d;

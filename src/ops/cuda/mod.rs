@@ -75,12 +75,14 @@ pub struct Gpu {
     multiprocessors: u32,
 }
 
+/// A kernel, and the bytes of dynamic shared memory that are allowed to it.
+type Allowed = (CudaFunction, u32);
+
 /// What was loaded so far.
 #[derive(Default)]
 struct Kernels {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    /// Each with the dynamic shared memory that is allowed to it.
-    functions: Mutex<HashMap<(&'static str, String), (CudaFunction, u32)>>,
+    functions: Mutex<HashMap<(&'static str, String), Allowed>>,
 }
 
 impl Gpu {
