@@ -110,7 +110,7 @@ class Ours:
             "demo sample": lambda: self.images(self.demo / "demo.safetensors", "all"),
             "tiny tokenizer": lambda: self.step("train_vae", self.tiny_vae()),
             "tiny generator": lambda: self.step("train_gen", self.tiny_gen()),
-            "tiny sample": lambda: self.images(self.gen.path, "0,1,2,3,4,5,6,7,8,9"),
+            "tiny sample": lambda: self.images(self.gen.path, ",".join(f"index:{i}" for i in range(10))),
         }[case]()
 
 
