@@ -25,17 +25,6 @@ pub trait Multiply: Element + ValidAsZeroBits {
     where
         Self: Sized;
 
-    /// c[m,n] = a[m,k]·b[k,n], sizes [m,k,n], each a multiple of 8.
-    fn by_columns(
-        gpu: &Gpu,
-        sizes: [usize; 3],
-        a: View<Self>,
-        b: View<Self>,
-        c: ViewMut<Self>,
-    ) -> Result<()>
-    where
-        Self: Sized;
-
     /// c[m,n] = a[rows,m]ᵀ·b[rows,n] in f32, added to c where `accumulate`; sizes [rows,m,n], m and n multiples of 8.
     fn outer(
         gpu: &Gpu,
@@ -56,6 +45,13 @@ fn check(lens: [usize; 3], [a, b, c]: [usize; 3]) {
     );
 }
 
+/// # Safety
+/// The addresses of a, b and c reach as far as the product.
+unsafe fn run(gpu: &Gpu, product: &Product, [a, b, c]: [u64; 3]) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { gpu.matmul()?.run(gpu, product, a, b, c, 0) }
+}
+
 impl Multiply for bf16 {
     fn by_rows(
         gpu: &Gpu,
@@ -64,25 +60,11 @@ impl Multiply for bf16 {
         b: View<Self>,
         c: ViewMut<Self>,
     ) -> Result<()> {
-        check([a.len(), b.len(), c.len()], [m * k, n * k, m * n]);
-        let product = Product::forward(m, k, n);
-        let matmul = gpu.matmul()?;
+        let lens = [a.len(), b.len(), c.len()];
+        check(lens, [m * k, n * k, m * n]);
+        let at = [a.address(), b.address(), c.address()];
         // SAFETY: the views reach as far as the product.
-        unsafe { matmul.run(gpu, &product, a.address(), b.address(), c.address(), 0) }
-    }
-
-    fn by_columns(
-        gpu: &Gpu,
-        [m, k, n]: [usize; 3],
-        a: View<Self>,
-        b: View<Self>,
-        c: ViewMut<Self>,
-    ) -> Result<()> {
-        check([a.len(), b.len(), c.len()], [m * k, n * k, m * n]);
-        let product = Product::input_gradient(m, n, k);
-        let matmul = gpu.matmul()?;
-        // SAFETY: the views reach as far as the product.
-        unsafe { matmul.run(gpu, &product, a.address(), b.address(), c.address(), 0) }
+        unsafe { run(gpu, &Product::forward(m, k, n), at) }
     }
 
     fn outer(
@@ -93,14 +75,15 @@ impl Multiply for bf16 {
         c: ViewMut<f32>,
         accumulate: bool,
     ) -> Result<()> {
-        check([a.len(), b.len(), c.len()], [rows * m, rows * n, m * n]);
+        let lens = [a.len(), b.len(), c.len()];
+        check(lens, [rows * m, rows * n, m * n]);
         let product = Product {
             accumulate,
             ..Product::weight_gradient(rows, n, m)
         };
-        let matmul = gpu.matmul()?;
+        let at = [a.address(), b.address(), c.address()];
         // SAFETY: the views reach as far as the product.
-        unsafe { matmul.run(gpu, &product, a.address(), b.address(), c.address(), 0) }
+        unsafe { run(gpu, &product, at) }
     }
 }
 
@@ -147,17 +130,6 @@ impl Multiply for f32 {
         c: ViewMut<Self>,
     ) -> Result<()> {
         let (a, b) = ((a, CUBLAS_OP_N, k), (b, CUBLAS_OP_T, k));
-        sgemm(gpu, [m, k, n], b, a, c, false)
-    }
-
-    fn by_columns(
-        gpu: &Gpu,
-        [m, k, n]: [usize; 3],
-        a: View<Self>,
-        b: View<Self>,
-        c: ViewMut<Self>,
-    ) -> Result<()> {
-        let (a, b) = ((a, CUBLAS_OP_N, k), (b, CUBLAS_OP_N, n));
         sgemm(gpu, [m, k, n], b, a, c, false)
     }
 
