@@ -28,4 +28,4 @@ class Rates:
     def end(self):
         """Ends the script if a figure was impossible."""
         if self.impossible:
-            sys.exit("figures above %s times the best rate measured:\n%s" % (SLACK, "\n".join(self.impossible)))
+            sys.exit("rates above %s times the best one measured:\n%s" % (SLACK, "\n".join(self.impossible)))

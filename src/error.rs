@@ -4,10 +4,10 @@ use std::fmt;
 
 pub use anyhow::{Context, Error, Result};
 
-/// What an error means for the process: decides the exit code.
+/// What an error means for the process; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The work failed: exit code 1.
+    /// The operation failed: exit code 1.
     Failed,
     /// The command line or the configuration is wrong: exit code 2.
     Usage,
@@ -41,12 +41,12 @@ impl fmt::Display for Hinted {
 
 impl std::error::Error for Hinted {}
 
-/// The work failed; `hint` says what the user can do about it.
+/// The operation failed; `hint` says what the user can do about it.
 pub fn hinted(message: impl Into<String>, hint: impl Into<String>) -> Error {
     new(Kind::Failed, message, hint)
 }
 
-/// The user asked for something that cannot be; `hint` says what can.
+/// The user asked for something impossible; `hint` says what is possible.
 pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Error {
     new(Kind::Usage, message, hint)
 }
@@ -65,13 +65,13 @@ fn new(kind: Kind, message: impl Into<String>, hint: impl Into<String>) -> Error
     .into()
 }
 
-/// `error` with another remedy, where whoever handles it knows a better one than whoever met it.
+/// `error` with another hint, if the caller knows a better remedy.
 pub fn rehinted(error: &Error, hint: impl Into<String>) -> Error {
     let kind = cause(error).map_or(Kind::Failed, |h| h.kind);
     new(kind, format!("{error:#}"), hint)
 }
 
-/// The remedy that `error` names.
+/// The hint of `error`.
 pub fn hint(error: &Error) -> Option<&str> {
     cause(error).map(|h| h.hint.as_str())
 }
@@ -85,9 +85,9 @@ fn cause(error: &Error) -> Option<&Hinted> {
     error.chain().find_map(|e| e.downcast_ref::<Hinted>())
 }
 
-/// What goes to stderr for `error`, and the exit code.
+/// The text for stderr and the exit code of `error`.
 ///
-/// The chain of contexts becomes one line, outermost first; its hint follows on a line of its own.
+/// The chain of contexts becomes one line, outermost first; the hint follows on its own line.
 pub fn report(error: &Error) -> (String, u8) {
     let chain: Vec<String> = error.chain().map(|e| e.to_string()).collect();
     let mut text = format!("error: {}", chain.join(": "));
@@ -102,7 +102,7 @@ pub fn report(error: &Error) -> (String, u8) {
     (text, kind.exit_code())
 }
 
-/// The name among `known` nearest to `name`, if one is near enough to be what was meant.
+/// The name among `known` that is nearest to `name`, if it is close enough to be what was meant.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()

@@ -1,18 +1,31 @@
-//! The Recurrent Diffusion Probabilistic Model (arXiv 2412.18390) in Rust: training, sampling and evaluation.
+//! The Recurrent Diffusion Probabilistic Model (arXiv 2412.18390) in Rust: training, sampling and
+//! evaluation.
 //!
-//! An image becomes T maps of codes by noisy residual quantization (the *tokenizer*); a transformer predicts
-//! the map of step t from that step's noise and what has been accumulated so far (the *generator*).
+//! The *tokenizer* turns an image into T maps of codes by noisy residual quantization. The
+//! *generator*, a transformer, predicts the map of step t from that step's noise and the sum of the
+//! maps so far.
 //!
-//! Layers, each importing only from its own layer or from those to its right:
-//! `cli` → `train`, `sample`, `metrics` → `model`, `data` → `ops`, `store`, `rng`, `config`, `telemetry`, `error`.
-//! The paper is in [`model`], the machine in [`ops`].
+//! Layers, from the top; a module imports only from its own layer and from layers below it:
 //!
-//! In memory every map is [B,H,W,C] (a position is a row); files hold PyTorch's layouts.
+//! ```text
+//! cli
+//! metrics, train
+//! sample
+//! model, data
+//! ops, store, rng, telemetry
+//! config, interrupt
+//! error
+//! ```
+//!
+//! The paper is in [`model`], the numerical code in [`ops`].
+//!
+//! In memory every map is [B,H,W,C] (one row per position); files use PyTorch's layouts.
 
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod ops;

@@ -9,25 +9,25 @@ use rdpm::{cli, error};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-// Of the allocator's own library: its crate does not pass it on.
-// SAFETY: the signature of include/mimalloc.h; any option may be set to any number at any time.
+// From the allocator's own library, because its crate does not re-export it. SAFETY: the signature
+// is that of include/mimalloc.h; any option may be set to any number at any time.
 unsafe extern "C" {
     safe fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
 }
 
-/// mimalloc's option `purge_delay` (include/mimalloc.h; the same number in its versions 2 and 3).
+/// mimalloc's option `purge_delay` (include/mimalloc.h; the same number in versions 2 and 3).
 const PURGE_DELAY: std::ffi::c_int = 15;
 
 fn main() -> ExitCode {
-    // A training step frees what the next one takes again. Memory that goes back to the system in between is cleared by
-    // it anew: a tenth of a small step's time.
+    // A training step allocates again what the previous one freed. Memory returned to the system in
+    // between would have to be cleared again, which costs a tenth of a small step's time.
     mi_option_set(PURGE_DELAY, -1);
     let command_line = cli::Cli::parse();
     match cli::run(command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (text, code) = error::report(&error);
-            // Its terminal may have closed, and then there is nobody to tell.
+            // The terminal may have closed; then there is nowhere to print the error.
             let _ = writeln!(std::io::stderr(), "{text}");
             ExitCode::from(code)
         }

@@ -1,10 +1,10 @@
 //! Counter-based random numbers: Philox 4×32-10 (Salmon et al., SC 2011).
 //!
-//! The key is the run's seed; the counter is (element / 4, t + 2¹⁶·purpose, index low, index high). So a number
-//! depends on what it is for and never on batch size, device, workers or the point of resumption.
-//! Element i comes from word i mod 4 of block i / 4; normals i and i + 1 (i even) are a Box–Muller pair.
-//! Noise maps are numbered in memory order [h,w,d]; Gumbel maps [N,K].
-//! Equal bits on every machine and instruction set: `transform.rs` says how.
+//! The key is the run's seed; the counter is (element / 4, t + 2¹⁶·purpose, index low, index high).
+//! A number therefore depends on its purpose, and never on batch size, device, workers or where a
+//! run was resumed. Element i comes from word i mod 4 of block i / 4; normals i and i + 1 (i even)
+//! are a Box–Muller pair. Noise maps are numbered in memory order [h,w,d], Gumbel maps in [N,K].
+//! The bits are equal on every machine and instruction set; `transform.rs` says how.
 
 mod draws;
 mod philox;
@@ -17,10 +17,11 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::ops::is_serial;
-pub use draws::Draws;
+pub use draws::StreamRng;
 use philox::LANES;
 
-/// What a stream of numbers is for; part of the counter, so the values are fixed for good.
+/// What a stream of numbers is used for. It is part of the counter, so the values must never
+/// change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Purpose {
@@ -28,11 +29,11 @@ pub enum Purpose {
     Noise = 0,
     /// Uniforms of the Gumbel noise over logits; index: the sample's number.
     Gumbel = 1,
-    /// The step t of a training example; index: the example's running number.
+    /// The step t of a training example; index: the example's number.
     Timestep = 2,
-    /// Whether an example's label is dropped; index: the example's running number.
+    /// Whether an example's label is dropped; index: the example's number.
     LabelDrop = 3,
-    /// Crop and flip; index: the example's running number.
+    /// Crop and flip; index: the example's number.
     Augment = 4,
     /// The order of an epoch; index: the epoch.
     Shuffle = 5,
@@ -42,11 +43,11 @@ pub enum Purpose {
     Init = 7,
     /// The demo's drawings; index: the drawing's number.
     Drawing = 8,
-    /// Which images a metric of subsets takes; index: the subset.
+    /// The images in a random subset of a metric; index: the subset.
     Subset = 9,
 }
 
-/// One stream of numbers: seed, purpose, index and t fixed.
+/// One stream of numbers, with fixed seed, purpose, index and t.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
     key: [u32; 2],
@@ -73,19 +74,19 @@ impl Stream {
         philox::block([block, a, b, c], self.key)
     }
 
-    /// Uniform in (0,1), never its ends: u = ((x >> 9) + ½)·2⁻²³.
+    /// Uniform in (0,1), excluding both ends: u = ((x >> 9) + ½)·2⁻²³.
     pub fn fill_uniform(&self, out: &mut [f32]) {
         self.fill(Kind::Uniform, 0, out);
     }
 
-    /// Standard normal by Box–Muller, two from two words.
+    /// Standard normal by Box–Muller, two numbers from two words.
     pub fn fill_normal(&self, out: &mut [f32]) {
         self.fill(Kind::Normal, 0, out);
     }
 
-    /// The stream's words one by one.
-    pub fn draws(&self) -> Draws {
-        Draws::new(*self)
+    /// The stream's words one after the other.
+    pub fn draws(&self) -> StreamRng {
+        StreamRng::new(*self)
     }
 
     fn fill(&self, kind: Kind, first_block: u32, out: &mut [f32]) {
@@ -98,8 +99,8 @@ impl Stream {
     }
 }
 
-/// Numbers from `first_block` on; a type of its own because a closure's body is not inlined into the dispatch,
-/// and so not compiled for the instruction set.
+/// Numbers from `first_block` on. A type of its own, because a closure's body would not be inlined
+/// into the dispatch and so would not be compiled for the instruction set.
 struct Fill<'a> {
     stream: &'a Stream,
     kind: Kind,
@@ -136,7 +137,8 @@ impl WithSimd for Fill<'_> {
     }
 }
 
-/// row += −ln(−ln u), Gumbel noise of uniforms in (0,1): equal bits on every machine, and on the GPU.
+/// row += −ln(−ln u), Gumbel noise from uniforms in (0,1); equal bits on every machine, and on the
+/// GPU.
 pub fn add_gumbel(row: &mut [f32], uniform: &[f32]) {
     Arch::new().dispatch(AddGumbel { row, uniform });
 }
@@ -163,7 +165,8 @@ enum Kind {
     Normal,
 }
 
-/// Standard normal values for every index: [B, shape...], row b from stream (seed, purpose, indices[b], t).
+/// Standard normal values for every index: [B, shape...], row b from stream (seed, purpose,
+/// indices[b], t).
 pub fn normal(
     seed: u64,
     purpose: Purpose,
@@ -176,7 +179,8 @@ pub fn normal(
     tensor(Kind::Normal, stream, indices, shape, device)
 }
 
-/// Uniform values in (0,1) for every index: [B, shape...], row b from stream (seed, purpose, indices[b], t).
+/// Uniform values in (0,1) for every index: [B, shape...], row b from stream (seed, purpose,
+/// indices[b], t).
 pub fn uniform(
     seed: u64,
     purpose: Purpose,
@@ -196,7 +200,7 @@ fn tensor(
     shape: &[usize],
     device: &Device,
 ) -> Result<Tensor> {
-    /// Elements a piece of work; a multiple of four, so that pieces begin with a block.
+    /// Elements per parallel task; a multiple of four, so that every task begins with a block.
     const PIECE: usize = 1 << 14;
     let n: usize = shape.iter().product();
     let mut out = vec![0f32; indices.len() * n];

@@ -162,7 +162,7 @@ fn noise_saved_beside_a_skipped_image_belongs_to_the_others() -> Result<()> {
     std::fs::remove_dir_all(at.join("images/checkers"))?;
     let (errors, _) = fails(at, &format!("{skip} {whole}"));
     assert!(
-        errors.contains("the noise is of 11 images, but there are"),
+        errors.contains("the noise is for 11 images, but there are"),
         "{errors}"
     );
     Ok(())
@@ -270,7 +270,7 @@ fn what_a_user_mistypes_is_a_usage_error_with_a_hint() -> Result<()> {
     let at = folder.path();
     prepare(at, "model.safetensors", 1)?;
     for (line, words) in [
-        ("", "which of the 10 classes?"),
+        ("", "--class is missing: the model has 10 classes"),
         ("--class strar", "star"),
         ("--class 10", "0 to 9"),
         (

@@ -1,6 +1,6 @@
 //! Signals, in a process of its own: they reach every thread of one.
 
-use rdpm::train::interrupt::Interrupt;
+use rdpm::interrupt::Interrupt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::raise;
 

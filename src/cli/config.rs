@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::{Context, Result};
 
-/// Where a run's configuration comes from; later options lie over earlier ones.
+/// Where a run's configuration comes from; later options override earlier ones.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigArgs {
@@ -25,8 +25,8 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The validated configuration, its files by absolute paths: what is saved holds from any
-    /// folder.
+    /// The validated configuration with absolute file paths, so that a saved configuration works
+    /// from any folder.
     pub fn load(&self) -> Result<Config> {
         let mut config = Config::load(self.config.as_deref(), &self.sets)?;
         for (asked, target) in [
@@ -46,14 +46,14 @@ impl ConfigArgs {
     }
 }
 
-/// A path or pattern as it reads from the root, without following links.
+/// An absolute path or pattern, without following links.
 pub fn absolute(path: &str) -> Result<String> {
     let whole = std::path::absolute(path).with_context(|| format!("`{path}` as a path"))?;
     match whole.into_os_string().into_string() {
         Ok(whole) => Ok(whole),
         Err(whole) => {
             tracing::warn!(
-                "{} is not UTF-8: the run keeps `{path}`, and is resumed from this folder only",
+                "{} is not UTF-8: the run saves `{path}` as it is and can be resumed from this folder only",
                 whole.display()
             );
             Ok(path.to_string())

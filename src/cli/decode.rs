@@ -15,22 +15,23 @@ use crate::telemetry::Progress;
 /// Decode codes to images
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What `rdpm encode` wrote
+    /// A file that `rdpm encode` wrote
     #[arg(value_name = "CODES")]
     codes: PathBuf,
-    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
+    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished
+    /// run under runs/]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// A sheet (.png), a folder of PNGs (any other name) or ADM's array file (.npz)
     #[arg(long, value_name = "PATH", default_value = "decoded.png")]
     out: PathBuf,
-    /// Images computed at once; results do not depend on it
+    /// Images per batch; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Decode codes of another tokenizer all the same
+    /// Decode even if another tokenizer made the codes
     #[arg(long)]
     force: bool,
-    /// Print what was done as JSON
+    /// Print a summary as JSON
     #[arg(long)]
     json: bool,
 }
@@ -48,7 +49,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 start(&hash),
                 start(&codes.tokenizer)
             ),
-            "name the model that encoded it with --model, or decode all the same with --force",
+            "name the model that encoded it with --model, or decode anyway with --force",
         ));
     }
     let k = model.config.quantizer.codebook_size;
@@ -96,7 +97,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     })
 }
 
-/// z'_T [B,h,w,d] of codes [T,B,h,w], added in the order of Algorithm 1, so that it has the encoder's bits.
+/// z'_T [B,h,w,d] of codes [T,B,h,w], summed in the order of Algorithm 1, so that it is
+/// bit-identical to the encoder's.
 fn sum_of(codes: &Tensor, tokenizer: &Tokenizer) -> candle_core::Result<Tensor> {
     let (steps, b, h, w) = codes.dims4()?;
     let d = tokenizer.quantizer.codebook.embedding.dim(1)?;

@@ -1,7 +1,7 @@
-//! `rdpm demo`: from nothing to samples: draws labelled pictures, trains both stages on them with configs/demo.toml,
-//! and leaves a bundle and pictures of what it learned.
+//! `rdpm demo`: from nothing to samples. It draws labelled images, trains both stages on them with
+//! configs/demo.toml, and leaves a bundle and images that show what the model learned.
 //!
-//! Budgets are in steps: a busy machine changes the time it takes and no result.
+//! Budgets are in steps, so a busy machine changes the run time but no result.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -26,23 +26,23 @@ use crate::telemetry::{MetricsLog, Progress};
 use crate::train::start::{Request, resumed_config};
 use crate::train::{start_generator, start_vae};
 
-/// Drawings to train on, and drawings kept apart.
+/// Drawings to train on, and held-out drawings.
 const TRAIN: usize = 8_000;
 const VAL: usize = 100;
-/// Of each class on the sheets.
+/// Per class on the sheets.
 const PAIRS: usize = 4;
 const SAMPLES: usize = 10;
 const ENLARGED: u32 = 2;
 
 /// Train a small model on drawn shapes and sample it: no download, minutes on two CPU cores
 ///
-/// An interrupted demo goes on where it stopped when it is started again.
+/// If a demo is interrupted, start it again to continue where it stopped.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where everything goes
+    /// Folder for all output
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
-    /// Decides the drawings and every random number
+    /// Seed of the drawings and of every random number
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Change one value of configs/demo.toml (repeatable)
@@ -89,7 +89,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let run = start_generator::train(&generator, &options).map_err(again)?;
     let curves = place.at("curves.png");
     save_png(&draw(&panels(&vae, &run)?, Along::Steps)?, &curves)?;
-    // Last, since it makes the demo a finished one; the pictures are made from it.
+    // Written last, because it marks the demo as finished; the images are made from it.
     let unfinished = place.at(".demo.safetensors");
     model::load(&run, Weights::Ema)?.write(&unfinished, false)?;
     let trained = Pretrained::open(Some(&unfinished), &device)?;
@@ -99,7 +99,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&farewell(&place, psnr, begin.elapsed().as_secs_f64()))
 }
 
-/// A stage that was interrupted goes on with the demo's command, and not with its own.
+/// The hint of an interrupted stage: continue with the demo's command, not with the stage's own.
 fn again(error: Error) -> Error {
     if !error::is_interrupted(&error) {
         return error;
@@ -109,7 +109,7 @@ fn again(error: Error) -> Error {
     interrupted(format!("{error:#}"), hint)
 }
 
-/// A stage anew, or from where an interrupted demo left it.
+/// A stage from scratch, or from where an interrupted demo left it.
 fn request(
     place: &Place,
     stage: &str,
@@ -119,7 +119,7 @@ fn request(
     threads: usize,
 ) -> Result<Request> {
     let path = place.at(stage);
-    // A run without a checkpoint has nothing to go on from: it is begun anew.
+    // A run without a checkpoint cannot be continued: it starts from scratch.
     let begun = RunFolder::open(&path)
         .ok()
         .filter(|run| run.latest().is_ok());
@@ -128,8 +128,11 @@ fn request(
         let info = run.info()?;
         if info.seed != seed {
             return Err(usage(
-                format!("{} was begun with seed {}", path.display(), info.seed),
-                format!("go on with --seed {}, or choose another --out", info.seed),
+                format!("{} was started with seed {}", path.display(), info.seed),
+                format!(
+                    "continue with --seed {}, or choose another --out",
+                    info.seed
+                ),
             ));
         }
         config = resumed_config(&Config::read(&run.config())?, &config)?;
@@ -146,7 +149,7 @@ fn request(
     })
 }
 
-/// `drawings/train` and `drawings/val`, a sub-folder a class: an image folder like any other.
+/// `drawings/train` and `drawings/val`, one sub-folder per class: an image folder like any other.
 fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
     let folder = place.at("drawings");
     if folder.exists() {
@@ -154,7 +157,7 @@ fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
     }
     let mut progress = Progress::new("draw", (TRAIN + VAL) as u64, 0);
     atomic::write_folder(&folder, |folder| {
-        // Other drawings, not the first of the same.
+        // A different seed, so that the validation drawings are not the first training drawings.
         for (part, seed, count) in [("val", !seed, VAL), ("train", seed, TRAIN)] {
             for name in NAMES {
                 std::fs::create_dir_all(folder.join(part).join(name))?;
@@ -174,13 +177,13 @@ fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
     })
 }
 
-/// A row a class: pairs of a drawing kept apart and its reconstruction. Gives the mean PSNR of these.
+/// One row per class: pairs of a held-out drawing and its reconstruction. Returns their mean PSNR.
 fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64> {
     let folder = place.at("drawings/val").display().to_string();
     let (source, size) = (open(&[folder], false)?, trained.config.data.image_size);
     let tokenizer = &trained.tokenizer;
     let (mut sheet, mut psnr) = (Vec::new(), 0.0);
-    // The folder's order is by class.
+    // The folder is sorted by class.
     let a_class = source.len() / NAMES.len();
     for class in 0..NAMES.len() {
         let numbers: Vec<u64> = (0..PAIRS).map(|i| (class * a_class + i) as u64).collect();
@@ -207,7 +210,7 @@ fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64
     Ok(psnr)
 }
 
-/// A row a class, by their names.
+/// One row per class, sorted by name.
 fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
     let sampler = trained.sampler()?;
     let options = SampleOptions::from(&trained.config.sample);
@@ -215,7 +218,7 @@ fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
     let mut progress = Progress::new("sample", (classes * SAMPLES) as u64, 0);
     let mut sheet = Vec::new();
     for class in 0..classes {
-        // The numbers that `rdpm sample --class all` gives this class.
+        // The image numbers that `rdpm sample --class all` gives this class.
         let indices: Vec<u64> = (0..SAMPLES).map(|i| (i * classes + class) as u64).collect();
         let draws = Draws::Seeded {
             seed,
@@ -233,7 +236,7 @@ fn save(pictures: &[RgbImage], columns: usize, path: &Path) -> Result<()> {
     save_png(&enlarge(&grid(pictures, columns)?, ENLARGED), path)
 }
 
-/// The losses of both stages, from their metrics.
+/// The losses of both stages, read from their metrics logs.
 fn panels(vae: &Path, generator: &Path) -> Result<[Panel; 2]> {
     let read = |run: &Path| MetricsLog::read(&run.join("metrics.jsonl"));
     let (vae, generator) = (read(vae)?, read(generator)?);
@@ -274,7 +277,7 @@ fn panels(vae: &Path, generator: &Path) -> Result<[Panel; 2]> {
     ])
 }
 
-/// What was made, and what to type next, with this program's own name.
+/// What the demo made and which commands to try next, with this program's own name.
 fn farewell(place: &Place, psnr: f64, seconds: f64) -> String {
     let rdpm = std::env::args().next().unwrap_or_else(|| "rdpm".into());
     let (folder, bundle) = (place.0.display(), place.bundle().display().to_string());

@@ -1,4 +1,4 @@
-//! `--device`: auto, cpu, cuda or cuda:N, and what to do where it cannot be had.
+//! `--device`: auto, cpu, cuda or cuda:N, and what to do if it is not available.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use crate::error::{Result, hinted};
 /// The value of --device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU where this binary was built for CUDA and the driver shows one, else the CPU.
+    /// The first GPU if this binary was built for CUDA and the driver finds one, else the CPU.
     #[default]
     Auto,
     Cpu,
@@ -48,7 +48,8 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Errors: this binary has no CUDA in it, or this machine has no such GPU, no driver or not all libraries.
+    /// Errors: this binary was built without CUDA, or this machine lacks the GPU, the driver or a
+    /// library.
     pub fn open(self) -> Result<Device> {
         match self.resolve()? {
             DeviceChoice::Cuda(n) => cuda(n),
@@ -65,7 +66,7 @@ impl DeviceChoice {
         if crate::ops::cuda::driver::gpus()? > 0 {
             return Ok(DeviceChoice::Cuda(0));
         }
-        tracing::info!("no NVIDIA GPU here (`rdpm doctor` says more): computing on the CPU");
+        tracing::info!("no NVIDIA GPU found (see `rdpm doctor`): computing on the CPU");
         Ok(DeviceChoice::Cpu)
     }
 

@@ -1,4 +1,5 @@
-//! `rdpm doctor`: what this binary and this machine can compute on, and whether the kernels are right here.
+//! `rdpm doctor`: what this binary and this machine can compute on, and whether the kernels give
+//! correct results here.
 
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use crate::model::gpu::{check, check_quantizer};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::Gpu;
 
-/// Say what this machine can compute on; check the GPU's kernels against the CPU
+/// Show what this machine can compute on; check the GPU kernels against the CPU
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Compare every kernel with its CPU reference on this machine's GPU, values and gradients
+    /// Compare values and gradients of every kernel with its CPU reference on this machine's GPU
     #[arg(long)]
     check_ops: bool,
     /// Only these comparisons
@@ -23,7 +24,8 @@ pub struct Args {
     only: Vec<String>,
 }
 
-/// What --check-ops compares: the kernels of one operation at small odd sizes each, then whole passes.
+/// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
+/// whole passes.
 const FAMILIES: [&str; 23] = [
     "activation",
     "adaln",
@@ -49,7 +51,7 @@ const FAMILIES: [&str; 23] = [
     "quantizer",
     "sampling",
 ];
-/// How many of them are single kernels': together these run every kernel there is.
+/// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
 const KERNELS: usize = 20;
 
@@ -100,7 +102,7 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
     }
 }
 
-/// The driver and CUDA's libraries: versions, where they are, and what to install.
+/// The driver and the CUDA libraries: versions, locations, and what to install.
 #[cfg(feature = "cuda")]
 fn libraries() -> Result<()> {
     use crate::ops::cuda::{driver, folders, libraries};
@@ -111,7 +113,7 @@ fn libraries() -> Result<()> {
             let release = driver::release().map_or(String::new(), |r| format!(" {r}"));
             text.push_str(&format!("; driver{release} for CUDA up to {version}\n"));
             match driver::gpus() {
-                Ok(0) => text.push_str("  no GPU that it shows\n"),
+                Ok(0) => text.push_str("  no GPU found\n"),
                 Ok(count) => {
                     for (i, name) in driver::names(count).iter().enumerate() {
                         text.push_str(&format!("  cuda:{i:<7} {name}\n"));
@@ -129,7 +131,7 @@ fn libraries() -> Result<()> {
                 format!("{version:<10} {}", opened.path.display())
             }
             Err(_) if found.library.needed => "missing".into(),
-            Err(_) => "not here, and not needed".into(),
+            Err(_) => "not found, not needed".into(),
         };
         text.push_str(&format!("  {name:<12} {line}\n"));
     }
@@ -139,17 +141,17 @@ fn libraries() -> Result<()> {
         .collect();
     if missing.iter().any(|(name, _)| *name != "cuda") {
         let folders = folders::existing();
-        text.push_str("looked where the system's loader does (LD_LIBRARY_PATH), then in\n");
+        text.push_str("searched where the system's loader does (LD_LIBRARY_PATH), then in\n");
         for folder in &folders {
             text.push_str(&format!("  {}\n", folder.display()));
         }
         if folders.is_empty() {
             text.push_str(
-                "  no folder: no Python in reach has NVIDIA's packages, and there is no toolkit\n",
+                "  no folder: no Python found here has NVIDIA's packages, and there is no CUDA toolkit\n",
             );
         }
     }
-    // One remedy serves all of the toolkit's libraries.
+    // All toolkit libraries are installed the same way, so one hint is enough.
     let driver = missing.iter().find(|(name, _)| *name == "cuda");
     let toolkit = missing.iter().find(|(name, _)| *name != "cuda");
     for (_, error) in driver.into_iter().chain(toolkit) {
@@ -219,7 +221,7 @@ fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
         let share = |row: &check::Row| row.error / row.allowed.max(f64::MIN_POSITIVE);
         if let Some(worst) = checked.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             super::print(&format!(
-                "{name}: {} comparisons; the nearest to its bound is {}: {:.1e}, at most {:.0e}\n",
+                "{name}: {} comparisons; closest to its bound: {}: {:.1e}, at most {:.0e}\n",
                 checked.len(),
                 worst.name,
                 worst.error,
@@ -236,7 +238,7 @@ fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
     if FAMILIES[..KERNELS].iter().all(|name| asked(&name)) {
         let unused = gpu.unused_kernels()?;
         super::print(&match unused.is_empty() {
-            true => "every kernel in this binary for this card was run\n".into(),
+            true => "every kernel in this binary for this GPU was run\n".into(),
             false => format!(
                 "kernels that no comparison ran: {}\n",
                 unused.into_iter().collect::<Vec<_>>().join(", ")
@@ -244,7 +246,7 @@ fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
         })?;
     }
     if bad.is_empty() {
-        return super::print(&format!("all {rows} comparisons hold\n"));
+        return super::print(&format!("all {rows} comparisons passed\n"));
     }
     let list: Vec<String> = bad
         .iter()
@@ -257,10 +259,10 @@ fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
         .collect();
     Err(hinted(
         format!(
-            "{} of {rows} comparisons fail: {}",
+            "{} of {rows} comparisons failed: {}",
             bad.len(),
             list.join("; ")
         ),
-        "this card computes wrong results: please report it with the output of `rdpm doctor`",
+        "this GPU computes wrong results: please report it with the output of `rdpm doctor`",
     ))
 }

@@ -12,9 +12,10 @@ use crate::ops::Noise;
 use crate::rng::{Purpose, normal};
 use crate::store::codes::{Codes, read_noise};
 
-/// Encode images as codes
+/// Encode images to codes
 ///
-/// The file (safetensors) holds `codes` [N,T,h,w] and `labels` [N]; `decode` turns it into images again.
+/// The file (safetensors) holds `codes` [N,T,h,w] and `labels` [N]; `decode` turns it back into
+/// images.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,17 +23,17 @@ pub struct Args {
     /// The file of codes to write
     #[arg(long, value_name = "FILE", default_value = "codes.safetensors")]
     out: PathBuf,
-    /// Take the noise from `noise` [N,T,d,h,w] of this file instead of drawing it: a row an image, or an image that is
-    /// not skipped
+    /// Take the noise from `noise` [N,T,d,h,w] in this file instead of drawing it: one row per
+    /// image, or per image that is not skipped
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
-    /// Write the noise too, as `noise` [N,T,d,h,w]
+    /// Also write the noise, as `noise` [N,T,d,h,w]
     #[arg(long)]
     save_noise: bool,
-    /// Write the latents before noise and quantization too, as `latents` [N,d,h,w]
+    /// Also write the latents before noise and quantization, as `latents` [N,d,h,w]
     #[arg(long)]
     save_latents: bool,
-    /// Print what was done as JSON
+    /// Print a summary as JSON
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +45,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let given = args.noise.as_deref().map(read_noise).transpose()?; // [T,N,h,w,d]
     let rows = given.as_ref().map(|noise| noise.dim(1)).transpose()?;
     let images = inputs.source.len();
-    // Noise that was saved beside skipped images has rows for the others only, in their order.
+    // Noise saved with --skip-bad-images has rows for the other images only, in order.
     let by_number = rows == Some(images);
     if !by_number && !args.images.skip_bad_images {
         check_rows(rows, images)?;
@@ -133,18 +134,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     })
 }
 
-/// Refuses given noise of another number of images.
+/// Refuses noise for a different number of images.
 fn check_rows(rows: Option<usize>, images: usize) -> Result<()> {
     match rows.filter(|rows| *rows != images) {
         None => Ok(()),
         Some(rows) => Err(hinted(
-            format!("the noise is of {rows} images, but there are {images}"),
-            "name the images it was saved with, and --skip-bad-images if some were skipped then",
+            format!("the noise is for {rows} images, but there are {images}"),
+            "name the images that the noise was saved with, and add --skip-bad-images if some were skipped then",
         )),
     }
 }
 
-/// ε_1 .. ε_T as the quantizer would draw them, [T,B,h,w,d].
+/// ε_1 .. ε_T exactly as the quantizer would draw them, [T,B,h,w,d].
 fn drawn(seed: u64, indices: &[u64], v: &Tensor, steps: usize) -> candle_core::Result<Tensor> {
     let step = |t| normal(seed, Purpose::Noise, indices, t, &v.dims()[1..], v.device());
     let steps = (1..=steps as u32)

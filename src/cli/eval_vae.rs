@@ -1,4 +1,4 @@
-//! `rdpm eval-vae`: how well a tokenizer reconstructs, and how it uses its codes.
+//! `rdpm eval-vae`: how well a tokenizer reconstructs images and how it uses its codebook.
 
 mod report;
 
@@ -24,43 +24,44 @@ use crate::store::atomic;
 use crate::train::usage::{Usage, choices};
 use report::Found;
 
-/// Measure a tokenizer: rFID, rsFID, PSNR, SSIM, LPIPS, codes used
+/// Evaluate a tokenizer: rFID, rsFID, PSNR, SSIM, LPIPS, codebook usage
 ///
-/// Every image's square centre, at the model's size, is encoded and decoded; figures are of bytes, as they would be
-/// written.
+/// Every image is center-cropped and resized to the model's size, then encoded and decoded. Metrics
+/// are computed on 8-bit images, as they would be written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     images: ImageArgs,
-    /// What to compute
+    /// Which metrics to compute
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',',
-          default_values_t = [Figure::Rfid, Figure::Rsfid, Figure::Psnr, Figure::Ssim, Figure::Lpips])]
-    metrics: Vec<Figure>,
-    /// Also rFID and PSNR of every z'_t, what the first t steps make of the images
+          default_values_t = [Metric::Rfid, Metric::Rsfid, Metric::Psnr, Metric::Ssim, Metric::Lpips])]
+    metrics: Vec<Metric>,
+    /// Also rFID and PSNR of every z'_t: images decoded from the first t steps only
     #[arg(long)]
     steps_curve: bool,
-    /// How images become Inception's input
+    /// How images are resized for Inception
     #[arg(long, value_enum, default_value_t)]
     preprocess: Preprocess,
-    /// Inception's weights: a file, http(s)://…, or hf://owner/repo/file [default: the cache folder's]
+    /// Inception's weights: a file, http(s)://…, or hf://owner/repo/file [default: from the cache
+    /// folder]
     #[arg(long, value_name = "FILE|URL")]
     weights: Option<String>,
     /// VGG16's weights, for LPIPS
     #[arg(long, value_name = "FILE|URL")]
     vgg: Option<String>,
-    /// The weights of LPIPS's five heads
+    /// The weights of LPIPS's five linear heads
     #[arg(long, value_name = "FILE|URL")]
     lpips: Option<String>,
-    /// Fetch weights that are missing from where their authors publish them
+    /// Download missing weights from their authors' sites
     #[arg(long)]
     download: bool,
-    /// Write the report
+    /// Write the report to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Figure {
+enum Metric {
     Rfid,
     Rsfid,
     Psnr,
@@ -78,7 +79,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let steps = model.tokenizer.quantizer.steps();
     let codes = model.config.quantizer.codebook_size;
     let mut originals = Quality::default();
-    // Of z'_1 .. z'_T; without the curve the last one alone.
+    // One entry per z'_1 .. z'_T; without --curve, only the last.
     let first = if args.steps_curve { 1 } else { steps };
     let mut qualities = vec![Quality::default(); steps - first + 1];
     let mut usage = Usage::new(steps, codes);
@@ -110,8 +111,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let distances = (0..outputs).map(|output| originals.distance(output, quality));
         distances.collect::<Result<Vec<_>>>()
     };
-    // Before the last step rFID alone, which is Inception's first output: eigenvalues take seconds.
-    let before = usize::from(args.asks(Figure::Rfid));
+    // Before the last step only rFID, which uses Inception's first output: the eigenvalues take
+    // seconds.
+    let before = usize::from(args.asks(Metric::Rfid));
     let distances = qualities
         .iter()
         .zip(first..)
@@ -134,7 +136,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         distances: &distances,
         usage: &usage,
     };
-    // First: what was found is not lost with a failing disk.
+    // Printed first, so that the result is not lost if the disk fails.
     super::print(&found.table())?;
     match &args.json {
         Some(path) => atomic::write_file(path, format!("{:#}\n", found.report()?).as_bytes()),
@@ -156,22 +158,22 @@ fn quantized(inputs: &Inputs, batch: &Batch, seed: u64) -> Result<(Tensor, Tenso
 }
 
 impl Args {
-    fn asks(&self, figure: Figure) -> bool {
-        self.metrics.contains(&figure)
+    fn asks(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
     }
 
-    /// The networks that the figures need, and the digests of LPIPS's two files.
+    /// The networks that the metrics need, and the hashes of LPIPS's two files.
     fn judge(&self, inputs: &Inputs) -> Result<(Judge, Vec<String>)> {
         let device = &inputs.model.device;
         let locate = |network, asked: &Option<String>| {
             weights::locate(network, asked.as_deref(), self.download)
         };
         let outputs: Vec<Output> = [
-            (Figure::Rfid, Output::Pool2048),
-            (Figure::Rsfid, Output::Spatial),
+            (Metric::Rfid, Output::Pool2048),
+            (Metric::Rsfid, Output::Spatial),
         ]
         .into_iter()
-        .filter_map(|(figure, output)| self.asks(figure).then_some(output))
+        .filter_map(|(metric, output)| self.asks(metric).then_some(output))
         .collect();
         let inception = match outputs.is_empty() {
             true => None,
@@ -181,7 +183,7 @@ impl Args {
             }
         };
         let (mut lpips, mut hashes) = (None, Vec::new());
-        if self.asks(Figure::Lpips) {
+        if self.asks(Metric::Lpips) {
             let vgg = locate(Network::Vgg16, &self.vgg)?;
             let heads = locate(Network::LpipsHeads, &self.lpips)?;
             let ((vgg, of_vgg), (heads, of_heads)) =
@@ -192,8 +194,8 @@ impl Args {
         let judge = Judge {
             inception,
             lpips,
-            psnr: self.asks(Figure::Psnr) || self.steps_curve,
-            ssim: self.asks(Figure::Ssim),
+            psnr: self.asks(Metric::Psnr) || self.steps_curve,
+            ssim: self.asks(Metric::Ssim),
             device: device.clone(),
         };
         Ok((judge, hashes))
@@ -225,7 +227,7 @@ mod tests {
         args: Args,
     }
 
-    /// What `eval-vae` of seven drawings and a fresh tokenizer reports.
+    /// The report of `eval-vae` on seven drawings and a fresh tokenizer.
     fn eval(folder: &Path, arguments: &[&str]) -> Result<Value> {
         let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
         let mut config = Config::load(Some("demo"), &[])?;

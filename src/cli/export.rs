@@ -1,4 +1,5 @@
-//! `rdpm export`: runs to a bundle, the one file that sampling, encoding and other programs need.
+//! `rdpm export`: runs to a bundle, the single file that sampling, encoding and other programs
+//! need.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use crate::ops::finite;
 use crate::store::bundle::Bundle;
 use crate::store::model::{self, Weights};
 
-/// Write a run's model to one .safetensors file: a bundle
+/// Write a run's model to one .safetensors file (a bundle)
 #[derive(Debug, clap::Args)]
 #[command(after_help = "With --gen, the tokenizer is the one that run was trained on.")]
 pub struct Args {
@@ -26,7 +27,7 @@ pub struct Args {
     /// f32, or bf16 for half the size (norms, biases and the codebook stay f32)
     #[arg(long, value_enum, default_value_t)]
     dtype: Dtype,
-    /// The moving average, or the weights as the optimizer left them
+    /// The moving average (EMA), or the weights that the optimizer left
     #[arg(long, value_enum, default_value_t)]
     weights: WeightsArg,
 }

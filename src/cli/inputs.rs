@@ -1,4 +1,4 @@
-//! The images that `encode` and `reconstruct` read, and the model they read them for.
+//! The images that `encode` and `reconstruct` read, and the model they are read for.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,31 +8,33 @@ use candle_core::Tensor;
 use super::Context;
 use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::ops::finite;
 use crate::sample::{Pretrained, not_finite};
 use crate::telemetry::Progress;
-use crate::train::interrupt::Interrupt;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct ImageArgs {
-    /// Images, folders of them, tar shards, globs; each image's square centre is taken, at the model's size
+    /// Images, folders of images, tar shards or globs; each image is center-cropped and resized to
+    /// the model's size
     #[arg(value_name = "IMAGES", required = true)]
     images: Vec<String>,
-    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
+    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished
+    /// run under runs/]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
-    /// Decides the noise, by each image's number
+    /// Seed of the noise; each image's noise also depends on its number
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Images computed at once; results do not depend on it
+    /// Images per batch; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Leave out images that cannot be read, instead of an error
+    /// Skip images that cannot be read instead of stopping
     #[arg(long)]
     pub skip_bad_images: bool,
 }
 
-/// What [`ImageArgs`] name, opened.
+/// The inputs that [`ImageArgs`] name, opened.
 pub struct Inputs {
     pub model: Pretrained,
     pub source: Arc<dyn Source>,
@@ -41,7 +43,7 @@ pub struct Inputs {
 
 impl ImageArgs {
     pub fn open(&self, context: &Context) -> Result<Inputs> {
-        // The cheap half first: a mistyped path is found before a model is loaded.
+        // Images first: a mistyped path is found before the model is loaded.
         let source = open(&self.images, self.skip_bad_images)?;
         Ok(Inputs {
             model: Pretrained::open(self.model.as_deref(), &context.device()?)?,
@@ -56,12 +58,13 @@ impl ImageArgs {
 }
 
 impl Inputs {
-    /// Hands every batch to `work`, its images on the model's device and its labels in the model's numbering, or in the
-    /// data's own where the model does not know all its classes; a warning says so.
+    /// Calls `work` with every batch: its images on the model's device, and its labels in the
+    /// model's numbering. If the model does not know all of the data's classes, labels keep the
+    /// data's numbering and a warning says so.
     ///
-    /// Returns how many images there were and how many were left out.
+    /// Returns the number of images read and the number skipped.
     ///
-    /// Errors: what `work` returns; a signal that asks to stop.
+    /// Errors: any error of `work`; a signal that asks to stop.
     pub fn each(
         &self,
         what: &str,
@@ -102,7 +105,7 @@ impl Inputs {
         Ok((count, loader.skipped()))
     }
 
-    /// What an error calls image number `number`.
+    /// The name of image number `number` in errors.
     pub fn name(&self, number: u64) -> String {
         let key = self.source.read(number as usize).map(|image| image.key);
         key.map_or_else(
@@ -111,7 +114,8 @@ impl Inputs {
         )
     }
 
-    /// Refuses `values` [B,…] of `batch` where one of its images came to NaN or infinity; `what` they are.
+    /// Refuses `values` [B,…] of `batch` if those of an image contain NaN or infinity; `what` names
+    /// them.
     pub fn check_finite(&self, values: &Tensor, batch: &Batch, what: &str) -> Result<()> {
         match finite::first_bad_row(values)? {
             Some(row) => Err(not_finite(&self.name(batch.indices[row]), what)),
@@ -120,9 +124,10 @@ impl Inputs {
     }
 }
 
-/// The model's number of each of the data's classes, if it knows them all: a folder of a few classes keeps their numbers.
+/// The model's index of each of the data's classes, if the model knows them all, so that a folder
+/// with few of the classes keeps their indices.
 ///
-/// Images without classes have no numbers to change.
+/// Data without classes has nothing to renumber.
 fn numbering(data: &Classes, model: &Classes) -> Option<Vec<u32>> {
     if data.is_empty() {
         return None;

@@ -1,7 +1,8 @@
-//! The command line: one file a subcommand, its arguments and its run().
+//! The command line: one file per subcommand, with its arguments and its `run()`.
 //!
-//! Raw flags end here. A subcommand is a module with `Args` (clap), whose doc comment is its help, and
-//! `run(&Args, &Context) -> Result<()>`; it is named once as a `mod` and once in `subcommands!`.
+//! Raw flags end here. A subcommand is a module with `Args` (clap), whose doc comment is its help
+//! text, and `run(&Args, &Context) -> Result<()>`. It is named twice: as a `mod` and in
+//! `subcommands!`.
 
 pub mod bench;
 pub mod completions;
@@ -89,10 +90,10 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Say more on stderr: every figure, file and checkpoint; twice for every image read
+    /// Print more on stderr: all metrics, files and checkpoints; given twice, every image read
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Say only what is wrong
+    /// Print warnings and errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// Write a trace for chrome://tracing or ui.perfetto.dev
@@ -101,12 +102,12 @@ pub struct GlobalArgs {
     /// CPU threads [default: $RAYON_NUM_THREADS, or all that this process may use]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Where to compute: cpu, cuda, cuda:N, or auto: a GPU where there is one
+    /// Device to compute on: cpu, cuda, cuda:N, or auto: a GPU if there is one
     #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
 }
 
-/// What a subcommand's run() knows beside its own arguments.
+/// What a subcommand's `run()` gets besides its own arguments.
 #[derive(Debug, Clone)]
 pub struct Context {
     pub threads: usize,
@@ -118,7 +119,7 @@ impl Context {
         Self { threads, device }
     }
 
-    /// The device of --device; an error says what this machine or this binary lacks for it.
+    /// The device of --device; an error says what this machine or this binary lacks.
     pub fn device(&self) -> Result<Device> {
         self.device.open()
     }
@@ -129,7 +130,7 @@ impl Context {
     }
 }
 
-/// Runs the subcommand on a thread with a deep stack, with threads, log and trace as asked for.
+/// Sets up threads, log and trace, then runs the subcommand on a thread with a deep stack.
 pub fn run(cli: Cli) -> Result<()> {
     let threads = set_environment(cli.global.threads)?;
     let _telemetry = telemetry::init(&telemetry::Options {
@@ -147,15 +148,17 @@ pub fn run(cli: Cli) -> Result<()> {
         })?;
     worker.join().unwrap_or_else(|_| {
         Err(hinted(
-            "rdpm stopped at a mistake of its own (the message above)",
-            "please report it with this command line and the output of RUST_BACKTRACE=1",
+            "internal error: a thread panicked (message above)",
+            "this is a bug in rdpm: please report it with this command line and the output with RUST_BACKTRACE=1",
         ))
     })
 }
 
-/// Says how many threads rayon's pool and gemm's splits have; candle's own pool, whose threads spin at barriers, gets one.
+/// Sets the number of threads of rayon's pool and of gemm's splits, and returns it. candle's own
+/// pool, whose threads spin at barriers, gets one thread.
 ///
-/// RUST_BACKTRACE stays for panics: candle would put a backtrace into the text of every error.
+/// RUST_BACKTRACE stays for panics only: otherwise candle would put a backtrace into the text of
+/// every error.
 fn set_environment(asked: Option<u16>) -> Result<usize> {
     let from_environment = std::env::var("RAYON_NUM_THREADS")
         .ok()
@@ -171,14 +174,16 @@ fn set_environment(asked: Option<u16>) -> Result<usize> {
         ("CANDLE_NUM_THREADS", or("CANDLE_NUM_THREADS", "1")),
         ("RUST_LIB_BACKTRACE", or("RUST_LIB_BACKTRACE", "0")),
     ] {
-        // SAFETY: the first thing main does: no other thread runs yet that could read the environment.
+        // SAFETY: this is the first thing that main does: no other thread is running that could
+        // read the environment.
         unsafe { std::env::set_var(name, value) };
     }
     Ok(threads)
 }
 
-/// Makes the calling thread the first of rayon's pool: it takes part in an operation's work, instead of handing all of
-/// it over and being woken at the end, which costs a small operation more than its arithmetic.
+/// Makes the calling thread the first of rayon's pool, so that it takes part in an operation's
+/// work. Otherwise it would hand over all work and wait to be woken, which costs a small operation
+/// more than its arithmetic.
 fn start_pool(threads: usize) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -187,7 +192,8 @@ fn start_pool(threads: usize) -> Result<()> {
         .map_err(|e| usage(format!("--threads {threads}: {e}"), "ask for fewer"))
 }
 
-/// Writes a result to stdout; a reader that has gone away (`rdpm inspect … | head`) is no error.
+/// Writes a result to stdout; a reader that has closed the pipe (`rdpm inspect … | head`) is no
+/// error.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout
@@ -198,7 +204,7 @@ pub fn print(text: &str) -> Result<()> {
         Err(e) => Err(hinted(
             format!("cannot write the result to stdout: {e}"),
             match e.kind() {
-                std::io::ErrorKind::StorageFull => "what it is redirected to is full",
+                std::io::ErrorKind::StorageFull => "the disk that it is redirected to is full",
                 _ => "redirect it to a file that can be written",
             },
         )),

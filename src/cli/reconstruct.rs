@@ -1,4 +1,4 @@
-//! `rdpm reconstruct`: images through the tokenizer and back, with their PSNR.
+//! `rdpm reconstruct`: encodes and decodes images and prints their PSNR.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,10 @@ use crate::metrics::psnr;
 use crate::ops::Noise;
 use crate::sample::{Output, Picture, decode, grid, named_rgb, to_rgb};
 
-/// Pairs in a row of a sheet.
+/// Pairs per row of a sheet.
 const PAIRS: usize = 4;
 
-/// Encode and decode images: original and reconstruction side by side, with their PSNR
+/// Encode and decode images: originals and reconstructions side by side, with PSNR
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub struct Args {
     /// A sheet of pairs (.png), a folder of pairs (any other name), or reconstructions alone (.npz)
     #[arg(long, value_name = "PATH", default_value = "reconstructions.png")]
     out: PathBuf,
-    /// Print every image's PSNR and their mean as JSON
+    /// Print the PSNR of every image and the mean as JSON
     #[arg(long)]
     json: bool,
 }
@@ -32,7 +32,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let alone = matches!(output, Output::Npz(_));
     if alone && args.images.skip_bad_images {
         return Err(usage(
-            "--skip-bad-images: an .npz says first how many images it will hold",
+            "--skip-bad-images: an .npz needs the number of images before the first is written",
             "name a .png or a folder with --out",
         ));
     }

@@ -12,58 +12,63 @@ use crate::error::{Result, usage};
 use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, named_rgb};
 use crate::telemetry::Progress;
 
-/// Without --num, at least this many images, equally many of every class.
+/// Without --num: at least this many images, the same number for every class.
 const SHEET: usize = 16;
-/// The longest row of a sheet with a row a class.
+/// The longest row of a sheet that has one row per class.
 const LONGEST_ROW: usize = 20;
 
 /// Sample images of given classes
 ///
-/// Same seed, same images on a CPU, whatever the batch size and the number of threads. Image number i is of the i-th class of
-/// --class, counted round: 0, 1, 2, 0, 1, 2, … Labels in what is written (the names of files in a folder, `arr_1` of an .npz)
-/// are the classes' indices in the model, from 0.
+/// On a CPU, the same seed gives the same images for any batch size and number of threads. Image i
+/// is of the i-th class of --class, cycling: 0, 1, 2, 0, 1, 2, … Labels in the output (file names
+/// in a folder, `arr_1` of an .npz) are the classes' indices in the model, from 0.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder of train-gen, or a bundle [default: $RDPM_MODEL, else the newest finished run under runs/]
+    /// A run folder of train-gen, or a bundle [default: $RDPM_MODEL, else the newest finished run
+    /// under runs/]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
-    /// What to sample: a class's name, wnid, one of its words, or number (ImageNet's where all classes are wnids, else its
-    /// index); index:N is always the index; a list of these with commas, or all
+    /// What to sample: a class's name, wnid, one of its words, or number (ImageNet's if all classes
+    /// are wnids, else the class's index); index:N is always the index; a comma-separated list of
+    /// these; or all
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Images in all, spread over the classes [default: as many of each class as make 16, at least one]
+    /// Total number of images, spread over the classes [default: 16, or the next multiple of the
+    /// number of classes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num: Option<u32>,
-    /// A sheet (.png), a folder of PNGs called indexCLASS-NUMBER.png (any other name) or ADM's array file (.npz)
+    /// A sheet (.png), a folder of PNGs named indexCLASS-NUMBER.png (any other name), or ADM's
+    /// array file (.npz)
     #[arg(long, value_name = "PATH", default_value = "samples.png")]
     out: PathBuf,
-    /// Decides all random numbers
+    /// Seed of all random numbers
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images computed at once [default: the model's, sample.batch_size]
+    /// Images per batch [default: the model's sample.batch_size]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Every image as a strip of the decoded sums after each step
+    /// Write each image as a strip: the decoded sum after every step
     #[arg(long)]
     show_steps: bool,
-    /// Print what was done as JSON
+    /// Print a summary as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     drawing: DrawingArgs,
 }
 
-/// How codes are drawn; what is left out is the model's own setting.
+/// How codes are drawn; an option that is left out keeps the model's setting.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Drawing")]
 pub struct DrawingArgs {
     /// Guidance: the paper's λ. 0 is off; DiT's and LlamaGen's scale is 1 + λ
     #[arg(long, value_name = "λ", allow_negative_numbers = true)]
     cfg: Option<f64>,
-    /// λ at every step: the same, or from 0 at the first to λ at the last
+    /// How λ changes over the steps: constant, or rising linearly from 0 at the first step to λ at
+    /// the last
     #[arg(long, value_enum)]
     cfg_schedule: Option<CfgSchedule>,
-    /// Divides the logits: below 1 is bolder, above 1 more varied
+    /// Divides the logits: below 1 is less random, above 1 more
     #[arg(
         long,
         value_name = "X",
@@ -74,22 +79,22 @@ pub struct DrawingArgs {
     /// The paper's τ = 1 / temperature
     #[arg(long, value_name = "τ", allow_negative_numbers = true)]
     tau: Option<f64>,
-    /// Draw codes (Gumbel noise) …
+    /// Sample codes (Gumbel noise) …
     #[arg(long, overrides_with = "no_gumbel")]
     gumbel: bool,
-    /// … or always take the most likely one
+    /// … or always take the most likely code
     #[arg(long)]
     no_gumbel: bool,
-    /// Draw among the K most likely codes only
+    /// Sample from the K most likely codes only
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Draw among the most likely codes that together reach probability P only
+    /// Sample from the smallest set of most likely codes whose probabilities sum to P
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
 }
 
 impl DrawingArgs {
-    /// The first option that was given, if any.
+    /// The first drawing option that was given, if any.
     pub fn given(&self) -> Option<&'static str> {
         let all = [
             ("--cfg", self.cfg.is_some()),
@@ -104,13 +109,14 @@ impl DrawingArgs {
         all.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
     }
 
-    /// The model's settings with these over them. Guidance comes first, then temperature, top-k, top-p, Gumbel.
+    /// The model's settings, overridden by these. Order: guidance, temperature, top-k, top-p,
+    /// Gumbel.
     ///
-    /// Errors: a value outside its range; what has no meaning without Gumbel noise.
+    /// Errors: a value out of range; an option that has no meaning without Gumbel noise.
     pub fn options(&self, model: &SampleConfig) -> Result<SampleOptions> {
         let mut options = SampleOptions::from(model);
         if let Some(cfg) = self.cfg {
-            options.cfg = in_range("--cfg", cfg, cfg >= 0.0, "from 0 (off)")?;
+            options.cfg = in_range("--cfg", cfg, cfg >= 0.0, "at least 0 (off)")?;
         }
         options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
         options.gumbel = self.gumbel || (options.gumbel && !self.no_gumbel);
@@ -121,10 +127,10 @@ impl DrawingArgs {
             options.temperature = 1.0 / in_range("--tau", tau, is_temperature(tau), "above 0")?;
         }
         if let Some(k) = self.top_k {
-            in_range("--top-k", k as f64, k > 0, "from 1")?;
+            in_range("--top-k", k as f64, k > 0, "at least 1")?;
         }
         if let Some(p) = self.top_p {
-            in_range("--top-p", p, p > 0.0 && p <= 1.0, "above 0, at most 1")?;
+            in_range("--top-p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
         }
         (options.top_k, options.top_p) = (self.top_k, self.top_p);
         let drawn = [
@@ -151,23 +157,23 @@ fn in_range(flag: &str, value: f64, valid: bool, range: &str) -> Result<f64> {
     }
     Err(usage(
         format!("{flag} {value}: out of range"),
-        format!("it runs {range}"),
+        format!("allowed: {range}"),
     ))
 }
 
-/// Which images: number i is of class `classes[i % classes.len()]`.
+/// Which images to make: image i is of class `classes[i % classes.len()]`.
 #[derive(Debug, PartialEq)]
-struct Plan {
+struct SampleSheet {
     classes: Vec<u32>,
     count: usize,
-    /// The order in which they are made and put out.
+    /// Image numbers in the order in which they are made and written.
     numbers: Vec<u64>,
-    /// Of a sheet.
+    /// Images per row of a sheet.
     columns: usize,
 }
 
-impl Plan {
-    /// On a sheet of several classes a row is a class; elsewhere classes alternate.
+impl SampleSheet {
+    /// On a sheet of several classes each row is a class; elsewhere classes alternate.
     fn new(classes: Vec<u32>, asked: Option<u32>, output: &Output) -> Self {
         let c = classes.len();
         let count = asked.map_or(SHEET.next_multiple_of(c), |n| n as usize);
@@ -202,10 +208,10 @@ impl Args {
     fn classes(&self, known: &Classes) -> Result<Vec<u32>> {
         match &self.class {
             Some(class) => known.resolve(class),
-            // A model without labels was trained with one.
+            // A model trained without labels has a single class.
             None if known.is_empty() => Ok(vec![0]),
             None => Err(usage(
-                format!("which of the {} classes?", known.len()),
+                format!("--class is missing: the model has {} classes", known.len()),
                 "--class takes a name, a number, a list of them, or all",
             )),
         }
@@ -216,14 +222,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let output = Output::from_path(&args.out)?;
     if args.show_steps && matches!(output, Output::Npz(_)) {
         return Err(usage(
-            "--show-steps makes strips, and an .npz holds images",
+            "--show-steps makes strips, which an .npz cannot hold",
             "name a .png or a folder with --out",
         ));
     }
     let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
-    // What can go wrong goes wrong before weights are copied to a GPU.
+    // User errors are reported before weights are uploaded to a GPU.
     let options = args.drawing.options(&model.config.sample)?;
-    let plan = Plan::new(args.classes(&model.classes)?, args.num, &output);
+    let plan = SampleSheet::new(args.classes(&model.classes)?, args.num, &output);
     let sampler = model.sampler()?;
     if !matches!(output, Output::Grid(_)) {
         say_indices(&plan.classes, &model.classes);
@@ -290,7 +296,7 @@ fn names<'a>(chosen: &[u32], known: &'a Classes) -> Vec<Option<&'a str>> {
     chosen.iter().map(name).collect()
 }
 
-/// Says which classes the labels in the output are.
+/// Logs which class each label of the output is.
 fn say_indices(chosen: &[u32], known: &Classes) {
     let mut distinct: Vec<u32> = chosen.to_vec();
     distinct.sort_unstable();
@@ -373,7 +379,7 @@ mod tests {
     #[test]
     fn a_sheet_has_a_row_a_class_and_files_alternate() {
         let sheet = Output::Grid("a.png".into());
-        let plan = Plan::new(vec![7, 3], Some(6), &sheet);
+        let plan = SampleSheet::new(vec![7, 3], Some(6), &sheet);
         assert_eq!(
             (plan.columns, &plan.numbers[..]),
             (3, &[0, 2, 4, 1, 3, 5][..])
@@ -385,7 +391,7 @@ mod tests {
                 .collect::<Vec<_>>(),
             [7, 7, 7, 3, 3, 3]
         );
-        let file = Plan::new(vec![7, 3], Some(5), &Output::Npz("a.npz".into()));
+        let file = SampleSheet::new(vec![7, 3], Some(5), &Output::Npz("a.npz".into()));
         assert_eq!(
             file.numbers
                 .iter()
@@ -393,8 +399,11 @@ mod tests {
                 .collect::<Vec<_>>(),
             [7, 3, 7, 3, 7]
         );
-        assert_eq!(Plan::new(vec![1], None, &sheet).columns, 4);
-        assert_eq!(Plan::new((0..10).collect(), None, &sheet).count, 20);
-        assert_eq!(Plan::new((0..1000).collect(), None, &sheet).columns, 32);
+        assert_eq!(SampleSheet::new(vec![1], None, &sheet).columns, 4);
+        assert_eq!(SampleSheet::new((0..10).collect(), None, &sheet).count, 20);
+        assert_eq!(
+            SampleSheet::new((0..1000).collect(), None, &sheet).columns,
+            32
+        );
     }
 }

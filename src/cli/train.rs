@@ -7,7 +7,7 @@ use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
 use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
-use crate::train::start_generator::adopt_tokenizers;
+use crate::train::start_generator::copy_tokenizer_config;
 
 /// Whose run it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,35 +23,36 @@ pub struct TrainArgs {
     /// The run's folder [default: runs/<stage>-<time>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with a run (or with one of its checkpoints), bit for bit; without a value, with the run at --out.
-    /// auto: start the run at --out, or go on with it where it has begun: one command for schedulers that start it again
+    /// Continue a run, or one of its checkpoints, bit for bit; without a value, the run at --out.
+    /// auto: start the run at --out, or continue it if it exists: one command for schedulers that
+    /// requeue
     #[arg(long, value_name = "RUN|auto", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
     /// Steps to train (replaces the configuration's steps and epochs)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
-    /// Decides every random number of a new run [default: 0]
+    /// Seed of every random number of a new run [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Threads that read and decode images; they change no result
+    /// Threads that read and decode images; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: usize,
-    /// Print what the run would take (parameters, memory, FLOP, steps), and end
+    /// Print what the run would need (parameters, memory, FLOP, steps), and exit
     #[arg(long)]
     pub dry_run: bool,
-    /// Leave out images that cannot be decoded, and say how many
+    /// Skip images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_bad_images: bool,
 }
 
 impl TrainArgs {
-    /// Whether a run is started where there is none yet.
+    /// Whether a missing run is started rather than an error.
     pub fn is_auto(&self) -> bool {
         let named = self.resume.as_ref().and_then(Option::as_deref);
         named == Some(Path::new("auto"))
     }
 
-    /// The request that these options make, of `stage`, whose own configuration `section` picks.
+    /// The request for a run of `stage`; `section` selects that stage's part of the configuration.
     ///
     /// Errors: a resumed run with options that would change its results.
     pub fn request(
@@ -83,23 +84,24 @@ impl TrainArgs {
         })
     }
 
-    /// The run at --out, if it has begun: one without a checkpoint, stopped as it began, is started anew.
+    /// The run at --out if it exists. One that stopped before its first checkpoint starts from
+    /// scratch.
     fn begun(&self) -> Result<Option<PathBuf>> {
         let Some(out) = &self.out else {
             return Err(usage(
                 "--resume auto without a folder",
-                "name the run to start or to go on with: --out DIR",
+                "name the run to start or to continue: --out DIR",
             ));
         };
         let run = RunFolder::open(out).ok();
         let Some(run) = run.filter(|run| run.latest().is_ok()) else {
             return Ok(None);
         };
-        // A damaged state has no seed to compare; going on finds an older one.
+        // A damaged state has no seed to compare; resuming finds an older one.
         match (self.seed, run.info()) {
             (Some(asked), Ok(info)) if info.seed != asked => Err(usage(
                 format!(
-                    "--seed {asked}: {} was begun with seed {}",
+                    "--seed {asked}: {} was started with seed {}",
                     out.display(),
                     info.seed
                 ),
@@ -109,7 +111,7 @@ impl TrainArgs {
         }
     }
 
-    /// The run of --resume, or of --out where --resume has no value.
+    /// The run named by --resume, or by --out if --resume has no value.
     fn resumed(&self) -> Result<Option<PathBuf>> {
         let Some(named) = &self.resume else {
             return Ok(None);
@@ -123,15 +125,15 @@ impl TrainArgs {
         match (named, &self.out) {
             (Some(_), Some(_)) => Err(usage(
                 "--resume RUN and --out together",
-                "a resumed run goes on in its own folder",
+                "a resumed run continues in its own folder",
             )),
             (None, None) => Err(usage("--resume without a run", "name it: --resume RUN")),
             (Some(run), None) | (None, Some(run)) => Ok(Some(run.clone())),
         }
     }
 
-    /// The run's own configuration with --set, --data and --val over it; with --resume auto, --config too, which must say of
-    /// the run's results what its own says.
+    /// The run's own configuration with --set, --data and --val applied. With --resume auto,
+    /// --config is applied too; it must agree with the run on everything that decides its results.
     fn of_run(&self, path: &Path, stage: Stage) -> Result<Config> {
         let named = self.config.config.clone();
         if named.is_some() && !self.is_auto() {
@@ -148,8 +150,8 @@ impl TrainArgs {
         };
         let mut asked = over.load()?;
         if stage == Stage::Generator && self.is_auto() {
-            // What is the tokenizer's, the run took from it when it began.
-            adopt_tokenizers(&mut asked, &own);
+            // The tokenizer's settings were taken from the tokenizer when the run began.
+            copy_tokenizer_config(&mut asked, &own);
         }
         resumed_config(&own, &asked)
     }

@@ -7,15 +7,16 @@ use super::train::{Stage, TrainArgs};
 use crate::error::Result;
 use crate::train::start_generator::{self, Options};
 
-/// Train the generator: the codes of each step from its noise and what has been accumulated
+/// Train the generator: predict each step's codes from its noise and the sum so far
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// The tokenizer: a train-vae run or a bundle; its moving average is used
+    /// The tokenizer: a train-vae run or a bundle; its moving average (EMA) is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
-    /// Read latents from FILE, made there if it is missing: each image and its mirror image, encoded once, in bf16
+    /// Read latents from FILE; if it is missing, make it first: each image and its mirror image,
+    /// encoded once, in bf16
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
 }
@@ -24,14 +25,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let request = args
         .train
         .request(context, Stage::Generator, |config| &mut config.train_gen)?;
-    // A run that has begun has a copy of its tokenizer.
+    // A run that exists has its own copy of the tokenizer.
     let has_begun = args.train.is_auto() && request.resume.is_some();
     let options = Options {
         vae: args.vae.clone().filter(|_| !has_begun),
         cache: args.cache.clone(),
     };
     if args.train.dry_run {
-        return super::print(&start_generator::plan(&request, &options)?.text());
+        return super::print(&start_generator::estimate(&request, &options)?.text());
     }
     let run = start_generator::train(&request, &options)?;
     super::print(&format!("{}\n", run.display()))

@@ -8,19 +8,20 @@ use super::train::{Stage, TrainArgs};
 use crate::error::{Result, usage};
 use crate::train::start_vae;
 
-/// Train the tokenizer: images to latents, codes, and back
+/// Train the tokenizer: encode images to latents, quantize them to codes, and decode them
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// Start from weights by name, as of taming-transformers' VQGAN (.ckpt, .pth, .safetensors) or a bundle's; what does not fit is
-    /// listed and starts fresh
+    /// Initialise by name from other weights, such as taming-transformers' VQGAN (.ckpt, .pth,
+    /// .safetensors) or a bundle; tensors that do not match are listed and start from scratch
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// VGG16's weights for the perceptual loss, torchvision's (.pth or .safetensors; replaces loss.vgg)
+    /// VGG16's weights for the perceptual loss, from torchvision (.pth or .safetensors; replaces
+    /// loss.vgg)
     #[arg(long, value_name = "FILE")]
     vgg: Option<String>,
-    /// The weights of LPIPS's five heads (.pth or .safetensors; replaces loss.lpips)
+    /// The weights of LPIPS's five linear heads (.pth or .safetensors; replaces loss.lpips)
     #[arg(long, value_name = "FILE")]
     lpips: Option<String>,
 }
@@ -32,7 +33,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.init.is_some() && args.train.resume.is_some() && !args.train.is_auto() {
         return Err(usage(
             "--init with --resume",
-            "a resumed run goes on from its own weights; leave --init out",
+            "a resumed run continues from its own weights; leave --init out",
         ));
     }
     let loss = &mut request.config.loss;
@@ -42,9 +43,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }
     }
     if args.train.dry_run {
-        return super::print(&start_vae::plan(&request)?.text());
+        return super::print(&start_vae::estimate(&request)?.text());
     }
-    // A run that has begun has its start behind it.
+    // --init does not apply to a run that has already started.
     let init = args.init.as_deref().filter(|_| request.resume.is_none());
     let run = start_vae::train(&request, init)?;
     super::print(&format!("{}\n", run.display()))

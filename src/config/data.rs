@@ -1,23 +1,23 @@
-//! `[data]`: which images, and how they are cut.
+//! `[data]`: which images to train on, and how they are cropped.
 
 use serde::{Deserialize, Serialize};
 
-/// How a training image is cut to `image_size`. Validation and train-gen use ADM's centre crop.
+/// How a training image is cropped to `image_size`. Validation and train-gen use ADM's center crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Crop {
-    /// Shorter side to `image_size`, then a random square.
+    /// Resize the shorter side to `image_size`, then take a random square.
     Random,
-    /// A random area (0.08..1) and aspect (3/4..4/3), resized.
+    /// Take a random area (0.08..1) and aspect ratio (3/4..4/3), then resize.
     RandomResized,
-    /// ADM's centre crop.
+    /// ADM's center crop.
     Center,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folders, tar shards or globs of them.
+    /// Folders, tar shards, or globs of these.
     pub train: Vec<String>,
     pub val: Vec<String>,
     /// Height and width of the square images.

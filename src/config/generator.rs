@@ -1,4 +1,4 @@
-//! `[generator]`: the transformer of the second stage (Table 1) and our options on it.
+//! `[generator]`: the transformer of the second stage (Table 1), and our additional options.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum HeadInit {
     Zero,
-    /// Started from the codebook [ours].
+    /// Initialised from the codebook [ours].
     Codebook,
 }
 
@@ -15,7 +15,7 @@ pub enum Rope {
     /// Over the raster index.
     #[serde(rename = "1d")]
     OneD,
-    /// Half of a head by row, half by column [ours].
+    /// Half of each head by row, half by column [ours].
     #[serde(rename = "2d")]
     TwoD,
 }
@@ -24,27 +24,27 @@ pub enum Rope {
 #[serde(default, deny_unknown_fields)]
 pub struct GeneratorConfig {
     pub depth: usize,
-    /// Width C; 64·depth where it is left out.
+    /// Width C; the default is 64·depth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
-    /// Attention heads; `depth` where it is left out.
+    /// Attention heads; the default is `depth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
-    /// Width after mixing noise and sum; `embed_dim` (the paper's) where it is left out.
+    /// Width after mixing noise and sum; the default is `embed_dim`, as in the paper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mix_dim: Option<usize>,
     pub head_init: HeadInit,
-    /// s of the codebook head.
+    /// Scale s of the codebook head.
     pub head_scale: f64,
-    /// Standard deviation of a learned position [ours]; 0 has none.
+    /// Standard deviation of the initial position embedding [ours]; 0 trains without one.
     pub pos_embed: f64,
     pub rope: Rope,
     pub rope_base: f64,
-    /// Standard deviations of fresh label embeddings and of the time MLP.
+    /// Standard deviations of the initial label embeddings and of the time MLP's weights.
     pub label_std: f64,
     pub time_std: f64,
     pub label_dropout: f64,
-    /// Classes; found from the data where it is left out.
+    /// Number of classes; by default taken from the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
 }
@@ -59,7 +59,7 @@ impl GeneratorConfig {
         self.heads.unwrap_or(self.depth)
     }
 
-    /// Width after mixing noise and sum, of a tokenizer with `embed_dim` latent channels.
+    /// Width after mixing noise and sum, for a tokenizer with `embed_dim` latent channels.
     pub fn mix_dim(&self, embed_dim: usize) -> usize {
         self.mix_dim.unwrap_or(embed_dim)
     }

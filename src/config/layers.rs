@@ -1,12 +1,12 @@
-//! Layers of configuration, merged as TOML tables key by key, so that a file that sets one key of a section
-//! leaves the others at that section's own defaults.
+//! Layers of configuration, merged as TOML tables key by key. A file that sets one key of a section
+//! leaves the section's other keys at their defaults.
 
 use toml::{Table, Value};
 
 use super::Config;
 use crate::error::{Context, Result, nearest, usage};
 
-/// The keys of a training section that say the same thing: a layer that sets one unsets the other.
+/// Two keys of a training section for the same setting: a layer that sets one unsets the other.
 const LENGTHS: [&str; 2] = ["steps", "epochs"];
 
 fn is_length(section: &str, key: &str) -> bool {
@@ -27,7 +27,7 @@ impl Layers {
         })
     }
 
-    /// Lays a file's text over what is there.
+    /// Adds a layer from a file's text.
     pub(super) fn add(&mut self, text: &str) -> Result<()> {
         let table: Table = toml::from_str(text)
             .map_err(|e| usage(format!("not valid TOML\n{e}"), "see configs/ for examples"))?;
@@ -53,8 +53,9 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays one `section.key=value` over what is there. The value is TOML; a bare word is a string, a lone
-    /// value or commas make a list where one is wanted, `none` unsets what may be left out.
+    /// Adds one `section.key=value`. The value is TOML; a bare word is a string; a single value or
+    /// a comma-separated list becomes a list where the key takes one; `none` unsets an optional
+    /// key.
     pub(super) fn set(&mut self, assignment: &str) -> Result<()> {
         let form = "the form is --set section.key=value, as in --set quantizer.steps=5";
         let Some((name, value)) = assignment.split_once('=') else {
@@ -115,7 +116,7 @@ impl Layers {
         }
     }
 
-    /// An example of the key's value, which says its type.
+    /// An example value of the key, which gives its type.
     fn wanted(&self, section: &str, key: &str) -> Result<&Value> {
         match self.schema.get(section) {
             Some(Value::Table(keys)) => keys
@@ -125,7 +126,7 @@ impl Layers {
         }
     }
 
-    /// Whether the key may be left out altogether: it has no default.
+    /// Whether the key is optional and has no default.
     fn is_optional(&self, section: &str, key: &str) -> Result<bool> {
         self.wanted(section, key)?;
         let defaults = Table::try_from(Config::default())?;
@@ -156,7 +157,7 @@ impl Layers {
     }
 }
 
-/// Every key there is with an example of its value: the defaults with all that may be absent filled in.
+/// Every key with an example value: the defaults, with all optional keys filled in.
 pub(super) fn schema() -> Result<Table> {
     let mut config = Config::default();
     config.data.train = vec!["data/train".into()];
@@ -213,7 +214,7 @@ fn fits(value: &Value, wanted: &Value) -> bool {
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "a string",
-        Value::Integer(_) => "a whole number from 0 up",
+        Value::Integer(_) => "a whole number of at least 0",
         Value::Float(_) => "a number",
         Value::Boolean(_) => "true or false",
         Value::Array(items) if items.first().is_some_and(Value::is_str) => "a list of strings",
@@ -222,7 +223,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// serde's message with the key in front: "unknown variant …\nin `schedule.kind`\n".
+/// serde's message with the key in front, from "unknown variant …\nin `schedule.kind`\n".
 fn one_line(message: &str) -> String {
     let message = message.trim();
     match message.split_once("\nin `") {

@@ -1,4 +1,4 @@
-//! `[loss]`: the terms of the tokenizer's loss beside the squared error.
+//! `[loss]`: the terms of the tokenizer's loss besides the squared error.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,24 +13,24 @@ pub enum Perceptual {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossConfig {
-    /// Weight of L_quant [ours]; 1 is the paper's.
+    /// Weight of L_quant [ours]; the paper's is 1.
     pub quant_weight: f64,
     pub perceptual: Perceptual,
     pub perceptual_weight: f64,
-    /// torchvision's VGG16 (.pth or .safetensors); the command line's --vgg.
+    /// Path of torchvision's VGG16 (.pth or .safetensors); --vgg on the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vgg: Option<String>,
-    /// The LPIPS heads; the command line's --lpips.
+    /// Path of the LPIPS heads; --lpips on the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips: Option<String>,
     /// η of the adversarial term; 0 trains without a discriminator.
     pub disc_weight: f64,
-    /// The discriminator is not run before this step.
+    /// First step at which the discriminator runs.
     pub disc_start: u64,
-    /// Steps over which its weight rises from 0 [ours].
+    /// Steps over which the adversarial weight rises from 0 [ours].
     pub disc_ramp: u64,
     pub disc_lr: f64,
-    /// Strided layers of the PatchGAN.
+    /// Strided layers of the PatchGAN discriminator.
     pub disc_layers: usize,
 }
 

@@ -1,11 +1,12 @@
-//! Typed configuration: one validated value, saved beside the weights. Defaults are the paper's run.
+//! Typed configuration: one validated value, saved beside the weights. The defaults are the paper's
+//! run.
 //!
-//! A file names what differs from the defaults; the smallest is empty:
+//! A file sets only what differs from the defaults; it may be empty:
 //! ```toml
 //! [quantizer]
 //! steps = 5
 //! ```
-//! Layers, each over the one before: defaults, preset or file, `--set section.key=value`.
+//! Layers, each overriding the previous: defaults, preset or file, `--set section.key=value`.
 
 mod data;
 mod generator;
@@ -31,7 +32,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Result, hinted};
 
-/// Everything that decides what a run computes. Seed, threads and device belong to the command line.
+/// Everything that decides what a run computes. Seed, threads and device belong to the command
+/// line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -63,10 +65,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Defaults, then `source` (a file's path or, where no such file is, a preset's name), then every
-    /// `section.key=value` of `sets`; validated.
+    /// Defaults, then `source` (a file's path or, if no such file exists, a preset's name), then
+    /// every `section.key=value` of `sets`; validated.
     ///
-    /// Errors name the key, what was found and what is allowed; an unknown name comes with its nearest.
+    /// Errors name the key, the value found and the values allowed; for an unknown name they
+    /// suggest the nearest.
     pub fn load(source: Option<&str>, sets: &[String]) -> Result<Self> {
         let mut layers = layers::Layers::of_defaults()?;
         if let Some(source) = source {
@@ -87,14 +90,14 @@ impl Config {
         Self::from_toml(&text).context(name)
     }
 
-    /// From TOML; what it leaves out has its default, so that files of older versions are read.
+    /// From TOML; missing keys have their defaults, so that files of older versions can be read.
     pub fn from_toml(text: &str) -> Result<Self> {
         let mut layers = layers::Layers::of_defaults()?;
         layers.add(text)?;
         layers.finish()
     }
 
-    /// From the JSON of a bundle's metadata; what it leaves out has its default.
+    /// From the JSON of a bundle's metadata; missing keys have their defaults.
     pub fn from_json(text: &str) -> Result<Self> {
         let table: toml::Table =
             serde_json::from_str(text).context("the configuration is not valid JSON")?;
@@ -103,27 +106,27 @@ impl Config {
         layers.finish()
     }
 
-    /// Every key with its value, as a run saves it.
+    /// All keys with their values, as a run saves them.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
     }
 
-    /// Compact JSON, as a bundle holds it.
+    /// Compact JSON, as stored in a bundle.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string(self)?)
     }
 
-    /// Refuses what no run could be started with.
+    /// Refuses a configuration that no run could start with.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
     }
 
-    /// Pixels a latent position stands for, along one side: patch · 2^(levels − 1).
+    /// Pixels per latent position, along one side: patch · 2^(levels − 1).
     pub fn downsampling(&self) -> usize {
         self.tokenizer.downsampling()
     }
 
-    /// Latent positions along one side: h = w.
+    /// Number of latent positions along one side: h = w.
     pub fn grid(&self) -> usize {
         self.data.image_size / self.downsampling()
     }

@@ -30,7 +30,7 @@ pub const PRESETS: [(&str, &str); 7] = [
     ),
 ];
 
-/// The text of the file at `source` or, where there is none, of the preset of that name.
+/// The text of the file at `source` or, if there is none, of the preset of that name.
 pub(super) fn text(source: &str) -> Result<String> {
     let path = Path::new(source);
     if path.is_file() {

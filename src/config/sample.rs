@@ -10,7 +10,7 @@ pub enum CfgSchedule {
     Linear,
 }
 
-/// Sampling defaults; every one has its flag.
+/// Defaults for sampling; each has a command-line flag.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
@@ -34,7 +34,8 @@ impl Default for SampleConfig {
     }
 }
 
-/// Whether `x` can be a temperature: it and its inverse are numbers above 0 in the f32 of the logits too.
+/// Whether `x` is a valid temperature: it and its inverse are finite and above 0, also in the f32
+/// of the logits.
 pub fn is_temperature(x: f64) -> bool {
     [x, 1.0 / x]
         .iter()

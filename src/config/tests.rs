@@ -6,7 +6,7 @@ fn sets(sets: &[&str]) -> Result<Config> {
     Config::load(None, &sets)
 }
 
-/// What the user reads.
+/// The error as the user sees it.
 fn refusal(result: Result<Config>) -> String {
     let (text, code) = report(&result.expect_err("this must be refused"));
     assert_eq!(code, 2, "a wrong configuration is bad usage: {text}");
@@ -104,11 +104,11 @@ fn a_value_of_the_wrong_kind_is_named() {
     for (set, words) in [
         (
             "quantizer.steps=ten",
-            "expected a whole number from 0 up, found \"ten\"",
+            "expected a whole number of at least 0, found \"ten\"",
         ),
         (
             "quantizer.steps=-1",
-            "expected a whole number from 0 up, found -1",
+            "expected a whole number of at least 0, found -1",
         ),
         ("quantizer.steps=2.5", "found 2.5"),
         (
@@ -173,7 +173,7 @@ fn what_cannot_be_trained_is_refused_with_the_key() {
             vec!["train_vae.recompute_blocks=1"],
             "train_vae.recompute_blocks",
         ),
-        // In f32 the first is 0 and the second has no inverse above 0.
+        // In f32 the first is 0, and the inverse of the second is 0.
         (vec!["sample.temperature=1e-46"], "sample.temperature"),
         (vec!["sample.temperature=1e39"], "sample.temperature"),
         (vec!["train_gen.epochs=none"], "train_gen.steps"),
@@ -221,7 +221,8 @@ fn the_paper_presets_are_the_defaults() -> Result<()> {
     Ok(())
 }
 
-/// The keys a file names, with whether a comment explains them; with `commented`, `# key = …` counts.
+/// The keys in a file, and whether each has a comment; with `commented`, `# key = …` counts as a
+/// key.
 fn keys_of(text: &str, commented: bool) -> Vec<(String, bool)> {
     let (mut section, mut before, mut found) = ("", "", Vec::new());
     for line in text.lines() {
@@ -262,7 +263,7 @@ fn every_key_is_documented() -> Result<()> {
     Ok(())
 }
 
-/// serde knows every field by itself; the schema that finds unknown keys must know the same ones.
+/// serde knows every field; the schema that detects unknown keys must have the same ones.
 #[test]
 fn the_schema_has_every_field() -> Result<()> {
     let schema = layers::schema()?;

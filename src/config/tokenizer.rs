@@ -1,4 +1,5 @@
-//! `[tokenizer]`, `[quantizer]` and `[schedule]`: the architecture of the first stage (section 3.1, Algorithm 1, Table 4).
+//! `[tokenizer]`, `[quantizer]` and `[schedule]`: the architecture of the first stage (section 3.1,
+//! Algorithm 1, Table 4).
 
 use serde::{Deserialize, Serialize};
 
@@ -7,22 +8,23 @@ use serde::{Deserialize, Serialize};
 pub struct TokenizerConfig {
     /// Base width.
     pub ch: usize,
-    /// Width of each level as a multiple of `ch`; every level but the last halves the resolution.
+    /// Channel multiplier of each level, times `ch`; every level but the last halves the
+    /// resolution.
     pub ch_mult: Vec<usize>,
-    /// Residual blocks a level in the encoder; the decoder has one more.
+    /// Residual blocks per level in the encoder; the decoder has one more.
     pub num_res_blocks: usize,
     /// Latent channels d.
     pub embed_dim: usize,
     pub norm_groups: usize,
-    /// Space-to-depth factor before the encoder [ours]; 1 is the paper's.
+    /// Space-to-depth factor before the encoder [ours]; the paper's is 1.
     pub patch: usize,
 }
 
-/// How L_quant adds up over the steps.
+/// How L_quant is reduced over the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduction {
-    /// Divided by the sum of the weights ("weighted average") [ours].
+    /// Weighted average: divided by the sum of the weights [ours].
     Mean,
     /// Eq. 4 as printed.
     Sum,
@@ -31,21 +33,22 @@ pub enum Reduction {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuantizerConfig {
-    /// Codes K.
+    /// Codebook size K.
     pub codebook_size: usize,
     /// Steps T.
     pub steps: usize,
     /// v' = e + conv3×3(e).
     pub bias: bool,
-    /// γ_t = α_t; 1 without.
+    /// γ_t = α_t; if false, 1.
     pub weight: bool,
     pub reduction: Reduction,
-    /// δ of the commitment term.
+    /// Weight δ of the commitment term.
     pub commitment: f64,
-    /// Codes hardly chosen take a noisy vector's value, every `restart_every` steps in the first 80 % of training [ours].
+    /// Replace hardly used codes by noisy vectors, every `restart_every` steps in the first 80 % of
+    /// training [ours].
     pub restart_dead_codes: bool,
     pub restart_every: u64,
-    /// Standard deviation of fresh codes.
+    /// Standard deviation of the initial codes.
     pub init_std: f64,
 }
 
@@ -68,7 +71,7 @@ pub struct ScheduleConfig {
 }
 
 impl TokenizerConfig {
-    /// Pixels a latent position stands for, along one side.
+    /// Pixels per latent position, along one side.
     pub fn downsampling(&self) -> usize {
         self.patch << self.ch_mult.len().saturating_sub(1)
     }

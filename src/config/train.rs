@@ -1,4 +1,4 @@
-//! `[train_vae]` and `[train_gen]`: what both stages share; their defaults differ.
+//! `[train_vae]` and `[train_gen]`: settings that both stages have; their defaults differ.
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
     Constant,
-    /// Half a cosine to 0.
+    /// Half a cosine, down to 0.
     Cosine,
 }
 
@@ -19,7 +19,7 @@ pub enum ComputeType {
 }
 
 impl ComputeType {
-    /// As tensors call it.
+    /// The dtype of the tensors.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -28,43 +28,46 @@ impl ComputeType {
     }
 }
 
-/// What both stages share; their defaults differ (`TrainConfig::vae`, `TrainConfig::generator`).
+/// Settings that both stages have; their defaults differ (`TrainConfig::vae`,
+/// `TrainConfig::generator`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Images a step, over all micro-batches.
+    /// Images per step, over all micro-batches.
     pub batch_size: usize,
-    /// Micro-batches a step.
+    /// Micro-batches per step.
     pub accumulate: usize,
     pub lr: f64,
     pub lr_schedule: LrSchedule,
     pub warmup_steps: u64,
     pub betas: (f64, f64),
     pub weight_decay: f64,
-    /// Largest global gradient norm; 0 does not clip.
+    /// Maximum norm of the global gradient; 0 disables clipping.
     pub clip: f64,
     pub ema_decay: f64,
-    /// Steps; wins over `epochs`.
+    /// Total steps; takes precedence over `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     pub compute_type: ComputeType,
-    /// The generator's first blocks, whose activations are computed again for the gradient instead of being kept.
+    /// Recompute the activations of the generator's first blocks in the backward pass instead of
+    /// keeping them.
     pub recompute_blocks: usize,
     pub log_every: u64,
     pub image_every: u64,
     pub checkpoint_every: u64,
-    /// A checkpoint too when this many minutes have passed since the last; 0 never.
+    /// Also save a checkpoint this many minutes after the last one; 0 never does.
     pub checkpoint_minutes: f64,
-    /// Newest checkpoints kept.
+    /// Number of newest checkpoints to keep.
     pub keep_checkpoints: usize,
-    /// Steps skipped in a row for a non-finite loss or gradient before the run stops.
+    /// Consecutive steps skipped for a non-finite loss or gradient before the run stops.
     pub max_bad_steps: u64,
 }
 
 impl TrainConfig {
-    /// Steps of the whole run over a training set of `examples` images: `steps`, else `epochs` of them.
+    /// Total steps of the run for a training set of `examples` images: `steps`, else computed from
+    /// `epochs`.
     pub fn total_steps(&self, examples: u64) -> u64 {
         self.steps.unwrap_or_else(|| {
             let images = self.epochs.unwrap_or(1.0) * examples as f64;
@@ -72,7 +75,7 @@ impl TrainConfig {
         })
     }
 
-    /// Images of one micro-batch.
+    /// Images per micro-batch.
     pub fn micro_batch(&self) -> usize {
         self.batch_size / self.accumulate
     }

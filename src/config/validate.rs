@@ -1,4 +1,4 @@
-//! What a configuration must keep to: ranges, and sizes that must fit each other.
+//! The rules for a valid configuration: ranges, and sizes that must fit each other.
 
 use std::fmt::Display;
 
@@ -18,7 +18,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     sample(config)
 }
 
-/// `key` is `found`; it must be `allowed`.
+/// Errors: the rule does not hold: `key` is `found` and must be `allowed`.
 fn require(holds: bool, key: &str, found: impl Display, allowed: &str) -> Result<()> {
     if holds {
         return Ok(());
@@ -34,7 +34,7 @@ fn from_one(key: &str, value: usize, most: usize) -> Result<()> {
         (1..=most).contains(&value),
         key,
         value,
-        &format!("from 1 to {most}"),
+        &format!("between 1 and {most}"),
     )
 }
 
@@ -43,7 +43,7 @@ fn at_least_zero(key: &str, value: f64) -> Result<()> {
         value.is_finite() && value >= 0.0,
         key,
         value,
-        "a finite number from 0 up",
+        "a finite number of at least 0",
     )
 }
 
@@ -61,11 +61,11 @@ fn below_one(key: &str, value: f64) -> Result<()> {
         (0.0..1.0).contains(&value),
         key,
         value,
-        "from 0 to 1, 1 excluded",
+        "at least 0 and below 1",
     )
 }
 
-/// Sizes that divide each other, and the normalisation groups.
+/// Divisibility of sizes, and the normalization groups.
 fn tokenizer(config: &Config) -> Result<()> {
     let t = &config.tokenizer;
     from_one("tokenizer.ch", t.ch, 4096)?;
@@ -73,7 +73,7 @@ fn tokenizer(config: &Config) -> Result<()> {
         (1..=8).contains(&t.ch_mult.len()) && t.ch_mult.iter().all(|m| (1..=64).contains(m)),
         "tokenizer.ch_mult",
         format!("{:?}", t.ch_mult),
-        "a list of 1 to 8 numbers from 1 to 64, one a resolution",
+        "a list of 1 to 8 numbers between 1 and 64, one per resolution",
     )?;
     from_one("tokenizer.num_res_blocks", t.num_res_blocks, 64)?;
     from_one("tokenizer.embed_dim", t.embed_dim, 1024)?;
@@ -123,7 +123,7 @@ fn quantizer(config: &Config) -> Result<()> {
         phi > 0.0 && phi <= 1.0,
         "schedule.phi",
         phi,
-        "above 0, at most 1",
+        "above 0 and at most 1",
     )
 }
 
@@ -140,12 +140,14 @@ fn loss(config: &Config) -> Result<()> {
         size,
         "16 or more for VGG's four poolings (or loss.perceptual = \"none\")",
     )?;
-    // Every strided layer halves; the two last convolutions take a pixel each.
+    // Every strided layer halves the map; the last two convolutions shrink it by one pixel each.
     require(
         l.disc_weight == 0.0 || size >> l.disc_layers >= 3,
         "loss.disc_layers",
         l.disc_layers,
-        &format!("small enough that an image of {size} pixels, halved that often, keeps 3"),
+        &format!(
+            "small enough that an image of {size} pixels, halved that often, still has 3 pixels"
+        ),
     )
 }
 
@@ -165,7 +167,9 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
         head.is_multiple_of(turns),
         "generator.width",
         width,
-        &format!("heads ({heads}) times a multiple of {turns}, which this rope turns at once"),
+        &format!(
+            "heads ({heads}) times a multiple of {turns}, the size that this rope rotates at once"
+        ),
     )?;
     from_one("generator.mix_dim", mix, 1 << 16)?;
     require(
@@ -173,7 +177,7 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
         "generator.mix_dim",
         mix,
         &format!(
-            "2 · tokenizer.embed_dim = {} or more for head_init = \"codebook\", which reads the noise back",
+            "2 · tokenizer.embed_dim = {} or more for head_init = \"codebook\", which reconstructs the noise",
             2 * embed_dim
         ),
     )?;
@@ -192,7 +196,7 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
         .map_or(Ok(()), |n| from_one("generator.classes", n, 1 << 20))
 }
 
-/// What is computed again is the generator's, on a GPU.
+/// Recomputation applies only to the generator, on a GPU.
 fn recomputation(config: &Config) -> Result<()> {
     let train = &config.train_gen;
     let (most, allowed) = match train.compute_type {
@@ -214,7 +218,7 @@ fn recomputation(config: &Config) -> Result<()> {
         blocks == 0,
         "train_vae.recompute_blocks",
         blocks,
-        "0: only the generator's blocks are computed again",
+        "0: only the generator's blocks can be recomputed",
     )
 }
 
@@ -277,7 +281,7 @@ fn sample(config: &Config) -> Result<()> {
         s.gumbel || s.temperature == 1.0,
         "sample.temperature",
         s.temperature,
-        "1 where sample.gumbel is false: an argmax has no temperature",
+        "1 if sample.gumbel is false: an argmax has no temperature",
     )?;
     from_one("sample.batch_size", s.batch_size, 1 << 16)
 }

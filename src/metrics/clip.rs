@@ -1,8 +1,10 @@
-//! CLIP's ViT-B/32 image tower (Radford et al. 2021) for CLIP-FID as clean-fid computes it: pictures → [B,512].
+//! CLIP's ViT-B/32 image tower (Radford et al. 2021) for CLIP-FID as clean-fid computes it: images
+//! → [B,512].
 //!
-//! The shorter side becomes 224 by PIL's bicubic in bytes, the middle is cut, then CLIP's mean and deviation; the
-//! feature is the projected class token, not normalised. The network is candle-transformers'; its batches are
-//! [B,3,224,224]. Names are transformers' (`vision_model.…`, `visual_projection.weight`) or the original's (`visual.…`).
+//! The shorter side is resized to 224 by PIL's bicubic on 8-bit values, the center is cropped, then
+//! CLIP's mean and deviation are applied. The feature is the projected class token, not normalized.
+//! The network is candle-transformers', with batches [B,3,224,224]. Names are transformers'
+//! (`vision_model.…`, `visual_projection.weight`) or the original's (`visual.…`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +21,7 @@ use super::weights::read_hashed;
 use crate::data::resize::{Filter, resize};
 use crate::error::{Result, hinted};
 
-/// As reports name it.
+/// Name in reports.
 pub const NAME: &str = "clip-vit-b-32";
 
 const PIXELS: Normalized = Normalized {
@@ -27,22 +29,22 @@ const PIXELS: Normalized = Normalized {
     deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
 };
 
-/// The tower's name in transformers' files.
+/// The image tower's prefix in transformers' files.
 const TOWER: &str = "vision_model";
 const PROJECTION: &str = "visual_projection.weight";
 
-/// What the weights do not say themselves.
+/// What the shapes of the weights do not determine.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     pub width: usize,
     pub depth: usize,
     pub heads: usize,
     pub features: usize,
-    /// Pixels a side of the pictures.
+    /// Image size in pixels.
     pub side: usize,
 }
 
-/// Pixels a side of a patch.
+/// Patch size in pixels.
 const PATCH: usize = 32;
 
 impl Config {
@@ -82,7 +84,7 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// ViT-B/32 from transformers' or the original's file.
+    /// ViT-B/32 from transformers' file or the original.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let (tensors, hash) = read_hashed(path)?;
         let mut network = Self::new(Config::vit_b_32(), &tensors, device).map_err(|e| {
@@ -95,7 +97,7 @@ impl Clip {
         Ok(network)
     }
 
-    /// Errors: a tensor is missing or of another shape than `config` asks for.
+    /// Errors: a tensor is missing or has another shape than `config` requires.
     pub fn new(
         config: Config,
         tensors: &BTreeMap<String, Tensor>,
@@ -105,7 +107,7 @@ impl Clip {
             true => from_original(tensors)?,
             false => tensors.clone(),
         };
-        // candle-transformers draws a class embedding that is missing.
+        // candle-transformers would draw a missing class embedding at random.
         let class = format!("{TOWER}.embeddings.class_embedding");
         if !weights.contains_key(&class) {
             candle_core::bail!("parameter `{class}` is missing from the weights");
@@ -125,7 +127,7 @@ impl Clip {
         })
     }
 
-    /// Normalised pictures [B,S,S,3] → [B,F].
+    /// Normalized images [B,S,S,3] → [B,F].
     pub fn forward(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let images = images.permute((0, 3, 1, 2))?.contiguous()?;
         let class = self.tower.forward(&images)?.contiguous()?; // [B,C]
@@ -160,11 +162,11 @@ impl FeatureNetwork for Clip {
     }
 }
 
-/// torchvision's `Resize(side)` and `CenterCrop(side)` of a picture in bytes.
+/// torchvision's `Resize(side)` and `CenterCrop(side)` of an 8-bit image.
 fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (w, h) = image.dimensions();
     let short = u64::from(w.min(h)).max(1);
-    // The longer side is cut to a whole number, not rounded.
+    // The longer side is truncated to an integer, not rounded.
     let scaled = |length: u32| (u64::from(side) * u64::from(length) / short) as u32;
     let image = resize(image, scaled(w), scaled(h), Filter::Bicubic);
     // Python rounds halves to even.
@@ -173,7 +175,7 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
     imageops::crop_imm(&image, x, y, side, side).to_image()
 }
 
-/// OpenAI's names of the image tower as transformers'.
+/// Converts OpenAI's names of the image tower to transformers'.
 fn from_original(
     tensors: &BTreeMap<String, Tensor>,
 ) -> candle_core::Result<BTreeMap<String, Tensor>> {
@@ -206,7 +208,7 @@ fn from_original(
             None => {
                 renamed.insert(format!("{TOWER}.{name}"), tensor.clone());
             }
-            // Query, key and value in one.
+            // Query, key and value are one tensor.
             Some((attention, part)) => {
                 for (which, rows) in ["q", "k", "v"].iter().zip(tensor.chunk(3, 0)?) {
                     renamed.insert(format!("{TOWER}.{attention}{which}_proj.{part}"), rows);

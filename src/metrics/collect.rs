@@ -1,4 +1,5 @@
-//! Features of a set of images, as they come: moments always, rows only where a metric needs each image.
+//! Collects features of a set of images in a single pass: moments always, rows only if a metric
+//! needs every image's features.
 
 use image::RgbImage;
 
@@ -7,19 +8,19 @@ use super::images::PixelHash;
 use super::statistics::{GroupedMoments, Groups};
 use crate::error::{Result, hinted};
 
-/// What is kept of a tap.
+/// What is kept for a tap.
 pub struct TapFeatures {
     pub name: &'static str,
     pub width: usize,
     pub moments: GroupedMoments,
-    /// All rows, where they were asked for.
+    /// All rows, if requested.
     pub rows: Option<Rows>,
 }
 
-/// Networks at work on one set of images.
+/// Runs the networks on one set of images.
 pub struct Collector<'a> {
     networks: &'a [Box<dyn FeatureNetwork>],
-    /// A list a network.
+    /// One list per network.
     taps: Vec<Vec<TapFeatures>>,
     size: Option<(u32, u32)>,
     pixels: PixelHash,
@@ -29,15 +30,15 @@ pub struct Collector<'a> {
 /// The features of a whole set.
 pub struct SetFeatures {
     pub count: usize,
-    /// Width and height, where images were seen.
+    /// Width and height, if images were seen.
     pub size: Option<(u32, u32)>,
-    /// Of all pixels in order.
+    /// A hash of all pixels in order.
     pub pixels: String,
     taps: Vec<Vec<TapFeatures>>,
 }
 
 impl<'a> Collector<'a> {
-    /// Moments in `groups`; rows of the taps that `keep` says.
+    /// Moments in `groups`; rows for the taps that `keep` selects.
     pub fn new(
         networks: &'a [Box<dyn FeatureNetwork>],
         groups: Groups,
@@ -62,12 +63,12 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Images so far.
+    /// Number of images so far.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Computes and keeps the features of `images`, and gives them back, a matrix a tap.
+    /// Computes and keeps the features of `images`, and returns them, one matrix per tap.
     pub fn images(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
         for image in images {
             self.size.get_or_insert(image.dimensions());
@@ -81,7 +82,7 @@ impl<'a> Collector<'a> {
         Ok(features)
     }
 
-    /// Keeps features that are known, a matrix a tap.
+    /// Keeps known features, one matrix per tap.
     pub fn rows(&mut self, features: &[Rows]) -> Result<()> {
         let count = features.first().map_or(0, Rows::count);
         for (tap, rows) in self.taps.iter_mut().flatten().zip(features) {
@@ -105,7 +106,8 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// Refuses features of which a row is not finite; the rows are of the images from number `first` on.
+/// Refuses features with a row that is not finite; the rows belong to the images from number
+/// `first` on.
 pub fn check_features(rows: &Rows, first: usize) -> Result<()> {
     let bad = |row: &[f32]| !row.iter().all(|x| x.is_finite());
     match rows.iter().position(bad) {
@@ -115,13 +117,13 @@ pub fn check_features(rows: &Rows, first: usize) -> Result<()> {
                 "image number {} (from 0): its features are not finite",
                 first + place
             ),
-            "the weights are damaged, or are another network's",
+            "the weights are damaged, or belong to another network",
         )),
     }
 }
 
 impl SetFeatures {
-    /// The tap `name` of network number `network`.
+    /// The tap `name` of network `network`, an index.
     pub fn tap(&self, network: usize, name: &str) -> Option<&TapFeatures> {
         self.taps.get(network)?.iter().find(|tap| tap.name == name)
     }

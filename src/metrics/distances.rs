@@ -1,7 +1,9 @@
-//! Squared distances of all pairs of two sets of rows, a block at a time: ‖u‖² − 2·u·v + ‖v‖², at least 0.
+//! Squared distances between all pairs of two sets of rows, a block at a time: ‖u‖² − 2·u·v + ‖v‖²,
+//! at least 0.
 //!
-//! In f64 a distance is exact to 1e-12 of the norms, so that equal features have distance 0 and comparisons do not
-//! depend on how products are summed. ADM's evaluator computes in f16: [`Arithmetic::Half`] rounds where it does.
+//! In f64 a distance is exact to 1e-12 of the norms, so that equal features have distance 0 and
+//! comparisons do not depend on the summation order of matmuls. ADM's evaluator computes in f16:
+//! [`Arithmetic::Half`] rounds at the same places.
 
 use std::ops::Range;
 
@@ -11,7 +13,7 @@ use half::f16;
 
 use super::features::Rows;
 
-/// Below this part of the norms a distance is rounding.
+/// A distance below this fraction of the norms is rounding error.
 const ROUNDING: f64 = 1e-11;
 
 /// How distances are computed.
@@ -19,11 +21,11 @@ const ROUNDING: f64 = 1e-11;
 pub enum Arithmetic {
     #[default]
     Exact,
-    /// Features and every result rounded to f16, sums in f32, as the ADM evaluator on a GPU.
+    /// Features and results rounded to f16, sums in f32, like the ADM evaluator on a GPU.
     Half,
 }
 
-/// Rows ready for products.
+/// Rows prepared for matmuls.
 pub struct Points<'a> {
     rows: &'a Rows,
     arithmetic: Arithmetic,
@@ -51,15 +53,15 @@ impl<'a> Points<'a> {
         self.rows.count()
     }
 
-    /// Whether half precision can hold every distance from `other`'s points: an overflow sends ADM's evaluator back
-    /// to f32.
+    /// Whether half precision can represent every distance from `other`'s points. On overflow,
+    /// ADM's evaluator falls back to f32.
     pub fn fit_in_half(&self, other: &Self) -> bool {
         let largest = |norms: &[f64]| norms.iter().copied().fold(0.0, f64::max);
         let (a, b) = (largest(&self.norms), largest(&other.norms));
         a.is_finite() && b.is_finite() && 2.0 * (a + b) < f64::from(f16::MAX)
     }
 
-    /// The distances of `range` of these points (rows) from `others` of `other` (columns).
+    /// The distances between `range` of these points (rows) and `others` of `other` (columns).
     pub fn distances(&self, range: Range<usize>, other: &Self, others: Range<usize>) -> Mat<f64> {
         let (u, v) = (&self.norms[range.clone()], &other.norms[others.clone()]);
         match self.arithmetic {
@@ -149,7 +151,7 @@ mod tests {
         };
         let points = Points::new(&rows, Arithmetic::Half);
         assert!(points.fit_in_half(&points));
-        // 1 + 30.03² = 902.8; f16 has steps of ½ there.
+        // 1 + 30.03² = 902.8; the spacing of f16 there is ½.
         assert_eq!(points.distances(0..1, &points, 1..2)[(0, 0)], 903.0);
         let far = Rows {
             width: 1,

@@ -1,8 +1,9 @@
-//! Features of samples on disk as they are made, so that an interrupted evaluation goes on where it stopped, and another
-//! one of the same samples takes what is known.
+//! Stores features of samples on disk as they are computed, so that an interrupted evaluation can
+//! continue, and another evaluation of the same samples can reuse them.
 //!
-//! A folder: `identity.json` (which samples these are), and a file of f32 rows a tap, named by the network, its weights
-//! and the preprocessing. Rows are appended a batch at a time; after an interruption those that are whole are known.
+//! A folder with `identity.json` (which samples these are) and one file of f32 rows per tap, named
+//! after the network, its weights and the preprocessing. Rows are appended a batch at a time; after
+//! an interruption, complete rows are kept.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -21,7 +22,7 @@ pub struct FeatureLog {
     _lock: File,
 }
 
-/// What is known of a tap.
+/// The known features of a tap.
 struct Known {
     file: File,
     width: usize,
@@ -29,9 +30,9 @@ struct Known {
 }
 
 impl FeatureLog {
-    /// Opens or makes the log of the samples `identity` in `folder`, for the taps of `networks`.
+    /// Opens or creates the log of the samples `identity` in `folder`, for the taps of `networks`.
     ///
-    /// Errors: the folder is the log of something else; another process writes to it.
+    /// Errors: the folder is the log of other samples; another process writes to it.
     pub fn open(
         folder: &Path,
         identity: &Value,
@@ -44,7 +45,7 @@ impl FeatureLog {
         let text = serde_json::to_string_pretty(identity)?;
         match fs::read_to_string(&path) {
             Ok(found) if found == text => {}
-            // Features without an identity may be of any samples.
+            // Features without an identity may belong to any samples.
             Err(e)
                 if e.kind() == ErrorKind::NotFound
                     && !has_features(folder).with_context(failed)? =>
@@ -54,7 +55,7 @@ impl FeatureLog {
             _ => {
                 return Err(hinted(
                     format!("{}: features of other samples", folder.display()),
-                    "name another folder with --work, or remove it",
+                    "choose another folder with --work, or remove it",
                 ));
             }
         }
@@ -75,16 +76,17 @@ impl FeatureLog {
         })
     }
 
-    /// Samples of which the features of every tap are known.
+    /// The number of samples whose features are known for every tap.
     pub fn count(&self) -> usize {
         self.taps.iter().map(|tap| tap.count).min().unwrap_or(0)
     }
 
-    /// Adds the samples that follow [`FeatureLog::count`]: a matrix a tap.
+    /// Adds the samples that follow [`FeatureLog::count`]: one matrix per tap.
     pub fn append(&mut self, features: &[Rows]) -> Result<()> {
         let first = self.count();
         for (tap, rows) in self.taps.iter_mut().zip(features) {
-            // Another evaluation, or this one before it was killed, may have come further with this tap.
+            // Another evaluation, or this one before it was killed, may already have more rows of
+            // this tap.
             let known = (tap.count - first).min(rows.count());
             let values = &rows.values[known * rows.width..];
             let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -96,7 +98,8 @@ impl FeatureLog {
         Ok(())
     }
 
-    /// Hands what is known of the first `limit` samples to `take`, `batch` at a time, a matrix a tap.
+    /// Passes the known features of the first `limit` samples to `take`, `batch` at a time, one
+    /// matrix per tap.
     pub fn replay(
         &mut self,
         limit: usize,
@@ -127,7 +130,7 @@ impl FeatureLog {
 }
 
 impl Known {
-    /// What a kill left of a row that is not whole is cut off.
+    /// Opens a tap's file, and cuts off an incomplete last row that a killed process left.
     fn open(path: &Path, width: usize) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -149,7 +152,7 @@ fn has_features(folder: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Features that differ in what made them never meet.
+/// Features from different networks, weights or preprocessing get different files.
 fn file_name(network: &dyn FeatureNetwork, tap: &str) -> String {
     let made_by = json!([
         network.name(),
@@ -170,7 +173,7 @@ mod tests {
     use crate::error::report;
     use crate::metrics::Tap;
 
-    /// Of the weights `0`.
+    /// A network whose weights have this hash.
     struct Network(&'static str, Vec<Tap>);
 
     impl FeatureNetwork for Network {
@@ -226,7 +229,7 @@ mod tests {
         log.append(&batch(0, 4))?;
         log.append(&batch(4, 4))?;
         drop(log);
-        // Killed while the second file was written.
+        // As if killed while the second file was written.
         let second = OpenOptions::new()
             .write(true)
             .open(folder.join(file_name(&*networks[0], "b")))?;

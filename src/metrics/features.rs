@@ -1,19 +1,19 @@
-//! What a feature network is: images in, rows of f32 out, one matrix [B,D] a tap.
+//! Feature networks: images in, rows of f32 out, one matrix [B,D] per tap.
 
 use image::RgbImage;
 
 use crate::error::Result;
 
-/// A place in a network whose values are features.
+/// A layer of a network whose values are used as features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tap {
-    /// As the report names it: `2048`, `spatial`, `logits`, `class-token`.
+    /// Name in reports: `2048`, `spatial`, `logits`, `class-token`.
     pub name: &'static str,
-    /// D.
+    /// Dimensions D.
     pub width: usize,
 }
 
-/// Rows [N,D], one after the other.
+/// Rows [N,D], contiguous.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
     pub width: usize,
@@ -21,7 +21,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// No row yet.
+    /// No rows yet.
     pub fn empty(width: usize) -> Self {
         Self {
             width,
@@ -41,22 +41,22 @@ impl Rows {
 
 /// A frozen network whose outputs are compared instead of pixels.
 ///
-/// Its name, weights and preprocessing are its identity: features of two networks that differ in one of them must
-/// never meet.
+/// Name, weights and preprocessing are its identity: features of two networks that differ in one of
+/// them must never be mixed.
 pub trait FeatureNetwork {
-    /// The network, without its weights: `inception-2015-12-05`.
+    /// The network's name, independent of its weights file: `inception-2015-12-05`.
     fn name(&self) -> &'static str;
 
     /// SHA-256 of the weights file.
     fn weights_hash(&self) -> &str;
 
-    /// How a picture becomes the network's input: the name of the resize and of what follows.
+    /// How an image becomes the network's input: the name of the resize and normalization.
     fn preprocess(&self) -> &'static str;
 
-    /// What [`FeatureNetwork::features`] gives, in its order.
+    /// The outputs of [`FeatureNetwork::features`], in order.
     fn taps(&self) -> &[Tap];
 
-    /// The features of `images`, which may differ in size: a matrix a tap, a row an image. An image's row does not
-    /// depend on the others.
+    /// The features of `images`, which may differ in size: one matrix per tap, one row per image.
+    /// An image's row does not depend on the other images.
     fn features(&self, images: &[RgbImage]) -> Result<Vec<Rows>>;
 }

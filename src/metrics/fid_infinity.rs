@@ -1,7 +1,9 @@
-//! FID∞ (Chong and Forsyth 2020): FID grows with 1/N for small N; a line through FIDs of subsets, at 1/N = 0.
+//! FID∞ (Chong and Forsyth 2020): FID's bias is proportional to 1/N, so a line through the FIDs of
+//! subsets gives the value at 1/N = 0.
 //!
-//! Fifteen sizes, evenly from 5,000 (half of the samples where there are fewer than 10,000) to all, each a subset of
-//! its own drawn without replacement [ours: the paper's code draws nested prefixes of one shuffle].
+//! Fifteen sizes, evenly spaced from 5,000 (half of the samples if there are fewer than 10,000) to
+//! all, each a separate subset drawn without replacement [ours: the paper's code draws nested
+//! prefixes of one shuffle].
 
 use super::features::Rows;
 use super::frechet::Reference;
@@ -12,7 +14,7 @@ use crate::rng::{Purpose, Stream};
 const SIZES: usize = 15;
 const SMALLEST: usize = 5000;
 
-/// Samples of the smallest subset of `n`.
+/// Size of the smallest subset of `n` samples.
 pub fn smallest_subset(n: usize) -> usize {
     SMALLEST.min(n / 2)
 }
@@ -28,7 +30,7 @@ pub fn check(n: usize) -> Result<()> {
     ))
 }
 
-/// The line's value at 1/N = 0, where it lies below zero 0: it is a distance.
+/// The line's value at 1/N = 0; negative values become 0, because it is a distance.
 ///
 /// Errors: too few samples for a line.
 pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<f64> {
@@ -51,7 +53,7 @@ pub fn fid_infinity(reference: &Reference, samples: &Rows, seed: u64) -> Result<
     Ok(if value < 0.0 { 0.0 } else { value })
 }
 
-/// Of the least-squares line through (x, y).
+/// Intercept of the least-squares line through (x, y).
 fn intercept(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let mean = |f: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(f).sum::<f64>() / n;
@@ -101,7 +103,8 @@ mod tests {
         let reference = Reference::new(&exact)?;
         let fid = reference.distance(&Gaussian::of(&samples)?)?;
         let beyond = fid_infinity(&reference, &samples, 0)?;
-        // Both would be 0 without end; FID of 1000 samples is about D·(D+3)/4N = 0.28.
+        // Both would be 0 for infinitely many samples; FID of 1000 samples is about D·(D+3)/4N =
+        // 0.28.
         assert!(fid > 0.2 && beyond.abs() < 0.3 * fid, "{fid} {beyond}");
         Ok(())
     }

@@ -1,26 +1,28 @@
-//! The Fréchet distance of two normal distributions (Dowson and Landau 1982), FID's formula, in f64:
-//! ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2·tr √(Σ₁Σ₂).
+//! The Fréchet distance of two normal distributions (Dowson and Landau 1982), FID's formula, in
+//! f64: ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2·tr √(Σ₁Σ₂).
 //!
-//! Σ₁Σ₂ has the eigenvalues of the symmetric D^½·Uᵀ·Σ₂·U·D^½, Σ₁ = U·D·Uᵀ: the sum of their square roots is the
-//! trace. Both matrices may be singular (fewer images than dimensions): eigenvalues below zero are rounding, and taken
-//! as zero, so that nothing has to be added to a diagonal. A distance below zero is rounding too, and one of equal
-//! distributions is 0 without any.
+//! Σ₁Σ₂ has the eigenvalues of the symmetric D^½·Uᵀ·Σ₂·U·D^½, where Σ₁ = U·D·Uᵀ; the sum of their
+//! square roots is the trace. Both matrices may be singular (fewer images than dimensions).
+//! Negative eigenvalues are rounding errors and are set to zero, so that nothing has to be added to
+//! a diagonal. A negative distance is rounding error too, and the distance of equal distributions
+//! is exactly 0.
 
 use faer::{Mat, Side};
 
 use super::statistics::{Gaussian, GroupedMoments};
 use crate::error::{Result, hinted};
 
-/// Student's t for 95 % on both sides with nine degrees of freedom: ten groups.
+/// Student's t for a two-sided 95 % interval with nine degrees of freedom: ten groups.
 const T_OF_TEN_GROUPS: f64 = 2.262;
 
-/// Below this part of the traces a distance is rounding: what the roots of 2048 eigenvalues leave of f64.
+/// A distance below this fraction of the traces is rounding error: the precision left in f64 after
+/// the square roots of 2048 eigenvalues.
 const ROUNDING: f64 = 1e-9;
 
-/// Groups of the jackknife.
+/// Number of groups of the jackknife.
 pub const GROUPS: usize = 10;
 
-/// A distribution that others are compared with: its eigenvectors are computed once.
+/// A distribution that others are compared with; its eigenvectors are computed once.
 pub struct Reference {
     gaussian: Gaussian,
     trace: f64,
@@ -51,7 +53,7 @@ impl Reference {
 
     /// The distance of `other` from this one: at least 0, or NaN.
     ///
-    /// Errors: the two are of different widths.
+    /// Errors: the two have different dimensions.
     pub fn distance(&self, other: &Gaussian) -> Result<f64> {
         let own = &self.gaussian;
         if other.width() != own.width() {
@@ -77,7 +79,7 @@ impl Reference {
         let apart: f64 = means.map(|(a, b)| (a - b).powi(2)).sum();
         let traces = self.trace + trace(&other.covariance);
         let distance = apart + traces - 2.0 * roots;
-        // Also of NaN, which is below nothing.
+        // Also for NaN, for which every comparison is false.
         Ok(if distance < ROUNDING * traces {
             0.0
         } else {
@@ -85,10 +87,12 @@ impl Reference {
         })
     }
 
-    /// The 95 % interval of the samples' distance `value`: the delete-a-group jackknife over their groups.
+    /// The 95 % confidence interval of the samples' distance `value`: the delete-a-group jackknife
+    /// over their groups.
     ///
-    /// s² = (G−1)/G·Σ(d₋ᵍ − d̄)²; the interval is d ± t·s. It says how much other samples of the same model would
-    /// move the figure; it does not remove the bias that a smaller number of samples has.
+    /// s² = (G−1)/G·Σ(d₋ᵍ − d̄)²; the interval is d ± t·s. It says how much the value would vary
+    /// with other samples of the same model; it does not remove the bias of a smaller number of
+    /// samples.
     pub fn interval(&self, value: f64, samples: &GroupedMoments) -> Result<[f64; 2]> {
         let groups = samples.groups();
         let left = (0..groups)
@@ -103,7 +107,7 @@ impl Reference {
     }
 }
 
-/// √x, and 0 below zero. (`f64::max` would drop a NaN.)
+/// √x, or 0 for negative x. (`f64::max` would drop a NaN.)
 fn root_of(x: f64) -> f64 {
     if x < 0.0 { 0.0 } else { x.sqrt() }
 }
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_distance_that_overflows_is_not_taken_for_a_good_one() -> Result<()> {
-        // Finite, and its products are not.
+        // Finite, but their products overflow.
         let huge = diagonal(&[0.0; 2], &[1e200; 2]);
         let found = Reference::new(&huge)?.distance(&diagonal(&[1e200; 2], &[1e200, 3.0]));
         assert!(!found.is_ok_and(f64::is_finite));
@@ -226,7 +230,8 @@ mod tests {
             assert!(low < value && value < high);
             widths.push(high - low);
         }
-        // Ten times narrower for a hundred times as many, as far as ten groups can tell.
+        // Ten times narrower for a hundred times as many samples, within the precision of ten
+        // groups.
         assert!(widths[0] > 3.0 * widths[1], "{widths:?}");
         Ok(())
     }

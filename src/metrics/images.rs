@@ -19,25 +19,26 @@ pub enum Images {
     /// A folder, shards, or single files.
     Files {
         source: Arc<dyn Source>,
-        /// ADM's centre crop to this size.
+        /// ADM's center crop to this size.
         crop: Option<usize>,
     },
     /// `arr_0` u8 [N,H,W,3] of an `.npz`.
     Array { path: PathBuf, shape: [usize; 4] },
 }
 
-/// Takes images in their order, a batch at a time.
+/// Receives images in order, a batch at a time.
 pub type Take<'a> = dyn FnMut(Vec<RgbImage>) -> Result<()> + 'a;
 
 impl Images {
-    /// Opens what `path` is; `crop` is for files of any size.
+    /// Opens the images at `path`; `crop` is for files of any size.
     ///
-    /// Errors: there is nothing, or no image in it; an `.npz` without images.
+    /// Errors: there is nothing at `path`, or no image in it; an `.npz` without images.
     pub fn open(path: &Path, crop: Option<usize>) -> Result<Self> {
         if is_npz(path) {
             return Self::array(path);
         }
-        // Data of other kinds is found by its ending: what it is has to be said here.
+        // Data of other kinds is recognised by its suffix, so a file that is none of these must be
+        // named here.
         if path.is_file()
             && let Some(kind @ (foreign::NPY | foreign::TORCH)) = foreign::of(path)
         {
@@ -85,7 +86,7 @@ impl Images {
         }
     }
 
-    /// Width and height of the first.
+    /// Width and height of the first image.
     pub fn size(&self) -> Result<(u32, u32)> {
         match self {
             Images::Files { source, crop } => Ok(one(&**source, *crop, 0)?.1.dimensions()),
@@ -93,11 +94,11 @@ impl Images {
         }
     }
 
-    /// Hands all images, or `limit` of them, to `take`, at most `batch` at a time.
+    /// Passes all images, or `limit` of them, to `take`, at most `batch` at a time.
     ///
-    /// The `limit` are evenly spread: of a set sorted by class, all classes.
+    /// The `limit` images are evenly spaced: from a set sorted by class, all classes.
     ///
-    /// Errors: one that cannot be read, or of another size than the first.
+    /// Errors: an image that cannot be read, or that has another size than the first.
     pub fn each(&self, batch: usize, limit: usize, take: &mut Take) -> Result<()> {
         let count = self.count();
         let limit = count.min(limit);
@@ -130,17 +131,17 @@ impl Images {
                             RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
                         });
                     let images: Option<Vec<_>> = images.collect();
-                    take(images.context("a picture of the wrong size")?)
+                    take(images.context("an image of the wrong size")?)
                 })
             }
         }
     }
 }
 
-/// Number `i` of `limit` evenly spread over 0..count.
+/// Index `i` of `limit` evenly spaced indices in 0..count.
 ///
-/// The images that are saved and the features that are compared are chosen by this alone, so that a figure of saved
-/// statistics is the figure of their images.
+/// Both the saved images and the compared features are selected by this function, so that metrics
+/// of saved statistics match those of their images.
 pub fn spread(i: usize, count: usize, limit: usize) -> usize {
     i * count / limit
 }
@@ -155,25 +156,25 @@ fn one(source: &dyn Source, crop: Option<usize>, i: usize) -> Result<(String, Rg
     Ok((example.key, image))
 }
 
-/// Whether `path` names an array file: by its ending, or by what it holds.
+/// Whether `path` names an array file, by its suffix or its content.
 pub fn is_npz(path: &Path) -> bool {
     let ending = path.extension().map(|e| e.to_ascii_lowercase());
     ending.is_some_and(|e| e == "npz") || (path.is_file() && Npz::is(path))
 }
 
-/// `error` of the data with a remedy of this command's own: options that its hint names are those of training and encoding,
-/// which leave bad images out.
+/// Replaces the hint of an `error` of the data. The original hint may name options for leaving out
+/// bad images, which only training and encoding have.
 fn own_remedy(error: Error) -> Error {
     match error::hint(&error).is_some_and(|hint| hint.contains("--")) {
         true => rehinted(
             &error,
-            "replace or remove the file: no image is left out of a figure",
+            "replace or remove the file: metrics are computed on all images",
         ),
         false => error,
     }
 }
 
-/// Refuses `image` if it is of another size than the first.
+/// Refuses `image` if its size differs from the first image's.
 fn same_size(key: &str, image: &RgbImage, first: &mut Option<(u32, u32)>) -> Result<()> {
     let found = image.dimensions();
     let expected = *first.get_or_insert(found);
@@ -185,11 +186,11 @@ fn same_size(key: &str, image: &RgbImage, first: &mut Option<(u32, u32)>) -> Res
             "image `{key}` is {}×{}, those before it {}×{}",
             found.0, found.1, expected.0, expected.1
         ),
-        "--crop SIZE takes every image's square centre, resized as ADM does",
+        "--crop SIZE center-crops every image and resizes it as ADM does",
     ))
 }
 
-/// A digest of pixels: equal for equal images in the same order, whatever they are stored in.
+/// A hash of pixels: equal for equal images in the same order, whatever format they are stored in.
 #[derive(Default)]
 pub struct PixelHash(Sha256);
 
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(expected.0, 5);
         assert_eq!(hash(&files, 2)?, expected);
         assert_eq!(hash(&array, 2)?, expected);
-        // Some of them: 0, 1 and 3 of five.
+        // A selection: images 0, 1 and 3 of five.
         for images in [files, array] {
             let mut reds = Vec::new();
             images.each(2, 3, &mut |batch| {

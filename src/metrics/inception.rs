@@ -1,8 +1,10 @@
-//! FID's Inception-v3 (TensorFlow's graph of 2015-12-05, Szegedy et al. 2015): [B,299,299,3] → features of four depths.
+//! FID's Inception-v3 (TensorFlow's graph of 2015-12-05, Szegedy et al. 2015): [B,299,299,3] →
+//! features at four depths.
 //!
-//! Tensor names are pytorch-fid's. Every convolution is followed by BatchNorm (eps 1e-3), folded into it when the
-//! weights are read, and ReLU. It differs from torchvision's network in its average pools, which do not count the
-//! padding, in the maximum pool of the last block, and in its 1008 outputs.
+//! Tensor names are pytorch-fid's. Every convolution is followed by BatchNorm (eps 1e-3), folded
+//! into it when the weights are loaded, and ReLU. It differs from torchvision's network in its
+//! average pools, which do not count the padding, in the max pool of the last block, and in its
+//! 1008 outputs.
 
 mod blocks;
 mod layers;
@@ -21,26 +23,27 @@ use crate::ops;
 use crate::store::Scope;
 use blocks::{Stage, stages};
 
-/// As reports name it.
+/// Name in reports.
 pub const NAME: &str = "inception-2015-12-05";
 
-/// Channels of `Mixed_6d`'s first branch that are the spatial features of sFID.
+/// Number of channels of `Mixed_6d`'s first branch that are sFID's spatial features.
 const SPATIAL_CHANNELS: usize = 7;
 
-/// What the network gives, from the first to the last to be known.
+/// The outputs of the network, in the order in which they become available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Output {
-    /// After the first maximum pool, averaged over positions.
+    /// After the first max pool, averaged over positions.
     Pool64,
-    /// After the second maximum pool, averaged over positions.
+    /// After the second max pool, averaged over positions.
     Pool192,
-    /// `Mixed_6d`'s 17×17 positions of seven channels, in the order (row, column, channel): sFID's.
+    /// Seven channels of `Mixed_6d` at 17×17 positions, in the order (row, column, channel), for
+    /// sFID.
     Spatial,
     /// After `Mixed_6e`, averaged over positions.
     Pool768,
     /// After `Mixed_7c`, averaged over positions: the features of FID.
     Pool2048,
-    /// `fc` without its bias: what the Inception Score is made of.
+    /// `fc` without its bias, for the Inception Score.
     Logits,
 }
 
@@ -56,7 +59,7 @@ impl Output {
         }
     }
 
-    /// The features of so many dimensions.
+    /// The features with `dims` dimensions.
     pub fn of_dims(dims: usize) -> Option<Self> {
         match dims {
             64 => Some(Output::Pool64),
@@ -70,10 +73,10 @@ impl Output {
 
 pub struct Inception {
     stages: Vec<Stage>,
-    /// [1008,2048], where logits are wanted.
+    /// [1008,2048], if logits are requested.
     classifier: Option<Tensor>,
     preprocess: Preprocess,
-    /// What [`FeatureNetwork::features`] gives.
+    /// The outputs of [`FeatureNetwork::features`].
     outputs: Vec<Output>,
     taps: Vec<Tap>,
     hash: String,
@@ -81,9 +84,11 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// The network of the weights file at `path`, giving `outputs`, for pictures resized by `preprocess`.
+    /// The network from the weights file at `path`, giving `outputs`, for images resized by
+    /// `preprocess`.
     ///
-    /// Errors: the file is of another network; `outputs` holds the logits and the file has no `fc`.
+    /// Errors: the file holds another network; `outputs` includes the logits and the file has no
+    /// `fc`.
     pub fn open(
         path: &Path,
         outputs: &[Output],
@@ -95,7 +100,8 @@ impl Inception {
             .map_err(|e| e.context(format!("{}", path.display())))
     }
 
-    /// As [`Inception::open`], of tensors in memory; every width is divided by `divisor` (1, but for tests).
+    /// Like [`Inception::open`], from tensors in memory; every width is divided by `divisor` (1,
+    /// except in tests).
     pub fn new(
         weights: &BTreeMap<String, Tensor>,
         divisor: usize,
@@ -139,7 +145,7 @@ impl Inception {
         })
     }
 
-    /// The outputs of prepared pictures [B,299,299,3], a matrix [B,D] each.
+    /// The outputs for preprocessed images [B,299,299,3], each a matrix [B,D].
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Rows>> {
         let mut known: Vec<(Output, Rows)> = Vec::new();
         let wanted = |output: Output| self.outputs.contains(&output);

@@ -1,19 +1,20 @@
-//! The Inception Score (Salimans et al. 2016): exp of the mean KL(p(y|x) ‖ p(y)) over a split of the images, averaged
-//! over splits. Logits [N,1008] without the bias of `fc`, as both evaluators in use take them.
+//! The Inception Score (Salimans et al. 2016): exp of the mean KL(p(y|x) ‖ p(y)) over a split of
+//! the images, averaged over splits. Logits [N,1008] are without the bias of `fc`, as in both
+//! evaluators in common use.
 //!
-//! ADM's evaluator takes 5,000 images after the other, so that the order counts; torch-fidelity ten equal parts of
-//! shuffled images. Both are reported.
+//! ADM's evaluator uses consecutive splits of 5,000 images, so that the order matters;
+//! torch-fidelity uses ten equal splits of shuffled images. Both values are reported.
 
 use super::features::Rows;
 use crate::rng::{Purpose, Stream};
 
-/// ADM's split.
+/// ADM's split size.
 const SPLIT: usize = 5000;
 
 /// torch-fidelity's number of splits.
 const SPLITS: usize = 10;
 
-/// The mean over splits, and their standard deviation.
+/// The mean over splits and their standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Score {
     pub value: f64,
@@ -21,13 +22,13 @@ pub struct Score {
     pub splits: usize,
 }
 
-/// ADM's: consecutive splits of 5,000 in the order of the images; the last may be smaller.
+/// ADM's variant: consecutive splits of 5,000 in the order of the images; the last may be smaller.
 pub fn in_order(logits: &Rows) -> Score {
     let order: Vec<usize> = (0..logits.count()).collect();
     score(logits, order.chunks(SPLIT))
 }
 
-/// torch-fidelity's: ten equal splits of the images, shuffled by `seed`.
+/// torch-fidelity's variant: ten equal splits of the images, shuffled by `seed`.
 pub fn shuffled(logits: &Rows, seed: u64) -> Score {
     let n = logits.count();
     let mut order: Vec<usize> = (0..n).collect();
@@ -56,7 +57,7 @@ fn of_split(logits: &Rows, split: &[usize]) -> f64 {
     let width = logits.width;
     let row = |i: usize| log_softmax(&logits.values[i * width..][..width]);
     let mut mean = vec![0f64; width];
-    // Σ p·ln p of all images: their negative entropies.
+    // Σ p·ln p over all images: the negative entropies.
     let mut certain = 0.0;
     for &i in split {
         for (mean, log) in mean.iter_mut().zip(row(i)) {
@@ -89,7 +90,7 @@ fn log_softmax(logits: &[f32]) -> impl Iterator<Item = f64> {
 mod tests {
     use super::*;
 
-    /// `count` images of which each of `classes` in turn is certain.
+    /// `count` images, each certainly of one of `classes` classes, in turn.
     fn certain(count: usize, classes: usize) -> Rows {
         let mut values = vec![0f32; count * 20];
         for (i, row) in values.chunks_exact_mut(20).enumerate() {
@@ -102,7 +103,7 @@ mod tests {
     fn certain_images_of_k_classes_score_k() {
         let logits = certain(7000, 7);
         assert!((in_order(&logits).value - 7.0).abs() < 1e-4);
-        // A split of 700 shuffled images has not quite 100 of each class.
+        // A split of 700 shuffled images does not have exactly 100 of each class.
         assert!((shuffled(&logits, 0).value - 7.0).abs() < 0.1);
         let unsure = Rows {
             width: 20,

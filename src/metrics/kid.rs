@@ -1,5 +1,6 @@
-//! The Kernel Inception Distance (Bińkowski et al. 2018): the unbiased squared MMD with the kernel (x·y/D + 1)³,
-//! averaged over random subsets, as torch-fidelity computes it. Features [N,2048].
+//! The Kernel Inception Distance (Bińkowski et al. 2018): the unbiased squared MMD with the kernel
+//! (x·y/D + 1)³, averaged over random subsets, as torch-fidelity computes it. Features are
+//! [N,2048].
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, get_global_parallelism};
@@ -8,17 +9,17 @@ use super::features::Rows;
 use crate::error::{Result, hinted};
 use crate::rng::{Purpose, Stream};
 
-/// Which images are compared.
+/// The subsets that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subsets {
     pub count: usize,
-    /// Images of each set in a subset, drawn without replacement.
+    /// Images per set in a subset, drawn without replacement.
     pub size: usize,
     pub seed: u64,
 }
 
 impl Subsets {
-    /// Errors: they cannot be drawn from so many images.
+    /// Errors: the sets are too small for these subsets.
     pub fn check(self, samples: usize, reference: usize) -> Result<()> {
         if self.size >= 2 && self.size <= samples.min(reference) && self.count > 0 {
             return Ok(());
@@ -28,7 +29,7 @@ impl Subsets {
                 "KID: {} subsets of {} images cannot be drawn from {samples} samples and {reference} reference images",
                 self.count, self.size
             ),
-            "--kid-subset-size takes from 2 images to as many as the smaller set has",
+            "--kid-subset-size must be at least 2 and at most the size of the smaller set",
         ))
     }
 }
@@ -36,14 +37,16 @@ impl Subsets {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kid {
     pub value: f64,
-    /// Of a subset.
+    /// The standard deviation over subsets.
     pub deviation: f64,
 }
 
-/// The mean over subsets and their standard deviation. Of a set and itself, in whatever order, it is 0: there the unbiased
-/// estimate would be what the subsets differ by, and below zero half of the time.
+/// The mean over subsets and their standard deviation. For a set and itself, in whatever order, it
+/// is 0: the unbiased estimate would only measure how the subsets differ, and be negative half of
+/// the time.
 ///
-/// Errors: a set is smaller than a subset; a subset of fewer than two images; features of different widths.
+/// Errors: a set is smaller than a subset; a subset has fewer than two images; the features have
+/// different dimensions.
 pub fn kid(samples: &Rows, reference: &Rows, subsets: Subsets) -> Result<Kid> {
     subsets.check(samples.count(), reference.count())?;
     if samples.width != reference.width {
@@ -79,12 +82,12 @@ fn same_rows(a: &Rows, b: &Rows) -> bool {
         all.sort_unstable();
         all
     };
-    // Sets of different sizes or of other values, which most are, cost no sorting.
+    // Sets of different sizes or different values, as most are, need no sorting.
     let sum = |rows: &Rows| -> u64 { rows.values.iter().map(|x| u64::from(x.to_bits())).sum() };
     a.count() == b.count() && sum(a) == sum(b) && sorted(a) == sorted(b)
 }
 
-/// The rows of subset `number`, [D,M]: a column an image.
+/// The rows of subset `number`, [D,M]: one column per image.
 fn drawn(rows: &Rows, subsets: Subsets, number: u64, side: u32) -> Mat<f64> {
     let mut order: Vec<usize> = (0..rows.count()).collect();
     let mut draws = Stream::new(subsets.seed, Purpose::Subset, number, 2 + side).draws();

@@ -1,5 +1,6 @@
-//! Names of reference sets, by SHA-256: `references.toml` in `$XDG_CONFIG_HOME/rdpm` (`~/.config/rdpm`), to which
-//! everyone adds his own. A line is `"<digest>" = "name"`; the digest is the one that a report prints.
+//! Names of reference sets, by SHA-256: `references.toml` in `$XDG_CONFIG_HOME/rdpm`
+//! (`~/.config/rdpm`), which users write themselves. A line is `"<digest>" = "name"`, with the
+//! digest that a report prints.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ pub fn name_of(digest: &str) -> Result<Option<String>> {
     }
 }
 
-/// Errors: the table cannot be read; said before anything is computed.
+/// Errors: the table cannot be read; reported before anything is computed.
 pub fn check() -> Result<()> {
     name_of("").map(drop)
 }

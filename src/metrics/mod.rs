@@ -1,7 +1,7 @@
-//! How good images are: feature networks, the distances between sets of features, and what a report says of them.
+//! Image quality metrics: feature networks, distances between sets of features, and reports.
 //!
-//! A [`FeatureNetwork`] turns images into rows of numbers; a metric is a function of two sets of rows. Which weights,
-//! which resize and how many images stand behind a number is part of the number: networks say it themselves.
+//! A [`FeatureNetwork`] turns images into rows of numbers; a metric is a function of two sets of
+//! rows. Weights, resize and number of images belong to a metric's value, and networks report them.
 
 pub mod clip;
 pub mod collect;
@@ -18,6 +18,7 @@ pub mod inception_score;
 pub mod kid;
 pub mod known;
 mod normalized;
+pub mod options;
 pub mod precision_recall;
 pub mod psnr;
 pub mod reconstruction;

@@ -1,10 +1,10 @@
-//! Pictures of one size as a network's input: (x/255 − mean) / deviation, [B,S,S,3].
+//! Images of one size as a network's input: (x/255 − mean) / deviation, [B,S,S,3].
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 
-/// Mean and deviation of each channel, of values in 0..1.
+/// Mean and deviation of each channel, for values in 0..1.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Normalized {
     pub mean: [f32; 3],
@@ -12,7 +12,7 @@ pub(super) struct Normalized {
 }
 
 impl Normalized {
-    /// `images` cut to `side`×`side` by `square`, then normalised.
+    /// `images` cropped to `side`×`side` by `square`, then normalized.
     pub fn batch(
         self,
         images: &[RgbImage],

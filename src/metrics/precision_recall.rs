@@ -1,8 +1,9 @@
 //! Improved precision and recall (Kynkäänniemi et al. 2019) as ADM's evaluator computes them.
 //!
-//! A ball around every point reaches to its third nearest neighbour among its own set. Precision is the part of the
-//! samples that lie in a ball of the reference, recall the part of the reference that lies in a ball of the samples;
-//! on the border is inside. Features are those of FID, [N,2048].
+//! Each point has a ball that reaches to its third nearest neighbour in its own set. Precision is
+//! the share of samples that lie in a ball of the reference, recall the share of the reference that
+//! lies in a ball of the samples; the border counts as inside. The features are those of FID,
+//! [N,2048].
 
 use std::ops::Range;
 
@@ -12,35 +13,35 @@ use super::distances::{Arithmetic, Points};
 use super::features::Rows;
 use crate::error::{Result, hinted};
 
-/// The neighbour that a ball reaches to.
+/// The ball's radius is the distance to this nearest neighbour.
 const NEIGHBOUR: usize = 3;
 
-/// Points of a block on either side: its distances take 32 MiB.
+/// Points per block and side: the distances of a block take 32 MiB.
 const BLOCK: usize = 2048;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PrecisionRecall {
     pub precision: f64,
     pub recall: f64,
-    /// Half precision was asked for and could hold the distances.
+    /// Half precision was requested and could represent the distances.
     pub half: bool,
 }
 
-/// Errors: a set has no third neighbour.
+/// Errors: a set is too small to have a third neighbour.
 pub fn check(reference: usize, samples: usize) -> Result<()> {
     let fewest = reference.min(samples);
     if fewest > NEIGHBOUR {
         return Ok(());
     }
     Err(hinted(
-        format!("precision and recall: {fewest} images have no third neighbour"),
-        "at least 4 images are needed on either side, thousands for a figure that means something",
+        format!("precision and recall: a set of {fewest} images has no third neighbour"),
+        "at least 4 images are needed on either side, and thousands for a meaningful value",
     ))
 }
 
-/// Both figures; memory beyond the features does not depend on their number.
+/// Computes both; memory beyond the features does not depend on their number.
 ///
-/// Errors: a set has no third neighbour; features of different widths.
+/// Errors: a set is too small to have a third neighbour; features of different dimensions.
 pub fn precision_recall(
     reference: &Rows,
     samples: &Rows,
@@ -97,13 +98,13 @@ fn blocks(count: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..count.min(start + BLOCK))
 }
 
-/// The squared distance of each point's third nearest neighbour; the nearest of all is the point itself.
+/// The squared distance of each point to its third nearest neighbour, not counting itself.
 fn radii(points: &Points) -> Vec<f64> {
     let mut radii = Vec::with_capacity(points.count());
     for rows in blocks(points.count()) {
         let mut nearest = vec![[f64::INFINITY; NEIGHBOUR + 1]; rows.len()];
         for columns in blocks(points.count()) {
-            // A column of distances is one point's, and lies in one piece.
+            // A column holds the distances of one point, contiguously.
             let distances = points.distances(columns, points, rows.clone());
             nearest.par_iter_mut().enumerate().for_each(|(j, nearest)| {
                 for &distance in distances.col(j).iter() {
@@ -116,7 +117,7 @@ fn radii(points: &Points) -> Vec<f64> {
     radii
 }
 
-/// Keeps the smallest distances, in order.
+/// Keeps the smallest distances, sorted.
 fn insert(nearest: &mut [f64; NEIGHBOUR + 1], distance: f64) {
     if distance >= nearest[NEIGHBOUR] {
         return;
@@ -142,7 +143,7 @@ mod tests {
         precision_recall(reference, samples, Arithmetic::Exact).expect("enough points")
     }
 
-    /// The definition, pair by pair, with whole sorted rows.
+    /// The definition, pair by pair, by sorting whole rows.
     fn by_definition(reference: &Rows, samples: &Rows) -> (f64, f64) {
         let distance = |a: &[f32], b: &[f32]| -> f64 {
             let pairs = a.iter().zip(b);
@@ -197,7 +198,7 @@ mod tests {
         let values = reference.values[..8].repeat(20);
         let same = Rows { width: 8, values };
         let found = of(&reference, &same);
-        // That image is inside its own balls, and no other is.
+        // This image is inside its own ball only, and no other image is.
         assert_eq!((found.precision, found.recall), (1.0, 1.0 / 50.0));
     }
 

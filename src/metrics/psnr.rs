@@ -1,8 +1,8 @@
-//! Peak signal-to-noise ratio of two pictures in bytes: 10·log10(255² / MSE), in dB.
+//! Peak signal-to-noise ratio of two 8-bit images: 10·log10(255² / MSE), in dB.
 
 use image::RgbImage;
 
-/// Over all channels; capped at 100 dB, where the pictures are equal.
+/// Over all channels; 100 dB at most, for equal images.
 pub fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
     let squared = |(x, y): (&u8, &u8)| f64::from(x.abs_diff(*y)).powi(2);
     let sum: f64 = a.as_raw().iter().zip(b.as_raw()).map(squared).sum();

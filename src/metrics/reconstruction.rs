@@ -1,7 +1,7 @@
-//! How well a tokenizer reconstructs: each image beside its reconstruction (PSNR, SSIM, LPIPS), and the set of the
-//! originals beside the set of the reconstructions (rFID, rsFID).
+//! How well a tokenizer reconstructs: each image compared with its reconstruction (PSNR, SSIM,
+//! LPIPS), and the set of originals compared with the set of reconstructions (rFID, rsFID).
 //!
-//! All of it is of bytes, as they would be written: pictures of equal size, batch after batch.
+//! All metrics use 8-bit images, as they would be written, in batches of images of equal size.
 
 use candle_core::Device;
 use image::RgbImage;
@@ -15,13 +15,13 @@ use crate::error::Result;
 use crate::model::Lpips;
 use crate::sample::from_rgb;
 
-/// A figure's mean over images.
+/// The mean of a metric over images.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mean {
     pub count: usize,
     sum: f64,
     squares: f64,
-    /// The first image whose figure is not finite; then the mean is not either.
+    /// The first image whose value is not finite; then the mean is not finite either.
     pub bad: Option<usize>,
 }
 
@@ -39,8 +39,8 @@ impl Mean {
         self.sum / self.count as f64
     }
 
-    /// The mean and twice (1.96 times) its standard error to both sides: 95 %. None for a single image, and where the mean is
-    /// not finite.
+    /// The 95 % confidence interval: the mean ± 1.96 standard errors. None for a single image, or
+    /// if the mean is not finite.
     pub fn interval(self) -> Option<[f64; 2]> {
         if self.bad.is_some() {
             return None;
@@ -52,9 +52,9 @@ impl Mean {
     }
 }
 
-/// The networks and figures that are asked for.
+/// The networks and metrics that were requested.
 pub struct Judge {
-    /// Giving the features of FID, and those of sFID if it is asked for.
+    /// Gives FID's features, and sFID's if requested.
     pub inception: Option<Inception>,
     pub lpips: Option<Lpips>,
     pub psnr: bool,
@@ -62,7 +62,7 @@ pub struct Judge {
     pub device: Device,
 }
 
-/// What was found of one set of reconstructions.
+/// The quality of one set of reconstructions.
 #[derive(Debug, Clone, Default)]
 pub struct Quality {
     pub psnr: Mean,
@@ -73,7 +73,7 @@ pub struct Quality {
 }
 
 impl Judge {
-    /// Adds a batch of `images` beside their `originals` to `quality`.
+    /// Adds a batch of `images` and their `originals` to `quality`.
     pub fn compare(
         &self,
         originals: &[RgbImage],
@@ -99,7 +99,7 @@ impl Judge {
         self.add_features(images, quality)
     }
 
-    /// As [`Judge::compare`] for a step before the last: PSNR and the features alone.
+    /// Like [`Judge::compare`], for steps before the last: PSNR and features only.
     pub fn compare_step(
         &self,
         originals: &[RgbImage],
@@ -112,7 +112,7 @@ impl Judge {
         self.add_features(images, quality)
     }
 
-    /// Adds Inception's features of `images`, if they are asked for.
+    /// Adds Inception's features of `images`, if requested.
     ///
     /// Errors: an image's features are not finite.
     pub fn add_features(&self, images: &[RgbImage], quality: &mut Quality) -> Result<()> {
@@ -134,7 +134,7 @@ impl Judge {
     }
 }
 
-/// The originals' features, to which those of every set of reconstructions are compared.
+/// The originals' features, which every set of reconstructions is compared with.
 pub struct Originals(Vec<Reference>);
 
 impl Originals {
@@ -146,12 +146,12 @@ impl Originals {
             .map(Self)
     }
 
-    /// How many of Inception's outputs are compared.
+    /// The number of Inception outputs that are compared.
     pub fn outputs(&self) -> usize {
         self.0.len()
     }
 
-    /// The Fréchet distance of Inception's output number `output`.
+    /// The Fréchet distance for Inception output number `output`.
     pub fn distance(&self, output: usize, images: &Quality) -> Result<f64> {
         self.0[output].distance(&images.features[output].gaussian()?)
     }

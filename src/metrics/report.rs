@@ -1,18 +1,19 @@
-//! What an evaluation found: a table on the terminal, and `report.json` with all that a figure depends on.
+//! The results of an evaluation: a table for the terminal, and `report.json` with everything that a
+//! value depends on.
 
 use std::fmt::Write;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// A figure and what it was computed of.
+/// A metric's value, and what it was computed from.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Figure {
+pub struct Measurement {
     pub value: f64,
-    /// 95 %, by the delete-a-group jackknife.
+    /// 95 % confidence interval, by the delete-a-group jackknife.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<[f64; 2]>,
-    /// Over splits or subsets.
+    /// Standard deviation over splits or subsets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deviation: Option<f64>,
     pub samples: Option<usize>,
@@ -22,7 +23,7 @@ pub struct Figure {
     pub network: String,
     pub weights: String,
     pub preprocess: String,
-    /// What else the figure depends on.
+    /// What else the value depends on.
     #[serde(flatten)]
     pub details: Map<String, Value>,
 }
@@ -32,61 +33,61 @@ pub struct Figure {
 pub struct Set {
     pub path: String,
     pub kind: &'static str,
-    /// Of a file's bytes, of all pixels in order, or of what a model's samples depend on.
+    /// A hash of the file, of all pixels in order, or of what a model's samples depend on.
     pub hash: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub images: Option<usize>,
     /// Width and height.
     pub size: Option<(u32, u32)>,
-    /// Of a model's samples.
+    /// How a model's samples were drawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Value>,
 }
 
-/// The figures of one set of samples, by name, in the order of the table.
+/// The metrics of one set of samples, by name, in the order of the table.
 #[derive(Debug, Clone, Default)]
 pub struct Evaluation {
     pub samples: Set,
-    pub metrics: Vec<(&'static str, Figure)>,
+    pub metrics: Vec<(&'static str, Measurement)>,
     pub warnings: Vec<String>,
 }
 
 impl Evaluation {
-    pub fn figure(&self, name: &str) -> Option<&Figure> {
+    pub fn measurement(&self, name: &str) -> Option<&Measurement> {
         let found = self.metrics.iter().find(|(known, _)| *known == name);
-        found.map(|(_, figure)| figure)
+        found.map(|(_, measurement)| measurement)
     }
 
-    /// Warns of a Fréchet distance of so few images that a covariance is singular.
+    /// Warns of a Fréchet distance with so few images that a covariance is singular.
     pub fn warn_of_few(&mut self, name: &str, dims: usize, counts: [(Option<usize>, &str); 2]) {
         for (count, whose) in counts {
             if let Some(count) = count
                 && count <= dims
             {
                 self.warnings.push(format!(
-                    "{name}: {count} {whose} in {dims} dimensions: the covariance is singular and the figure far too high; \
+                    "{name}: {count} {whose} in {dims} dimensions: the covariance is singular and the measurement far too high; \
                      compare it with figures of as many images only"
                 ));
             }
         }
     }
 
-    /// Warns of every figure that is NaN or infinite: null in the report's JSON.
+    /// Warns of every value that is NaN or infinite; in the report's JSON it is null.
     pub fn warn_of_bad(&mut self) {
-        let parts = |figure: &Figure| {
-            let interval = figure.interval.into_iter().flatten();
-            [figure.value]
+        let parts = |measurement: &Measurement| {
+            let interval = measurement.interval.into_iter().flatten();
+            [measurement.value]
                 .into_iter()
                 .chain(interval)
-                .chain(figure.deviation)
+                .chain(measurement.deviation)
                 .collect::<Vec<_>>()
         };
-        for (name, figure) in &self.metrics {
-            if !parts(figure).into_iter().all(f64::is_finite) {
+        for (name, measurement) in &self.metrics {
+            if !parts(measurement).into_iter().all(f64::is_finite) {
                 self.warnings.push(format!(
                     "{name} is not finite ({}): the features of {} are too large to be compared, or damaged",
-                    figure.value, self.samples.path
+                    measurement.value, self.samples.path
                 ));
             }
         }
@@ -96,7 +97,7 @@ impl Evaluation {
         let metrics: Map<String, Value> = self
             .metrics
             .iter()
-            .map(|(name, figure)| (name.to_string(), json!(figure)))
+            .map(|(name, measurement)| (name.to_string(), json!(measurement)))
             .collect();
         Map::from_iter([
             ("samples".to_string(), json!(self.samples)),
@@ -115,7 +116,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// `samples`, `metrics` and `warnings` at the top; of a sweep, a list of these as `points`.
+    /// `samples`, `metrics` and `warnings` at the top level; for a sweep, a list of these as
+    /// `points`.
     pub fn json(&self) -> Value {
         let mut report = Map::from_iter([
             ("format".to_string(), json!("rdpm-eval-fid/1")),
@@ -142,9 +144,12 @@ impl Report {
         for evaluation in &self.evaluations {
             text += &line("samples", &evaluation.samples);
             let mut networks = Vec::new();
-            for (_, figure) in &evaluation.metrics {
-                let (network, weights) = (&figure.network, short(&figure.weights));
-                let network = format!("network    {network} ({weights}), {}\n", figure.preprocess);
+            for (_, measurement) in &evaluation.metrics {
+                let (network, weights) = (&measurement.network, short(&measurement.weights));
+                let network = format!(
+                    "network    {network} ({weights}), {}\n",
+                    measurement.preprocess
+                );
                 if !networks.contains(&network) {
                     networks.push(network);
                 }
@@ -156,8 +161,8 @@ impl Report {
                     "metric", "value", "", "samples", "reference"
                 );
             }
-            for (name, figure) in &evaluation.metrics {
-                text += &row(name, figure);
+            for (name, measurement) in &evaluation.metrics {
+                text += &row(name, measurement);
             }
             for warning in &evaluation.warnings {
                 text += &format!("warning: {warning}\n");
@@ -167,8 +172,8 @@ impl Report {
     }
 }
 
-fn row(name: &str, figure: &Figure) -> String {
-    let spread = match (figure.interval, figure.deviation) {
+fn row(name: &str, measurement: &Measurement) -> String {
+    let spread = match (measurement.interval, measurement.deviation) {
         (Some([low, high]), _) => format!("[{low:.4}, {high:.4}] 95 %"),
         (None, Some(deviation)) => format!("± {deviation:.4}"),
         (None, None) => String::new(),
@@ -176,19 +181,19 @@ fn row(name: &str, figure: &Figure) -> String {
     let count = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
     let name = match name {
         "is" | "is_shuffled" | "precision" | "recall" | "kid" => name.to_string(),
-        _ => format!("{name} {}", figure.dims),
+        _ => format!("{name} {}", measurement.dims),
     };
     format!(
         "{name:<14}{:>12.6}  {spread:<24}{:>9}{:>11}\n",
-        figure.value,
-        count(figure.samples),
-        count(figure.reference)
+        measurement.value,
+        count(measurement.samples),
+        count(measurement.reference)
     )
 }
 
 fn line(what: &str, set: &Set) -> String {
     let mut text = format!("{what:<11}{}, {}", set.path, set.kind);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     if let Some(images) = set.images {
         let _ = write!(text, ", {images} images");
     }
@@ -227,15 +232,15 @@ mod tests {
     use super::*;
 
     fn evaluation(fid: f64) -> Evaluation {
-        let figure = Figure {
+        let measurement = Measurement {
             value: fid,
             interval: Some([fid - 1.0, fid + 1.0]),
             samples: Some(50),
             dims: 2048,
-            ..Figure::default()
+            ..Measurement::default()
         };
         Evaluation {
-            metrics: vec![("fid", figure)],
+            metrics: vec![("fid", measurement)],
             warnings: vec!["few".into()],
             ..Evaluation::default()
         }
@@ -281,7 +286,7 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("warning: few"));
-        // Each network once.
+        // Each network is listed once.
         let mut other = evaluation(1.0).metrics;
         other[0].1.network = "clip".into();
         report.evaluations[0].metrics.extend(other);

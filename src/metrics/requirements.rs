@@ -1,20 +1,21 @@
-//! What an evaluation needs of its two sides, asked before anything is computed.
+//! What an evaluation needs from its two sides, checked before anything is computed.
 
-use super::evaluate::{KID_SUBSET_SIZE, Metric, Options, PR_REFERENCE};
 use super::features::FeatureNetwork;
 use super::inception::{self, Output};
 use super::kid::Subsets;
+use super::options::{KID_SUBSET_SIZE, Metric, Options, PR_REFERENCE};
 use super::resize::Preprocess;
+use super::side::lacks;
 use super::stats_file::Statistics;
 use super::{fid_infinity, frechet, precision_recall};
-use crate::error::{Error, Result, hinted, usage};
+use crate::error::{Result, hinted, usage};
 
-/// What is known of a side without any of its features.
+/// What is known of a side without its features.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// As errors name it.
+    /// The name in errors.
     pub path: &'a str,
-    /// Images that are there or will be.
+    /// Number of images that exist or will be drawn.
     pub images: Option<usize>,
     /// Width and height.
     pub size: Option<(u32, u32)>,
@@ -22,7 +23,8 @@ pub struct Facts<'a> {
 }
 
 impl Options {
-    /// Errors: a figure that was asked for cannot be computed of these sides, or would compare what cannot be compared.
+    /// Errors: a requested metric cannot be computed from these sides, or would compare
+    /// incomparable features.
     pub fn check(
         &self,
         networks: &[Box<dyn FeatureNetwork>],
@@ -36,7 +38,7 @@ impl Options {
         {
             return Err(usage(
                 format!(
-                    "--interval: {} holds statistics, of which no group of samples can be left out",
+                    "--interval: {} holds statistics, from which no group of samples can be left out",
                     samples.path
                 ),
                 "leave out --interval, or name the samples' images; the reference may be statistics",
@@ -57,7 +59,8 @@ impl Options {
         }
     }
 
-    /// Errors: too few images for the covariance that a Fréchet distance, or what is `saved`, needs.
+    /// Errors: too few images for the covariance that a Fréchet distance, or the `saved`
+    /// statistics, need.
     fn check_covariance(&self, side: Facts, saved: bool) -> Result<()> {
         let wants = |metrics: &[Metric]| metrics.iter().any(|metric| self.wants(*metric));
         let of_inception = wants(&[Metric::Fid, Metric::Sfid, Metric::FidInf]) || saved;
@@ -75,7 +78,7 @@ impl Options {
         }
     }
 
-    /// Errors: too few images for a figure.
+    /// Errors: too few images for a metric.
     fn check_counts(&self, samples: usize, reference: Option<usize>) -> Result<()> {
         if self.interval && samples < 2 * frechet::GROUPS {
             return Err(usage(
@@ -101,7 +104,7 @@ impl Options {
         }
     }
 
-    /// KID's.
+    /// The subsets of KID.
     pub fn subsets(&self, samples: usize, reference: usize) -> Subsets {
         let size = self.kid_subset_size;
         Subsets {
@@ -128,7 +131,7 @@ impl Facts<'_> {
         };
         let taps = network.taps().iter();
         let compared: Vec<_> = taps.filter(|tap| options.compares(tap.name)).collect();
-        // A file's images may be all that is used of it.
+        // The side may be a file of which only the images are used.
         if !compared.is_empty() {
             self.check_maker(statistics, &**network)?;
         }
@@ -148,14 +151,15 @@ impl Facts<'_> {
                         "{}: statistics of {width} dimensions, the features `{}` have {}",
                         self.path, tap.name, tap.width
                     ),
-                    "give --dims of the statistics",
+                    "set --dims to the statistics' dimensions",
                 ));
             }
         }
         Ok(())
     }
 
-    /// Refuses statistics that may be of any resize: neither this program's nor ADM's.
+    /// Refuses statistics that may come from any resize, because neither this program nor ADM made
+    /// them.
     pub fn check_says_resize(&self) -> Result<()> {
         match self.statistics {
             Some(Statistics {
@@ -164,13 +168,13 @@ impl Facts<'_> {
                 ..
             }) => Err(usage(
                 format!("{} does not say by which resize it was made", self.path),
-                "say it with --preprocess: pytorch-fid for that tool's statistics, clean for clean-fid's, else adm",
+                "name it with --preprocess: pytorch-fid for that tool's statistics, clean for clean-fid's, else adm",
             )),
             _ => Ok(()),
         }
     }
 
-    /// Refuses statistics that another network, other weights or another resize made.
+    /// Refuses statistics made with another network, other weights or another resize.
     fn check_maker(&self, statistics: &Statistics, network: &dyn FeatureNetwork) -> Result<()> {
         let mismatch = |what: &str, found: &str, expected: &str| {
             Err(hinted(
@@ -178,7 +182,7 @@ impl Facts<'_> {
                     "{}: made with {what} {found}, this evaluation uses {expected}",
                     self.path
                 ),
-                "figures of different features or resizes cannot be compared: make the statistics again with --save-stats, or change --preprocess or --weights",
+                "metrics of different features or resizes cannot be compared: make the statistics again with --save-stats, or change --preprocess or --weights",
             ))
         };
         let preprocess = network.preprocess();
@@ -200,15 +204,7 @@ impl Facts<'_> {
     }
 }
 
-/// What `path` has not, for the metrics that need it.
-pub(super) fn lacks(path: &str, what: &str) -> Error {
-    hinted(
-        format!("{path}: it has no {what}"),
-        "leave out the metrics that need them (--metrics), or name a set of images",
-    )
-}
-
-/// Refuses sets of images of different sizes.
+/// Refuses to compare sets of images of different sizes.
 fn same_size(a: Facts, b: Facts) -> Result<()> {
     match (a.size, b.size) {
         (Some(one), Some(other)) if one != other => Err(hinted(

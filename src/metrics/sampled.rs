@@ -1,6 +1,8 @@
-//! Samples of a model as they are drawn: number i is of class i mod C, so that every prefix is as balanced as can be.
+//! Samples of a model, evaluated as they are drawn. Sample i is of class i mod C, so that every
+//! prefix is as balanced as possible.
 //!
-//! Nothing but features is kept; they are logged a batch at a time, and an interrupted evaluation goes on from there.
+//! Only features are kept. They are logged a batch at a time, so that an interrupted evaluation can
+//! continue.
 
 use std::rc::Rc;
 
@@ -9,15 +11,15 @@ use serde_json::{Value, json};
 use super::collect::Collector;
 use super::feature_log::FeatureLog;
 use crate::error::{Result, interrupted};
+use crate::interrupt::Interrupt;
 use crate::sample::{Draws, Pretrained, SampleOptions, named_rgb};
 use crate::telemetry::Progress;
-use crate::train::interrupt::Interrupt;
 
 /// Which samples of which model.
 #[derive(Clone)]
 pub struct Sampling {
     pub model: Rc<Pretrained>,
-    /// Of the model: its weights and its configuration.
+    /// Hashes of the model's weights and configuration.
     pub hashes: [String; 2],
     pub classes: Vec<u32>,
     pub count: usize,
@@ -27,14 +29,15 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// What decides the samples, for reports.
+    /// Everything that decides the samples, for reports.
     pub fn identity(&self) -> Value {
         let mut identity = self.stream();
         identity["count"] = json!(self.count);
         identity
     }
 
-    /// What decides sample number i, however many there are: evaluations that agree in it share features.
+    /// Everything that decides sample i, independent of the number of samples: evaluations for
+    /// which it is equal share features.
     pub fn stream(&self) -> Value {
         let ([model, config], options) = (&self.hashes, &self.options);
         json!({
@@ -53,9 +56,10 @@ impl Sampling {
         })
     }
 
-    /// Hands all features to `collector`: those in `log`, then those of the samples that it lacks, which it gets.
+    /// Passes all features to `collector`: first those in `log`, then those of the missing samples,
+    /// which are also added to `log`.
     ///
-    /// Errors: a signal asked to stop, which costs no sample.
+    /// Errors: a signal asked to stop; no sample is lost.
     pub fn collect(&self, mut log: FeatureLog, collector: &mut Collector) -> Result<()> {
         log.replay(self.count, 256, |features| collector.rows(features))?;
         if collector.count() > 0 {
@@ -82,11 +86,11 @@ impl Sampling {
             let images = named_rgb(&images, |i| format!("image {}", numbers[i]))?;
             log.append(&collector.images(&images)?)?;
             progress.set(log.count() as u64, "");
-            // Also after the last batch: of a sweep, other settings follow.
+            // Also after the last batch, because a sweep would continue with other settings.
             if interrupt.requested() {
                 return Err(interrupted(
                     format!("stopped after {} of {} samples", log.count(), self.count),
-                    "the same command goes on from there",
+                    "the same command continues from there",
                 ));
             }
         }

@@ -1,22 +1,21 @@
-//! One side of a comparison: the samples or the reference, as statistics, as features, or as both.
+//! One side of a comparison, samples or reference, as statistics, as features, or as both.
 //!
-//! An ADM reference file holds statistics of the whole set and 10,000 of its images: FID and sFID are computed from
-//! the former, precision and recall from the latter, as its evaluator does.
+//! An ADM reference file holds statistics of the whole set and 10,000 of its images. FID and sFID
+//! are computed from the former, precision and recall from the latter, as in ADM's evaluator.
 
 use super::collect::{SetFeatures, TapFeatures};
 use super::features::Rows;
 use super::inception::Output;
 use super::report::Set;
-use super::requirements::lacks;
 use super::statistics::{Gaussian, GroupedMoments};
 use super::stats_file::Statistics;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, hinted};
 
 pub struct Side {
     pub set: Set,
-    /// Inception's, always.
+    /// Always Inception's.
     pub statistics: Option<Statistics>,
-    /// Inception's place among the networks, where it is one of them.
+    /// The index of Inception among the networks, if it is one of them.
     pub inception: Option<usize>,
     pub features: Option<SetFeatures>,
 }
@@ -50,7 +49,7 @@ impl Side {
             .ok_or_else(|| self.lacks("features of every image"))
     }
 
-    /// Images behind [`Side::gaussian`], where they are known.
+    /// Number of images behind [`Side::gaussian`], if known.
     pub fn count(&self, network: usize) -> Option<usize> {
         match (self.statistics_of(network), &self.features) {
             (Some(known), _) => known.made_by.as_ref().map(|m| m.images),
@@ -67,4 +66,12 @@ impl Side {
     fn lacks(&self, what: &str) -> Error {
         lacks(&self.set.path, what)
     }
+}
+
+/// The error that `path` lacks `what`, which a metric needs.
+pub(super) fn lacks(path: &str, what: &str) -> Error {
+    hinted(
+        format!("{path}: it has no {what}"),
+        "leave out the metrics that need them (--metrics), or name a set of images",
+    )
 }

@@ -1,21 +1,23 @@
-//! Structural similarity (Wang et al. 2004) of two pictures in bytes, as scikit-image computes it with the paper's settings.
+//! Structural similarity (Wang et al. 2004) of two 8-bit images, as scikit-image computes it with
+//! the paper's settings.
 //!
-//! (2μ_aμ_b + c₁)(2σ_ab + c₂) / ((μ_a² + μ_b² + c₁)(σ_a² + σ_b² + c₂)) with means and (co)variances under a Gaussian window
-//! of 11×11 (σ 1.5), c₁ = (0.01·255)², c₂ = (0.03·255)²; averaged over the positions whose window lies in the picture
-//! and over the channels. Variances are the window's own, not a sample's.
+//! (2μ_aμ_b + c₁)(2σ_ab + c₂) / ((μ_a² + μ_b² + c₁)(σ_a² + σ_b² + c₂)) with means and (co)variances
+//! under a Gaussian window of 11×11 (σ 1.5), c₁ = (0.01·255)², c₂ = (0.03·255)²; averaged over the
+//! positions whose window lies inside the image and over the channels. Variances are population
+//! variances, not sample variances.
 
 use image::RgbImage;
 
 use crate::error::{Result, hinted};
 
-/// Pixels of the window to each side of its middle.
+/// Radius of the window in pixels.
 const RADIUS: usize = 5;
 const WINDOW: usize = 2 * RADIUS + 1;
 const SIGMA: f64 = 1.5;
 
-/// In −1..1; 1 for equal pictures.
+/// In −1..1; 1 for equal images.
 ///
-/// Errors: the sizes differ, or the pictures are smaller than the window.
+/// Errors: the sizes differ, or the images are smaller than the window.
 pub fn ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     let (w, h) = a.dimensions();
     if b.dimensions() != (w, h) || w.min(h) < WINDOW as u32 {
@@ -25,7 +27,7 @@ pub fn ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
                 b.width(),
                 b.height()
             ),
-            "leave SSIM out for such small pictures",
+            "leave SSIM out for such small images",
         ));
     }
     let (w, h) = (w as usize, h as usize);
@@ -76,7 +78,7 @@ fn channel(
     sum / mean_a.len() as f64
 }
 
-/// Weighted means under the window wherever it fits: [h,w] → [h−10,w−10].
+/// Weighted means at every position where the window fits: [h,w] → [h−10,w−10].
 fn filtered(plane: &[f64], (w, h): (usize, usize), window: &[f64; WINDOW]) -> Vec<f64> {
     let (narrow, low) = (w - 2 * RADIUS, h - 2 * RADIUS);
     let mut across = vec![0f64; h * narrow];

@@ -1,7 +1,9 @@
-//! Mean and covariance of features, as they come: rows [N,D] → μ [D], Σ [D,D] (unbiased: divided by N − 1), in f64.
+//! Streaming mean and covariance of features: rows [N,D] → μ [D], Σ [D,D] (unbiased: divided by N −
+//! 1), in f64.
 //!
-//! Kept are Σx and Σx·xᵀ. f64 has 29 bits more than the features, so that the difference of the two needs no second
-//! pass. Rows are taken in blocks that the number of a row alone fixes: a value has the same bits whatever the batch size.
+//! Accumulates Σx and Σx·xᵀ. f64 has 29 bits more than the features, so that their difference needs
+//! no second pass. Rows are grouped into blocks by row number alone, so that results are
+//! bit-identical for any batch size.
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, Mat, MatRef, get_global_parallelism};
@@ -10,7 +12,7 @@ use super::features::Rows;
 use crate::error::{Result, hinted};
 use crate::rng::{Purpose, Stream};
 
-/// Rows of a block.
+/// Rows per block.
 const BLOCK: usize = 256;
 
 /// Sums over rows of one width.
@@ -18,13 +20,13 @@ const BLOCK: usize = 256;
 pub struct Moments {
     count: usize,
     sum: Vec<f64>,
-    /// Its lower half.
+    /// Lower triangle of Σx·xᵀ.
     products: Mat<f64>,
-    /// Rows that do not fill a block yet.
+    /// Rows of an incomplete block.
     waiting: Vec<f64>,
 }
 
-/// A normal distribution, as far as the Fréchet distance sees it.
+/// A normal distribution: what the Fréchet distance needs.
 #[derive(Debug, Clone)]
 pub struct Gaussian {
     pub mean: Vec<f64>,
@@ -47,7 +49,7 @@ impl Moments {
         self.sum.len()
     }
 
-    /// Rows so far.
+    /// Number of rows so far.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -83,7 +85,7 @@ impl Moments {
         self.waiting.clear();
     }
 
-    /// The sums of these and all `others`, in their order.
+    /// The sums of all `others`, added in order.
     fn total<'a>(others: impl IntoIterator<Item = &'a Moments>, width: usize) -> Self {
         let mut total = Moments::new(width);
         for other in others {
@@ -134,14 +136,14 @@ impl Gaussian {
         self.mean.len()
     }
 
-    /// Of all rows.
+    /// The distribution of all rows.
     pub fn of(rows: &Rows) -> Result<Self> {
         let mut moments = Moments::new(rows.width);
         rows.iter().for_each(|row| moments.add(row));
         moments.gaussian()
     }
 
-    /// Refuses what is not finite; `what` names it.
+    /// Refuses values that are not finite; `what` names them.
     pub fn check(&self, what: &str) -> Result<()> {
         let values = self.mean.iter().copied();
         let column = |j| self.covariance.col(j).iter().copied();
@@ -158,11 +160,12 @@ impl Gaussian {
     }
 }
 
-/// How rows are divided: row i is of class i mod `period`, and of every `count` rows of a class in a row each group takes
-/// one, in an order drawn by `seed`.
+/// How rows are divided into groups. Row i is of class i mod `period`. From every `count`
+/// consecutive rows of a class, each group takes one, in an order drawn by `seed`.
 ///
-/// Removing a group is to remove a random part of the samples: groups by turns alone would be classes, and groups drawn
-/// without a look at the classes would hold more of some, where the samples hold as many of each.
+/// Leaving out a group must leave out a random part of the samples. Groups in plain rotation would
+/// be classes, and groups drawn regardless of class would not hold the same number of each class,
+/// as the samples do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Groups {
     pub count: usize,
@@ -171,20 +174,20 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// All rows in one.
+    /// All rows in one group.
     pub const ONE: Groups = Groups {
         count: 1,
         period: 1,
         seed: 0,
     };
 
-    /// Class, block and place in the block of a row.
+    /// Class of a row, its block, and its position in the block.
     fn place(self, row: usize) -> (usize, usize, usize) {
         let (class, turn) = (row % self.period, row / self.period);
         (class, turn / self.count, turn % self.count)
     }
 
-    /// The groups of a class's rows in a block.
+    /// The group of each of a class's rows in a block.
     fn order(self, class: usize, block: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.count).collect();
         let index = (block * self.period + class) as u64;
@@ -194,13 +197,13 @@ impl Groups {
     }
 }
 
-/// Moments by groups, so that each group can be left out.
+/// Moments by group, so that each group can be left out.
 #[derive(Debug, Clone)]
 pub struct GroupedMoments {
     groups: Groups,
     moments: Vec<Moments>,
     count: usize,
-    /// Those of each class's block at work.
+    /// The current block's order, per class.
     orders: Vec<Vec<usize>>,
 }
 
@@ -234,7 +237,7 @@ impl GroupedMoments {
         Moments::total(&self.moments, self.moments[0].width()).finish()
     }
 
-    /// Of all rows but those of one group.
+    /// The distribution of all rows except those of one group.
     pub fn without(&self, group: usize) -> Result<Gaussian> {
         let others = self.moments.iter().enumerate();
         let others = others.filter(|(g, _)| *g != group).map(|(_, m)| m);
@@ -266,7 +269,8 @@ mod tests {
 
     #[test]
     fn groups_make_up_the_whole_and_can_be_left_out() -> Result<()> {
-        // The last blocks are not full: rows 0, 2, .. 22 and 1, 3, .. 21 in blocks of 5, 5, 2 and 5, 5, 1.
+        // The last blocks are incomplete: rows 0, 2, .. 22 and 1, 3, .. 21 in blocks of 5, 5, 2 and
+        // 5, 5, 1.
         let mut values = vec![0f32; 23 * 2];
         Stream::new(7, Purpose::Noise, 0, 0).fill_normal(&mut values);
         let rows = Rows { width: 2, values };
@@ -276,7 +280,7 @@ mod tests {
             seed: 3,
         };
         let mut grouped = GroupedMoments::new(groups, 2);
-        // In two pieces: what a row's group is depends on its number alone.
+        // In two parts: a row's group depends only on its number.
         let (first, last) = rows.values.split_at(7 * 2);
         for values in [first.to_vec(), last.to_vec()] {
             grouped.add(&Rows { width: 2, values });
@@ -303,7 +307,7 @@ mod tests {
 
     #[test]
     fn classes_in_turn_fall_into_all_groups_alike() {
-        // Number i is of class i mod 20.
+        // Row i is of class i mod 20.
         let classes = 20;
         let mut values = vec![0f32; 2000 * classes];
         for (i, row) in values.chunks_exact_mut(classes).enumerate() {

@@ -1,8 +1,8 @@
-//! Statistics on disk: pytorch-fid's `.npz` (`mu` [D], `sigma` [D,D]) and ADM's (also `mu_s`, `sigma_s` of the spatial
-//! features, and images in `arr_0`).
+//! Statistics on disk: pytorch-fid's `.npz` (`mu` [D], `sigma` [D,D]) and ADM's (also `mu_s`,
+//! `sigma_s` of the spatial features, and images in `arr_0`).
 //!
-//! Files that this program writes also hold `rdpm`, bytes of JSON that say which network, weights and resize made
-//! them; the other tools pass over it.
+//! Files that this program writes also hold `rdpm`: JSON that names the network, weights and
+//! resize. Other tools ignore it.
 
 use std::io::{Seek, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::error::{Context, Result, hinted};
 use crate::store::atomic;
 use crate::store::npz::{Element, Npz, NpzWriter};
 
-/// Images that ADM's reference files hold.
+/// Number of images in ADM's reference files.
 const REFERENCE_IMAGES: usize = 10_000;
 
 /// What made the statistics.
@@ -31,20 +31,20 @@ pub struct MadeBy {
     pub version: String,
 }
 
-/// What a file says of a set of images.
+/// The statistics of a set of images.
 #[derive(Debug, Clone)]
 pub struct Statistics {
     pub fid: Gaussian,
-    /// sFID's: the file is ADM's.
+    /// sFID's statistics, in ADM's files.
     pub spatial: Option<Gaussian>,
-    /// Unknown for the files of other tools.
+    /// Unknown for files of other tools.
     pub made_by: Option<MadeBy>,
 }
 
 impl Statistics {
-    /// Those of the file at `path`; none if it has no `mu`.
+    /// Reads the file at `path`; none if it has no `mu`.
     ///
-    /// Errors: arrays of shapes that do not fit, that are not finite, or that are no covariance.
+    /// Errors: arrays whose shapes do not match, that are not finite, or that are not a covariance.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let mut npz = Npz::open(path)?;
         if !npz.has("mu") {
@@ -72,8 +72,8 @@ impl Statistics {
         }))
     }
 
-    /// Writes them, with up to 10,000 of `images` of `size` (width, height) in `arr_0`, where there are any: ADM's
-    /// evaluator computes precision and recall from those.
+    /// Writes the statistics, with up to 10,000 of `images` of `size` (width, height) in `arr_0`,
+    /// if there are any: ADM's evaluator computes precision and recall from them.
     pub fn write(&self, path: &Path, images: Option<(&Images, (u32, u32))>) -> Result<()> {
         atomic::write_with(path, |file| self.fill(file, images))
     }
@@ -89,7 +89,7 @@ impl Statistics {
             }
             npz.array(sigma, Element::F64, &[width, width])?;
             for j in 0..width {
-                // Symmetric: a column is a row.
+                // Symmetric: a column equals a row.
                 let row = gaussian.covariance.col(j).iter();
                 let bytes: Vec<u8> = row.flat_map(|x| x.to_le_bytes()).collect();
                 npz.write(&bytes)?;
@@ -136,17 +136,17 @@ fn gaussian(npz: &mut Npz, path: &Path, mu: &str, sigma: &str) -> Result<Gaussia
     gaussian.check(&format!("{name}: `{mu}`, `{sigma}`"))?;
     if let Some(why) = no_covariance(&at, d) {
         return Err(hinted(
-            format!("{name}: `{sigma}` is no covariance: {why}"),
+            format!("{name}: `{sigma}` is not a covariance: {why}"),
             "the file is damaged, or `sigma` is something else: make the statistics again",
         ));
     }
     Ok(gaussian)
 }
 
-/// What a covariance of `d` dimensions cannot be, rounding aside.
+/// Why the matrix cannot be a covariance of `d` dimensions, allowing for rounding.
 fn no_covariance(at: &impl Fn(usize, usize) -> f64, d: usize) -> Option<String> {
     let largest = (0..d).map(|i| at(i, i).abs()).fold(0.0, f64::max);
-    // That of a feature which is always the same may come out below zero by the rounding of its sums.
+    // The variance of a constant feature may be slightly negative because of rounding.
     if let Some(i) = (0..d).find(|&i| at(i, i) < -1e-6 * largest) {
         return Some(format!("the variance of dimension {i} is {}", at(i, i)));
     }

@@ -1,29 +1,29 @@
-//! The picture of a sweep: each figure against the setting that was varied, a panel a figure.
+//! The plot of a sweep: each metric against the setting that was varied, one panel per metric.
 
 use image::RgbImage;
 
 use crate::error::Result;
 use crate::telemetry::curves::{Along, Curve, Panel, draw};
 
-/// A figure at each value of the setting.
+/// A metric's values at each value of the setting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// As the panel's title has it: `FID`, `Inception Score`.
-    pub figure: String,
+    /// The panel's title: `FID`, `Inception Score`.
+    pub metric: String,
     /// (setting, value) in any order.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Panels from left to right; `setting` is written along x (`guidance (--cfg)`).
+/// Panels from left to right; `setting` is the label of the x axis (`guidance (--cfg)`).
 pub fn plot(setting: &str, series: &[Series]) -> Result<RgbImage> {
     let panel = |series: &Series| {
         let mut points = series.points.clone();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Panel {
-            title: series.figure.clone(),
+            title: series.metric.clone(),
             log: false,
             curves: vec![Curve {
-                name: series.figure.clone(),
+                name: series.metric.clone(),
                 points,
             }],
         }
@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn every_figure_has_its_panel_and_the_order_of_points_does_not_matter() -> Result<()> {
-        let series = |figure: &str, points: &[(f64, f64)]| Series {
-            figure: figure.to_string(),
+        let series = |metric: &str, points: &[(f64, f64)]| Series {
+            metric: metric.to_string(),
             points: points.to_vec(),
         };
         let fid = [(1.0, 9.0), (2.0, 7.5), (4.0, 8.0)];

@@ -1,4 +1,5 @@
-//! Blocks that encoder and decoder share (VQGAN): residual block, attention, one resolution level, the middle.
+//! Blocks used by encoder and decoder (VQGAN): residual block, attention, one resolution level, the
+//! middle.
 //!
 //! Maps are [B,H,W,C]; names are taming-transformers'.
 
@@ -50,7 +51,7 @@ pub struct AttnBlock {
     k: Conv2d,
     v: Conv2d,
     proj_out: Conv2d,
-    /// The three as one linear map, where they do not change.
+    /// The three projections as one linear map, if the weights do not change.
     qkv: Option<(OnceLock<(Tensor, Tensor)>, Packed)>,
 }
 
@@ -91,7 +92,7 @@ impl AttnBlock {
         ops::linear_packed(x, weight, Some(bias), Some(packed))
     }
 
-    /// Weight and bias of the three as one linear map: [3C,C], [3C].
+    /// Weight and bias of the three projections as one linear map: [3C,C], [3C].
     fn stacked(&self) -> Result<(Tensor, Tensor)> {
         let parts = [&self.q, &self.k, &self.v];
         let weights: Vec<&Tensor> = parts.iter().map(|p| &p.weight).collect();
@@ -103,7 +104,7 @@ impl AttnBlock {
     }
 }
 
-/// One resolution: residual blocks, with attention after each where asked.
+/// One resolution level: residual blocks, each followed by attention if configured.
 pub struct Level {
     blocks: Vec<ResnetBlock>,
     attention: Vec<AttnBlock>,
@@ -142,7 +143,7 @@ impl Level {
     }
 }
 
-/// The lowest resolution: block, attention, block.
+/// The lowest resolution: residual block, attention, residual block.
 pub struct Mid {
     block_1: ResnetBlock,
     attn_1: AttnBlock,

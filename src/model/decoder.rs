@@ -1,6 +1,7 @@
-//! VQGAN's decoder: latents [B,h,w,d] to pixels [B,H,W,P], one residual block a level more than the encoder.
+//! VQGAN's decoder: latents [B,h,w,d] to pixels [B,H,W,P], with one residual block more per level
+//! than the encoder.
 //!
-//! `up.i` is resolution level i; they are walked from the lowest, the last, upwards.
+//! `up.i` is resolution level i; the levels run from the lowest resolution (the last) upwards.
 
 use candle_core::{Result, Tensor};
 
@@ -14,7 +15,7 @@ use crate::store::Scope;
 pub struct Decoder {
     conv_in: Conv2d,
     mid: Mid,
-    /// In the order in which they are walked.
+    /// In the order of execution.
     up: Vec<(Level, Option<Upsample>)>,
     norm_out: GroupNorm,
     pub conv_out: Conv2d,

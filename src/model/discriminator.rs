@@ -1,7 +1,9 @@
-//! PatchGAN's discriminator (Isola et al. 2017, as in taming-transformers): images [B,H,W,3] → logits [B,H',W',1].
+//! The PatchGAN discriminator (Isola et al. 2017, as in taming-transformers): images [B,H,W,3] →
+//! logits [B,H',W',1].
 //!
-//! Convolutions 4×4, `layers` of them strided, BatchNorm by the batch's statistics, LeakyReLU(0.2).
-//! The running statistics are kept for PyTorch's sake, and for nothing else: training never reads them.
+//! Convolutions 4×4, `layers` of them strided, BatchNorm with the batch's statistics,
+//! LeakyReLU(0.2). The running statistics are kept only for compatibility with PyTorch; training
+//! never reads them.
 
 use candle_core::{DType, Result, Tensor, Var};
 
@@ -18,15 +20,17 @@ pub struct Discriminator {
     conv_in: Conv2d,
     blocks: Vec<(Conv2d, BatchNorm)>,
     conv_out: Conv2d,
-    /// The element type of the maps inside.
+    /// The dtype of the activations.
     compute: DType,
 }
 
-/// Mean and unbiased variance [C] of each BatchNorm's batch, in order: averaged over processes before they are kept.
+/// Mean and unbiased variance [C] of the batch for each BatchNorm, in order; averaged over
+/// processes before they are kept.
 pub type Statistics = Vec<(Tensor, Tensor)>;
 
 impl Discriminator {
-    /// `buffers` gives the running statistics, which no optimizer sees; both scopes carry the same names' prefix.
+    /// `buffers` holds the running statistics, which the optimizer does not update; both scopes
+    /// have the same prefix.
     pub fn new(width: usize, layers: usize, scope: &Scope, buffers: &Scope) -> Result<Self> {
         let (scope, buffers) = (scope.push("main"), buffers.push("main"));
         let mut blocks = Vec::new();
@@ -48,7 +52,8 @@ impl Discriminator {
         })
     }
 
-    /// The same with maps of `compute`, f32 or on a GPU bf16; weights, images and logits stay f32.
+    /// The same with activations of `compute`, f32 or on a GPU bf16; weights, images and logits
+    /// stay f32.
     pub fn computing(self, compute: DType) -> Self {
         Self { compute, ..self }
     }
@@ -67,7 +72,8 @@ impl Discriminator {
         Ok((logits, statistics))
     }
 
-    /// Moves the running statistics a tenth of the way, as PyTorch does at every forward in training.
+    /// Updates the running statistics with momentum 0.1, as PyTorch does in every training forward
+    /// pass.
     pub fn keep(&self, statistics: &Statistics) -> Result<()> {
         for ((_, norm), (mean, variance)) in self.blocks.iter().zip(statistics) {
             norm.keep(mean, variance)?;
@@ -119,7 +125,7 @@ impl BatchNorm {
         })
     }
 
-    /// The map, normalised and rectified; the batch's mean and unbiased variance.
+    /// The normalized and rectified map; the batch's mean and unbiased variance.
     fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
         let activation = Activation::LeakyRelu(LEAKY);
         let (y, mean, variance) = ops::batch_norm(x, &self.weight, &self.bias, 1e-5, activation)?;

@@ -1,4 +1,4 @@
-//! VQGAN's encoder: pixels [B,H,W,P] to [B,h,w,d], each level but the last halving the resolution.
+//! VQGAN's encoder: pixels [B,H,W,P] to [B,h,w,d]; every level but the last halves the resolution.
 //!
 //! P is 3·patch². Attention at the lowest resolution only.
 
@@ -58,7 +58,7 @@ impl Encoder {
     }
 }
 
-/// Channels of a map of pixels after space-to-depth.
+/// Channels of the pixel map after space-to-depth.
 pub fn pixel_channels(config: &TokenizerConfig) -> usize {
     3 * config.patch * config.patch
 }

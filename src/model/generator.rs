@@ -1,6 +1,7 @@
 //! The generator (Table 1): LLaMA-style blocks with AdaLN-Zero that predict the codes of step t.
 //!
-//! Noise ε_t and sum z'_{t−1}, each [B,h,w,d], and the condition [B,C] → logits [B,N,K], tokens in raster order.
+//! Noise ε_t and sum z'_{t−1}, each [B,h,w,d], and the condition [B,C] → logits [B,N,K], tokens in
+//! raster order.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 
@@ -10,7 +11,7 @@ use crate::config::{Config, Rope};
 use crate::ops::{self, RopeKind, RopeTable, arrange};
 use crate::store::{Init, Scope};
 
-/// Frequencies of the time features: half of them cosines, half sines.
+/// Number of time features, half cosines, half sines.
 const TIME_FEATURES: usize = 256;
 const EPS: f64 = 1e-6;
 
@@ -26,11 +27,12 @@ pub struct Generator {
     head: Linear,
 }
 
-/// AdaLN-Zero: every modulation and the head start at zero, so that a block is the identity and all codes are alike.
+/// AdaLN-Zero: all modulations and the head start at zero, so that every block is the identity and
+/// all codes are equally likely.
 const ZERO: Init = Init::Zeros;
 
 impl Generator {
-    /// `classes` without the empty condition, which is label number `classes`.
+    /// `classes` does not count the empty condition, whose label is `classes`.
     pub fn new(config: &Config, classes: usize, scope: &Scope) -> Result<Self> {
         let (generator, d) = (&config.generator, config.tokenizer.embed_dim);
         let (c, heads) = (generator.width(), generator.heads());
@@ -98,7 +100,7 @@ impl Generator {
         }
     }
 
-    /// What the blocks make of x [B,N,C], normalised and modulated for the head.
+    /// The output of the blocks for x [B,N,C], normalized and modulated for the head.
     pub fn transform(&self, x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
         let mut x = x.clone();
         for (block, parts) in self.blocks.iter().zip(&modulation.blocks) {
@@ -124,17 +126,17 @@ impl Generator {
         })
     }
 
-    /// Starts the head from the codebook [K,d] [ours]: logit_k = −s/2·‖v − e_k‖² up to a constant, with v read from
-    /// the directions that the noise takes in the stream.
+    /// Initialises the head from the codebook [K,d] [ours]: logit_k = −s/2·‖v − e_k‖² up to a
+    /// constant, with v reconstructed from the directions of the noise in the residual stream.
     ///
-    /// Errors: the mixed width is below 2d, so that noise and sum are not apart; the noise's directions are nearly
-    /// dependent; the parameters are not this generator's own variables.
+    /// Errors: the mixed width is below 2d, so that noise and sum cannot be separated; the noise's
+    /// directions are nearly dependent; the parameters are not this generator's own variables.
     pub fn head_from_codebook(&self, codebook: &Tensor, scale: f64) -> Result<()> {
         let (mixed, inputs) = self.mix.weight.dims2()?;
         let d = inputs / 2;
         if mixed < inputs {
             bail!(
-                "the head cannot start from the codebook: noise and sum are mixed into {mixed} values, which takes {inputs} (generator.mix_dim)"
+                "the head cannot start from the codebook: noise and sum are mixed into {mixed} values, but {inputs} are needed (generator.mix_dim)"
             );
         }
         let stream = self.x_embedder.weight.matmul(&self.mix.weight)?.detach(); // [C,2d]
@@ -150,15 +152,15 @@ impl Generator {
     }
 }
 
-/// AdaLN-Zero's shift, scale and gate [R,C] of each branch and block, a row a condition.
+/// AdaLN-Zero's shift, scale and gate [R,C] of each branch and block, one row per condition.
 pub struct Modulation {
     blocks: Vec<[Tensor; 6]>,
-    /// Shift and scale in front of the head.
+    /// Shift and scale before the head.
     last: [Tensor; 2],
 }
 
 impl Modulation {
-    /// The rows of these numbers; those that follow one another are not copied.
+    /// The rows with these indices; consecutive rows are not copied.
     pub fn rows(&self, numbers: &[u32]) -> Result<Self> {
         let of = |x: &Tensor| match numbers {
             [first, ..] if numbers.iter().zip(*first..).all(|(a, b)| *a == b) => {
@@ -182,7 +184,7 @@ fn each<const N: usize>(
     Ok(all.try_into().expect("as many as there were"))
 }
 
-/// The `N` equal parts of a row's columns.
+/// Splits a row's columns into `N` equal parts.
 fn parts<const N: usize>(x: &Tensor) -> Result<[Tensor; N]> {
     let all = arrange::columns(x, N)?;
     Ok(all.try_into().expect("N parts"))
@@ -191,12 +193,12 @@ fn parts<const N: usize>(x: &Tensor) -> Result<[Tensor; N]> {
 /// Sets a parameter that is a variable.
 fn set(parameter: &Tensor, value: &Tensor) -> Result<()> {
     if !parameter.is_variable() {
-        bail!("only fresh parameters can start from the codebook");
+        bail!("only new parameters can be initialised from the codebook");
     }
     Var::from_tensor(parameter)?.set(value)
 }
 
-/// 8C/3 to the nearest multiple of 32: the width that meets Table 1's 133 / 310 / 602 M.
+/// 8C/3, rounded to the nearest multiple of 32: gives Table 1's 133 / 310 / 602 M parameters.
 pub fn swiglu_width(c: usize) -> usize {
     (c as f64 / 12.0).round_ties_even() as usize * 32
 }
@@ -214,7 +216,8 @@ fn time_features(t: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[angles.cos()?, angles.sin()?], 1)
 }
 
-/// x + g₁·attention(m₁(x)), then x + g₂·SwiGLU(m₂(x)), m_i = RMSNorm with shift and scale from the condition.
+/// x + g₁·attention(m₁(x)), then x + g₂·SwiGLU(m₂(x)), m_i = RMSNorm with shift and scale from the
+/// condition.
 struct Block {
     qkv: Linear,
     proj: Linear,
@@ -305,7 +308,7 @@ mod tests {
         (config.generator.depth, config.generator.width) = (1, Some(32));
         (config.generator.heads, config.generator.mix_dim) = (Some(2), Some(8));
         let generator = Generator::new(&config, 3, &Scope::init(1, &Device::Cpu))?;
-        // Noise that is exactly a code, at each of the 64 positions, and no sum.
+        // Noise that equals a code, at each of the 64 positions, and no sum.
         let codebook = normal(1, Purpose::Noise, &[0], 1, &[16, 4], &Device::Cpu)?.squeeze(0)?;
         let codebook = (codebook * 2.0)?;
         generator.head_from_codebook(&codebook, 4.0)?;
@@ -319,7 +322,7 @@ mod tests {
         let logits = generator.forward(&noise, &noise.zeros_like()?, &condition)?;
         let found = logits.argmax(2)?.squeeze(0)?.to_vec1::<u32>()?;
         let hits = found.iter().zip(&codes).filter(|(a, b)| a == b).count();
-        // RMSNorm shrinks or stretches what is read, so that a few codes may be mistaken.
+        // RMSNorm rescales what is read, so that a few codes may be wrong.
         assert!(hits >= 40, "{hits} of 64");
         Ok(())
     }

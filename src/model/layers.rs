@@ -1,4 +1,5 @@
-//! Layers with parameters: convolution, linear map, GroupNorm with SiLU; PyTorch's names and initial values.
+//! Layers with parameters: convolution, linear map, GroupNorm with SiLU; with PyTorch's names and
+//! initialisation.
 
 use candle_core::{Result, Tensor};
 
@@ -27,7 +28,7 @@ impl Conv2d {
         })
     }
 
-    /// VQGAN's halving of the map: 3×3, stride 2, padded on the right and at the bottom only.
+    /// VQGAN's downsampling: 3×3, stride 2, padded on the right and at the bottom only.
     pub fn downsample(channels: usize, scope: &Scope) -> Result<Self> {
         Ok(Self {
             stride: 2,
@@ -47,7 +48,7 @@ impl Conv2d {
         )
     }
 
-    /// This convolution of `x`, below zero times `slope`.
+    /// This convolution of `x`, followed by a leaky ReLU with `slope`.
     pub fn forward_relu(&self, x: &Tensor, slope: f64) -> Result<Tensor> {
         if x.device().is_cpu() {
             return ops::leaky_relu(&self.forward(x)?, slope); // by the packed weight
@@ -84,7 +85,8 @@ impl Conv2d {
     }
 }
 
-/// PyTorch's initial values of a convolution's or linear map's weight and bias: uniform in ±1/√fan_in.
+/// PyTorch's initialisation of a convolution's or linear map's weight and bias: uniform in
+/// ±1/√fan_in.
 pub fn default_init(fan_in: usize) -> Init {
     Init::Uniform {
         bound: 1.0 / (fan_in as f64).sqrt(),
@@ -116,7 +118,7 @@ impl Linear {
         })
     }
 
-    /// SwiGLU of the rows that come out, [..,O/2].
+    /// SwiGLU of the output rows, [..,O/2].
     pub fn forward_swiglu(&self, x: &Tensor) -> Result<Tensor> {
         match (&self.packed, &self.bias) {
             (Some(packed), None) => ops::linear_swiglu(x, &self.weight, packed),
@@ -129,7 +131,7 @@ impl Linear {
     }
 }
 
-/// GroupNorm over C of a map [B,H,W,C], eps 1e-6, followed by SiLU where asked.
+/// GroupNorm over C of a map [B,H,W,C], eps 1e-6, optionally followed by SiLU.
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,

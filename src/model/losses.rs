@@ -1,4 +1,5 @@
-//! The tokenizer's losses apart from L_quant and LPIPS: squared error, hinge, adaptive weight; and PSNR.
+//! The tokenizer's losses except L_quant and LPIPS: squared error, hinge, adaptive weight; and
+//! PSNR.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -6,8 +7,8 @@ use crate::ops::tape::plain;
 
 pub use crate::ops::mean_squared_error;
 
-/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any shape
-/// and type, in f32.
+/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any
+/// shape and dtype, in f32.
 pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     plain([real, fake], |[real, fake]| {
         let (real, fake) = (real.to_dtype(DType::F32)?, fake.to_dtype(DType::F32)?);
@@ -17,24 +18,26 @@ pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// max(0, x) as ½(x + |x|), which has the same bits and gradient. candle's `relu` makes 0 of NaN: the perfect loss.
+/// max(0, x) as ½(x + |x|), with the same bits and gradient. candle's `relu` turns NaN into 0,
+/// which would look like a perfect loss.
 fn positive(x: &Tensor) -> Result<Tensor> {
     (x + x.abs()?)? * 0.5
 }
 
-/// −mean(fake), in f32: what the decoder pays to be taken for real.
+/// −mean(fake), in f32: the decoder's loss for images that the discriminator classifies as fake.
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
     plain([fake], |[fake]| {
         fake.to_dtype(DType::F32)?.mean_all()?.neg()
     })
 }
 
-/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the norms at the decoder's last weight: scalars.
+/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the gradient norms at the
+/// decoder's last weight: scalars.
 pub fn adaptive_weight(reconstruction: &Tensor, adversarial: &Tensor) -> Result<Tensor> {
     (reconstruction / (adversarial + 1e-4)?)?.clamp(0f64, 1e4f64)
 }
 
-/// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak is 2.
+/// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak range is 2.
 pub fn psnr(mean_squared_error: f64) -> f64 {
     10.0 * (4.0 / mean_squared_error).log10()
 }

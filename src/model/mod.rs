@@ -1,6 +1,7 @@
-//! The paper: schedule, tokenizer, losses, generator; reads like its sections.
+//! The paper's model: schedule, tokenizer, losses, generator, in the order of its sections.
 //!
-//! Parameters carry PyTorch's names (taming-transformers' for the tokenizer, DiT's and LLaMA's for the generator).
+//! Parameters have PyTorch's names (taming-transformers' for the tokenizer, DiT's and LLaMA's for
+//! the generator).
 
 mod blocks;
 mod decoder;

@@ -1,7 +1,8 @@
-//! LPIPS (Zhang et al. 2018): the distance of two images in VGG16's features. Images [B,H,W,3] in [-1,1] → a scalar.
+//! LPIPS (Zhang et al. 2018): the distance of two images in VGG16's features. Images [B,H,W,3] in
+//! [-1,1] → a scalar.
 //!
-//! Σ over five taps of the mean over positions of Σ_c w_c (â_c − b̂_c)², â = a/(‖a‖ + 1e-10) over C.
-//! All weights are frozen: their gradients are never computed.
+//! Σ over five feature layers of the mean over positions of Σ_c w_c (â_c − b̂_c)², â = a/(‖a‖ +
+//! 1e-10) over C. All weights are frozen: their gradients are never computed.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::store::{Init, Scope};
 /// VGG16's widths at the five resolutions.
 pub const WIDTHS: [usize; 5] = [64, 128, 256, 512, 512];
 
-/// torchvision's numbers of the convolutions within `features`, by resolution.
+/// torchvision's indices of the convolutions in `features`, by resolution.
 const CONVOLUTIONS: [&[usize]; 5] = [
     &[0, 2],
     &[5, 7],
@@ -23,7 +24,7 @@ const CONVOLUTIONS: [&[usize]; 5] = [
     &[24, 26, 28],
 ];
 
-/// VGG16's convolutions, tapped after the last ReLU of each resolution.
+/// VGG16's convolutions; the features are taken after the last ReLU of each resolution.
 struct Vgg16 {
     stages: Vec<Vec<(Tensor, Tensor)>>,
 }
@@ -46,7 +47,7 @@ impl Vgg16 {
         Ok(Self { stages })
     }
 
-    /// Five maps [B,H/2ⁱ,W/2ⁱ,C_i].
+    /// Five feature maps [B,H/2ⁱ,W/2ⁱ,C_i].
     fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>> {
         let mut x = images.clone();
         let mut taps = Vec::new();
@@ -65,16 +66,16 @@ impl Vgg16 {
 
 pub struct Lpips {
     net: Vgg16,
-    /// w of each tap [C].
+    /// w of each feature layer, [C].
     heads: Vec<Tensor>,
     shift: Tensor,
     scale: Tensor,
-    /// The element type of the network's maps.
+    /// The dtype of the network's activations.
     compute: DType,
 }
 
 impl Lpips {
-    /// The number and the weight's shape [O,I,3,3] of each convolution of VGG16's `features`.
+    /// Index and weight shape [O,I,3,3] of each convolution in VGG16's `features`.
     pub fn convolutions(widths: &[usize; 5]) -> Vec<(usize, [usize; 4])> {
         let mut input = 3;
         let stages = CONVOLUTIONS.iter().zip(widths);
@@ -87,9 +88,11 @@ impl Lpips {
             .collect()
     }
 
-    /// From torchvision's `features.N.weight|bias` and the heads' `linK.model.1.weight` [1,C,1,1], of any float type.
+    /// From torchvision's `features.N.weight|bias` and the heads' `linK.model.1.weight` [1,C,1,1],
+    /// of any float dtype.
     ///
-    /// Errors: a tensor is missing or of another shape than `widths` ([`WIDTHS`] but for tests) asks for.
+    /// Errors: a tensor is missing or has another shape than `widths` ([`WIDTHS`] except in tests)
+    /// requires.
     pub fn new(
         widths: &[usize; 5],
         vgg: &BTreeMap<String, Tensor>,
@@ -110,7 +113,7 @@ impl Lpips {
         })
     }
 
-    /// The same with maps of `compute`, f32 or on a GPU bf16; weights and images stay f32.
+    /// The same with activations of `compute`, f32 or on a GPU bf16; weights and images stay f32.
     pub fn computing(self, compute: DType) -> Self {
         Self { compute, ..self }
     }
@@ -135,7 +138,7 @@ impl Lpips {
 }
 
 fn frozen(scope: &Scope, name: &str, shape: &[usize]) -> Result<Tensor> {
-    // A given tensor is never drawn, so that the initial value does not matter.
+    // Given tensors are never drawn, so the initial value is irrelevant.
     let tensor = scope.get(name, shape, Init::Zeros)?;
     tensor.to_dtype(DType::F32)
 }

@@ -1,10 +1,12 @@
-//! The pseudo-inverse (WᵀW)⁻¹Wᵀ of a tall matrix [n,d] of full rank: [d,n]; in f64, by Cholesky's factors.
+//! The pseudo-inverse (WᵀW)⁻¹Wᵀ of a tall matrix [n,d] of full rank: [d,n]; in f64, by Cholesky
+//! decomposition.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// W [n,d], n ≥ d → W⁺ [d,n] with W⁺W = 1.
 ///
-/// Errors: the columns are so nearly dependent that the normal equations lose more than half of f64's digits.
+/// Errors: the columns are so nearly dependent that the normal equations lose more than half of
+/// f64's digits.
 pub fn pseudo_inverse(w: &Tensor) -> Result<Tensor> {
     let (n, d) = w.dims2()?;
     let rows = w
@@ -32,10 +34,10 @@ fn cholesky(mut a: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>> {
     for j in 0..a.len() {
         let diagonal = a[j][j];
         let pivot = diagonal - (0..j).map(|k| a[j][k] * a[j][k]).sum::<f64>();
-        // A NaN compares with nothing.
+        // Comparisons with NaN are false.
         if pivot.is_nan() || pivot <= 1e-8 * diagonal {
             bail!(
-                "no pseudo-inverse: column {j} of {} depends on those before it (what is left of its square: {pivot:.1e} of {diagonal:.1e})",
+                "no pseudo-inverse: column {j} of {} depends on those before it (remainder of its square: {pivot:.1e} of {diagonal:.1e})",
                 a.len()
             );
         }
@@ -48,7 +50,7 @@ fn cholesky(mut a: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>> {
     Ok(a)
 }
 
-/// x with L·Lᵀ·x = b.
+/// Solves L·Lᵀ·x = b.
 fn solve(l: &[Vec<f64>], b: &[f64]) -> Vec<f64> {
     let mut x = b.to_vec();
     for i in 0..x.len() {

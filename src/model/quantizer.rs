@@ -12,14 +12,14 @@ use crate::store::{Init, Scope};
 pub struct Quantizer {
     pub codebook: Codebook,
     pub schedule: Schedule,
-    /// γ_t: α_t with `weight` on, 1 with it off.
+    /// γ_t: α_t if `weight` is on, else 1.
     gamma: Vec<f32>,
     commitment: f32,
     reduction: Reduction,
 }
 
 impl Quantizer {
-    /// The shared convolution starts at zero: at first v' = e.
+    /// The shared convolution starts at zero, so that initially v' = e.
     pub fn new(
         config: &QuantizerConfig,
         schedule: &ScheduleConfig,
@@ -61,12 +61,12 @@ impl Quantizer {
         self.schedule.steps()
     }
 
-    /// All T steps; nothing carries a gradient.
+    /// All T steps, without gradients.
     pub fn quantize(&self, v: &Tensor, noise: &Noise) -> Result<Quantized> {
         quantize::recurrent_quantize(v, &self.codebook, noise, &self.schedule)
     }
 
-    /// The generator's examples: image b stopped at its own t[b].
+    /// The generator's training examples: image b is quantized up to its own t[b].
     pub fn quantize_until(&self, v: &Tensor, noise: &Noise, t: &[u32]) -> Result<Examples> {
         quantize::quantize_until(v, &self.codebook, noise, &self.schedule, t)
     }
@@ -76,7 +76,8 @@ impl Quantizer {
         self.codebook.lookup(codes)
     }
 
-    /// Σ_t γ_t [ mean(sg(v_t) − v'_t)² + δ·mean(v_t − sg(v'_t))² ], over Σ_t γ_t where the reduction is the mean.
+    /// Σ_t γ_t [ mean(sg(v_t) − v'_t)² + δ·mean(v_t − sg(v'_t))² ], divided by Σ_t γ_t if the
+    /// reduction is the mean.
     pub fn loss(&self, v: &Tensor, quantized: &Quantized) -> Result<Tensor> {
         quantize::quantization_loss(
             v,

@@ -1,6 +1,6 @@
-//! How much signal each step sees: α_t for t = 1..T (the paper's Table 4) and β_t = √(1−α_t²).
+//! The signal share of each step: α_t for t = 1..T (the paper's Table 4) and β_t = √(1−α_t²).
 //!
-//! v_t = α_t·r_t + β_t·ε_t. α_T = 1, so the last step sees no noise: β_T is exactly 0.
+//! v_t = α_t·r_t + β_t·ε_t. α_T = 1 and β_T is exactly 0, so the last step sees no noise.
 
 use std::f64::consts::FRAC_PI_2;
 

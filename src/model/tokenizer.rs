@@ -1,6 +1,8 @@
-//! The tokenizer: VQGAN's encoder and decoder around the recurrent quantizer (the paper's section 3).
+//! The tokenizer: VQGAN's encoder and decoder around the recurrent quantizer (the paper's section
+//! 3).
 //!
-//! Images [B,H,W,3] in [-1,1] ↔ latents [B,h,w,d]; the latent v is layer-normalised over d at every position.
+//! Images [B,H,W,3] in [-1,1] ↔ latents [B,h,w,d]; the latent v is layer-normalized over d at every
+//! position.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -21,7 +23,7 @@ pub struct Tokenizer {
     latent_norm: (Tensor, Tensor),
     pub quantizer: Quantizer,
     patch: usize,
-    /// The element type of the maps inside encoder and decoder.
+    /// The dtype of the activations in encoder and decoder.
     compute: DType,
 }
 
@@ -49,12 +51,13 @@ impl Tokenizer {
         })
     }
 
-    /// The same with maps of `compute`, f32 or on a GPU bf16; weights, latents and images stay f32.
+    /// The same with activations of `compute`, f32 or on a GPU bf16; weights, latents and images
+    /// stay f32.
     pub fn computing(self, compute: DType) -> Self {
         Self { compute, ..self }
     }
 
-    /// The same for use without training: maps of bf16 on a GPU, of f32 on a CPU.
+    /// The same for inference: activations in bf16 on a GPU, in f32 on a CPU.
     pub fn for_inference(self, device: &Device) -> Self {
         let compute = if device.is_cuda() {
             DType::BF16
@@ -89,15 +92,15 @@ impl Tokenizer {
         depth_to_space(&pixels, self.patch)
     }
 
-    /// ∂L/∂W of the decoder's last weight W, from L's gradient at the images: its norm is what the adaptive weight
-    /// compares.
+    /// ∂L/∂W for the decoder's last weight W, from the gradient of L with respect to the images;
+    /// the adaptive weight compares its norm.
     pub fn last_layer_grad(&self, features: &Tensor, image_grad: &Tensor) -> Result<Tensor> {
         let grad = space_to_depth(image_grad, self.patch)?.to_dtype(features.dtype())?;
         self.decoder.conv_out.weight_grad(features, &grad)
     }
 }
 
-/// v + (z'_T − v).detach(): the decoder sees z'_T, the gradient passes to v unchanged.
+/// v + (z'_T − v).detach(): the decoder gets z'_T, and the gradient passes to v unchanged.
 pub fn straight_through(v: &Tensor, sum: &Tensor) -> Result<Tensor> {
     ops::add(v, &(sum - v)?.detach())
 }
@@ -109,7 +112,7 @@ pub fn space_to_depth(x: &Tensor, p: usize) -> Result<Tensor> {
     }
     let (b, h, w, c) = x.dims4()?;
     if h % p != 0 || w % p != 0 {
-        candle_core::bail!("images of {h}×{w} pixels do not divide into patches of {p}");
+        candle_core::bail!("images of {h}×{w} pixels cannot be divided into patches of {p}");
     }
     let deep = x
         .reshape(&[b, h / p, p, w / p, p, c])?

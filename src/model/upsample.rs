@@ -1,8 +1,8 @@
-//! VQGAN's doubling of a map: nearest ×2, then a 3×3 convolution. [B,H,W,C] → [B,2H,2W,C].
+//! VQGAN's upsampling: nearest ×2, then a 3×3 convolution. [B,H,W,C] → [B,2H,2W,C].
 //!
-//! The convolution sees each input in two rows and two columns. Where its weight does not change any more, the taps that
-//! see the same input are added beforehand: each of the four phases (2i+a, 2j+b) is a 2×2 convolution of the small map,
-//! 16 multiply-adds an input instead of 36.
+//! The convolution sees each input in two rows and two columns. If its weight no longer changes,
+//! the kernel offsets that see the same input are added in advance. Each of the four phases (2i+a,
+//! 2j+b) is then a 2×2 convolution of the small map: 16 multiply-adds per input instead of 36.
 
 use std::sync::OnceLock;
 
@@ -14,7 +14,7 @@ use crate::store::Scope;
 
 pub struct Upsample {
     conv: Conv2d,
-    /// Of a weight that does not change: the phases (0,0), (0,1), (1,0), (1,1).
+    /// The phases (0,0), (0,1), (1,0), (1,1) of a weight that no longer changes.
     phases: Option<OnceLock<[Conv2d; 4]>>,
 }
 
@@ -45,7 +45,7 @@ impl Upsample {
             }
         };
         let (b, h, w, c) = x.dims4()?;
-        // Columns 2j and 2j+1 side by side, then rows 2i and 2i+1.
+        // Interleaves columns 2j and 2j+1, then rows 2i and 2i+1.
         let row = |even: &Conv2d, odd: &Conv2d| {
             let columns = Tensor::cat(&[even.forward(x)?, odd.forward(x)?], 3)?; // [B,H,W,2C]
             columns.reshape((b, h, 2 * w * c))
@@ -53,7 +53,8 @@ impl Upsample {
         Tensor::cat(&[row(p00, p01)?, row(p10, p11)?], 2)?.reshape((b, 2 * h, 2 * w, c))
     }
 
-    /// Output 2i sees inputs i−1, i, i by its three taps, output 2i+1 sees i, i, i+1.
+    /// Output 2i sees inputs i−1, i, i through its three kernel offsets, output 2i+1 sees i, i,
+    /// i+1.
     fn phase(&self, a: usize, b: usize) -> Result<Conv2d> {
         let along = |w: &Tensor, dim: usize, odd: usize| -> Result<Tensor> {
             let tap = |i| w.narrow(dim, i, 1);

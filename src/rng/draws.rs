@@ -1,17 +1,17 @@
-//! One number after another from a stream: for decisions whose number is not known beforehand.
+//! Sequential random numbers from a stream, for algorithms that need an unknown number of them.
 
 use super::{Stream, transform};
 
 /// The words of a stream in order.
 #[derive(Debug, Clone)]
-pub struct Draws {
+pub struct StreamRng {
     stream: Stream,
     block: u32,
     words: [u32; 4],
     used: usize,
 }
 
-impl Draws {
+impl StreamRng {
     pub(super) fn new(stream: Stream) -> Self {
         Self {
             stream,
@@ -31,7 +31,7 @@ impl Draws {
         self.words[self.used - 1]
     }
 
-    /// Uniform in (0,1), never its ends.
+    /// Uniform in (0,1), excluding both ends.
     pub fn uniform(&mut self) -> f32 {
         transform::unit(self.next_u32())
     }
@@ -41,14 +41,14 @@ impl Draws {
         self.uniform().mul_add(high - low, low)
     }
 
-    /// A whole number in 0..n, each equally likely (Lemire, "Fast random integer generation in an interval", 2019).
+    /// A uniform integer in 0..n (Lemire, "Fast random integer generation in an interval", 2019).
     ///
     /// Panics if n is 0.
     pub fn below(&mut self, n: u32) -> u32 {
         assert!(n > 0, "there is no number below 0");
         loop {
             let product = u64::from(self.next_u32()) * u64::from(n);
-            // The 2³² mod n smallest low halves are what would favour some results.
+            // Rejecting the 2³² mod n smallest low halves removes the bias.
             let low = product as u32;
             if low >= n || low >= n.wrapping_neg() % n {
                 return (product >> 32) as u32;
@@ -56,7 +56,7 @@ impl Draws {
         }
     }
 
-    /// Puts `items` in an order drawn uniformly (Fisher–Yates).
+    /// Shuffles `items` uniformly (Fisher–Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i as u32 + 1) as usize);
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::rng::Purpose;
 
-    fn draws(index: u64) -> Draws {
+    fn draws(index: u64) -> StreamRng {
         Stream::new(3, Purpose::Shuffle, index, 0).draws()
     }
 
@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn below_favours_no_number() {
-        // With n = 3·2³⁰ a plain product would give the multiples of three twice as often.
+        // With n = 3·2³⁰, multiplying without rejection would give multiples of three twice as
+        // often.
         let (n, total) = (3u32 << 30, 60_000);
         let mut draws = draws(0);
         let mut thirds = [0u32; 3];

@@ -1,6 +1,7 @@
-//! Philox 4×32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one block or many.
+//! Philox 4×32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one
+//! block or many.
 
-/// Blocks computed side by side: a whole vector of AVX-512, two of AVX2.
+/// Blocks computed in parallel: one AVX-512 vector, two AVX2 vectors.
 pub const LANES: usize = 16;
 
 const ROUNDS: usize = 10;
@@ -27,7 +28,8 @@ pub fn block(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// Blocks first .. first + [`LANES`]: word w of block l at [w][l].
 ///
-/// A word travels in 64 bits whose upper half is never read: the product then is one instruction a lane.
+/// A word is stored in 64 bits whose upper half is never read, so that a multiplication is one
+/// instruction per lane.
 #[allow(
     clippy::needless_range_loop,
     reason = "one lane number over several arrays is what becomes vectors"

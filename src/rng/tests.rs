@@ -16,8 +16,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn the_streams_never_change() {
-    // From the same formulas in exact rational arithmetic, rounded where f32 rounds. Another stream would make
-    // every saved run, cache and sample a different one.
+    // Computed from the same formulas in exact rational arithmetic, rounded where f32 rounds. If
+    // the streams changed, every saved run, cache and sample would change.
     let stream = Stream::new(
         0x0123_4567_89ab_cdef,
         Purpose::Gumbel,
@@ -54,7 +54,8 @@ fn the_streams_never_change() {
 
 #[test]
 fn every_instruction_set_gives_equal_bits() {
-    // The plain build has no fused multiply-add: there each is a call of the C library's exact one.
+    // Without fused multiply-add instructions, each becomes a call of the C library's exact
+    // function.
     let stream = Stream::new(5, NOISE, 3, 2);
     for kind in [Kind::Uniform, Kind::Normal] {
         let mut plain = vec![0f32; 100_003];
@@ -78,7 +79,7 @@ fn a_number_depends_on_its_place_only() -> Result<()> {
             let part = filled(kind, Stream::new(5, NOISE, 3, 2), short);
             assert_eq!(bits(&part), bits(&whole[..short]));
         }
-        // In a batch of others, cut into pieces for the threads.
+        // In a batch with others, split into pieces for the threads.
         let stream = |index| Stream::new(5, NOISE, index, 2);
         let batch = tensor(kind, stream, &[9, 3, 1 << 40], &[8, n / 8], &Device::Cpu)?;
         assert_eq!(batch.dims(), [3, 8, n / 8]);
@@ -153,7 +154,8 @@ fn normals_are_normal() {
             / n as f64;
         assert!(correlation.abs() < 4.5 / (n as f64).sqrt(), "lag {lag}");
     }
-    // Kolmogorov–Smirnov at quantiles of the normal distribution; 1.95/√n is passed once in a thousand times.
+    // Kolmogorov–Smirnov at quantiles of the normal distribution; 1.95/√n is passed once in a
+    // thousand times.
     values.sort_unstable_by(f32::total_cmp);
     for (p, quantile) in [
         (0.000_1, 3.719_016_5),

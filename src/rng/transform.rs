@@ -1,13 +1,14 @@
-//! Words to numbers: uniform in (0,1) and, by Box–Muller, standard normal.
+//! From random words to numbers: uniform in (0,1) and, by Box–Muller, standard normal.
 //!
-//! Only +, −, ×, fused multiply-add, √ and integer operations, each rounded as IEEE 754 says: the same formulas
-//! give equal bits on every instruction set, and in CUDA with `__fmaf_rn`, `__fmul_rn`, `__fadd_rn`, `__fsqrt_rn`.
-//! The polynomials are near-minimax fits of relative error (log 5.8e-9, sine 4.0e-9, cosine 4.4e-10) whose
-//! coefficients were rounded to f32 one by one, the rest refitted each time.
+//! Uses only +, −, ×, fused multiply-add, √ and integer operations, each rounded as IEEE 754
+//! requires. The same formulas therefore give equal bits on every instruction set, and in CUDA with
+//! `__fmaf_rn`, `__fmul_rn`, `__fadd_rn`, `__fsqrt_rn`. The polynomials are near-minimax fits of
+//! the relative error (log 5.8e-9, sine 4.0e-9, cosine 4.4e-10); their coefficients were rounded to
+//! f32 one by one, and the rest refitted each time.
 
 use super::philox::LANES;
 
-/// Word w of block l at [w][l] → its uniform.
+/// Word w of block l is at [w][l], and so is its uniform number.
 #[inline(always)]
 pub fn uniforms(words: [[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
     let mut out = [[0f32; LANES]; 4];
@@ -19,7 +20,7 @@ pub fn uniforms(words: [[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
     out
 }
 
-/// Word w of block l at [w][l] → normals, words 0 and 1 a pair, 2 and 3 another.
+/// Word w of block l is at [w][l]; words 0 and 1 give one pair of normals, 2 and 3 another.
 #[inline(always)]
 pub fn normals(words: [[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
     let mut out = [[0f32; LANES]; 4];
@@ -53,7 +54,8 @@ pub fn box_muller(u: u32, v: u32) -> (f32, f32) {
     (radius * cos, radius * sin)
 }
 
-/// ln x of a normal positive x: x = 2ᵉ·(1+f) with 1+f in [√½, √2), ln x = e·ln 2 + f − f²/2 + f³·L(f).
+/// ln x of a normal positive x: x = 2ᵉ·(1+f) with 1+f in [√½, √2), ln x = e·ln 2 + f − f²/2 +
+/// f³·L(f).
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {
     const SQRT_HALF: u32 = 0x3f35_04f3;
@@ -72,14 +74,15 @@ pub fn ln(x: f32) -> f32 {
     let f = f32::from_bits(bits.wrapping_sub((exponent << 23) as u32)) - 1.0;
     let tail = f * f * polynomial(L, f).mul_add(f, -0.5);
     let e = exponent as f32;
-    // ln 2 in two parts, so that only the last addition rounds noticeably.
+    // ln 2 in two parts, so that only the last addition has a noticeable rounding error.
     e.mul_add(LN_2_HIGH, e.mul_add(LN_2_LOW, tail) + f)
 }
 
 const LN_2_HIGH: f32 = std::f32::consts::LN_2;
 const LN_2_LOW: f32 = -1.904_654_2e-9;
 
-/// cos 2πv and sin 2πv of v = `unit(word)`: the nearest quarter turn is taken off exactly, in integers.
+/// cos 2πv and sin 2πv of v = `unit(word)`: the nearest quarter turn is subtracted exactly, in
+/// integers.
 #[inline(always)]
 fn cos_sin_turns(word: u32) -> (f32, f32) {
     const TAU_LOW: f32 = -1.748_455_5e-7;
@@ -89,7 +92,7 @@ fn cos_sin_turns(word: u32) -> (f32, f32) {
     let quarter = (v + (1 << 21)) >> 22;
     let x = (v - (quarter << 22)) as f32 * (1.0 / 16_777_216.0); // |x| ≤ 1/8, exact
     let y = x * x;
-    // 2πx as a sum of two products, its larger part unrounded until the end.
+    // 2πx as a sum of two products; the larger part is not rounded until the end.
     let sin = x.mul_add(
         std::f32::consts::TAU,
         x * polynomial(SIN, y).mul_add(y, TAU_LOW),
@@ -102,7 +105,7 @@ fn cos_sin_turns(word: u32) -> (f32, f32) {
     (sign(a, (quarter + 1) >> 1 & 1), sign(b, quarter >> 1 & 1))
 }
 
-/// Horner's rule, the constant first.
+/// Horner's rule, constant term first.
 #[inline(always)]
 fn polynomial<const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
     let mut sum = coefficients[N - 1];
@@ -117,12 +120,12 @@ mod tests {
     use super::*;
     use rayon::prelude::*;
 
-    /// Every u and v that can be drawn.
+    /// Every value of u and v that can be drawn.
     fn words() -> impl ParallelIterator<Item = u32> {
         (0..1u32 << 23).into_par_iter().map(|k| k << 9)
     }
 
-    /// Distance in units of the last place of the exact value.
+    /// The error in units in the last place of the exact value.
     fn ulps(value: f32, exact: f64) -> f64 {
         let place = (exact.abs() as f32).to_bits() as i32 >> 23;
         (f64::from(value) - exact).abs() / f64::from(place.max(1) - 127 - 23).exp2()

@@ -8,7 +8,8 @@ use half::bf16;
 
 use super::choose::{Choice, choose};
 use super::gpu::GpuSampler;
-use super::sampler::{Draws, SampleOptions, Sampler};
+use super::options::SampleOptions;
+use super::sampler::{Draws, Sampler};
 use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
 use crate::model::gpu::check::{Row, bits, randomize, relative, share_that_differs, small};

@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Result, Tensor, bail};
 
 use super::choose::Choice;
-use super::sampler::SampleOptions;
+use super::options::SampleOptions;
 use crate::config::Config;
 use crate::model::Quantizer;
 use crate::model::gpu::{Conditions, Network, Sets, Sizes, Trunk};
@@ -24,11 +24,11 @@ pub struct GpuSampler {
     tables: Tables,
     /// h = w
     side: usize,
-    plan: Mutex<Option<Plan>>,
+    plan: Mutex<Option<CapturedBatch>>,
 }
 
 /// The buffers of a batch and the work over them.
-struct Plan {
+struct CapturedBatch {
     batch: usize,
     options: SampleOptions,
     /// Images a pass of the transformer: the batch, twice with guidance.
@@ -120,7 +120,7 @@ impl GpuSampler {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Plan>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<CapturedBatch>> {
         self.plan
             .lock()
             .expect("no thread panics while it holds this lock")
@@ -129,11 +129,11 @@ impl GpuSampler {
     /// The plan for these options and at least `batch` images: the last one where it serves.
     fn ready<'a>(
         &self,
-        plan: &'a mut Option<Plan>,
+        plan: &'a mut Option<CapturedBatch>,
         batch: usize,
         options: &SampleOptions,
-    ) -> Result<&'a mut Plan> {
-        let serves = |p: &Plan| p.batch >= batch && p.options == *options;
+    ) -> Result<&'a mut CapturedBatch> {
+        let serves = |p: &CapturedBatch| p.batch >= batch && p.options == *options;
         if !plan.as_ref().is_some_and(serves) {
             *plan = None; // its memory first
             *plan = Some(self.plan(batch, options)?);
@@ -144,13 +144,13 @@ impl GpuSampler {
         }
     }
 
-    fn plan(&self, batch: usize, options: &SampleOptions) -> Result<Plan> {
+    fn plan(&self, batch: usize, options: &SampleOptions) -> Result<CapturedBatch> {
         let (gpu, s) = (self.gpu(), &self.network.sizes);
         let guided = (1..=s.steps).any(|t| options.guided(t, s.steps));
         let rows = if guided { 2 * batch } else { batch };
         let sized = |batch| Sizes { batch, ..*s };
         let positions = batch * s.tokens;
-        let mut plan = Plan {
+        let mut plan = CapturedBatch {
             batch,
             options: *options,
             rows,
@@ -182,7 +182,13 @@ impl GpuSampler {
     }
 
     /// What a run reads; images beyond the labels repeat the first.
-    fn give(&self, plan: &mut Plan, labels: &[u32], seed: u64, indices: &[u64]) -> Result<()> {
+    fn give(
+        &self,
+        plan: &mut CapturedBatch,
+        labels: &[u32],
+        seed: u64,
+        indices: &[u64],
+    ) -> Result<()> {
         let s = &self.network.sizes;
         let mut given = labels.to_vec();
         given.resize(plan.batch, labels[0]);
@@ -193,7 +199,7 @@ impl GpuSampler {
         plan.damaged.write(&[u32::MAX])
     }
 
-    fn launch_all(&self, plan: &Plan) -> Result<()> {
+    fn launch_all(&self, plan: &CapturedBatch) -> Result<()> {
         let (gpu, s) = (self.gpu(), &self.network.sizes);
         let sized = |batch| Sizes { batch, ..*s };
         self.network
@@ -256,7 +262,7 @@ impl GpuSampler {
     }
 }
 
-impl Plan {
+impl CapturedBatch {
     fn launch(&self) -> Result<()> {
         match &self.graph {
             Some(graph) => graph.0.launch().map_err(candle_core::Error::wrap),

@@ -11,9 +11,9 @@ use ::image::RgbImage;
 
 use super::grid::{grid, save_png};
 use crate::error::{Result, hinted, usage};
+use crate::interrupt::Interrupt;
 use crate::store::atomic;
 use crate::store::npz::{Element, NpzWriter};
-use crate::train::interrupt::Interrupt;
 
 /// Endings of files that are not written here: whoever names one does not mean a folder.
 const OTHER_FILES: [&str; 33] = [

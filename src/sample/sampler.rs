@@ -10,9 +10,10 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::choose::{Choice, choose};
+use super::choose::choose;
 use super::image::not_finite;
-use crate::config::{CfgSchedule, Config, SampleConfig};
+use super::options::SampleOptions;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::generator::{Generator, Modulation};
 use crate::model::tokenizer::Tokenizer;
@@ -21,54 +22,6 @@ use crate::rng::{Purpose, uniform};
 
 /// Images decoded at once on a GPU: the decoder's maps are many times the size of the latents.
 const DECODED_AT_ONCE: usize = 64;
-
-/// How codes are drawn from the generator's logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SampleOptions {
-    /// The paper's λ; 0 is off.
-    pub cfg: f64,
-    pub cfg_schedule: CfgSchedule,
-    /// Divides the logits: 1/τ.
-    pub temperature: f64,
-    /// Gumbel noise; without it every position takes its most likely code.
-    pub gumbel: bool,
-    pub top_k: Option<usize>,
-    pub top_p: Option<f64>,
-}
-
-impl From<&SampleConfig> for SampleOptions {
-    fn from(config: &SampleConfig) -> Self {
-        Self {
-            cfg: config.cfg,
-            cfg_schedule: config.cfg_schedule,
-            temperature: config.temperature,
-            gumbel: config.gumbel,
-            top_k: None,
-            top_p: None,
-        }
-    }
-}
-
-impl SampleOptions {
-    /// Whether step t of `steps` runs the unconditional half.
-    pub fn guided(&self, t: usize, steps: usize) -> bool {
-        self.choice(t, steps).lambda != 0.0
-    }
-
-    /// What is done to the logits of step t of `steps`; λ_t is λ, or λ(t−1)/(T−1), or λ where T = 1 [ours: the line's ends].
-    pub(super) fn choice(&self, t: usize, steps: usize) -> Choice {
-        let lambda = match self.cfg_schedule {
-            CfgSchedule::Linear if steps > 1 => self.cfg * (t - 1) as f64 / (steps - 1) as f64,
-            _ => self.cfg,
-        };
-        Choice {
-            lambda: lambda as f32,
-            tau: (1.0 / self.temperature) as f32,
-            top_k: self.top_k,
-            top_p: self.top_p.map(|p| p as f32),
-        }
-    }
-}
 
 /// Where a batch's random numbers come from.
 #[derive(Debug, Clone, Copy)]
@@ -325,6 +278,7 @@ fn side_by_side(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CfgSchedule;
     use crate::rng::normal;
     use crate::store::Scope;
 

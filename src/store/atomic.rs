@@ -1,10 +1,10 @@
-//! Files and folders that appear whole or not at all.
+//! Files and folders that appear completely or not at all.
 //!
-//! Everything is written under a hidden name beside its place, synced, and renamed: after a crash, a `kill -9`
-//! or a full disk, what was there before is still there.
+//! Everything is written under a hidden name beside its destination, synced, and renamed. After a
+//! crash, a `kill -9` or a full disk, the previous content is still there.
 //!
-//! Whoever writes holds a lock on what is not in its place yet. What a killed process left has none: it is removed by the
-//! next process that writes into the same folder.
+//! The writer holds a lock on each temporary file or folder. A killed process loses its locks; what
+//! it left is removed by the next process that writes into the same folder.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result, hinted};
 
-/// The end of every name that is not in its place yet; [`sweep`] removes what a killed process left.
+/// The suffix of every temporary name; [`sweep`] removes what a killed process left.
 const PARTIAL: &str = ".partial";
 
-/// The end of the name of a folder that steps aside for its successor.
+/// The suffix of a folder that is moved aside for its replacement.
 const ASIDE: &str = ".old.partial";
 
-/// How often a name is tried that another process holds: one that sweeps lets go of it at once.
+/// Number of attempts at a name that another process holds; a process that sweeps releases it
+/// quickly.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -31,10 +32,11 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| Ok(file.write_all(bytes)?))
 }
 
-/// Writes what `fill` writes to `path`.
+/// Writes to `path` whatever `fill` writes.
 ///
-/// Errors: the path and the system's reason (a full disk, a missing folder); the file at `path` is unchanged. An error of
-/// `fill` that is a bare `io::Error` is taken for one of this file; any other, also one with a context, is the caller's.
+/// Errors: the path and the system's reason (a full disk, a missing folder); the file at `path` is
+/// unchanged. A bare `io::Error` from `fill` is reported as an error of this file; any other error,
+/// also one with a context, is passed on.
 pub fn write_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
@@ -57,7 +59,7 @@ pub fn write_with(
         file.set_len(0)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
-        // Its lock is held until it is in place.
+        // Keeps the lock until the file is in place.
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -65,7 +67,7 @@ pub fn write_with(
         Ok(())
     })();
     if written.is_err() && owned {
-        // The error that is reported is the first one.
+        // Report the first error.
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(|error| match error.chain().count() {
@@ -76,7 +78,7 @@ pub fn write_with(
     })
 }
 
-/// Whether a file can be written to `path`, for those who will do so in hours.
+/// Checks that a file can be written to `path`, before hours of work whose result goes there.
 pub fn check_writable(path: &Path) -> Result<()> {
     check_kind(path)?;
     sweep_beside(path);
@@ -90,7 +92,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
         .map_err(|e| cannot_write(path, &e))
 }
 
-/// Refuses what is no file: renaming over a device or a pipe would replace it.
+/// Refuses anything but a file: renaming over a device or a pipe would replace it.
 fn check_kind(path: &Path) -> Result<()> {
     match fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         true => Err(hinted(
@@ -101,9 +103,10 @@ fn check_kind(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes the folder `path` with what `fill` puts into the one it is given. A folder that is there is replaced.
+/// Makes the folder `path` with the content that `fill` writes into the folder it is given.
+/// Replaces an existing folder.
 ///
-/// Errors: there is something else at `path`, a file or a device, which would be lost.
+/// Errors: a file or a device is at `path`, and would be lost.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if fs::metadata(path).is_ok_and(|m| !m.is_dir()) {
         return Err(hinted(
@@ -136,7 +139,7 @@ fn new_folder(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Tries again for a moment where another process holds the name.
+/// Retries for a moment while another process holds the name.
 fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..ATTEMPTS {
         match attempt() {
@@ -147,14 +150,16 @@ fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     attempt()
 }
 
-/// Takes the temporary file or folder at `path` for this process; the system gives it back however the process ends.
+/// Locks the temporary file or folder at `path` for this process; the system releases the lock
+/// however the process ends.
 pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
     temporary.try_lock().map_err(|e| match e {
         TryLockError::WouldBlock => busy(),
         TryLockError::Error(e) => e,
     })?;
-    // Before the lock was free its owner may have put it in its place, and another begun anew.
+    // Before the lock was free, its owner may have moved the file into place, and another process
+    // may have started a new one.
     let (own, there) = (temporary.metadata()?, fs::metadata(path));
     match there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
         true => Ok(()),
@@ -162,10 +167,11 @@ pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Syncs all of `temporary` and gives it its name.
+/// Syncs all of `temporary` and renames it to its final name.
 fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     sync_all(temporary)?;
-    // A folder cannot be renamed over a full one: the old one steps aside first, held like all that is not in its place.
+    // A folder cannot be renamed over a non-empty one: the old folder is moved aside first, locked
+    // like every temporary name.
     let old = beside(path, ASIDE);
     remove(&old)?;
     let _held = File::open(path).inspect(|folder| drop(folder.try_lock()));
@@ -178,9 +184,9 @@ fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     remove(&old)
 }
 
-/// Sweeps the folder that `path` is written to, once in this process's life.
+/// Sweeps the folder that `path` is written to, once per process.
 ///
-/// A failure is none of the work's: what could not be swept stays.
+/// Errors are ignored: what could not be swept stays.
 pub fn sweep_beside(path: &Path) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let folder = parent(path);
@@ -195,7 +201,8 @@ pub fn sweep_beside(path: &Path) {
     }
 }
 
-/// Removes what killed processes left half written in `folder`, and nothing that a living one is writing.
+/// Removes incomplete files and folders that killed processes left in `folder`, and nothing that a
+/// living process is writing.
 pub fn sweep(folder: &Path) -> Result<()> {
     let failed = |e: io::Error| hinted(format!("cannot clean {}: {e}", folder.display()), "");
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -213,14 +220,14 @@ fn sweep_one(path: &Path, name: &str) -> io::Result<()> {
     if !kind.is_ok_and(|kind| kind.is_file() || kind.is_dir()) {
         return Ok(());
     }
-    // One that cannot be opened or locked is somebody else's.
+    // If it cannot be opened or locked, another process owns it.
     let Ok(left) = File::open(path) else {
         return Ok(());
     };
     if own(&left, path).is_err() {
         return Ok(());
     }
-    // Its successor never came: what stepped aside is all there is.
+    // Its replacement never came: the folder that was moved aside is the only copy.
     let place = name.strip_prefix('.').and_then(|n| n.strip_suffix(ASIDE));
     match place.map(|place| path.with_file_name(place)) {
         Some(place) if !place.exists() => fs::rename(path, place)?,
@@ -232,7 +239,7 @@ fn sweep_one(path: &Path, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// `.NAME<ending>` in the folder of `path`: a rename there does not leave the file system.
+/// `.NAME<ending>` in the folder of `path`, so that a rename stays in one file system.
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}{ending}"))
@@ -257,7 +264,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Syncs what a folder holds, at any depth, and the folder.
+/// Syncs everything in a folder, at any depth, and the folder itself.
 fn sync_all(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -269,7 +276,7 @@ fn sync_all(folder: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// A rename is only sure once its folder is.
+/// A rename is durable only once its folder is synced.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -419,7 +426,7 @@ mod tests {
             fs::create_dir(at(".killed.again.partial"))?;
             write_folder(&folder, |inside| {
                 fs::write(inside.join("x"), "whole")?;
-                // What the next process that writes here does.
+                // As the next process that writes here would.
                 sweep(root.path())
             })?;
             assert_eq!(names(root.path())?, [".living.npz.partial", "living"]);

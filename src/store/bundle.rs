@@ -1,8 +1,9 @@
-//! Bundles (DESIGN section 3): a tokenizer and, where there is one, a generator in one safetensors file, with
-//! all that is needed to use them.
+//! Bundles: a tokenizer and, optionally, a generator in one safetensors file, with everything that
+//! is needed to use them.
 //!
-//! Tensors lie under `tokenizer.` and `generator.` with their own names and PyTorch's shapes; `__metadata__`
-//! holds `format`, `config`, `classes`, `metrics` and `provenance`, the last four as JSON.
+//! Tensors are under `tokenizer.` and `generator.` with their own names and PyTorch's shapes;
+//! `__metadata__` holds `format`, `config`, `classes`, `metrics` and `provenance`, the last four as
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,22 +25,22 @@ const GENERATOR: &str = "generator.";
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// A model and what is known of it. Tensors are f32 on the CPU.
+/// A model and its metadata. Tensors are f32 on the CPU.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     pub config: Config,
-    /// A list of {index, wnid, words}; empty where the images had no labels.
+    /// A list of {index, wnid, words}; empty if the images had no labels.
     pub classes: Value,
-    /// The last figures of each stage.
+    /// The last logged metrics of each stage.
     pub metrics: Value,
-    /// Which runs, steps and seeds it comes from.
+    /// The runs, steps and seeds that the model comes from.
     pub provenance: Value,
     pub tokenizer: Tensors,
     pub generator: Option<Tensors>,
 }
 
 impl Bundle {
-    /// A tokenizer of `config`, of which nothing else is known.
+    /// A tokenizer of `config` without further metadata.
     pub fn new(config: Config, tokenizer: Tensors) -> Self {
         Self {
             config,
@@ -51,7 +52,7 @@ impl Bundle {
         }
     }
 
-    /// Errors: not a bundle; one of an unknown version, which is named; a configuration this program refuses.
+    /// Errors: not a bundle; an unknown version, which is named; an invalid configuration.
     pub fn read(path: &Path) -> Result<Self> {
         let reader = Reader::open(path)?;
         let metadata = reader.header()?.metadata;
@@ -87,8 +88,9 @@ impl Bundle {
         })
     }
 
-    /// Writes it, whole or not at all. With `bf16`, matrices and kernels take half the room; the codebook and
-    /// vectors (norms, biases) stay f32, since they are small and set the scale.
+    /// Writes the file, completely or not at all. With `bf16`, matrices and kernels take half the
+    /// space; the codebook and vectors (norms, biases) stay f32, because they are small and set the
+    /// scale.
     pub fn write(&self, path: &Path, bf16: bool) -> Result<()> {
         let parts = [
             (TOKENIZER, Some(&self.tokenizer)),
@@ -112,17 +114,17 @@ impl Bundle {
         safetensors::write(path, &tensors, &metadata)
     }
 
-    /// The generator's tensors; an error says that there are none.
+    /// The generator's tensors, or an error if there are none.
     pub fn generator(&self) -> Result<&Tensors> {
         self.generator.as_ref().ok_or_else(|| {
             usage(
-                "the model has a tokenizer only: it encodes and decodes, and cannot sample",
+                "the model has a tokenizer only: it can encode and decode, but not sample",
                 "name a train-gen run, or a bundle that `rdpm export --gen RUN` wrote",
             )
         })
     }
 
-    /// What ties codes and latents to this tokenizer: the SHA-256 of its tensors.
+    /// The SHA-256 of the tokenizer's tensors, which ties codes and latents to it.
     pub fn tokenizer_hash(&self) -> Result<String> {
         digest::of_tensors(&self.tokenizer)
     }
@@ -136,7 +138,7 @@ pub(super) fn check_format(path: &Path, found: Option<&str>, expected: &str) -> 
                 "{} is not an rdpm file: its metadata has no `format`",
                 path.display()
             ),
-            "`rdpm inspect` says what it is",
+            "`rdpm inspect` shows what it is",
         ));
     };
     if found == expected {
@@ -146,7 +148,7 @@ pub(super) fn check_format(path: &Path, found: Option<&str>, expected: &str) -> 
     let hint = if kind(found) == kind(expected) {
         "a newer rdpm wrote it: use that one"
     } else {
-        "it is another kind of file: `rdpm inspect` says which"
+        "it is another kind of file: `rdpm inspect` shows which"
     };
     Err(hinted(
         format!(

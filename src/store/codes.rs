@@ -1,8 +1,8 @@
-//! Codes files (DESIGN section 3): what `encode` writes and `decode` reads.
+//! Codes files: what `encode` writes and `decode` reads.
 //!
-//! In the file, PyTorch's order: `codes` u16 or u32 [N,T,h,w], `labels` i64 [N], `noise` f32 [N,T,d,h,w],
-//! `latents` f32 [N,d,h,w]; `__metadata__` names the tokenizer's hash and the seed. In memory, ours:
-//! codes u32 [T,N,h,w], noise [T,N,h,w,d], latents [N,h,w,d].
+//! In the file, PyTorch's order: `codes` u16 or u32 [N,T,h,w], `labels` i64 [N], `noise` f32
+//! [N,T,d,h,w], `latents` f32 [N,d,h,w]; `__metadata__` holds the tokenizer's hash and the seed. In
+//! memory, channels last: codes u32 [T,N,h,w], noise [T,N,h,w,d], latents [N,h,w,d].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub const FORMAT: &str = "rdpm-codes/1";
 pub struct Codes {
     /// u32 [T,N,h,w]
     pub codes: Tensor,
-    /// N of them, or none where the images had no labels.
+    /// N labels, or none if the images had none.
     pub labels: Vec<u32>,
     /// ε_t, f32 [T,N,h,w,d]
     pub noise: Option<Tensor>,
@@ -30,13 +30,13 @@ pub struct Codes {
     pub latents: Option<Tensor>,
     /// [`super::bundle::Bundle::tokenizer_hash`] of the tokenizer that made them.
     pub tokenizer: String,
-    /// K: every code is below it.
+    /// Codebook size K: every code is below it.
     pub codebook_size: usize,
     pub seed: u64,
 }
 
 impl Codes {
-    /// Codes are u16 where K allows it.
+    /// Writes codes as u16 if K allows it.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut entries = vec![("codes", self.packed_codes()?)];
         if !self.labels.is_empty() {
@@ -88,7 +88,8 @@ impl Codes {
         })
     }
 
-    /// Errors: not a codes file or of an unknown version; shapes that disagree; a code beyond the codebook.
+    /// Errors: not a codes file, or of an unknown version; inconsistent shapes; a code outside the
+    /// codebook.
     pub fn read(path: &Path) -> Result<Self> {
         let reader = Reader::open(path)?;
         let header = reader.header()?;
@@ -234,7 +235,7 @@ fn raw_f32(tensor: &Tensor) -> Result<Raw<'static>> {
 
 fn damaged(path: &Path, what: String) -> crate::error::Error {
     hinted(
-        format!("{} is not a right codes file: {what}", path.display()),
+        format!("{} is not a valid codes file: {what}", path.display()),
         "`rdpm encode` writes codes: [N,T,h,w] u16 or u32, labels [N] i64, noise [N,T,d,h,w], latents [N,d,h,w]",
     )
 }

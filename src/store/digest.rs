@@ -1,4 +1,5 @@
-//! SHA-256 of files and of weights: what ties a cache, a codes file or a checkpoint to what it was made from.
+//! SHA-256 of files and of weights, which ties caches, codes files and checkpoints to what they
+//! were made from.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,7 +26,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     }
 }
 
-/// Of names, types, shapes and values in the order of the names: equal for equal weights, whichever file they
+/// Of names, types, shapes and values, sorted by name: equal for equal weights, whichever file they
 /// came from.
 pub fn of_tensors(tensors: &BTreeMap<String, Tensor>) -> Result<String> {
     let mut hash = Sha256::new();

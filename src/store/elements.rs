@@ -1,21 +1,22 @@
-//! Elements of files as tensors: every type that a safetensors file or a `.pth` can name, in a type that candle has.
+//! Elements of files as tensors: every type that a safetensors file or a `.pth` can hold, converted
+//! to a type that candle has.
 //!
-//! Types that candle lacks become the next one that holds all their values: i8 → i16, u16 → u32, u64 → i64,
-//! both 8-bit floats → f16. What no type holds is refused by name.
+//! Types that candle lacks become the next type that holds all their values: i8 → i16, u16 → u32,
+//! u64 → i64, both 8-bit floats → f16. Values that no type can hold are refused by name.
 
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use safetensors::Dtype;
 
-/// Bytes of an element; none for types that are packed more tightly.
+/// Bytes per element; none for types with less than a byte per element.
 pub fn width(dtype: Dtype) -> Option<usize> {
     let bits = dtype.bitsize();
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-/// The tensor of `shape` whose elements lie in `bytes`, little-endian, on the CPU.
+/// The tensor of `shape` with the little-endian elements `bytes`, on the CPU.
 ///
-/// Errors say what is wrong, to be put behind the tensor's name.
+/// Errors say what is wrong, in words that follow the tensor's name.
 pub fn tensor(dtype: Dtype, bytes: &[u8], shape: &[usize]) -> Result<Tensor, String> {
     let wrong = |e: candle_core::Error| e.to_string();
     let as_it_is = |dtype| Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu);
@@ -40,7 +41,7 @@ pub fn tensor(dtype: Dtype, bytes: &[u8], shape: &[usize]) -> Result<Tensor, Str
             let values = values.ok_or("has numbers beyond 2^63")?;
             Tensor::from_vec(values, shape, &Device::Cpu)
         }
-        // The upper byte of an f16.
+        // Its byte is the upper byte of an f16.
         Dtype::F8_E5M2 => from(bytes, shape, |[b]: [u8; 1]| {
             f16::from_bits(u16::from(b) << 8)
         }),

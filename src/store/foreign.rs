@@ -1,4 +1,4 @@
-//! What a file is that is not what was asked for, by its first bytes: for messages that name it.
+//! Recognises what a file is by its first bytes, for errors about a file of the wrong kind.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -8,10 +8,10 @@ use zip::ZipArchive;
 
 use crate::error::{Error, hinted};
 
-/// A kind of file: what it is, and what to do with it.
+/// A kind of file: its name, and what to do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
-    /// With its article: `a git-LFS pointer`.
+    /// The name with its article: `a git-LFS pointer`.
     pub name: &'static str,
     pub remedy: &'static str,
 }
@@ -21,32 +21,32 @@ const fn kind(name: &'static str, remedy: &'static str) -> Kind {
 }
 
 const NOT_THE_FILE: &str =
-    "the address gave a page (a login, an error) instead of the file: download the file itself";
+    "the address returned a page (a login, an error) instead of the file: download the file itself";
 const UNPACK: &str = "unpack it, and name the file that is in it";
 const OF_OTHER_USE: &str = "name another file";
 
 pub const TORCH: Kind = kind(
     "a file of torch.save",
-    "it holds PyTorch's weights: `rdpm inspect` says which",
+    "it holds PyTorch's weights: `rdpm inspect` shows which",
 );
-pub const SAFETENSORS: Kind = kind("a safetensors file", "`rdpm inspect` says what it holds");
+pub const SAFETENSORS: Kind = kind("a safetensors file", "`rdpm inspect` shows what it holds");
 pub const NPZ: Kind = kind(
     "an .npz of NumPy arrays",
-    "`rdpm inspect` says what it holds",
+    "`rdpm inspect` shows what it holds",
 );
 pub const NPY: Kind = kind(
     "a .npy array",
     "numpy.savez(FILE, array) writes an .npz, which is read",
 );
 
-/// What begins with these bytes, from the offset given.
+/// Magic bytes, with their offsets.
 const BEGINNINGS: [(usize, &[u8], Kind); 20] = [
     (
         0,
         b"version https://git-lfs",
         kind(
             "a git-LFS pointer, not the file that it stands for",
-            "`git lfs pull` in its repository fetches the file; or download it again",
+            "`git lfs pull` in its repository downloads the file; or download it again",
         ),
     ),
     (0, b"\x93NUMPY", NPY),
@@ -95,13 +95,13 @@ const BEGINNINGS: [(usize, &[u8], Kind); 20] = [
     (8, b"WEBP", kind("a WebP image", OF_OTHER_USE)),
     (0, b"%PDF-", kind("a PDF document", OF_OTHER_USE)),
     (0, b"\x7fELF", kind("a program", OF_OTHER_USE)),
-    // A pickle's PROTO, then the long integer that is torch.save's old magic number.
+    // A pickle's PROTO opcode, then the long integer that is torch.save's old magic number.
     (0, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20", TORCH),
     (0, b"PK\x03\x04", kind("a zip archive", UNPACK)),
     (0, b"PK\x05\x06", kind("an empty zip archive", OF_OTHER_USE)),
 ];
 
-/// What the file at `path` is, where its first bytes say so.
+/// The kind of the file at `path`, if its first bytes show it.
 pub fn of(path: &Path) -> Option<Kind> {
     let mut start = Vec::new();
     let file = File::open(path).ok()?;
@@ -112,7 +112,7 @@ pub fn of(path: &Path) -> Option<Kind> {
     }
 }
 
-/// `NAME is KIND; expected EXPECTED`, where the kind is known.
+/// `NAME is KIND; expected EXPECTED`, if the kind is known.
 pub fn refusal(path: &Path, expected: &str) -> Option<Error> {
     let kind = of(path)?;
     Some(hinted(
@@ -159,7 +159,7 @@ fn by_bytes(start: &[u8]) -> Option<Kind> {
 }
 
 fn text(start: &[u8]) -> Option<Kind> {
-    // A character may be cut at the end.
+    // The last character may be cut off.
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
         Err(e) if e.error_len().is_none() => std::str::from_utf8(&start[..e.valid_up_to()]).ok()?,
@@ -180,7 +180,7 @@ fn text(start: &[u8]) -> Option<Kind> {
         } else if begins(&["{", "["]) {
             kind(
                 "JSON text",
-                "the weights lie in another file: an index beside them names it, or a server sent an error",
+                "the weights are in another file: this may be their index, or a server's error message",
             )
         } else {
             kind("text", OF_OTHER_USE)

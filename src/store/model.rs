@@ -12,16 +12,16 @@ use crate::config::Config;
 use crate::error::{Context, Hinted, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
 
-/// A generator's tokenizer among [`CheckpointInfo::frozen`].
+/// The key of a generator's tokenizer in [`CheckpointInfo::frozen`].
 pub const TOKENIZER: &str = "tokenizer";
 
-/// Which of a checkpoint's weights.
+/// Which of a checkpoint's weights to load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Weights {
     /// The moving average.
     #[default]
     Ema,
-    /// As the optimizer left them.
+    /// The weights that the optimizer left.
     Raw,
 }
 
@@ -41,8 +41,8 @@ impl Weights {
     }
 }
 
-/// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished train-gen run
-/// under `runs/`, which is named in the log.
+/// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished
+/// train-gen run under `runs/`. The last two are logged.
 pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return Ok(path.to_path_buf());
@@ -79,7 +79,8 @@ fn newest_finished(runs: &Path) -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
-/// Loads a bundle, or a run folder at its newest (or at the named) checkpoint. A bundle has one kind of weights.
+/// Loads a bundle, or a run folder at its newest (or the named) checkpoint. A bundle has only one
+/// kind of weights.
 pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
     if path.is_file() {
         return Bundle::read(path);
@@ -119,7 +120,7 @@ fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result
             }
             let ours = tokenizer.config.clone();
             Bundle {
-                // The generator's run decides what is its own; the rest is its tokenizer's.
+                // The generator's own settings come from its run; the rest come from its tokenizer.
                 config: Config {
                     generator: config.generator,
                     train_gen: config.train_gen,
@@ -168,8 +169,8 @@ fn put(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-/// The newest value of every figure logged up to `step`, but for those of the machine's pace: equal runs give
-/// equal bundles.
+/// The newest value of every metric logged up to `step`, except those of the machine's speed, so
+/// that equal runs give equal bundles.
 fn last_figures(run: &RunFolder, step: u64) -> Value {
     const PACE: [&str; 2] = ["images_per_second", "eta_seconds"];
     let lines = MetricsLog::read(&run.metrics()).unwrap_or_default();
@@ -199,7 +200,7 @@ mod tests {
         Ok(Tensors::from([(name.to_string(), tensor)]))
     }
 
-    /// A run as training leaves it, whose EMA holds `step` and whose raw weights its negative.
+    /// A run folder as training leaves it; its EMA holds `step` and its raw weights the negative.
     fn run(root: &Path, stage: &str, preset: &str, step: u64, finished: bool) -> Result<PathBuf> {
         let path = root.join(format!("{stage}-{step}"));
         let mut run = Run::create(Some(&path), stage, &Config::load(Some(preset), &[])?)?;

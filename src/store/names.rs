@@ -1,13 +1,14 @@
-//! Names of tensors as other programs write them: what their wrappers put before or into a name is taken away.
+//! Names of tensors as other programs write them: removes what wrappers add to a name.
 //!
-//! DataParallel writes `module.`, torch.compile `_orig_mod.`, FSDP and activation checkpointing parts of their own in the
-//! middle, Lightning and latent diffusion the attribute that holds the model (`model.`, `first_stage_model.`).
+//! DataParallel adds `module.`, torch.compile `_orig_mod.`; FSDP and activation checkpointing add
+//! parts in the middle; Lightning and latent diffusion add the attribute that holds the model
+//! (`model.`, `first_stage_model.`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
-/// Parts that a wrapper puts anywhere into a name.
+/// Parts that a wrapper adds anywhere in a name.
 const WRAPPERS: [&str; 4] = [
     "_orig_mod",
     "_fsdp_wrapped_module",
@@ -15,7 +16,7 @@ const WRAPPERS: [&str; 4] = [
     "_forward_module",
 ];
 
-/// First parts that only say that what follows is a model.
+/// First parts that only say that a model follows.
 const HOLDERS: [&str; 7] = [
     "module",
     "model",
@@ -26,8 +27,8 @@ const HOLDERS: [&str; 7] = [
     "student",
 ];
 
-/// `tensors` under their own names: without wrappers, and without a first part that all share and that only says that a
-/// model follows.
+/// `tensors` under their own names: without wrappers, and without a first part that all names share
+/// and that only says that a model follows.
 pub fn bare(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let mut tensors = unwrapped(tensors);
     while let Some(holder) = HOLDERS.iter().find(|holder| {
@@ -57,17 +58,17 @@ fn unwrapped(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
-/// The tensors of a file that a model's names stand for.
+/// The tensors of a file that match a model's names.
 pub struct Matched {
-    /// What stands before the model's names in the file, with its dot; empty for most.
+    /// The prefix of the model's names in the file, with its dot; usually empty.
     pub prefix: String,
-    /// Other prefixes that as many of the model's names stand behind.
+    /// Other prefixes that match as many of the model's names.
     pub others: Vec<String>,
-    /// By the model's names.
+    /// Keyed by the model's names.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// Finds the one prefix behind which most of `wanted` stand in `tensors`, once wrappers are taken away.
+/// Finds the prefix under which `tensors` has most of `wanted`, after removing wrappers.
 pub fn matched<'a>(
     tensors: &BTreeMap<String, Tensor>,
     wanted: impl IntoIterator<Item = &'a str>,
@@ -138,7 +139,8 @@ mod tests {
                 ["model.a._orig_mod.w", "model.b._fsdp_wrapped_module.w"],
                 ["a.w", "b.w"],
             ),
-            // The network's own: not all share it, or it says more than that a model follows.
+            // Parts of the network's own names: not all share them, or they say more than that a
+            // model follows.
             (["model.a.w", "head.w"], ["head.w", "model.a.w"]),
             (
                 ["features.0.w", "features.1.w"],
@@ -181,7 +183,7 @@ mod tests {
             (found.prefix.as_str(), &found.others[..]),
             ("ema.", &["model.".to_string()][..])
         );
-        // The end of a longer part is another name.
+        // The end of a longer part is a different name.
         assert!(
             matched(&named(&["post_quant.weight"])?, wanted)
                 .tensors

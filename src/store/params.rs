@@ -1,6 +1,7 @@
-//! Parameters: an ordered map from dotted name to variable, and the scope a module takes its own from.
+//! Parameters: an ordered map from dotted name to variable, and the scope through which a module
+//! creates or loads its parameters (candle: VarBuilder).
 //!
-//! Names and shapes are those of PyTorch's `state_dict`, in memory as on disk.
+//! Names and shapes are those of PyTorch's `state_dict`, in memory and on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -12,7 +13,7 @@ use crate::error::{Result, hinted};
 use crate::ops::Packed;
 use crate::rng::{Purpose, Stream};
 
-/// How a fresh parameter is filled.
+/// How a new parameter is initialised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     Zeros,
@@ -26,7 +27,7 @@ pub enum Init {
     Uniform {
         bound: f64,
     },
-    /// Uniform in ±√(6 / (fan_in + fan_out)) of a matrix [out, in].
+    /// Uniform in ±√(6 / (fan_in + fan_out)) for a matrix [out, in].
     XavierUniform,
 }
 
@@ -56,7 +57,7 @@ impl Params {
         self.0.values().map(|v| v.elem_count()).sum()
     }
 
-    /// The parameters as plain tensors that share their storage: later updates show through.
+    /// The parameters as plain tensors that share their storage: later updates are visible in them.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.iter()
             .map(|(name, var)| (name.to_string(), var.as_detached_tensor()))
@@ -76,7 +77,7 @@ impl Params {
             .map(Self)
     }
 
-    /// Variables of zeros with the same names and shapes: fresh moments.
+    /// Variables of zeros with the same names and shapes, for new moments.
     pub fn zeros_like(&self) -> candle_core::Result<Self> {
         self.iter()
             .map(|(name, var)| {
@@ -89,7 +90,7 @@ impl Params {
             .map(Self)
     }
 
-    /// Sets every parameter from `tensors`; names and shapes must be exactly those of this model.
+    /// Sets every parameter from `tensors`; names and shapes must match exactly.
     pub fn assign(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let missing: Vec<&str> = self
             .iter()
@@ -126,21 +127,21 @@ fn check_shape(name: &str, found: &Shape, expected: &Shape) -> candle_core::Resu
 }
 
 enum Origin {
-    /// Fresh variables, drawn by seed and name.
+    /// New variables, drawn by seed and name.
     Fresh {
         seed: u64,
         made: BTreeMap<String, Var>,
     },
-    /// Given tensors; `used` remembers which were asked for.
+    /// Given tensors; `used` records which were requested.
     Given {
         tensors: BTreeMap<String, Tensor>,
         used: BTreeSet<String>,
     },
-    /// Nothing is allocated: shapes are noted.
+    /// Nothing is allocated; shapes are recorded.
     Planned { shapes: BTreeMap<String, Shape> },
 }
 
-/// Where a module's parameters come from, with the module's dotted prefix.
+/// The source of a module's parameters, with the module's dotted prefix.
 #[derive(Clone)]
 pub struct Scope {
     prefix: String,
@@ -150,7 +151,8 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Fresh parameters, tracked by autograd. A parameter's value depends on `seed` and its name only.
+    /// New parameters, tracked by autograd. A parameter's value depends only on `seed` and its
+    /// name.
     pub fn init(seed: u64, device: &Device) -> Self {
         Self::new(
             Origin::Fresh {
@@ -161,7 +163,7 @@ impl Scope {
         )
     }
 
-    /// Given tensors, not tracked; they keep sharing their storage with whoever made them.
+    /// Given tensors, not tracked; they keep sharing their storage with the caller's.
     pub fn load(tensors: &BTreeMap<String, Tensor>, device: &Device) -> Self {
         Self::new(
             Origin::Given {
@@ -172,7 +174,8 @@ impl Scope {
         )
     }
 
-    /// No parameters: a model made from it only tells, by [`Scope::shapes`], what it would hold, at any size.
+    /// No parameters: a model built from it only reports, through [`Scope::shapes`], what it would
+    /// hold, at any size.
     pub fn plan() -> Self {
         let shapes = BTreeMap::new();
         Self::new(Origin::Planned { shapes }, &Device::Cpu)
@@ -187,7 +190,8 @@ impl Scope {
         }
     }
 
-    /// For given tensors that nobody changes any more: layers may keep them in the order in which they are read.
+    /// For given tensors that no longer change: layers may keep copies in the order in which they
+    /// are read.
     pub fn frozen(self) -> Self {
         Self {
             frozen: true,
@@ -195,7 +199,7 @@ impl Scope {
         }
     }
 
-    /// What a layer keeps its weight in, in the order in which it is read; none where that may still change.
+    /// The container for a layer's weight in reading order; none if the weight may still change.
     pub fn packed(&self) -> Option<Packed> {
         self.frozen.then(Packed::default)
     }
@@ -220,9 +224,9 @@ impl Scope {
         }
     }
 
-    /// The parameter `name` of this module, of the given shape.
+    /// The parameter `name` of this module with the given shape.
     ///
-    /// Errors: a given tensor is missing or of another shape (named in full).
+    /// Errors: a given tensor is missing or has another shape (named in full).
     pub fn get(
         &self,
         name: &str,
@@ -250,13 +254,13 @@ impl Scope {
             }
             Origin::Planned { shapes } => {
                 shapes.insert(full, shape.clone());
-                // One zero, seen as the whole.
+                // One zero, broadcast to the shape.
                 Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(shape)
             }
         }
     }
 
-    /// The fresh parameters made so far.
+    /// The new parameters created so far.
     pub fn finish(self) -> Params {
         match &mut *self.lock() {
             Origin::Fresh { made, .. } => Params(std::mem::take(made)),
@@ -278,7 +282,7 @@ impl Scope {
             .expect("no thread panics while it holds this lock")
     }
 
-    /// Names of given tensors that no module asked for.
+    /// Names of given tensors that no module requested.
     pub fn unused(&self) -> Vec<String> {
         match &*self.lock() {
             Origin::Fresh { .. } | Origin::Planned { .. } => Vec::new(),
@@ -325,7 +329,7 @@ fn draw(
     Tensor::from_vec(values, shape, device)
 }
 
-/// FNV-1a: any fixed hash serves, since it only tells names apart.
+/// FNV-1a: any fixed hash would do, because it only distinguishes names.
 fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)

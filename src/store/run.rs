@@ -1,4 +1,4 @@
-//! Run folders (DESIGN section 3): where everything lies, the lock of the one process that writes, the newest
+//! Run folders: the paths in a run, the lock of the single process that writes, the newest
 //! checkpoint.
 //!
 //! ```text
@@ -25,7 +25,7 @@ pub const CHECKPOINT_FORMAT: &str = "rdpm-checkpoint/1";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFolder(PathBuf);
 
-/// What every reader of a checkpoint needs of its `state.json`.
+/// The part of `state.json` that every reader of a checkpoint needs.
 #[derive(Debug, Clone, Deserialize)]
 pub struct CheckpointInfo {
     pub format: String,
@@ -34,24 +34,24 @@ pub struct CheckpointInfo {
     pub step: u64,
     pub finished: bool,
     pub seed: u64,
-    /// Of the rdpm that wrote it.
+    /// Version of the rdpm that wrote it.
     pub version: String,
-    /// Of each file beside it.
+    /// SHA-256 of each file beside it.
     pub sha256: BTreeMap<String, String>,
-    /// Of the weights that the run reads and does not train, by what they are.
+    /// Hashes of the weights that the run reads but does not train, by what they are.
     pub frozen: BTreeMap<String, String>,
 }
 
 impl RunFolder {
-    /// Errors: there is no such folder, or it is no run.
+    /// Errors: there is no such folder, or it is not a run.
     pub fn open(path: &Path) -> Result<Self> {
         let run = Self(path.to_path_buf());
         if run.config().is_file() {
             return Ok(run);
         }
         let problem = match fs::metadata(path) {
-            Ok(m) if m.is_dir() => "holds no config.toml, so it is no run folder".into(),
-            Ok(_) => "is no folder".into(),
+            Ok(m) if m.is_dir() => "holds no config.toml, so it is not a run folder".into(),
+            Ok(_) => "is not a folder".into(),
             Err(e) => format!("cannot be read: {e}"),
         };
         Err(hinted(
@@ -60,9 +60,11 @@ impl RunFolder {
         ))
     }
 
-    /// The run and the checkpoint that `path` names: a run (its newest), or a checkpoint itself.
+    /// The run and the checkpoint that `path` names: a run with its newest checkpoint, or a
+    /// checkpoint itself.
     pub fn locate(path: &Path) -> Result<(Self, PathBuf)> {
-        // Named from inside its run, a checkpoint's path alone does not say where that is; nor does the place a link leads to.
+        // A checkpoint's relative path, given from inside its run, does not name the run; nor does
+        // the target of a link.
         let mut no_run = None;
         let plain = path.components().all(|part| part != Component::ParentDir);
         let named = plain.then(|| std::path::absolute(path).ok()).flatten();
@@ -114,7 +116,8 @@ impl RunFolder {
         self.0.join("tokenizer.safetensors")
     }
 
-    /// The newest whole checkpoint: the one `latest` names or, where a crash came between, the last by step.
+    /// The newest intact checkpoint: the one that `latest` names or, if a crash came in between,
+    /// the last one by step.
     pub fn latest(&self) -> Result<PathBuf> {
         let folder = self.checkpoints();
         let named = fs::read_to_string(folder.join("latest"))
@@ -138,7 +141,7 @@ impl RunFolder {
         })
     }
 
-    /// Makes what is missing of its folders.
+    /// Makes the missing folders.
     fn make(&self) -> Result<()> {
         fs::create_dir_all(self.checkpoints())
             .and_then(|()| fs::create_dir_all(self.images()))
@@ -151,7 +154,7 @@ impl RunFolder {
     }
 }
 
-/// Whether `path` is a checkpoint's folder: `step-<number>` with a state.
+/// Whether `path` is a checkpoint folder: `step-<number>` with a state.
 pub fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.strip_prefix("step-")
@@ -160,7 +163,7 @@ pub fn is_checkpoint(path: &Path) -> bool {
 }
 
 impl CheckpointInfo {
-    /// Errors: no state, a damaged one, one of another format.
+    /// Errors: the state is missing, damaged, or of another format.
     pub fn read(checkpoint: &Path) -> Result<Self> {
         let path = checkpoint.join("state.json");
         let text = fs::read_to_string(&path)
@@ -180,7 +183,7 @@ impl CheckpointInfo {
         Ok(info)
     }
 
-    /// The file `name` of `checkpoint`, once its bytes are found to be those that were saved.
+    /// The file `name` of `checkpoint`, after checking that its bytes are those that were saved.
     pub fn file(&self, checkpoint: &Path, name: &str) -> Result<PathBuf> {
         let file = checkpoint.join(name);
         let expected = self.sha256.get(name).map_or("none", String::as_str);
@@ -195,7 +198,7 @@ impl CheckpointInfo {
     }
 }
 
-/// A run this process writes; nobody else does while this value lives.
+/// A run that this process writes; no other process can while this value lives.
 #[derive(Debug)]
 pub struct Run {
     folder: RunFolder,
@@ -204,9 +207,11 @@ pub struct Run {
 }
 
 impl Run {
-    /// A new run of `stage` at `out` (default `runs/<stage>-<time>`), with its resolved configuration.
+    /// A new run of `stage` at `out` (default `runs/<stage>-<time>`), with its resolved
+    /// configuration.
     ///
-    /// Errors: the folder holds a run already. One without a checkpoint, stopped as it began, is begun anew.
+    /// Errors: the folder already holds a run. A run without a checkpoint, stopped as it began,
+    /// starts from scratch.
     pub fn create(out: Option<&Path>, stage: &str, config: &Config) -> Result<Self> {
         let path = out.map_or_else(|| default_path(stage), Path::to_path_buf);
         let folder = RunFolder(path.clone());
@@ -222,7 +227,7 @@ impl Run {
             ));
         }
         let metrics = MetricsLog::open(&folder.metrics(), None)?;
-        // Last, since it makes the folder a run.
+        // Written last, because it marks the folder as a run.
         atomic::write_file(&folder.config(), config.to_toml()?.as_bytes())?;
         Ok(Self {
             folder,
@@ -231,7 +236,7 @@ impl Run {
         })
     }
 
-    /// Takes an existing run for this process, and changes nothing in it yet.
+    /// Locks an existing run for this process without changing anything in it yet.
     pub fn lock(path: &Path) -> Result<Locked> {
         Ok(Locked {
             folder: RunFolder::open(path)?,
@@ -256,7 +261,7 @@ impl Run {
     }
 }
 
-/// An existing run that this process alone may write to, as it was left.
+/// An existing run that only this process may write to, still unchanged.
 #[derive(Debug)]
 pub struct Locked {
     folder: RunFolder,
@@ -264,7 +269,8 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// Continues the run after `step` with the configuration `config`: later metric lines are dropped.
+    /// Continues the run after `step` with `config`; lines of later steps are removed from the
+    /// metrics.
     pub fn resume(self, step: u64, config: &Config) -> Result<Run> {
         let Locked { folder, lock } = self;
         folder.make()?;
@@ -280,7 +286,8 @@ impl Locked {
     }
 }
 
-/// Takes the folder for this process; the system gives it back however the process ends. `option` names another folder.
+/// Locks the folder for this process; the system releases the lock however the process ends.
+/// `option` names the option for choosing another folder.
 pub fn lock(path: &Path, option: &str) -> Result<File> {
     let name = path.join(".lock");
     let file = File::options()
@@ -309,7 +316,7 @@ fn default_path(stage: &str) -> PathBuf {
     PathBuf::from("runs").join(format!("{stage}-{}", timestamp(seconds)))
 }
 
-/// Seconds since 1970 as YYYYMMDD-HHMMSS (days to dates as in Howard Hinnant's `civil_from_days`).
+/// Seconds since 1970 as YYYYMMDD-HHMMSS (the date as in Howard Hinnant's `civil_from_days`).
 fn timestamp(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);

@@ -1,7 +1,8 @@
 //! Reading and writing `.safetensors`: named tensors and a map of strings.
 //!
-//! Reading maps the file and copies each tensor once. Writing is our own, since the library orders the strings by
-//! a hash map: here equal content gives equal bytes. Tensors lie by falling width of their type, then by name.
+//! Reading maps the file and copies each tensor once. Writing is our own code, because the library
+//! orders the strings by a hash map; here equal content gives equal bytes. Tensors are sorted by
+//! falling width of their type, then by name.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -23,7 +24,7 @@ use crate::error::{Error, Result, hinted};
 /// The strings of a file's `__metadata__`.
 pub type Metadata = BTreeMap<String, String>;
 
-/// One tensor as a file holds it, for types that candle lacks (u16).
+/// One tensor as stored in a file, for types that candle lacks (u16).
 pub struct Raw<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -45,14 +46,14 @@ impl View for Raw<'_> {
     }
 }
 
-/// Name, type, shape of every tensor, and the metadata: what the header says, without the data.
+/// What the header says, without the data: name, type and shape of every tensor, and the metadata.
 #[derive(Debug, Clone)]
 pub struct Header {
     pub tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
     pub metadata: Metadata,
 }
 
-/// A mapped file whose header has been found to agree with its size.
+/// A mapped file whose header was checked against its size.
 pub struct Reader {
     map: Mmap,
     name: String,
@@ -60,7 +61,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Errors: no such file; not safetensors; truncated; a header that claims more than there is.
+    /// Errors: no such file; not safetensors; truncated; a header that claims more data than there
+    /// is.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let failed = |e: std::io::Error| hinted(format!("cannot read {name}: {e}"), "");
@@ -68,11 +70,12 @@ impl Reader {
         if file.metadata().map_err(failed)?.len() == 0 {
             return Err(hinted(
                 format!("{name} is empty"),
-                "it was not written whole",
+                "it was not written completely",
             ));
         }
-        // SAFETY: the map is read only. Files of ours are replaced by rename and never written in place; another
-        // program that cuts this one while it is read ends this process by a signal.
+        // SAFETY: the map is read only. Our own files are replaced by rename and never modified in
+        // place; if another program truncates the file while it is read, a signal ends this
+        // process.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         let path = path.to_path_buf();
         let reader = Self { map, name, path };
@@ -102,7 +105,7 @@ impl Reader {
             _ => "it is another kind of file, or damaged",
         };
         hinted(
-            format!("{} is not a whole safetensors file ({cause})", self.name),
+            format!("{} is not a complete safetensors file ({cause})", self.name),
             hint,
         )
     }
@@ -122,13 +125,13 @@ impl Reader {
         })
     }
 
-    /// All tensors, on the CPU, in the types of the file as far as candle has them.
+    /// All tensors, on the CPU, in the file's types as far as candle has them.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let named = self.typed_tensors()?.into_iter();
         Ok(named.map(|(name, (tensor, _))| (name, tensor)).collect())
     }
 
-    /// As [`Reader::tensors`], with the types that the file says.
+    /// Like [`Reader::tensors`], with the types in the file.
     pub fn typed_tensors(&self) -> Result<Named> {
         let parsed = self.parsed()?;
         let tensors = parsed.tensors();
@@ -141,7 +144,7 @@ impl Reader {
             .collect()
     }
 
-    /// The bytes of one tensor, as they lie in the file.
+    /// The bytes of one tensor as stored in the file.
     pub fn raw(&self, name: &str) -> Result<Option<Raw<'_>>> {
         match self.parsed()?.tensor(name) {
             Ok(view) => Ok(Some(Raw {
@@ -164,13 +167,13 @@ impl Reader {
     }
 }
 
-/// Writes tensors and metadata to `path`, whole or not at all.
+/// Writes tensors and metadata to `path`, completely or not at all.
 pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &Metadata) -> Result<()> {
     let entries = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     write_views(path, entries.collect(), metadata)
 }
 
-/// As [`write`], of any views; each one's bytes are asked for when it is written.
+/// Like [`write`], for any views; the bytes of each are requested only when it is written.
 pub fn write_views<V: View>(
     path: &Path,
     mut entries: Vec<(&str, V)>,
@@ -264,7 +267,7 @@ mod tests {
         long.push(0);
         let mut huge = good.clone();
         huge[..8].copy_from_slice(&(1u64 << 60).to_le_bytes());
-        // A tensor of 2^60 bytes in a file of a few.
+        // A tensor of 2^60 bytes in a file of a few bytes.
         let claim = br#"{"a":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}}"#;
         let mut claims = (claim.len() as u64).to_le_bytes().to_vec();
         claims.extend(claim);

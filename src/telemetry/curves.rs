@@ -1,6 +1,8 @@
-//! Curves: panels side by side, the steps of a run or a setting along x, a line a figure, drawn to a picture.
+//! Plots of curves: panels side by side, one line per metric, over the steps of a run or over the
+//! values of a setting.
 //!
-//! The labels' font comes with the binary, so that a machine without fonts draws the same picture.
+//! The label font is built into the binary, so that the image is the same on machines without
+//! fonts.
 
 use std::sync::Once;
 
@@ -15,12 +17,12 @@ use crate::error::{Context, Result};
 const PANEL: (u32, u32) = (640, 420);
 const FONT: &str = "sans-serif";
 
-/// One figure over the steps.
+/// One metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     pub name: String,
-    /// (x, value), by x; values that are not finite cannot be drawn and are left out, nor can 0 and less on a logarithmic
-    /// axis.
+    /// (x, value), sorted by x. Values that are not finite cannot be drawn and are left out; so are
+    /// values ≤ 0 on a logarithmic axis.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -28,21 +30,21 @@ pub struct Curve {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
     pub title: String,
-    /// y by factors, for losses that fall by orders of magnitude; else linear from 0.
+    /// A logarithmic y axis, for losses that fall by orders of magnitude; else linear from 0.
     pub log: bool,
     pub curves: Vec<Curve>,
 }
 
-/// What lies along x.
+/// The x axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Along<'a> {
-    /// The steps of a run, from 0; values from 0 too.
+    /// The steps of a run, from 0; the y axis starts at 0 too.
     Steps,
-    /// Values of a setting that was varied: few points, each marked; both axes as wide as the points need.
+    /// Values of a setting that was varied: few points, each marked; both axes fit the points.
     Setting(&'a str),
 }
 
-/// The panels from left to right.
+/// Draws the panels from left to right.
 pub fn draw(panels: &[Panel], along: Along) -> Result<RgbImage> {
     register();
     let (w, h) = (PANEL.0 * panels.len().max(1) as u32, PANEL.1);
@@ -59,7 +61,7 @@ pub fn draw(panels: &[Panel], along: Along) -> Result<RgbImage> {
         }
         root.present().context("cannot draw the curves")?;
     }
-    RgbImage::from_raw(w, h, pixels).context("the picture's size does not fit its pixels")
+    RgbImage::from_raw(w, h, pixels).context("the image's size does not match its pixels")
 }
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
@@ -96,7 +98,7 @@ fn draw_panel(area: &Area, panel: &Panel, along: Along) -> std::result::Result<(
     }
 }
 
-/// A little more than what lies between two values.
+/// The range of the values with a margin.
 fn around(low: f64, high: f64) -> std::ops::Range<f64> {
     if low > high {
         return 0.0..1.0; // no points
@@ -147,7 +149,7 @@ where
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
     if matches!(along, Along::Setting(_)) && panel.curves.len() == 1 {
-        // The title says it, and the last point lies where the legend would.
+        // The title names the single curve, and its last point lies where the legend would be.
         return Ok(());
     }
     chart
@@ -164,7 +166,8 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// A short number; on a logarithmic axis only 1, 2 and 5 of each decade, the others would overlap.
+/// A short number; on a logarithmic axis only for 1, 2 and 5 of each decade, because others would
+/// overlap.
 fn y_label(y: f64, log: bool) -> String {
     let mantissa = y / 10f64.powf(y.abs().max(1e-12).log10().floor());
     if log && ![1.0, 2.0, 5.0].iter().any(|m| (mantissa - m).abs() < 0.01) {
@@ -186,7 +189,7 @@ fn drawable(curve: &Curve, log: bool) -> Vec<(f64, f64)> {
 fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Refused only if the bytes are no font, which the test below would show.
+        // Fails only if the bytes are not a font, which the test below would show.
         let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
 }
@@ -228,7 +231,7 @@ mod tests {
                 .count();
             assert!(found > 100, "panel {i}, curve {panel}: {found} pixels");
         }
-        // The title's letters.
+        // The letters of the title.
         let dark = (0..640).flat_map(|x| (12..34).map(move |y| (x, y)));
         assert!(
             dark.filter(|&(x, y)| picture.get_pixel(x, y).0[0] < 90)
@@ -284,7 +287,7 @@ mod tests {
             .map(|(_, y, _)| y)
             .collect();
         let (top, bottom) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
-        // From 0 the three values would differ by a tenth of the height.
+        // On an axis from 0 the three values would differ by a tenth of the height.
         assert!(bottom - top > 150, "{top} to {bottom}");
         Ok(())
     }

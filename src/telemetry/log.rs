@@ -1,6 +1,7 @@
-//! Where events and spans go: lines on stderr, and with `--trace` a chrome trace.
+//! Output of events and spans: lines on stderr and, with `--trace`, a Chrome trace.
 //!
-//! On a terminal a line is its message, and progress bars step aside for it; elsewhere it begins with the time.
+//! On a terminal a line holds the message only and is printed above the progress bars; elsewhere it
+//! begins with the time.
 
 use std::fmt;
 use std::fs::File;
@@ -20,21 +21,21 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::progress::BARS;
 use crate::error::{Result, usage};
 
-/// What the command line asks for.
+/// Options from the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// How often `-v` was given.
+    /// Number of `-v` flags.
     pub verbose: u8,
     pub quiet: bool,
     pub trace: Option<PathBuf>,
 }
 
-/// Finishes the trace file when it is dropped.
+/// Finishes the trace file when dropped.
 pub struct Guard {
     _trace: Option<FlushGuard>,
 }
 
-/// Sets this process's log up, once; `RUST_LOG` wins over `-v` and `-q`.
+/// Initialises this process's log, once; `RUST_LOG` overrides `-v` and `-q`.
 pub fn init(options: &Options) -> Result<Guard> {
     let level = match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::WARN,
@@ -52,7 +53,8 @@ pub fn init(options: &Options) -> Result<Guard> {
             terminal: io::stderr().is_terminal(),
         })
         .with_ansi(false)
-        // They would go to the stderr that has just failed, and end the run: a terminal may close before it does.
+        // Internal errors would be printed to the stderr that has just failed, and the panic would
+        // end the run. A terminal may close before the run does.
         .log_internal_errors(false)
         .with_writer(|| Stderr)
         .with_filter(filter);
@@ -62,7 +64,7 @@ pub fn init(options: &Options) -> Result<Guard> {
             let file = File::create(path).map_err(|e| {
                 usage(
                     format!("--trace {}: {e}", path.display()),
-                    "name a file that can be written",
+                    "choose a file that can be written",
                 )
             })?;
             let (layer, guard) = ChromeLayerBuilder::new()
@@ -77,7 +79,7 @@ pub fn init(options: &Options) -> Result<Guard> {
             (Some(layer.with_filter(ours)), Some(guard))
         }
     };
-    // A second set-up in one process (tests) leaves the first as it is.
+    // A second initialisation in one process (tests) keeps the first.
     let _ = tracing_subscriber::registry()
         .with(lines)
         .with(trace)
@@ -85,7 +87,7 @@ pub fn init(options: &Options) -> Result<Guard> {
     Ok(Guard { _trace: guard })
 }
 
-/// The trace; a full disk ends it, and not the run.
+/// The trace file; a full disk ends the trace but not the run.
 struct TraceFile {
     file: BufWriter<File>,
     path: PathBuf,
@@ -96,7 +98,10 @@ impl TraceFile {
     fn or_end(&mut self, result: io::Result<()>) {
         if let Err(e) = result {
             self.failed = true;
-            tracing::warn!("the trace {} ends early: {e}", self.path.display());
+            tracing::warn!(
+                "cannot write to the trace {}, which ends here: {e}",
+                self.path.display()
+            );
         }
     }
 }
@@ -119,7 +124,7 @@ impl Write for TraceFile {
     }
 }
 
-/// stderr beside progress bars.
+/// Writes to stderr above the progress bars.
 struct Stderr;
 
 impl Write for Stderr {
@@ -132,7 +137,7 @@ impl Write for Stderr {
     }
 }
 
-/// The form of a line. Spans are for the trace and are left out.
+/// The format of a line. Spans appear in the trace only.
 struct Line {
     terminal: bool,
 }

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a JSON object a logged step, `step` first, appended and flushed at once.
+//! `metrics.jsonl`: one JSON object per logged step, `step` first, appended and flushed at once.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,14 +13,15 @@ use crate::error::{Result, hinted};
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
-    /// Bytes of whole lines. A write that failed may have left some of the next.
+    /// Length of all complete lines in bytes. A failed write may have left part of the next line.
     whole: u64,
     torn: bool,
 }
 
 impl MetricsLog {
-    /// Opens `path`, new or, with `resume_after`, cut behind the last line of a step up to that one, so that a
-    /// resumed run logs no step twice. A line that a killed process left unfinished goes too.
+    /// Opens `path`, creating it if needed. With `resume_after`, lines of later steps are cut off,
+    /// so that a resumed run logs no step twice. An incomplete last line, left by a killed process,
+    /// is removed too.
     pub fn open(path: &Path, resume_after: Option<u64>) -> Result<Self> {
         let failed =
             |e: std::io::Error| hinted(format!("cannot write {}: {e}", path.display()), "");
@@ -46,14 +47,14 @@ impl MetricsLog {
         })
     }
 
-    /// Appends the figures of `step`. A number that is not finite becomes null. What a write that failed has left of a line
-    /// is cut off first.
+    /// Appends the metrics of `step`; numbers that are not finite become null. First cuts off the
+    /// partial line of a failed write, if any.
     pub fn append(&mut self, step: u64, figures: Map<String, Value>) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(step))]);
         line.extend(figures);
         let mut text = serde_json::to_string(&line)?;
         text.push('\n');
-        // In one piece, and straight to the system: nothing stays in this process.
+        // A single unbuffered write.
         let written = match self.torn {
             true => self.file.set_len(self.whole),
             false => Ok(()),
@@ -72,14 +73,14 @@ impl MetricsLog {
         }
     }
 
-    /// Makes sure that what was appended survives a power cut.
+    /// Syncs the file, so that appended lines survive a power failure.
     pub fn sync(&mut self) -> Result<()> {
         self.file
             .sync_data()
             .map_err(|e| hinted(format!("cannot write {}: {e}", self.path.display()), ""))
     }
 
-    /// All whole lines of a metrics file.
+    /// All complete lines of a metrics file.
     pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
         let text = fs::read_to_string(path)
             .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
@@ -90,7 +91,7 @@ impl MetricsLog {
     }
 }
 
-/// Bytes of `text` up to the last whole line of a step up to `last`.
+/// Length of `text` in bytes up to the last complete line of a step ≤ `last`.
 fn kept(text: &[u8], last: u64) -> usize {
     text.split_inclusive(|b| *b == b'\n')
         .take_while(|line| {
@@ -134,7 +135,8 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, None)?;
         log.append(10, figures(1.0))?;
-        // A disk that fills in the middle of a line: the file takes its beginning and then nothing.
+        // Simulates a disk that fills in the middle of a line: the file takes the beginning of the
+        // line and then nothing.
         let good = std::mem::replace(&mut log.file, File::open("/dev/null")?);
         assert!(log.append(20, figures(2.0)).is_err());
         log.file = good;

@@ -1,4 +1,4 @@
-//! Logs, progress and the metric lines of a run. stderr carries progress, stdout results.
+//! Logs, progress and the metrics file of a run. Progress goes to stderr, results to stdout.
 
 pub mod curves;
 mod log;

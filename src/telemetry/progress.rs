@@ -1,4 +1,4 @@
-//! Progress: a bar on a terminal, a line now and then elsewhere.
+//! Progress: a bar on a terminal, an occasional line elsewhere.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -7,16 +7,16 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::terminal;
 
-/// All bars of this process; log lines go between them.
+/// All bars of this process; log lines are printed above them.
 pub(super) static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(terminal::target()));
 
 const BAR: &str = "{prefix} {wide_bar} {pos}/{len}  {msg}  {eta}";
 
-/// How long a line-wise log stays silent.
+/// Minimum time between lines if there is no terminal.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// One piece of work of `total` equal parts.
+/// Progress of work that has `total` equal parts.
 pub struct Progress {
     bar: ProgressBar,
     what: String,
@@ -26,7 +26,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `done` parts were done before (a resumed run): they do not count for the pace.
+    /// `done` parts were done earlier (a resumed run) and do not count towards the speed.
     pub fn new(what: &str, total: u64, done: u64) -> Self {
         let bar = BARS.add(ProgressBar::new(total).with_position(done));
         bar.reset_eta();
@@ -43,7 +43,8 @@ impl Progress {
         }
     }
 
-    /// `done` parts are done; `figures` is what to say of them ("loss 0.0812  156 img/s"), empty for what was said.
+    /// Sets the number of parts done. `figures` is shown beside it ("loss 0.0812  156 img/s"); if
+    /// empty, the previous text stays.
     pub fn set(&mut self, done: u64, figures: &str) {
         self.bar.set_position(done);
         if !figures.is_empty() {
@@ -55,7 +56,7 @@ impl Progress {
         }
     }
 
-    /// As [`Progress::set`], with a line of the log of its own, on a terminal too.
+    /// Like [`Progress::set`], and also prints a log line, on a terminal too.
     pub fn log(&mut self, done: u64, figures: &str) {
         self.bar.set_position(done);
         self.bar.set_message(figures.to_string());
@@ -63,7 +64,7 @@ impl Progress {
         tracing::info!("{}", self.line(done, figures));
     }
 
-    /// One part more is done.
+    /// Advances by one part.
     pub fn advance(&mut self) {
         self.set(self.bar.position() + 1, "");
     }
@@ -81,7 +82,7 @@ impl Progress {
     }
 }
 
-/// The bar goes when its work does, finished or failed.
+/// Removes the bar when the work ends or fails.
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
@@ -89,7 +90,7 @@ impl Drop for Progress {
     }
 }
 
-/// Seconds as 3:07 or 1:02:33.
+/// Formats seconds as 3:07 or 1:02:33.
 pub fn clock(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s / 3600 {

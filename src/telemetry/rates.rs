@@ -1,7 +1,8 @@
-//! What a timing means: FLOP or bytes a second, held against the best that this machine reaches in the same run.
+//! The rate that a timing implies, in FLOP/s or bytes/s, compared with the best rate that this
+//! machine reaches in the same run.
 //!
-//! A figure above [`SLACK`] times that best cannot be: too little was timed or too much counted. A bench prints it with
-//! both rates and fails in the end.
+//! A rate above [`SLACK`] times the best is impossible: too little was timed or too much was
+//! counted. A benchmark prints it with both rates and fails at the end.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -12,34 +13,34 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::error::{Result, hinted};
 
-/// How far a figure may lie above the best rate that was measured: clocks and neighbours change during a run.
+/// How far a rate may exceed the measured best: clocks and other processes change during a run.
 const SLACK: f64 = 1.1;
 
-/// How often the best rate is measured again before a figure is said to be impossible.
+/// How often the best rate is measured again before a rate is called impossible.
 const AGAIN: usize = 5;
 
-/// What a piece of work executed or moved, all threads together.
+/// Work that was executed, all threads together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
-    /// In f32, a multiply-add counted as two.
+    /// In f32; a multiply-add counts as two.
     Flop(f64),
-    /// In f64, of which a vector holds half as many.
+    /// In f64, with half as many elements per vector.
     DoubleFlop(f64),
-    /// Read and written, each counted once.
+    /// Bytes read and written, each counted once.
     Bytes(f64),
 }
 
-/// The rates of a run of benches.
+/// The rates of a benchmark run.
 pub struct Rates {
-    /// Multiply-adds in registers on all threads, FLOP a second in f32.
+    /// Peak FLOP/s in f32: multiply-adds in registers on all threads.
     flop: f64,
-    /// Bytes a second by the size of what is read and written: caches of all levels have their own.
+    /// Bytes/s by working-set size, because each cache level has its own rate.
     bytes: BTreeMap<u64, f64>,
     impossible: Vec<String>,
 }
 
 impl Rates {
-    /// Measures what the processor's multiply-adds reach on the threads of the current pool.
+    /// Measures the peak multiply-add rate of the current pool's threads.
     pub fn measure() -> Self {
         Self {
             flop: multiply_adds(),
@@ -48,12 +49,13 @@ impl Rates {
         }
     }
 
-    /// FLOP a second in f32 that this machine's threads reach together.
+    /// FLOP/s in f32 that this machine's threads reach together.
     pub fn flop(&self) -> f64 {
         self.flop
     }
 
-    /// The rate that `seconds` for `work` mean, and its share of the best; notes one that cannot be.
+    /// The rate for `work` done in `seconds`, and its share of the best rate; records it if it is
+    /// impossible.
     pub fn of(&mut self, name: &str, work: Work, seconds: f64) -> String {
         let (amount, unit) = match work {
             Work::Flop(n) | Work::DoubleFlop(n) => (n, "GFLOP/s"),
@@ -78,14 +80,14 @@ impl Rates {
         told
     }
 
-    /// Errors: a figure meant more than the machine can do.
+    /// Errors: a rate was higher than the machine can reach.
     pub fn verdict(self) -> Result<()> {
         if self.impossible.is_empty() {
             return Ok(());
         }
         Err(hinted(
             format!(
-                "figures above {SLACK} times the best rate measured: {}",
+                "rates above {SLACK} times the best one measured: {}",
                 self.impossible.join("; ")
             ),
             "what is timed and what is counted are not the same work",
@@ -111,12 +113,13 @@ impl Rates {
     }
 }
 
-/// The power of two below, of at least 64 KiB and at most 256 MiB, beyond all caches.
+/// Rounds down to a power of two between 64 KiB and 256 MiB, which is beyond all caches.
 fn size(bytes: f64) -> u64 {
     1 << (bytes.max(1.0).log2() as u32).clamp(16, 28)
 }
 
-/// The best of a few runs of `work` on every thread, in units a second; `units` are all threads' together.
+/// The best of a few runs of `work` on every thread, in units/s; `units` counts all threads' work
+/// together.
 fn best_rate(units: f64, work: impl Fn() + Sync) -> f64 {
     let (begin, mut best) = (Instant::now(), 0f64);
     let mut runs = 0;
@@ -129,7 +132,7 @@ fn best_rate(units: f64, work: impl Fn() + Sync) -> f64 {
     best
 }
 
-/// FLOP a second of multiply-adds on numbers in registers.
+/// FLOP/s of multiply-adds on register operands.
 fn multiply_adds() -> f64 {
     const ROUNDS: usize = 1 << 17;
     let flop = Arch::new().dispatch(MultiplyAdds(0)) * ROUNDS as f64;
@@ -138,7 +141,7 @@ fn multiply_adds() -> f64 {
     })
 }
 
-/// Independent chains, as many as hide the latency. Returns the FLOP of a round.
+/// Enough independent chains to hide the latency. Returns the FLOP of a round.
 struct MultiplyAdds(usize);
 
 impl WithSimd for MultiplyAdds {
@@ -162,13 +165,13 @@ impl WithSimd for MultiplyAdds {
     }
 }
 
-/// Bytes a second, read and written together, of a copy or of a search over as many bytes, whichever is faster.
+/// Bytes/s, read plus written, of a copy or of a search over as many bytes, whichever is faster.
 fn moved(bytes: u64) -> f64 {
     let threads = rayon::current_num_threads();
     let floats = bytes as usize / size_of::<f32>() / threads;
     let rounds = (1 << 20) / (floats + 1) + 1;
     let total = (rounds * threads * floats * size_of::<f32>()) as f64;
-    // Every thread has its own.
+    // One buffer per thread.
     let buffers: Vec<_> = (0..threads)
         .map(|_| Mutex::new(vec![1f32; floats]))
         .collect();
@@ -203,7 +206,8 @@ mod tests {
     #[test]
     fn a_figure_that_was_divided_by_ten_is_refused() {
         let mut rates = Rates::measure();
-        // Half of what the machine does in a second, and the bytes of a copy as fast as it goes.
+        // Half of the FLOP that the machine does in a second, and the bytes of a copy at full
+        // speed.
         let (flop, bytes) = (rates.flop() / 2.0, 1e8);
         let copied = bytes / rates.best(Work::Bytes(bytes));
         rates.of("product", Work::Flop(flop), 1.0);

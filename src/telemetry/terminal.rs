@@ -1,15 +1,15 @@
-//! The terminal that progress bars are drawn on. What cannot be drawn is not: a terminal may close before its run is saved,
-//! and the bars of the library would end the run there.
+//! The terminal that progress bars are drawn on. Failed writes are ignored, because a terminal may
+//! close before its run is saved; the bars of the library would end the run instead.
 
 use std::io;
 
 use console::Term;
 use indicatif::{ProgressDrawTarget, TermLike};
 
-/// How often a bar is drawn anew at most, in Hz.
+/// Maximum redraw rate of a bar, in Hz.
 const RATE: u8 = 20;
 
-/// Where bars go: to stderr if that is a terminal, else nowhere.
+/// Where bars are drawn: on stderr if it is a terminal, else nowhere.
 pub(super) fn target() -> ProgressDrawTarget {
     let term = Term::buffered_stderr();
     match term.is_term() {
@@ -18,11 +18,11 @@ pub(super) fn target() -> ProgressDrawTarget {
     }
 }
 
-/// A terminal whose failures are nobody's.
+/// A terminal that ignores errors.
 #[derive(Debug)]
 struct Terminal(Term);
 
-/// Failed or not, it is done.
+/// Ignores an error.
 fn done(_: io::Result<()>) -> io::Result<()> {
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The discriminator beside the tokenizer: its gradient at the images for the tokenizer, its own hinge step after.
+//! The discriminator in tokenizer training: its gradient with respect to the images, for the
+//! tokenizer, and its own hinge step afterwards.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +7,10 @@ use candle_core::{Device, Tensor, Var};
 use tracing::info_span;
 
 use super::checkpoint::Tensors;
-use super::figures::Figures;
 use super::grads::{self, Gradients, gradients};
 use super::optimizer::Optimizer;
 use super::reduce;
+use super::step_metrics::StepMetrics;
 use crate::config::{LossConfig, TrainConfig};
 use crate::error::Result;
 use crate::model::discriminator::{Discriminator, Statistics, WIDTH};
@@ -17,12 +18,12 @@ use crate::model::losses::{hinge_discriminator, hinge_generator};
 use crate::ops::Tape;
 use crate::store::{Params, Scope};
 
-/// Prefix of its tensors in a checkpoint.
+/// Prefix of the discriminator's tensors in a checkpoint.
 const PREFIX: &str = "discriminator";
 
 pub struct Adversary {
     model: Discriminator,
-    /// The same weights without gradients: what the tokenizer is judged by.
+    /// The same weights without gradients, used for the tokenizer's adversarial loss.
     frozen: Discriminator,
     optimizer: Optimizer,
     /// BatchNorm's running statistics.
@@ -30,7 +31,7 @@ pub struct Adversary {
     lr: f64,
 }
 
-/// What its update needs of a micro-batch.
+/// What the discriminator's update needs from a micro-batch.
 pub struct Judged {
     gradients: Gradients,
     statistics: [Statistics; 2],
@@ -64,7 +65,8 @@ impl Adversary {
         })
     }
 
-    /// The adversarial loss of `images` and its gradient at them; no gradient of a weight is computed.
+    /// The adversarial loss of `images` and its gradient with respect to them; weight gradients are
+    /// not computed.
     pub fn image_gradient(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let (at, tape) = (Var::from_tensor(images)?, Tape::start());
         let loss = hinge_generator(&self.frozen.forward(&at)?.0)?;
@@ -72,27 +74,28 @@ impl Adversary {
         Ok((value, grads::at(tape.backward(loss)?, &at)?))
     }
 
-    /// Gradients of the hinge loss on real and reconstructed images, and how many of each it tells.
-    pub fn judge(&self, real: &Tensor, fake: &Tensor, figures: &mut Figures) -> Result<Judged> {
+    /// Gradients of the hinge loss on real and reconstructed images, and the share of each that it
+    /// classifies correctly.
+    pub fn judge(&self, real: &Tensor, fake: &Tensor, metrics: &mut StepMetrics) -> Result<Judged> {
         let _span = info_span!("discriminator").entered();
         let tape = Tape::start();
         let (real, real_statistics) = self.model.forward(real)?;
         let (fake, fake_statistics) = self.model.forward(fake)?;
         let loss = hinge_discriminator(&real, &fake)?;
         let share = |right: Tensor| right.to_dtype(candle_core::DType::F32)?.mean_all();
-        figures.add_scalar("disc_loss", &loss);
-        figures.add_scalar("disc_real", &share(real.gt(0f32)?)?);
-        figures.add_scalar("disc_fake", &share(fake.lt(0f32)?)?);
+        metrics.add_scalar("disc_loss", &loss);
+        metrics.add_scalar("disc_real", &share(real.gt(0f32)?)?);
+        metrics.add_scalar("disc_fake", &share(fake.lt(0f32)?)?);
         let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
         let norm = crate::ops::global_norm(gradients.values())?;
-        figures.add_scalar("disc_grad_norm", &norm);
+        metrics.add_scalar("disc_grad_norm", &norm);
         Ok(Judged {
             gradients,
             statistics: [real_statistics, fake_statistics],
         })
     }
 
-    /// One step from all micro-batches of a step.
+    /// One update from all micro-batches of a step.
     pub fn update(&mut self, judged: Vec<Judged>) -> Result<()> {
         let (scale, mut sum) = (1.0 / judged.len().max(1) as f64, Gradients::new());
         if judged.is_empty() {
@@ -127,7 +130,7 @@ impl Adversary {
         tensors
     }
 
-    /// Takes its tensors out of `tensors`.
+    /// Takes the discriminator's tensors out of `tensors`.
     pub fn restore(&mut self, tensors: &mut Tensors, updates: u64) -> Result<()> {
         let mut take = |params: &Params| -> BTreeMap<String, Tensor> {
             let names = params.iter().map(|(name, _)| name.to_string());

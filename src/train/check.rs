@@ -1,4 +1,5 @@
-//! `rdpm doctor --check-ops`, the optimizer: updates of a flat buffer on the card against [`Optimizer`] on the CPU.
+//! The optimizer's part of `rdpm doctor --check-ops`: updates of a flat buffer on the GPU, compared
+//! with [`Optimizer`] on the CPU.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,10 +19,11 @@ use crate::store::{Init, Scope};
 
 const ALLOWED: f64 = 1e-5;
 
-/// Four updates at odd sizes: one that is clipped, one that is not, one whose gradients are not finite, one after it.
+/// Four updates at odd sizes: one with clipping, one without, one with gradients that are not
+/// finite, and one after it.
 pub fn optimizer(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    // Less than a block, and more than one round of all blocks of the norm.
+    // Sizes below one block, and above one pass of all blocks of the norm kernel.
     for [high, wide, long] in [[7, 9, 13], [1031, 1021, 515]] {
         rows.extend(updates(gpu, [high, wide, long])?);
     }
@@ -109,7 +111,7 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
             rows.push(row(name(step, "norm"), error, ALLOWED));
         }
         let skipped = f64::from(said[CONTROL_SKIPPED]) - if norm.is_finite() { 0.0 } else { 1.0 };
-        rows.push(row(name(step, "updates left out"), skipped.abs(), 0.0));
+        rows.push(row(name(step, "updates skipped"), skipped.abs(), 0.0));
         let state = on_cpu.state();
         let moment = |prefix: &str| -> BTreeMap<String, Tensor> {
             state
@@ -149,7 +151,7 @@ fn row(name: String, error: f64, allowed: f64) -> Row {
     }
 }
 
-/// Gradients of about `size`; where that is infinite, one of them is.
+/// Gradients of magnitude `size`; if `size` is infinite, one of them is too.
 fn drawn(flat: &Flat, step: u64, size: f32) -> Result<BTreeMap<String, Tensor>> {
     let tensors = flat.iter().enumerate().map(|(i, (name, _, shape))| {
         let mut values = vec![0f32; shape.elem_count()];

@@ -1,8 +1,8 @@
-//! Checkpoints (DESIGN section 3): `checkpoints/step-00000200/` with the model's, the average's and the optimizer's
-//! tensors and `state.json`; `checkpoints/latest` names the newest.
+//! Checkpoints: `checkpoints/step-00000200/` holds the tensors of the model, the moving average and
+//! the optimizer, and `state.json`; `checkpoints/latest` names the newest.
 //!
-//! A folder appears whole or not at all, and `latest` is replaced after it: whatever happens to the process,
-//! `latest` names a checkpoint that can be loaded.
+//! A folder appears completely or not at all, and `latest` is replaced afterwards. Whatever happens
+//! to the process, `latest` names a checkpoint that can be loaded.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,41 +26,41 @@ const FILES: [&str; 3] = [
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Where a run stands; with the tensors, all that it needs to go on.
+/// The state of a run; with the tensors, everything that it needs to continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub format: String,
     /// `train-vae` or `train-gen`.
     pub stage: String,
-    /// Of the program that wrote it.
+    /// Version of the program that wrote it.
     pub version: String,
     pub seed: u64,
-    /// Steps done.
+    /// Steps completed.
     pub step: u64,
-    /// Nothing is left to do.
+    /// The run is finished.
     pub finished: bool,
     pub epoch: u64,
-    /// Examples seen of that epoch.
+    /// Examples seen in the current epoch.
     pub position: u64,
-    /// The next example's running number: the index of every random stream.
+    /// The number of the next example: the index of every random stream.
     pub index: u64,
-    /// Images of the data set, and its fingerprint.
+    /// Number of images in the data set, and its fingerprint.
     pub images: u64,
     pub data: String,
     /// The latent cache that train-gen reads.
     pub cache: Option<PathBuf>,
-    /// Hashes of the weights that the run reads and does not train, by what they are.
+    /// Hashes of the weights that the run reads but does not train, by what they are.
     pub frozen: BTreeMap<String, String>,
-    /// Steps skipped in a row.
+    /// Consecutive skipped steps.
     pub bad_steps: u64,
     /// The stage's own counters.
     pub counters: BTreeMap<String, u64>,
-    /// Of each file beside this one.
+    /// SHA-256 of each file beside this one.
     pub sha256: BTreeMap<String, String>,
 }
 
 impl State {
-    /// A state of this program's format and version at the start of a run.
+    /// The state at the start of a run, in this program's format and version.
     pub fn new(stage: &str, seed: u64, images: u64, data: String) -> Self {
         Self {
             format: CHECKPOINT_FORMAT.to_string(),
@@ -88,11 +88,12 @@ impl State {
 pub struct Contents {
     pub model: Tensors,
     pub ema: Tensors,
-    /// Moments and everything else that is no weight of the model.
+    /// Moments and all other tensors that are no weights of the model.
     pub optimizer: Tensors,
 }
 
-/// The stage's own counter `name` of a checkpoint. Errors: there is none, so that a sum would begin anew in silence.
+/// The stage's own counter `name` of a checkpoint. Errors: it is missing; starting from 0 would be
+/// silently wrong.
 pub fn counter(counters: &BTreeMap<String, u64>, name: &str) -> Result<u64> {
     let found = counters.get(name).copied();
     found.with_context(|| format!("damaged checkpoint: {STATE} holds no counter \"{name}\""))
@@ -103,8 +104,8 @@ pub fn folder(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("step-{step:08}"))
 }
 
-/// Writes a checkpoint, makes it the latest, and removes all but the newest `keep`; one that cannot be removed stays, with a
-/// warning.
+/// Writes a checkpoint, makes it the latest, and removes all but the newest `keep`; one that cannot
+/// be removed stays, with a warning.
 pub fn save(
     checkpoints: &Path,
     state: &State,
@@ -138,8 +139,8 @@ pub fn set_latest(checkpoints: &Path, step: u64) -> Result<()> {
 
 /// Reads a checkpoint; its tensors are on the CPU.
 ///
-/// Errors: a file is missing, damaged (its SHA-256 is not the recorded one) or of an unknown format; names the newest
-/// older checkpoint that is whole.
+/// Errors: a file is missing, damaged (its SHA-256 differs from the recorded one) or of an unknown
+/// format. The hint names the newest older checkpoint that is intact.
 pub fn load(path: &Path) -> Result<(State, Contents)> {
     let state = verify(path).map_err(|error| with_remedy(path, error))?;
     let read = |name: &str| safetensors::Reader::open(&path.join(name))?.tensors();
@@ -151,23 +152,23 @@ pub fn load(path: &Path) -> Result<(State, Contents)> {
     Ok((state, contents))
 }
 
-/// The state of the checkpoint at `path`, without its tensors. Errors: as [`load`]'s.
+/// The state of the checkpoint at `path`, without its tensors. Errors: as for [`load`].
 pub fn read_state(path: &Path) -> Result<State> {
     state(path).map_err(|error| with_remedy(path, error))
 }
 
-/// `error`, of the checkpoint at `path`, with the newest older one that is whole.
+/// Adds a hint to `error`, about the checkpoint at `path`: the newest older one that is intact.
 fn with_remedy(path: &Path, error: Error) -> Error {
     if error.is::<Hinted>() {
-        // Not damaged: of another format.
+        // Not damaged, but of another format.
         return error;
     }
     let hint = match previous_usable(path) {
         Some(previous) => format!(
-            "the one before it is whole: --resume {}",
+            "an older checkpoint is intact: --resume {}",
             previous.display()
         ),
-        None => "no older checkpoint is whole".to_string(),
+        None => "no older checkpoint is intact".to_string(),
     };
     hinted(format!("{error:#}"), hint)
 }
@@ -176,8 +177,12 @@ fn state(path: &Path) -> Result<State> {
     CheckpointInfo::read(path)?;
     let file = path.join(STATE);
     let text = fs::read_to_string(&file)?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("damaged checkpoint: {} is no state", file.display()))
+    serde_json::from_str(&text).with_context(|| {
+        format!(
+            "damaged checkpoint: {} is not a valid state",
+            file.display()
+        )
+    })
 }
 
 fn verify(path: &Path) -> Result<State> {
@@ -188,17 +193,18 @@ fn verify(path: &Path) -> Result<State> {
     state(path)
 }
 
-/// The checkpoint at `path` or, where that is damaged, the newest older one that is whole; a warning says so.
+/// The checkpoint at `path` or, if it is damaged, the newest older one that is intact, with a
+/// warning.
 pub fn newest_usable(path: &Path) -> PathBuf {
     let Err(error) = verify(path) else {
         return path.to_path_buf();
     };
     match previous_usable(path) {
-        // Of another format: whoever reads it says so.
+        // Another format: loading it reports that.
         _ if error.is::<Hinted>() => path.to_path_buf(),
         None => path.to_path_buf(),
         Some(previous) => {
-            tracing::warn!("{error:#}; going on from {}", previous.display());
+            tracing::warn!("{error:#}; continuing from {}", previous.display());
             previous
         }
     }
@@ -234,7 +240,8 @@ fn step_of(path: &Path) -> Option<u64> {
         .ok()
 }
 
-/// Later steps than `newest` are of a course of the run that a resumption gave up.
+/// Steps above `newest` belong to a continuation that was abandoned by resuming from an older
+/// checkpoint.
 fn remove_old(checkpoints: &Path, newest: u64, keep: usize) {
     let steps = match steps(checkpoints) {
         Ok(steps) => steps,
@@ -245,12 +252,15 @@ fn remove_old(checkpoints: &Path, newest: u64, keep: usize) {
     for step in kept[..surplus].iter().chain(&given_up) {
         let path = folder(checkpoints, *step);
         if let Err(error) = remove(&path) {
-            tracing::warn!("cannot remove {}: {error}; the run goes on", path.display());
+            tracing::warn!(
+                "cannot remove {}: {error}; the run continues",
+                path.display()
+            );
         }
     }
 }
 
-/// Its state goes first, so that what a failure leaves is taken for no checkpoint.
+/// The state is deleted first, so that a partly deleted folder is not taken for a checkpoint.
 fn remove(checkpoint: &Path) -> std::io::Result<()> {
     match fs::remove_file(checkpoint.join(STATE)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
@@ -302,7 +312,7 @@ mod tests {
     fn an_old_checkpoint_that_cannot_be_removed_costs_no_new_one() -> Result<()> {
         let root = tempfile::tempdir()?;
         save_steps(root.path(), &[5], 1)?;
-        // Not removed as the file that it should be.
+        // Cannot be removed: a folder is in the place of a file.
         let state = folder(root.path(), 5).join(STATE);
         fs::remove_file(&state)?;
         fs::create_dir(&state)?;
@@ -354,7 +364,10 @@ mod tests {
         ] {
             let (text, _) = crate::error::report(&error);
             assert!(text.contains("state.json"), "{text}");
-            assert!(text.contains("hint: the one before it is whole"), "{text}");
+            assert!(
+                text.contains("hint: an older checkpoint is intact"),
+                "{text}"
+            );
         }
         Ok(())
     }

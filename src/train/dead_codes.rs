@@ -1,7 +1,9 @@
-//! Dead codes start anew [ours] (DESIGN section 1): a code that is hardly chosen takes the place of a noisy vector v_t.
+//! Dead-code restarts [ours]: a code that is hardly ever chosen is replaced by a noisy vector v_t.
 //!
-//! A decayed count of choices over all t; every so many steps each code under 1 % of the mean count takes a v_t of the
-//! step's images, in whichever micro-batch, drawn by counter over step t, image and position; its moments become 0, its average the new vector.
+//! Usage is a decayed count of choices over all t. At regular intervals, each code below 1 % of the
+//! mean count is replaced by a v_t of the step's images, taken from any of its micro-batches and
+//! drawn by counter over step t, image and position. Its moments are set to 0 and its average to
+//! the new vector.
 
 use candle_core::{Device, Tensor, Var};
 
@@ -10,7 +12,7 @@ use crate::error::{Context, Result};
 use crate::rng::{Purpose, Stream};
 
 const DECAY: f32 = 0.99;
-/// Of the mean count.
+/// As a fraction of the mean count.
 const DEAD_BELOW: f32 = 0.01;
 const CODEBOOK: &str = "quantize.embedding.weight";
 
@@ -26,7 +28,7 @@ impl DeadCodes {
         }
     }
 
-    /// One step more has passed, with these choices [T][K].
+    /// Updates the decayed usage counts with this step's code choices [T][K].
     pub fn count(&mut self, choices: &[Vec<u64>]) {
         self.counts.iter_mut().for_each(|n| *n *= DECAY);
         for of_step in choices {
@@ -44,8 +46,8 @@ impl DeadCodes {
         (0..self.counts.len()).filter(is_dead).collect()
     }
 
-    /// Restarts the dead codes of `optimizer`'s codebook at `step` from the `noisy` [T,B,h,w,d] of all its
-    /// micro-batches, as if these were one; gives how many.
+    /// Restarts the dead codes of `optimizer`'s codebook at `step` from the `noisy` [T,B,h,w,d] of
+    /// all its micro-batches, as if these were one batch; returns their number.
     pub fn restart(
         &self,
         optimizer: &Optimizer,
@@ -78,19 +80,19 @@ impl DeadCodes {
         Ok(dead.len())
     }
 
-    /// [K] f32, for the checkpoint.
+    /// The counts, [K] f32, for the checkpoint.
     pub fn tensor(&self) -> Result<Tensor> {
         Ok(Tensor::new(self.counts.as_slice(), &Device::Cpu)?)
     }
 
-    /// What [`DeadCodes::tensor`] gave.
+    /// Restores the counts from what [`DeadCodes::tensor`] returned.
     pub fn restore(&mut self, tensor: &Tensor) -> Result<()> {
         self.counts = tensor.to_vec1()?;
         Ok(())
     }
 }
 
-/// Row rows[i] of `var` [K,d] becomes row i of `values`; rows ascend.
+/// Sets row rows[i] of `var` [K,d] to row i of `values`; `rows` is ascending.
 fn set_rows(var: &Var, rows: &[usize], values: &Tensor) -> Result<()> {
     let (mut all, values) = (var.to_vec2::<f32>()?, values.to_vec2::<f32>()?);
     for (&row, value) in rows.iter().zip(values) {

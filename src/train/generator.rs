@@ -1,5 +1,6 @@
-//! Training the generator (DESIGN section 1): every image gives one example at one uniformly drawn step t [ours],
-//! (ε_t, z'_{t−1}) → c_t, with noise that is fresh at every step; cross-entropy over the tokens.
+//! Training the generator. Every image gives one example at one uniformly drawn step t [ours],
+//! (ε_t, z'_{t−1}) → c_t, with fresh noise at every training step; the loss is cross-entropy over
+//! the tokens.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,11 +10,11 @@ use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::checkpoint::{Contents, counter};
-use super::figures::Figures;
 use super::grads::{Gradients, gradients};
 use super::latents::{LatentBatch, Latents};
 use super::optimizer::Optimizer;
-use super::stage::{Micro, Stage, Trained, Update};
+use super::stage::{Checkpointed, Micro, Stage, Update};
+use super::step_metrics::StepMetrics;
 use crate::config::{Config, HeadInit};
 use crate::error::{Result, hinted};
 use crate::model::generator::Generator;
@@ -23,9 +24,9 @@ use crate::rng::{Purpose, Stream};
 use crate::sample::{Draws, SampleOptions, Sampler, enlarge, grid, save_png, to_rgb};
 use crate::store::Scope;
 
-/// Rows and columns of the sample grid: a row a class.
+/// Rows and columns of the sample grid, one row per class.
 const CLASSES_SHOWN: usize = 8;
-const SAMPLES_A_CLASS: usize = 4;
+const SAMPLES_PER_CLASS: usize = 4;
 
 pub struct GeneratorStage {
     config: Config,
@@ -39,7 +40,7 @@ pub struct GeneratorStage {
     classes: usize,
 }
 
-/// What a stage is made from.
+/// What a stage is built from.
 pub struct Parts {
     pub config: Config,
     pub seed: u64,
@@ -77,7 +78,7 @@ impl GeneratorStage {
     }
 }
 
-/// Gives the head of a new generator the start that the configuration asks for.
+/// Initialises the head of a new generator as configured.
 pub fn start_head(generator: &Generator, config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     if config.generator.head_init != HeadInit::Codebook {
         return Ok(());
@@ -95,14 +96,15 @@ pub fn start_head(generator: &Generator, config: &Config, tokenizer: &Tokenizer)
         })
 }
 
-/// What a batch is asked for: t and label of each example, by its running number.
-pub struct Asked {
+/// The targets of a batch: timestep and (possibly dropped) label of each example.
+pub struct Targets {
     pub t: Vec<u32>,
     pub labels: Vec<u32>,
 }
 
-/// Each example's t, drawn from 1..T, and its label, replaced by the empty condition now and then.
-pub fn ask(config: &Config, seed: u64, classes: usize, batch: &LatentBatch) -> Asked {
+/// Draws each example's t from 1..T, and replaces its label by the empty condition with the
+/// configured probability.
+pub fn draw_targets(config: &Config, seed: u64, classes: usize, batch: &LatentBatch) -> Targets {
     let steps = config.quantizer.steps as u32;
     let drop = config.generator.label_dropout as f32;
     let draws = |purpose, index| Stream::new(seed, purpose, index, 0).draws();
@@ -112,7 +114,7 @@ pub fn ask(config: &Config, seed: u64, classes: usize, batch: &LatentBatch) -> A
             false => label,
         };
     let t = |&index: &u64| draws(Purpose::Timestep, index).below(steps) + 1;
-    Asked {
+    Targets {
         t: batch.indices.iter().map(t).collect(),
         labels: batch.labels.iter().zip(&batch.indices).map(label).collect(),
     }
@@ -127,7 +129,7 @@ impl Stage for GeneratorStage {
     }
 
     fn compute(&mut self, batch: LatentBatch, _: u64) -> Result<Micro<()>> {
-        let Asked { t, labels } = ask(&self.config, self.seed, self.classes, &batch);
+        let Targets { t, labels } = draw_targets(&self.config, self.seed, self.classes, &batch);
         let noise = Noise::Drawn {
             seed: self.seed,
             indices: &batch.indices,
@@ -151,42 +153,42 @@ impl Stage for GeneratorStage {
         drop(logits);
         let loss = arrange::mean(&entropy.loss)?;
         drop(forward);
-        let mut figures = Figures::default();
-        figures.add("loss", f64::from(loss.to_scalar::<f32>()?));
+        let mut metrics = StepMetrics::default();
+        metrics.add("loss", f64::from(loss.to_scalar::<f32>()?));
         let steps = self.config.quantizer.steps;
         let tokens = |x: &Tensor| -> Result<Vec<f32>> {
             Ok(x.detach().to_dtype(candle_core::DType::F32)?.to_vec1()?)
         };
-        figures.add_curve("loss_t", &by_timestep(&tokens(&entropy.loss)?, &t, steps));
+        metrics.add_curve("loss_t", &by_timestep(&tokens(&entropy.loss)?, &t, steps));
         drop((entropy.loss, condition));
         let backward = info_span!("backward").entered();
         let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
         drop(backward);
-        figures.add_curve(
+        metrics.add_curve(
             "accuracy_t",
             &by_timestep(&tokens(&entropy.correct)?, &t, steps),
         );
         Ok(Micro {
             gradients,
-            figures,
+            metrics,
             rest: (),
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<Figures> {
+    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<StepMetrics> {
         self.optimizer.update(gradients, update.lr, update.scale)?;
-        Ok(Figures::default())
+        Ok(StepMetrics::default())
     }
 }
 
-impl Trained for GeneratorStage {
-    fn figures(&mut self) -> Result<Map<String, Value>> {
+impl Checkpointed for GeneratorStage {
+    fn metrics(&mut self) -> Result<Map<String, Value>> {
         Ok(Map::new())
     }
 
-    /// Samples of the moving average: the same noise and classes every time.
+    /// Samples of the moving average, with the same noise and classes every time.
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
-        // Nothing changes the average while the picture is made.
+        // The average does not change while the images are made.
         let scope = Scope::load(&self.optimizer.average(), &self.device).frozen();
         let average = Generator::new(&self.config, self.classes, &scope)?;
         let sampler = Sampler::new(&average, &self.tokenizer, &self.config, self.classes);
@@ -223,7 +225,7 @@ impl Trained for GeneratorStage {
     }
 }
 
-/// A row of samples a class, of up to eight classes spread over all.
+/// A grid of samples, one row per class, for up to eight classes spread over all.
 pub fn picture(
     sampler: &Sampler,
     config: &Config,
@@ -232,8 +234,8 @@ pub fn picture(
     path: &Path,
 ) -> Result<()> {
     let shown = classes.min(CLASSES_SHOWN);
-    let labels: Vec<u32> = (0..shown * SAMPLES_A_CLASS)
-        .map(|i| (i / SAMPLES_A_CLASS * classes / shown) as u32)
+    let labels: Vec<u32> = (0..shown * SAMPLES_PER_CLASS)
+        .map(|i| (i / SAMPLES_PER_CLASS * classes / shown) as u32)
         .collect();
     let indices: Vec<u64> = (0..labels.len() as u64).collect();
     let draws = Draws::Seeded {
@@ -243,10 +245,11 @@ pub fn picture(
     let options = SampleOptions::from(&config.sample);
     let pictures = to_rgb(&sampler.images(&labels, &draws, &options)?)?;
     let times = (64 / pictures[0].width()).max(1);
-    save_png(&enlarge(&grid(&pictures, SAMPLES_A_CLASS)?, times), path)
+    save_png(&enlarge(&grid(&pictures, SAMPLES_PER_CLASS)?, times), path)
 }
 
-/// Sum and number of the values of each t's tokens; `t` has one entry an image, `values` one a token.
+/// Sum and number of the token values of each t; `t` has one entry per image, `values` one per
+/// token.
 fn by_timestep(values: &[f32], t: &[u32], steps: usize) -> Vec<(f64, f64)> {
     let mut sums = vec![(0.0, 0.0); steps];
     let tokens = values.len() / t.len().max(1);

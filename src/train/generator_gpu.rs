@@ -1,4 +1,5 @@
-//! The generator's stage with bf16 on a GPU: the whole step by kernels ([`super::gpu`]), read back only to log, save and sample.
+//! The generator's stage in bf16 on a GPU: the whole step runs as kernels ([`super::gpu`]); the
+//! host reads back only to log, save and sample.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,13 +10,13 @@ use serde_json::{Map, Value, json};
 use tracing::info_span;
 
 use super::checkpoint::{Contents, counter};
-use super::figures::{Figures, round};
-use super::generator::{Asked, Parts, ask, picture, start_head};
-use super::gpu::{Examples, GpuTrainer};
+use super::generator::{Parts, Targets, draw_targets, picture, start_head};
+use super::gpu::{GpuTrainer, MicroBatch};
 use super::latents::Latents;
 use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
-use super::stage::{Step, Trained};
+use super::stage::{Checkpointed, Step};
+use super::step_metrics::{StepMetrics, round};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Context, Error, Result, hinted, usage};
 use crate::model::generator::Generator;
@@ -25,7 +26,7 @@ use crate::sample::Sampler;
 use crate::sample::gpu::GpuSampler;
 use crate::store::Scope;
 
-/// What the log line in progress has seen, [T,3], in a checkpoint.
+/// Name in a checkpoint of the counts for the log line in progress, [T,3].
 const TALLY: &str = "interval_tally";
 
 pub struct GpuGeneratorStage {
@@ -40,7 +41,7 @@ pub struct GpuGeneratorStage {
 }
 
 impl GpuGeneratorStage {
-    /// Errors: the device is no GPU; sizes that the kernels do not serve, by name.
+    /// Errors: the device is no GPU; sizes that the kernels do not support, by name.
     pub fn new(parts: Parts) -> Result<Self> {
         let Parts {
             config,
@@ -71,7 +72,7 @@ impl GpuGeneratorStage {
             &quantizer.schedule,
             seed,
         )
-        .map_err(|error| explained(error.into(), batch))?;
+        .map_err(|error| with_oom_hint(error.into(), batch))?;
         trainer.load(&scope.finish().tensors())?;
         Ok(Self {
             config,
@@ -85,31 +86,31 @@ impl GpuGeneratorStage {
     }
 }
 
-/// An error of the driver for lack of memory, with what takes less.
-fn explained(error: Error, batch: usize) -> Error {
+/// Adds a hint to an out-of-memory error of the driver: settings that need less.
+fn with_oom_hint(error: Error, batch: usize) -> Error {
     if !format!("{error:#}").contains("OUT_OF_MEMORY") {
         return error;
     }
     hinted(
-        format!("the GPU has no memory for {batch} images at a time"),
-        "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate takes less; --dry-run says how much",
+        format!("the GPU has not enough memory for {batch} images at a time"),
+        "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate needs less; --dry-run estimates how much",
     )
 }
 
 impl Step for GpuGeneratorStage {
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
         self.launch(config, step, steps)
-            .map_err(|error| explained(error, config.micro_batch()))
+            .map_err(|error| with_oom_hint(error, config.micro_batch()))
     }
 }
 
 impl GpuGeneratorStage {
-    /// The figures stay on the card until they are logged.
-    fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
+    /// The metrics stay on the card until they are logged.
+    fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
         for micro in 0..config.accumulate {
             let batch = self.latents.next(&self.tokenizer, &self.device)?;
-            let Asked { t, labels } = ask(&self.config, self.seed, self.classes, &batch);
-            let examples = Examples {
+            let Targets { t, labels } = draw_targets(&self.config, self.seed, self.classes, &batch);
+            let examples = MicroBatch {
                 t: &t,
                 labels: &labels,
                 indices: &batch.indices,
@@ -120,12 +121,12 @@ impl GpuGeneratorStage {
                 .compute(address::<f32>(&v)?, examples, micro == 0, config.accumulate)?;
         }
         self.trainer.update(learning_rate(config, step, steps))?;
-        Ok(Figures::default())
+        Ok(StepMetrics::default())
     }
 }
 
-impl Trained for GpuGeneratorStage {
-    fn figures(&mut self) -> Result<Map<String, Value>> {
+impl Checkpointed for GpuGeneratorStage {
+    fn metrics(&mut self) -> Result<Map<String, Value>> {
         let (norm, _, _) = self.trainer.state()?;
         let tally = self.trainer.take_tally()?;
         let tokens: f64 = tally.iter().map(|t| t.tokens).sum();

@@ -1,4 +1,5 @@
-//! The generator's whole step on a GPU: examples, forward, backward, update, without waiting for the host.
+//! The generator's whole training step on a GPU: examples, forward, backward and update, without
+//! synchronising with the host.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::ops::quantize::Codebook;
 use crate::ops::quantize::Schedule;
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables, Until};
 
-/// One generator in training, with its moments, its moving average and every buffer of a step.
+/// A generator in training: its moments, its moving average and all buffers of a step.
 pub struct GpuTrainer {
     network: Network,
     activations: Activations,
@@ -32,16 +33,17 @@ pub struct GpuTrainer {
     side: usize,
 }
 
-/// A micro-batch on the host: t in 1..T, labels with some replaced by the empty one, running numbers.
+/// A micro-batch on the host: t in 1..T, labels (some replaced by the empty one), example numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct Examples<'a> {
+pub struct MicroBatch<'a> {
     pub t: &'a [u32],
     pub labels: &'a [u32],
     pub indices: &'a [u64],
 }
 
 impl GpuTrainer {
-    /// Buffers for micro-batches of `batch` images; parameters are zeros until they are loaded.
+    /// Allocates buffers for micro-batches of `batch` images; parameters are zeros until they are
+    /// loaded.
     pub fn new(
         gpu: &Arc<Gpu>,
         config: &Config,
@@ -82,11 +84,12 @@ impl GpuTrainer {
         })
     }
 
-    /// Adds the gradient of a micro-batch of latents f32 [B,N,d] (an address), weighted `1/micro_batches`; the first of a step starts anew.
+    /// Adds the gradient of a micro-batch of latents f32 [B,N,d] (an address), weighted
+    /// `1/micro_batches`; the first micro-batch of a step overwrites the previous gradient.
     pub fn compute(
         &mut self,
         latents: u64,
-        examples: Examples,
+        examples: MicroBatch,
         first: bool,
         micro_batches: usize,
     ) -> Result<()> {
@@ -117,7 +120,8 @@ impl GpuTrainer {
             .backward(a, &self.scratch, &self.gradients, weight, !first)
     }
 
-    /// One update from the gradients of the step; a step whose gradients are not finite changes nothing, and is counted on the card.
+    /// One update from the step's gradients. If they are not finite, it changes nothing and is
+    /// counted as skipped on the GPU.
     pub fn update(&mut self, lr: f64) -> Result<()> {
         self.control.write(&[lr as f32])?;
         let (n, flat) = (&self.network, &self.network.flat);
@@ -140,7 +144,8 @@ impl GpuTrainer {
         )
     }
 
-    /// Tokens, loss and hits of each t since the last call; waits for the card.
+    /// Tokens, loss and correct predictions of each t since the last call; synchronises with the
+    /// GPU.
     pub fn take_tally(&mut self) -> Result<Vec<Tally>> {
         let tally = self.tally()?;
         self.set_tally(&vec![0f32; tally.len()])?;
@@ -152,17 +157,18 @@ impl GpuTrainer {
         Ok(tally.chunks_exact(3).map(row).collect())
     }
 
-    /// What [`GpuTrainer::take_tally`] would take, [T·3]; waits for the card.
+    /// What [`GpuTrainer::take_tally`] would return, [T·3]; synchronises with the GPU.
     pub fn tally(&self) -> Result<Vec<f32>> {
         self.activations.tally.read()
     }
 
-    /// Goes on from what [`GpuTrainer::tally`] gave.
+    /// Restores what [`GpuTrainer::tally`] returned.
     pub fn set_tally(&mut self, tally: &[f32]) -> Result<()> {
         self.activations.tally.write(tally)
     }
 
-    /// The gradient's norm before clipping in the last step, updates made, and steps left out in a row; waits for the card.
+    /// The gradient's norm before clipping in the last step, the number of updates, and of
+    /// consecutive skipped steps; synchronises with the GPU.
     pub fn state(&self) -> Result<(f64, u64, u64)> {
         let control = self.control.read()?;
         Ok((
@@ -172,14 +178,14 @@ impl GpuTrainer {
         ))
     }
 
-    /// Sets the parameters, the average to the same, and fresh moments.
+    /// Sets the parameters and the average, and zeroes the moments.
     pub fn load(&mut self, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
         let fresh = BTreeMap::new();
         self.restore(parameters, parameters, &fresh, &fresh, [0, 0])
     }
 
-    /// Sets everything that an update changes; no moments are zeros. The counts are of updates made, and of steps left
-    /// out in a row.
+    /// Sets everything that an update changes. Without moments they are zeros. `updates` counts
+    /// updates made, `skipped` consecutive skipped steps.
     pub fn restore(
         &mut self,
         parameters: &BTreeMap<String, Tensor>,
@@ -203,7 +209,8 @@ impl GpuTrainer {
         self.control.write(&control)
     }
 
-    /// Parameters, average, first and second moments by name, on the CPU; waits for the card.
+    /// Parameters, average, first and second moments by name, on the CPU; synchronises with the
+    /// GPU.
     pub fn contents(&self) -> Result<[BTreeMap<String, Tensor>; 4]> {
         let flat = &self.network.flat;
         let by_name = |buffer: &Buffer<f32>| flat.scatter(&buffer.read()?);
@@ -216,7 +223,7 @@ impl GpuTrainer {
     }
 }
 
-/// What was seen of one t.
+/// Counts for one t.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tally {
     pub tokens: f64,

@@ -1,5 +1,5 @@
-//! Gradients as an ordered map from parameter name to tensor (DESIGN decision 5): the one place that knows how
-//! they were made.
+//! Gradients as an ordered map from parameter name to tensor. Only this module knows how they were
+//! computed.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,10 @@ use crate::store::Params;
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// The gradient of every parameter, out of what a backward pass found.
+/// The gradient of every parameter, taken from the result of a backward pass.
 ///
-/// Errors: a parameter without a gradient (an operation dropped it, or the loss does not depend on it), by name.
+/// Errors: a parameter without a gradient, by name (an operation dropped it, or the loss does not
+/// depend on it).
 pub fn gradients(mut store: GradStore, params: &Params) -> Result<Gradients> {
     let (mut found, mut missing) = (Gradients::new(), Vec::new());
     for (name, var) in params.iter() {
@@ -46,7 +47,7 @@ pub fn accumulate(sum: &mut Gradients, other: Gradients) -> Result<()> {
     Ok(())
 }
 
-/// The gradient at `at`, out of what a backward pass found.
+/// The gradient at `at`, taken from the result of a backward pass.
 pub fn at(mut store: GradStore, at: &Var) -> Result<Tensor> {
     match store.remove(at) {
         Some(gradient) => Ok(gradient),
@@ -54,9 +55,11 @@ pub fn at(mut store: GradStore, at: &Var) -> Result<Tensor> {
     }
 }
 
-/// A scalar, 0, whose gradient at `x` is `gradient`: continues a backward pass that was cut at `x`.
+/// A scalar 0 whose gradient with respect to `x` is `gradient`: continues a backward pass that was
+/// cut at `x`.
 ///
-/// `x` and `gradient` have the same shape; the upstream gradient (1 of a loss that is a sum) scales it.
+/// `x` and `gradient` have the same shape; the upstream gradient (1 if the loss is a sum) scales
+/// it.
 pub fn seed(x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     if x.shape() != gradient.shape() {
         bail!(

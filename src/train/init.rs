@@ -1,4 +1,5 @@
-//! `--init`: a tokenizer's weights from a file, by name; what does not fit is listed and starts fresh.
+//! `--init`: loads a tokenizer's weights from a file by name; tensors that do not match are listed
+//! and start from scratch.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,13 +10,14 @@ use crate::error::{Result, hinted, usage};
 use crate::ops::finite;
 use crate::store::{Params, names};
 
-/// Names of the file that an error shows.
+/// Number of names of the file that an error lists.
 const SHOWN: usize = 3;
 
-/// Sets every parameter that `tensors` has by name and in its shape, behind whatever prefix the file writes (a bundle's
-/// `tokenizer.`, a wrapper's `module.`); says what starts fresh.
+/// Sets every parameter that `tensors` has under its name and in its shape, after removing a prefix
+/// that the file may use (a bundle's `tokenizer.`, a wrapper's `module.`). Logs the parameters that
+/// start from scratch.
 ///
-/// Errors: no parameter is set; names the first tensors of the file.
+/// Errors: no parameter was set; lists the first tensors of the file.
 pub fn set_what_fits(
     params: &Params,
     tensors: &BTreeMap<String, Tensor>,
@@ -29,7 +31,7 @@ pub fn set_what_fits(
                 if !finite::is_finite(tensor)? {
                     return Err(hinted(
                         format!("{}: `{name}` holds NaN or infinity", from.display()),
-                        "the file is damaged, or its training has diverged: name another",
+                        "the file is damaged, or its training has diverged: use another",
                     ));
                 }
                 var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
@@ -68,18 +70,18 @@ pub fn set_what_fits(
         params.len(),
         match found.prefix.as_str() {
             "" => String::new(),
-            prefix => format!(", named behind `{prefix}`"),
+            prefix => format!(", with the prefix `{prefix}`"),
         }
     );
     if !found.others.is_empty() {
         tracing::warn!(
-            "{}: as many stand behind `{}`, which are not used",
+            "{}: prefix `{}` has as many, which are not used",
             from.display(),
             found.others.join("`, `")
         );
     }
     for name in fresh {
-        tracing::info!("  fresh: {name}");
+        tracing::info!("  from scratch: {name}");
     }
     Ok(())
 }

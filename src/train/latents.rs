@@ -1,7 +1,8 @@
-//! Where the generator's latents v come from: images through the frozen tokenizer as they are needed, or a cache.
+//! Where the generator's latents v come from: images encoded by the frozen tokenizer during
+//! training, or a cache.
 //!
-//! Both give example n the same image and the same flip, where no image was left out of the cache as a bad one; the
-//! cache's latents are rounded to bf16.
+//! Both give example n the same image and the same flip, provided that no bad image was left out of
+//! the cache; the cache's latents are rounded to bf16.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +10,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use tracing::info_span;
 
-use super::interrupt::Interrupt;
 use crate::data::latent_cache::{CacheMeta, LatentCache};
 use crate::data::{Augment, Loader, LoaderOptions, Order, Source};
 use crate::error::{Context, Result, hinted};
+use crate::interrupt::Interrupt;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::finite;
 use crate::sample::not_finite;
@@ -23,12 +24,12 @@ pub struct LatentBatch {
     /// [B,h,w,d] f32
     pub v: Tensor,
     pub labels: Vec<u32>,
-    /// The examples' running numbers.
+    /// The examples' numbers.
     pub indices: Vec<u64>,
 }
 
 pub enum Latents {
-    /// Batches of images of a micro-batch's size.
+    /// Batches of images, of a micro-batch's size.
     Encoded(Loader),
     Cached(Box<Cached>),
 }
@@ -59,13 +60,13 @@ pub struct Cached {
     /// [h,w,d]
     pub shape: [usize; 3],
     pub order: Order,
-    /// Decides the flips.
+    /// Seed of the flips.
     pub augment: Augment,
     pub seed: u64,
     pub batch_size: usize,
-    /// The next example's running number.
+    /// The number of the next example.
     pub index: u64,
-    /// Keeps the card from waiting for the next batch.
+    /// Reads ahead so that the GPU does not wait for the next batch.
     #[cfg(feature = "cuda")]
     pub upload: crate::ops::cuda::Upload,
 }
@@ -101,8 +102,8 @@ impl Cached {
     }
 }
 
-/// Opens the cache at `path`, which must be of `meta`, or makes it there: every image, and its mirror image where the
-/// run flips, encoded.
+/// Opens the cache at `path`, which must match `meta`, or makes it: every image is encoded, and its
+/// mirror image too if the run uses flips.
 pub fn open_or_make(
     path: &Path,
     meta: &CacheMeta,
@@ -121,7 +122,7 @@ pub fn open_or_make(
                     cache.len(),
                     source.len()
                 ),
-                "take it as it is with --skip-bad-images, or replace those images and name another --cache",
+                "use it as it is with --skip-bad-images, or replace those images and choose another --cache",
             ));
         }
         return Ok(cache);
@@ -141,7 +142,7 @@ pub fn open_or_make(
             },
             || {
                 let path = path.display();
-                format!("nothing of {path} is kept, and no step was taken; the same command starts again")
+                format!("nothing of {path} is kept and no step was done; the same command starts from scratch")
             },
         )?;
         let batch = batch?;

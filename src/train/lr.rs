@@ -1,8 +1,10 @@
-//! The learning rate of a step: linear warm-up, then constant or half a cosine to 0 (the cosine is [ours]).
+//! The learning rate schedule: linear warm-up, then constant or a half cosine to 0 (the cosine is
+//! [ours]).
 
 use crate::config::{LrSchedule, TrainConfig};
 
-/// The learning rate of `step` (from 0) of `steps`: lr · min(1, (step+1)/warmup) · s, where s is 1 or ½(1 + cos(π·step/steps)).
+/// The learning rate of `step` (from 0) of `steps`: lr · min(1, (step+1)/warmup) · s, where s is 1
+/// or ½(1 + cos(π·step/steps)).
 pub fn learning_rate(config: &TrainConfig, step: u64, steps: u64) -> f64 {
     let warm = ((step + 1) as f64 / config.warmup_steps.max(1) as f64).min(1.0);
     let schedule = match config.lr_schedule {
@@ -15,7 +17,7 @@ pub fn learning_rate(config: &TrainConfig, step: u64, steps: u64) -> f64 {
     config.lr * warm * schedule
 }
 
-/// A weight that is 0 before `start` and rises to 1 over `length` steps.
+/// A weight that is 0 before `start` and then rises linearly to 1 over `length` steps.
 pub fn ramp(step: u64, start: u64, length: u64) -> f64 {
     if step < start {
         return 0.0;
@@ -23,7 +25,8 @@ pub fn ramp(step: u64, start: u64, length: u64) -> f64 {
     ((step - start + 1) as f64 / length.max(1) as f64).min(1.0)
 }
 
-/// Decay of the moving average after `updates` updates: min(d, (1+n)/(10+n)), so that a young average follows.
+/// Decay of the moving average after `updates` updates: min(d, (1+n)/(10+n)), so that an average
+/// over few updates follows quickly.
 pub fn ema_decay(decay: f64, updates: u64) -> f64 {
     decay.min((1.0 + updates as f64) / (10.0 + updates as f64))
 }

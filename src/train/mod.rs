@@ -1,11 +1,11 @@
-//! Training: the loop both stages share, and the stages.
+//! Training: the loop that both stages share, and the two stages.
 
 pub mod adversary;
 #[cfg(feature = "cuda")]
 pub mod check;
 pub mod checkpoint;
 pub mod dead_codes;
-pub mod figures;
+pub mod estimate;
 pub mod generator;
 #[cfg(feature = "cuda")]
 pub mod generator_gpu;
@@ -13,16 +13,15 @@ pub mod generator_gpu;
 pub mod gpu;
 pub mod grads;
 pub mod init;
-pub mod interrupt;
 pub mod latents;
 pub mod lr;
 pub mod optimizer;
-pub mod plan;
 pub mod reduce;
 pub mod stage;
 pub mod start;
 pub mod start_generator;
 pub mod start_vae;
+pub mod step_metrics;
 pub mod usage;
 pub mod vae;
 pub mod validation;

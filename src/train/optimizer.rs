@@ -1,7 +1,7 @@
-//! Adam over all parameters of a model, with their moments and, where there is one, their moving average.
+//! Adam for all parameters of a model, with the moments and, optionally, the moving average.
 //!
-//! Moments and average are keyed by the parameters' names. Weight decay touches tensors of two or more
-//! dimensions only [ours].
+//! Moments and average are keyed by parameter name. Weight decay applies only to tensors of two or
+//! more dimensions [ours].
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::ops::optimizer::{AdamStep, Trained, adam_step_all};
 use crate::store::Params;
 
 const EPS: f64 = 1e-8;
-/// Prefixes of both moments' names, as PyTorch calls them.
+/// Prefixes of the names of the two moments, as in PyTorch.
 pub const FIRST: &str = "exp_avg.";
 pub const SECOND: &str = "exp_avg_sq.";
 
@@ -29,12 +29,12 @@ pub struct Optimizer {
     betas: (f64, f64),
     weight_decay: f64,
     decay: f64,
-    /// Updates made: a skipped step is none.
+    /// Number of updates; skipped steps do not count.
     pub updates: u64,
 }
 
 impl Optimizer {
-    /// Fresh moments; the average starts at the parameters.
+    /// Zero moments; the average starts at the parameters.
     pub fn new(params: Params, config: &TrainConfig, with_ema: bool) -> Result<Self> {
         let (first, second) = (params.zeros_like()?, params.zeros_like()?);
         let ema = with_ema.then(|| params.deep_copy()).transpose()?;
@@ -50,7 +50,7 @@ impl Optimizer {
         })
     }
 
-    /// One update from `gradients`, each times `scale`.
+    /// One update from `gradients`, multiplied by `scale`.
     pub fn update(&mut self, gradients: &Gradients, lr: f64, scale: f64) -> Result<()> {
         let decay = ema_decay(self.decay, self.updates);
         self.updates += 1;
@@ -88,7 +88,7 @@ impl Optimizer {
         Ok(adam_step_all(&all, &step)?)
     }
 
-    /// The moving average by name; empty where there is none.
+    /// The moving average by name; empty if there is none.
     pub fn average(&self) -> BTreeMap<String, Tensor> {
         self.ema.as_ref().map(Params::tensors).unwrap_or_default()
     }
@@ -106,7 +106,7 @@ impl Optimizer {
         Some([self.first.get(name)?, self.second.get(name)?])
     }
 
-    /// Both moments, as PyTorch names them: `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    /// Both moments under PyTorch's names: `exp_avg.NAME`, `exp_avg_sq.NAME`.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let named = |prefix: &'static str, params: &Params| {
             params

@@ -1,4 +1,5 @@
-//! The loop that both stages share: batch → gradients → update, then the log line, pictures, checkpoint, interrupt.
+//! The loop that both stages share: batch → gradients → update, then log line, sample images,
+//! checkpoint, interrupt.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,94 +9,96 @@ use serde_json::{Map, Value, json};
 use tracing::info_span;
 
 use super::checkpoint::{self, Contents, State};
-use super::figures::{Figures, round};
 use super::grads::{self, Gradients};
-use super::interrupt::Interrupt;
 use super::lr::learning_rate;
 use super::reduce;
+use super::step_metrics::{StepMetrics, round};
 use crate::config::TrainConfig;
 use crate::error::{Result, hinted, interrupted};
+use crate::interrupt::Interrupt;
 use crate::ops::global_norm;
 use crate::store::run::Run;
 use crate::telemetry::Progress;
 
-/// What a micro-batch gives.
+/// The result of a micro-batch.
 pub struct Micro<P> {
-    /// Of the model that the learning rate and the clipping belong to.
+    /// Gradients of the parameters that the learning rate and the clipping apply to.
     pub gradients: Gradients,
-    pub figures: Figures,
-    /// What else an update needs; dropped with a step that is skipped.
+    pub metrics: StepMetrics,
+    /// What else an update needs; dropped if the step is skipped.
     pub rest: P,
 }
 
-/// How far an update goes.
+/// What an update needs to know about its step.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
     /// Counted from 0.
     pub step: u64,
-    /// Of the run.
+    /// Total steps of the run.
     pub steps: u64,
     pub lr: f64,
-    /// Multiplies the summed gradients: the mean over micro-batches, and clipping.
+    /// Multiplies the summed gradients: averages over micro-batches, and clips.
     pub scale: f64,
 }
 
-/// What the loop does not know of a stage.
-pub trait Trained {
-    /// What a log line has besides the means of the steps' figures.
-    fn figures(&mut self) -> Result<Map<String, Value>>;
-    /// Writes the pictures of `step` (steps done) into `folder`, and gives figures that are dear to make.
+/// What the loop needs from every stage.
+pub trait Checkpointed {
+    /// What a log line has besides the means of the steps' metrics.
+    fn metrics(&mut self) -> Result<Map<String, Value>>;
+    /// Writes the images of `step` (steps done) into `folder`, and returns metrics that are
+    /// expensive to compute.
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>>;
     fn contents(&self) -> Result<Contents>;
-    /// Continues from what [`Trained::contents`] and [`Trained::counters`] gave.
+    /// Continues from what [`Checkpointed::contents`] and [`Checkpointed::counters`] returned.
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
     fn counters(&self) -> Result<BTreeMap<String, u64>>;
-    /// Steps left out in a row so far, of a stage whose steps do not wait to say so.
+    /// Consecutive skipped steps so far, for a stage that reports them late.
     fn skipped(&self) -> Result<u64> {
         Ok(0)
     }
 }
 
-/// A stage that makes a step by itself.
-pub trait Step: Trained {
-    /// One step, all its micro-batches; it changes nothing where a figure is not finite.
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures>;
+/// A stage that runs its own step.
+pub trait Step: Checkpointed {
+    /// One step with all its micro-batches; it changes nothing if a metric is not finite.
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics>;
 }
 
-/// A stage that gives gradients, and takes their sum over a step's micro-batches.
-pub trait Stage: Trained {
+/// A stage that computes gradients and applies their sum over a step's micro-batches.
+pub trait Stage: Checkpointed {
     type Batch;
     type Rest;
 
     /// The next micro-batch.
     fn next(&mut self) -> Result<Self::Batch>;
-    /// Gradients and figures; changes nothing that a skipped step would have to undo.
+    /// Gradients and metrics; has no effect that a skipped step would have to undo.
     fn compute(&mut self, batch: Self::Batch, step: u64) -> Result<Micro<Self::Rest>>;
     fn update(
         &mut self,
         gradients: &Gradients,
         rest: Vec<Self::Rest>,
         update: Update,
-    ) -> Result<Figures>;
+    ) -> Result<StepMetrics>;
 }
 
 impl<S: Stage> Step for S {
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<Figures> {
-        let (mut sum, mut figures, mut rest) = (Gradients::new(), Figures::default(), Vec::new());
+    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
+        let (mut sum, mut metrics, mut rest) =
+            (Gradients::new(), StepMetrics::default(), Vec::new());
         for _ in 0..config.accumulate {
             let batch = self.next()?;
             let micro = self.compute(batch, step)?;
             grads::accumulate(&mut sum, micro.gradients)?;
-            figures.merge(&micro.figures);
+            metrics.merge(&micro.metrics);
             rest.push(micro.rest);
         }
         let sum = reduce::gradients(sum)?;
         let norm = (global_norm(sum.values())? / config.accumulate as f64)?;
-        figures.add_scalar("grad_norm", &norm);
-        figures.fetch()?;
-        let norm = figures.mean("grad_norm").unwrap_or(f64::NAN);
-        let mut figures = reduce::figures(figures)?;
-        if figures.first_bad().is_none() {
+        metrics.add_scalar("grad_norm", &norm);
+        metrics.fetch()?;
+        let norm = metrics.mean("grad_norm").unwrap_or(f64::NAN);
+        let mut metrics = reduce::metrics(metrics)?;
+        if metrics.first_bad().is_none() {
             let update = Update {
                 step,
                 steps,
@@ -103,34 +106,36 @@ impl<S: Stage> Step for S {
                 scale: clip(config.clip, norm) / config.accumulate as f64,
             };
             let more = info_span!("optimizer").in_scope(|| self.update(&sum, rest, update))?;
-            figures.merge(&more);
+            metrics.merge(&more);
         }
-        Ok(figures)
+        Ok(metrics)
     }
 }
 
-/// A run that is about to start or go on.
+/// A run that is about to start or to continue.
 pub struct Job<'a> {
     pub run: &'a mut Run,
     pub config: &'a TrainConfig,
     pub steps: u64,
-    /// Where the run stands.
+    /// The run's position: steps, examples, counters.
     pub state: State,
     /// The means of the log line in progress.
-    pub interval: Figures,
+    pub interval: StepMetrics,
     pub interrupt: Interrupt,
-    /// Whether where it stands is not saved yet.
+    /// Whether the current position is not saved yet.
     pub save_first: bool,
 }
 
 impl Job<'_> {
     /// Trains until the last step is done.
     ///
-    /// Errors: a signal (after a checkpoint); too many steps with a loss or gradient that is not finite.
+    /// Errors: a signal (after a checkpoint); too many consecutive steps with a loss or gradient
+    /// that is not finite.
     pub fn train<S: Step>(&mut self, stage: &mut S) -> Result<()> {
         let mut clock = Clock::new();
         if self.save_first {
-            // A run that cannot be saved fails now, and one that is killed can always be resumed.
+            // Save at once: a run that cannot be saved fails now, and one that is killed can always
+            // be resumed.
             self.checkpoint(stage)?;
         }
         let mut progress = Progress::new(&self.state.stage, self.steps, self.state.step);
@@ -138,12 +143,12 @@ impl Job<'_> {
             let step = self.state.step;
             let begin = Instant::now();
             let lr = learning_rate(self.config, step, self.steps);
-            let figures =
+            let metrics =
                 info_span!("step", step).in_scope(|| stage.step(self.config, step, self.steps))?;
-            match figures.first_bad() {
+            match metrics.first_bad() {
                 None => {
                     self.state.bad_steps = 0;
-                    self.interval.merge(&figures);
+                    self.interval.merge(&metrics);
                 }
                 Some(name) => self.skip(step + 1, name, self.state.bad_steps + 1)?,
             }
@@ -155,9 +160,9 @@ impl Job<'_> {
             if let Some(line) = self.line(stage, lr, &mut clock)? {
                 progress.log(step, &sentence(&line));
                 tracing::debug!("step {step}: {}", json!(line));
-                // A full disk costs the line; the run goes on.
+                // A full disk loses the line; the run continues.
                 if let Err(error) = self.run.metrics.append(step, line) {
-                    tracing::warn!("step {step}: its line of figures is lost: {error:#}");
+                    tracing::warn!("step {step}: its log line is lost: {error:#}");
                 }
             }
             if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
@@ -172,7 +177,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Tells of a step that was left out, the last of `bad` in a row: no update, no average, no counts.
+    /// Logs a skipped step, the last of `bad` in a row: no update, no average, no counts.
     fn skip(&mut self, step: u64, name: &str, bad: u64) -> Result<()> {
         self.state.bad_steps = bad;
         tracing::warn!("step {step} skipped: {name} is not finite ({bad} in a row)");
@@ -189,7 +194,7 @@ impl Job<'_> {
         ))
     }
 
-    /// Moves the state past one step.
+    /// Advances the state by one step.
     fn advance(&mut self) {
         let state = &mut self.state;
         state.step += 1;
@@ -199,8 +204,9 @@ impl Job<'_> {
         state.finished = state.step == self.steps;
     }
 
-    /// What there is to log: the means since the last line and the pace, and what the pictures show.
-    fn line<S: Trained>(
+    /// One log line: the means since the last line, the speed, and the metrics computed with the
+    /// images.
+    fn line<S: Checkpointed>(
         &mut self,
         stage: &mut S,
         lr: f64,
@@ -217,32 +223,33 @@ impl Job<'_> {
                 0 => {}
                 bad => self.skip(step, "grad_norm", bad)?,
             }
-            let figures = stage.figures()?;
-            warn_of_bad(step, &figures);
-            line.extend(figures);
+            let metrics = stage.metrics()?;
+            warn_of_bad(step, &metrics);
+            line.extend(metrics);
             line.insert("images_per_second".into(), json!(round(clock.rate())));
             line.insert("eta_seconds".into(), json!(clock.left(self.steps - step)));
             clock.restart();
         }
         if due(step, self.config.image_every) || last {
             match stage.images(step, &self.run.images()) {
-                Ok(figures) => {
-                    warn_of_bad(step, &figures);
-                    line.extend(figures);
+                Ok(metrics) => {
+                    warn_of_bad(step, &metrics);
+                    line.extend(metrics);
                 }
-                // A full disk, or a model that draws nothing: the run goes on.
-                Err(error) => tracing::warn!("step {step}: no picture: {error:#}"),
+                // For instance a full disk, or a model with outputs that are not finite: the run
+                // continues.
+                Err(error) => tracing::warn!("step {step}: no image: {error:#}"),
             }
         }
         Ok((!line.is_empty()).then_some(line))
     }
 
-    fn checkpoint<S: Trained>(&mut self, stage: &S) -> Result<()> {
+    fn checkpoint<S: Checkpointed>(&mut self, stage: &S) -> Result<()> {
         let _span = info_span!("checkpoint").entered();
         let mut contents = stage.contents()?;
         contents.optimizer.extend(self.interval.tensors()?);
         self.state.counters = stage.counters()?;
-        // What the checkpoint's step has logged must be there when it is resumed.
+        // The log lines up to this step must be on disk before the checkpoint.
         if let Err(error) = self.run.metrics.sync() {
             tracing::warn!("{error:#}");
         }
@@ -272,13 +279,13 @@ impl Job<'_> {
     }
 }
 
-/// Says which of a stage's own figures are not finite; they are null in the log.
-fn warn_of_bad(step: u64, figures: &Map<String, Value>) {
+/// Warns of the stage's own metrics that are not finite; they are null in the log.
+fn warn_of_bad(step: u64, metrics: &Map<String, Value>) {
     let bad = |value: &Value| match value {
         Value::Array(curve) => curve.iter().any(Value::is_null),
         value => value.is_null(),
     };
-    let names: Vec<&str> = figures
+    let names: Vec<&str> = metrics
         .iter()
         .filter_map(|(name, value)| bad(value).then_some(name.as_str()))
         .collect();
@@ -291,7 +298,7 @@ fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// PyTorch's clip_grad_norm_: what every gradient is multiplied by.
+/// The factor by which gradients are multiplied, as in PyTorch's clip_grad_norm_.
 pub fn clip(largest: f64, norm: f64) -> f64 {
     match largest > 0.0 {
         true => (largest / (norm + 1e-6)).min(1.0),
@@ -299,7 +306,7 @@ pub fn clip(largest: f64, norm: f64) -> f64 {
     }
 }
 
-/// A log line for people: what it says of the losses, and the pace.
+/// The log line as text: losses and speed.
 fn sentence(line: &Map<String, Value>) -> String {
     const SAID: [(&str, &str); 7] = [
         ("loss", "loss"),
@@ -329,12 +336,12 @@ fn short(x: f64) -> String {
     }
 }
 
-/// Training time, without log lines, pictures and checkpoints.
+/// Training time, without log lines, images and checkpoints.
 struct Clock {
     spent: Duration,
     steps: u64,
     images: u64,
-    /// Of the whole session, for what is left.
+    /// For the whole session, to estimate the remaining time.
     total: (Duration, u64),
     last_save: Instant,
 }
@@ -357,12 +364,12 @@ impl Clock {
         self.total = (self.total.0 + time, self.total.1 + 1);
     }
 
-    /// Images a second since the last line.
+    /// Images per second since the last line.
     fn rate(&self) -> f64 {
         self.images as f64 / self.spent.as_secs_f64().max(1e-9)
     }
 
-    /// Seconds that `steps` more take.
+    /// Estimated seconds for `steps` more.
     fn left(&self, steps: u64) -> u64 {
         let (time, done) = self.total;
         (time.as_secs_f64() / done.max(1) as f64 * steps as f64).round() as u64
@@ -372,7 +379,7 @@ impl Clock {
         (self.spent, self.steps, self.images) = (Duration::ZERO, 0, 0);
     }
 
-    /// A checkpoint is due by the clock.
+    /// Whether a checkpoint is due by time.
     fn saving(&self, config: &TrainConfig) -> bool {
         let minutes = config.checkpoint_minutes;
         minutes > 0.0 && self.last_save.elapsed().as_secs_f64() >= 60.0 * minutes

@@ -1,50 +1,53 @@
-//! How a run begins: anew in a folder of its own, or from a checkpoint of one that exists.
+//! How a run begins: from scratch in a new folder, or from a checkpoint of an existing run.
 
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 
 use super::checkpoint::{self, Contents, State};
-use super::figures::Figures;
-use super::interrupt::Interrupt;
 use super::stage::{Job, Step};
+use super::step_metrics::StepMetrics;
 use crate::config::{ComputeType, Config, TrainConfig};
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
+use crate::interrupt::Interrupt;
 use crate::store::atomic;
 use crate::store::run::{Locked, Run, RunFolder};
 
-/// What both stages are asked for.
+/// What the user asked for, for both stages.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub config: Config,
-    /// Of a new run; a resumed one keeps its own.
+    /// The seed of a new run; a resumed run keeps its own.
     pub seed: u64,
     pub device: Device,
-    /// Where a new run goes; by default a folder of its own under `runs/`.
+    /// The folder of a new run; by default a new folder under `runs/`.
     pub out: Option<PathBuf>,
-    /// The run, or the checkpoint of one, to go on with.
+    /// The run, or one of its checkpoints, to continue.
     pub resume: Option<PathBuf>,
-    /// Whether a damaged checkpoint is passed over for the newest older one that is whole.
+    /// Whether to use the newest older intact checkpoint instead of a damaged one.
     pub fall_back: bool,
     /// Threads that read and decode images.
     pub workers: usize,
-    /// Images that cannot be decoded are left out instead of an error.
+    /// Skip images that cannot be decoded instead of stopping.
     pub skip_bad: bool,
 }
 
-/// Where a run stands before its first step of this process.
+/// A run before its first step in this process.
 pub struct Begun {
     pub state: State,
-    /// The run to go on with, locked, and its checkpoint. A new run's folder is made when all else is ready.
+    /// The run to continue, locked, and its checkpoint. A new run's folder is made only when
+    /// everything else is ready.
     resumed: Option<(Locked, Contents)>,
 }
 
 impl Request {
-    /// A new run's state, or that of the run to be resumed, which is locked from here on and not changed yet.
+    /// The state of a new run, or of the run to resume, which is locked from here on but not
+    /// changed yet.
     ///
-    /// Errors: another process writes to it; the checkpoint is damaged, of another stage, or was made from other data.
+    /// Errors: another process writes to the run; the checkpoint is damaged, of another stage, or
+    /// was made with other data.
     pub fn begin(&self, stage: &str, source: &dyn Source) -> Result<Begun> {
         let (images, data) = (source.len() as u64, source.fingerprint()?);
         let Some(path) = &self.resume else {
@@ -74,10 +77,10 @@ impl Request {
         if (state.images, &state.data) != (images, &data) {
             return Err(usage(
                 format!(
-                    "the data set of {images} images is not the one that the run was started with, of {}",
+                    "the data set of {images} images differs from the one that the run was started with, of {} images",
                     state.images
                 ),
-                "--data names its new place if it has moved; its content must be the same",
+                "if it has moved, name its new path with --data; its content must be the same",
             ));
         }
         Ok(Begun {
@@ -88,21 +91,23 @@ impl Request {
 }
 
 impl Begun {
-    /// Ties the run to weights that it reads and does not train: `what` they are, and their tensors' hash.
+    /// Ties the run to weights that it reads but does not train, by the hash of their tensors;
+    /// `what` names them.
     ///
-    /// Errors: a resumed run was started with others.
-    pub fn tie(&mut self, what: &str, hash: String) -> Result<()> {
+    /// Errors: a resumed run was started with other weights.
+    pub fn record_frozen_hash(&mut self, what: &str, hash: String) -> Result<()> {
         if self.resumed.is_some() && self.state.frozen.get(what) != Some(&hash) {
             return Err(usage(
-                format!("the run was not started with this {what}: its weights differ"),
-                "it goes on with the same weights only, wherever they lie now; start a new run for others",
+                format!("the run was not started with this {what}: the weights differ"),
+                "it can only continue with the same weights, in whatever file; for others, start a new run",
             ));
         }
         self.state.frozen.insert(what.to_string(), hash);
         Ok(())
     }
 
-    /// Trains to the end; `fill` puts what the stage keeps there into a new run's folder. Gives the run's folder.
+    /// Trains to the end; `fill` writes the stage's own files into a new run's folder. Returns the
+    /// run's folder.
     pub fn train<S: Step>(
         self,
         request: &Request,
@@ -111,13 +116,13 @@ impl Begun {
         fill: impl FnOnce(&RunFolder) -> Result<()>,
     ) -> Result<PathBuf> {
         let Begun { mut state, resumed } = self;
-        let (new, mut interval) = (resumed.is_none(), Figures::default());
+        let (new, mut interval) = (resumed.is_none(), StepMetrics::default());
         let mut run = match resumed {
             Some((locked, mut contents)) => {
-                interval = Figures::take(&mut contents.optimizer)?;
+                interval = StepMetrics::take(&mut contents.optimizer)?;
                 stage.restore(contents, &state.counters)?;
                 let run = locked.resume(state.step, &request.config)?;
-                // Whatever was the latest, the run goes on from here.
+                // Whichever checkpoint was the latest, the run continues from this one.
                 checkpoint::set_latest(&run.checkpoints(), state.step)?;
                 run
             }
@@ -132,7 +137,7 @@ impl Begun {
         tracing::info!("{name}: {}, from step {at} to {steps}", path.display());
         let shortened = at >= steps && !state.finished;
         if at >= steps {
-            tracing::info!("nothing to do: --steps sets a later end");
+            tracing::info!("nothing to do: the run is finished (--steps sets a later end)");
             state.finished = true;
         }
         let interrupt = Interrupt::listen()?;
@@ -165,7 +170,8 @@ pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc
     Ok(source)
 }
 
-/// `count` images spread over the validation set, or over the training set where there is none: [B,H,W,3].
+/// `count` images spread over the validation set, or over the training set if there is none:
+/// [B,H,W,3].
 pub fn validation_images(
     config: &Config,
     train: &std::sync::Arc<dyn Source>,
@@ -174,9 +180,7 @@ pub fn validation_images(
 ) -> Result<Tensor> {
     let source = match config.data.val.is_empty() {
         true => {
-            tracing::info!(
-                "no validation images (--val): figures and pictures are of training images"
-            );
+            tracing::info!("no validation images (--val): metrics and images use training images");
             train.clone()
         }
         false => source::open(&config.data.val, skip_bad)?,
@@ -198,21 +202,27 @@ pub fn write_classes(folder: &RunFolder, classes: &Classes) -> Result<()> {
     atomic::write_file(&folder.classes(), &serde_json::to_vec_pretty(classes)?)
 }
 
-/// Refuses what this program cannot compute on `device`.
+/// Refuses a compute type that `device` does not support.
 pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) -> Result<()> {
     match (config.compute_type, device.is_cpu()) {
         (ComputeType::F32, _) => Ok(()),
         (ComputeType::Bf16, true) => Err(usage(
             format!("{section}.compute_type is \"bf16\", which needs CUDA"),
             format!(
-                "on the CPU, --set {section}.compute_type=f32, and recompute_blocks=0 where it is set"
+                "on the CPU, --set {section}.compute_type=f32, and recompute_blocks=0 if it is set"
             ),
         )),
         (ComputeType::Bf16, false) => Ok(()),
     }
 }
 
-/// The configuration of a resumed run: its own, but for its length and for what is no part of its results.
+/// What [`resumed_config`] takes from the configuration that was asked for.
+const MAY_CHANGE: &str = "steps, epochs, recompute_blocks, log_every, image_every, \
+    checkpoint_every, checkpoint_minutes, keep_checkpoints, max_bad_steps, data.train, data.val, \
+    loss.vgg, loss.lpips, sample.*";
+
+/// The configuration of a resumed run: its own, except for its length and for settings that do not
+/// affect the results.
 ///
 /// Errors: `asked` differs from `own` elsewhere; names the keys.
 pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
@@ -246,7 +256,7 @@ pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
             "a resumed run cannot change {}",
             differences(&allowed, asked)?.join(", ")
         ),
-        "its length, recompute_blocks, what it logs and saves, and the places of its files may change; start a new run for the rest",
+        format!("these may change: {MAY_CHANGE}; for the rest, start a new run"),
     ))
 }
 
@@ -289,6 +299,62 @@ mod tests {
         Ok(())
     }
 
+    /// `config` with another valid value at `section.key`.
+    fn changed(config: &Config, section: &str, key: &str) -> Config {
+        let mut candidates = vec![
+            serde_json::json!(true),
+            serde_json::json!(false),
+            serde_json::json!(3),
+            serde_json::json!(4),
+            serde_json::json!(0.25),
+            serde_json::json!("other"),
+            serde_json::json!([1, 2, 2, 8]),
+            serde_json::json!(["other"]),
+        ];
+        // An enum's error lists its variants.
+        let mut next = 0;
+        while let Some(value) = candidates.get(next).cloned() {
+            let mut json = serde_json::to_value(config).expect("JSON");
+            json[section][key] = value;
+            match serde_json::from_value::<Config>(json) {
+                Ok(other) if other != *config => return other,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = error.to_string();
+                    let (_, names) = error.split_once("expected").unwrap_or_default();
+                    candidates.extend(names.split('`').skip(1).step_by(2).map(|name| name.into()));
+                }
+            }
+            next += 1;
+        }
+        panic!("no candidate is a value of {section}.{key}");
+    }
+
+    #[test]
+    fn a_refused_change_names_exactly_the_keys_that_may_change() {
+        let own = Config::default();
+        let named: Vec<&str> = MAY_CHANGE.split(", ").collect();
+        let all = serde_json::to_value(&own).expect("JSON");
+        let mut used = std::collections::BTreeSet::<&&str>::new();
+        for (section, keys) in all.as_object().expect("sections") {
+            for key in keys.as_object().expect("keys").keys() {
+                let names = [
+                    if section.starts_with("train_") {
+                        key.clone()
+                    } else {
+                        format!("{section}.{key}")
+                    },
+                    format!("{section}.*"),
+                ];
+                let name = named.iter().find(|name| names.iter().any(|n| n == *name));
+                used.extend(name);
+                let resumed = resumed_config(&own, &changed(&own, section, key));
+                assert_eq!(resumed.is_ok(), name.is_some(), "{section}.{key}");
+            }
+        }
+        assert_eq!(used.len(), named.len(), "a name of MAY_CHANGE is no key");
+    }
+
     #[test]
     fn a_resumed_run_takes_its_own_frozen_weights_and_no_others() -> Result<()> {
         let root = tempfile::tempdir()?;
@@ -304,14 +370,15 @@ mod tests {
             skip_bad: false,
         };
         let mut new = request.begin("train-vae", &source)?;
-        new.tie("VGG16", "a".into())?;
+        new.record_frozen_hash("VGG16", "a".into())?;
         let run = Run::create(Some(&path), "train-vae", &request.config)?;
         checkpoint::save(&run.checkpoints(), &new.state, &Contents::default(), 1)?;
         drop(run);
         request.resume = Some(path);
         let mut resumed = request.begin("train-vae", &source)?;
-        resumed.tie("VGG16", "a".into())?;
-        let (text, code) = crate::error::report(&resumed.tie("VGG16", "b".into()).unwrap_err());
+        resumed.record_frozen_hash("VGG16", "a".into())?;
+        let (text, code) =
+            crate::error::report(&resumed.record_frozen_hash("VGG16", "b".into()).unwrap_err());
         assert!(text.contains("not started with this VGG16"), "{text}");
         assert_eq!(code, 2);
         Ok(())

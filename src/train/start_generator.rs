@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::estimate::RunEstimate;
 use super::generator::{GeneratorStage, Parts};
 use super::latents::{Cached, Latents, open_or_make};
-use super::plan::Plan;
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
@@ -18,16 +18,16 @@ use crate::store::run::RunFolder;
 
 const STAGE: &str = "train-gen";
 
-/// What train-gen is asked for beside [`Request`].
+/// What the user asked for train-gen, besides [`Request`].
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The tokenizer of a new run: a train-vae run or a bundle.
     pub vae: Option<PathBuf>,
-    /// Latents are read from this file, which is made where it is missing.
+    /// Read latents from this file; make it first if it is missing.
     pub cache: Option<PathBuf>,
 }
 
-/// Trains a generator on a tokenizer's latents. Gives the run's folder.
+/// Trains a generator on a tokenizer's latents. Returns the run's folder.
 pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let mut request = request.clone();
     let device = request.device.clone();
@@ -37,8 +37,8 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     begun.state.cache = cache(&request, options, begun.state.cache.take())?;
     let frozen = frozen(&request, options)?;
     let tokenizer_hash = frozen.tokenizer_hash()?;
-    begun.tie(model::TOKENIZER, tokenizer_hash.clone())?;
-    adopt(&mut request.config, &frozen.config);
+    begun.record_frozen_hash(model::TOKENIZER, tokenizer_hash.clone())?;
+    inherit_tokenizer_config(&mut request.config, &frozen.config);
     request.config.validate()?;
     let config = request.config.clone();
     let train = &config.train_gen;
@@ -103,18 +103,18 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     begun.train(&request, train, &mut GeneratorStage::new(parts)?, prepare)
 }
 
-/// What the run would take; see [`Plan`].
-pub fn plan(request: &Request, options: &Options) -> Result<Plan> {
+/// An estimate of what the run would need; see [`RunEstimate`].
+pub fn estimate(request: &Request, options: &Options) -> Result<RunEstimate> {
     let mut config = request.config.clone();
-    adopt(&mut config, &frozen(request, options)?.config);
+    inherit_tokenizer_config(&mut config, &frozen(request, options)?.config);
     let source = training_source(&config, request.skip_bad)?;
     let classes = class_count(&config, source.classes())?;
     let (cached, images) = (options.cache.is_some(), source.len() as u64);
-    let plan = Plan::generator(&config, classes, cached, images)?;
-    Ok(plan.of_data(source.summary()))
+    let estimate = RunEstimate::generator(&config, classes, cached, images)?;
+    Ok(estimate.of_data(source.summary()))
 }
 
-/// The cache of the run: a resumed one reads what it read before, which may have moved.
+/// The run's cache. A resumed run uses the cache it used before, possibly at a new path.
 fn cache(request: &Request, options: &Options, own: Option<PathBuf>) -> Result<Option<PathBuf>> {
     let asked = options
         .cache
@@ -124,26 +124,26 @@ fn cache(request: &Request, options: &Options, own: Option<PathBuf>) -> Result<O
     if request.resume.is_some() && own.is_none() && asked.is_some() {
         return Err(usage(
             "--cache for a run that was started without",
-            "a cache rounds the latents to bf16, so that the run would not go on as it began; leave it out",
+            "a cache rounds the latents to bf16, so the run would not continue as it began; leave --cache out",
         ));
     }
     Ok(asked.or(own))
 }
 
-/// Classes of the labels: as configured, or as many as the data has.
+/// The number of label classes: as configured, or as many as the data has.
 fn class_count(config: &Config, found: &Classes) -> Result<usize> {
     let found = found.len().max(1);
     match config.generator.classes {
         Some(asked) if asked < found => Err(usage(
             format!("generator.classes is {asked}, but the data has {found} classes"),
-            "leave it out, or raise it",
+            "leave generator.classes out, or raise it",
         )),
         Some(asked) => Ok(asked),
         None => Ok(found),
     }
 }
 
-/// The frozen tokenizer: of a resumed run, the copy in its folder.
+/// The frozen tokenizer; for a resumed run, the copy in its folder.
 fn frozen(request: &Request, options: &Options) -> Result<Bundle> {
     let bundle = match (&request.resume, &options.vae) {
         (Some(_), Some(_)) => Err(usage(
@@ -163,18 +163,19 @@ fn frozen(request: &Request, options: &Options) -> Result<Bundle> {
     })
 }
 
-/// Takes over what a generator's configuration has from its tokenizer.
-pub fn adopt_tokenizers(config: &mut Config, own: &Config) {
+/// Copies the settings that a generator inherits from its tokenizer.
+pub fn copy_tokenizer_config(config: &mut Config, own: &Config) {
     config.tokenizer = own.tokenizer.clone();
     config.quantizer = own.quantizer.clone();
     config.schedule = own.schedule.clone();
     config.data.image_size = own.data.image_size;
 }
 
-/// What the tokenizer was trained with decides what the generator sees; says what that changes.
-fn adopt(config: &mut Config, own: &Config) {
+/// Copies the settings that the tokenizer was trained with, because they decide what the generator
+/// sees; logs what changes.
+fn inherit_tokenizer_config(config: &mut Config, own: &Config) {
     let asked = config.clone();
-    adopt_tokenizers(config, own);
+    copy_tokenizer_config(config, own);
     for (section, same) in [
         ("tokenizer", asked.tokenizer == config.tokenizer),
         ("quantizer", asked.quantizer == config.quantizer),

@@ -1,11 +1,11 @@
-//! From a request to a trained tokenizer: data, weights to start from, stage, loop.
+//! From a request to a trained tokenizer: data, initial weights, stage, loop.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
-use super::plan::Plan;
+use super::estimate::RunEstimate;
 use super::start::{
     Request, check_compute_type, training_source, validation_images, write_classes,
 };
@@ -18,10 +18,10 @@ use crate::store::{digest, tensors};
 
 const STAGE: &str = "train-vae";
 
-/// Most images of the validation batch.
+/// The maximum size of the validation batch.
 const VALIDATION: usize = 16;
 
-/// Trains a tokenizer, from `init`'s weights where they fit. Gives the run's folder.
+/// Trains a tokenizer, initialised from `init` where tensors match. Returns the run's folder.
 pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let (config, device) = (&request.config, &request.device);
     let train = &config.train_vae;
@@ -32,8 +32,8 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let lpips = match perceptual {
         None => None,
         Some(weights) => {
-            begun.tie("VGG16", digest::of_tensors(&weights.vgg)?)?;
-            begun.tie("set of LPIPS heads", digest::of_tensors(&weights.heads)?)?;
+            begun.record_frozen_hash("VGG16", digest::of_tensors(&weights.vgg)?)?;
+            begun.record_frozen_hash("set of LPIPS heads", digest::of_tensors(&weights.heads)?)?;
             Some(weights.build(device)?)
         }
     };
@@ -76,19 +76,19 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// What the run would take; see [`Plan`].
-pub fn plan(request: &Request) -> Result<Plan> {
+/// An estimate of what the run would need; see [`RunEstimate`].
+pub fn estimate(request: &Request) -> Result<RunEstimate> {
     let source = training_source(&request.config, request.skip_bad)?;
-    let plan = Plan::tokenizer(&request.config, source.len() as u64)?;
-    Ok(plan.of_data(source.summary()))
+    let estimate = RunEstimate::tokenizer(&request.config, source.len() as u64)?;
+    Ok(estimate.of_data(source.summary()))
 }
 
-/// What the perceptual loss is made from.
+/// What the perceptual loss is built from.
 struct Perceptual {
     /// VGG16's convolutions.
     vgg: BTreeMap<String, Tensor>,
     heads: BTreeMap<String, Tensor>,
-    /// The files that both came from.
+    /// The two files that these came from.
     files: [String; 2],
 }
 
@@ -117,7 +117,7 @@ fn perceptual(config: &Config) -> Result<Option<Perceptual>> {
             usage(
                 format!("the perceptual loss needs {what}"),
                 format!(
-                    "scripts/weights.sh fetches it (README, \"The perceptual loss\"), {option} FILE takes it; \
+                    "scripts/weights.sh downloads it (README, \"The perceptual loss\"), {option} FILE names it; \
                      --set loss.perceptual=none trains without"
                 ),
             )
@@ -139,7 +139,7 @@ fn perceptual(config: &Config) -> Result<Option<Perceptual>> {
         tensors::read_network(Path::new(&files[0]))?,
         tensors::read_network(Path::new(&files[1]))?,
     ];
-    // The classifier is no part of the loss, and some files lack it.
+    // The classifier is not part of the loss, and some files lack it.
     vgg.retain(|name, _| name.starts_with("features."));
     Ok(Some(Perceptual { vgg, heads, files }))
 }

@@ -1,8 +1,9 @@
-//! How many codes a timestep uses, and how evenly: exp of the entropy of their frequencies (perplexity).
+//! How many codes each timestep uses, and how evenly: the perplexity, exp of the entropy of their
+//! frequencies.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Choices of each code at each t since the last log line.
+/// How often each code was chosen at each t since the last log line.
 #[derive(Debug, Clone)]
 pub struct Usage {
     /// [T][K]
@@ -23,16 +24,17 @@ impl Usage {
         }
     }
 
-    /// Codes chosen at least once, a timestep.
+    /// The number of codes chosen at least once, per timestep.
     pub fn used(&self) -> Vec<usize> {
         let used = |counts: &Vec<u64>| counts.iter().filter(|&&n| n > 0).count();
         self.counts.iter().map(used).collect()
     }
 
-    /// exp(−Σ p·ln p) a timestep: 1 where one code is chosen always, K where all are chosen alike, NaN where none was.
+    /// exp(−Σ p·ln p) per timestep: 1 if one code is always chosen, K if all are chosen equally
+    /// often, NaN if none was.
     pub fn perplexity(&self) -> Vec<f64> {
         let perplexity = |counts: &Vec<u64>| {
-            // Where nothing was chosen, there is none: the NaN becomes null.
+            // Undefined if nothing was chosen: the NaN becomes null in the log.
             let total = counts.iter().sum::<u64>() as f64;
             if total == 0.0 {
                 return f64::NAN;
@@ -59,7 +61,7 @@ impl Usage {
         Tensor::from_vec(flat, (steps, self.counts[0].len()), &Device::Cpu)
     }
 
-    /// What [`Usage::tensor`] gave.
+    /// Restores what [`Usage::tensor`] returned.
     pub fn restore(&mut self, tensor: &Tensor) -> Result<()> {
         let rows = tensor.to_dtype(DType::I64)?.to_vec2::<i64>()?;
         for (counts, row) in self.counts.iter_mut().zip(rows) {

@@ -1,9 +1,9 @@
-//! Training the tokenizer (DESIGN section 1): squared error + L_quant + perceptual + η·λ·adversarial.
+//! Training the tokenizer: squared error + L_quant + perceptual + η·λ·adversarial loss.
 //!
-//! The graph is cut at the reconstructed image o: the gradients there of the reconstruction losses and of the
-//! adversarial one are each taken once, weighed against each other (λ), summed, and continued by one backward pass
-//! through decoder and encoder together with L_quant. VGG and discriminator are walked backwards once, and only down
-//! to the image.
+//! The graph is cut at the reconstructed image o. The gradients at o of the reconstruction losses
+//! and of the adversarial loss are computed once each, weighted against each other (λ) and summed.
+//! One backward pass then continues from o through decoder and encoder, together with L_quant. VGG
+//! and discriminator are differentiated once, and only with respect to the image.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,13 +15,13 @@ use tracing::info_span;
 use super::adversary::{Adversary, Judged};
 use super::checkpoint::{Contents, counter};
 use super::dead_codes::DeadCodes;
-use super::figures::{Figures, round};
 use super::grads::{self, Gradients, gradients, seed};
 use super::init::set_what_fits;
 use super::lr::ramp;
 use super::optimizer::Optimizer;
 use super::reduce;
-use super::stage::{Micro, Stage, Trained, Update};
+use super::stage::{Checkpointed, Micro, Stage, Update};
+use super::step_metrics::{StepMetrics, round};
 use super::usage::{Usage, choices};
 use super::validation::Validation;
 use crate::config::Config;
@@ -37,7 +37,7 @@ use crate::store::tensors;
 
 const USAGE: &str = "interval_codes";
 const COUNTS: &str = "code_counts";
-/// The part of a run in which dead codes start anew [ours].
+/// The fraction of a run during which dead codes are restarted [ours].
 const RESTARTS: f64 = 0.8;
 
 pub struct VaeStage {
@@ -46,7 +46,7 @@ pub struct VaeStage {
     device: Device,
     batches: Batches,
     tokenizer: Tokenizer,
-    /// The tokenizer of the moving average.
+    /// The tokenizer with the moving average's weights.
     average: Tokenizer,
     optimizer: Optimizer,
     adversary: Option<Adversary>,
@@ -56,21 +56,21 @@ pub struct VaeStage {
     dead_codes: DeadCodes,
 }
 
-/// Where batches come from.
+/// The iterator that batches come from.
 pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 
-/// What an update needs of a micro-batch beside the gradients.
+/// What an update needs from a micro-batch besides the gradients.
 pub struct Rest {
     quantized: Quantized,
     judged: Option<Judged>,
 }
 
-/// What a stage is made from.
+/// What a stage is built from.
 pub struct Parts {
     pub config: Config,
     pub seed: u64,
     pub device: Device,
-    /// Of a micro-batch's size, without end.
+    /// An endless iterator over micro-batches.
     pub batches: Batches,
     /// [B,H,W,3] in [-1,1]
     pub validation: Tensor,
@@ -110,33 +110,34 @@ impl VaeStage {
         })
     }
 
-    /// Starts from the weights of a file where they fit; so does the average.
+    /// Loads weights of a file where they match, into the parameters and the average.
     pub fn start_from(&mut self, path: &Path) -> Result<()> {
         set_what_fits(&self.optimizer.params, &tensors::read(path)?, path)?;
         self.optimizer.restart_average()
     }
 
-    /// Squared error and perceptual distance of `o` from `x`, weighted and added up, and the gradient of that at `o`.
+    /// Weighted sum of the squared error and the perceptual distance between `o` and `x`, and its
+    /// gradient with respect to `o`.
     fn reconstruction(
         &self,
         x: &Tensor,
         o: &Tensor,
-        figures: &mut Figures,
+        metrics: &mut StepMetrics,
     ) -> TensorResult<(Tensor, Tensor)> {
         let _span = info_span!("losses").entered();
         let (at, tape) = (Var::from_tensor(o)?, Tape::start());
         let mut loss = mean_squared_error(&at, x)?;
-        figures.add_scalar("mse", &loss);
+        metrics.add_scalar("mse", &loss);
         if let Some(lpips) = &self.lpips {
             let perceptual = lpips.distance(x, &at)?;
-            figures.add_scalar("perceptual", &perceptual);
+            metrics.add_scalar("perceptual", &perceptual);
             loss = weighted_sum(&loss, &perceptual, self.config.loss.perceptual_weight)?;
         }
         let value = loss.detach();
         Ok((value, grads::at(tape.backward(loss)?, &at)?))
     }
 
-    /// The adversarial loss (f64) and its gradient at `o`, both times η·λ·ramp.
+    /// The adversarial loss (f64) and its gradient with respect to `o`, both times η·λ·ramp.
     fn adversarial(
         &self,
         adversary: &Adversary,
@@ -144,7 +145,7 @@ impl VaeStage {
         features: &Tensor,
         o: &Tensor,
         reconstruction: &Tensor,
-        figures: &mut Figures,
+        metrics: &mut StepMetrics,
     ) -> Result<(Tensor, Tensor)> {
         let _span = info_span!("losses").entered();
         let (loss, gradient) = adversary.image_gradient(o)?;
@@ -156,21 +157,21 @@ impl VaeStage {
         let config = &self.config.loss;
         let ramp = ramp(step, config.disc_start, config.disc_ramp);
         let weight = (&lambda * (config.disc_weight * ramp))?;
-        figures.add_scalar("adversarial", &loss);
-        figures.add_scalar("adaptive_weight", &lambda);
+        metrics.add_scalar("adversarial", &loss);
+        metrics.add_scalar("adaptive_weight", &lambda);
         let gradient = gradient.broadcast_mul(&weight.to_dtype(gradient.dtype())?)?;
         Ok(((loss.to_dtype(DType::F64)? * weight)?, gradient))
     }
 
-    /// Counts the step's choices and, when it is time, restarts what is hardly chosen.
-    fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<Figures> {
+    /// Counts the step's code choices and, when it is due, restarts dead codes.
+    fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<StepMetrics> {
         let config = &self.config.quantizer;
         let codes = quantized.iter().map(|q| &q.codes);
         let choices = choices(codes, config.steps, config.codebook_size)?;
         let choices = reduce::counts(choices)?;
         self.usage.add(&choices);
         self.dead_codes.count(&choices);
-        let (mut figures, done) = (Figures::default(), update.step + 1);
+        let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
             && (done as f64) < RESTARTS * update.steps as f64;
@@ -180,9 +181,9 @@ impl VaeStage {
             let count = self
                 .dead_codes
                 .restart(optimizer, &noisy, seed, update.step)?;
-            figures.add("codes_restarted", count as f64);
+            metrics.add("codes_restarted", count as f64);
         }
-        Ok(figures)
+        Ok(metrics)
     }
 }
 
@@ -196,7 +197,7 @@ impl Stage for VaeStage {
     }
 
     fn compute(&mut self, batch: Batch, step: u64) -> Result<Micro<Rest>> {
-        let mut figures = Figures::default();
+        let mut metrics = StepMetrics::default();
         let x = batch.images.to_device(&self.device)?;
         let tape = Tape::start();
         let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
@@ -212,7 +213,7 @@ impl Stage for VaeStage {
         let out = self.tokenizer.output(&features)?; // [B,H,W,3]
         drop(decode);
         let o = out.detach();
-        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut figures)?;
+        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut metrics)?;
         let mut total = loss.to_dtype(DType::F64)?;
         let adversary = self
             .adversary
@@ -221,28 +222,28 @@ impl Stage for VaeStage {
         if let Some(adversary) = adversary {
             let features = features.detach();
             let (more, gradient) =
-                self.adversarial(adversary, step, &features, &o, &at_image, &mut figures)?;
+                self.adversarial(adversary, step, &features, &o, &at_image, &mut metrics)?;
             total = (total + more)?;
             at_image = (at_image + gradient)?;
         }
         let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
         let weight = self.config.loss.quant_weight;
-        figures.add_scalar("quant", &quant);
+        metrics.add_scalar("quant", &quant);
         let weighted = (quant.to_dtype(DType::F64)? * weight)?;
-        figures.add_scalar("loss", &(total + weighted)?);
+        metrics.add_scalar("loss", &(total + weighted)?);
         let backward = info_span!("backward").entered();
         let loss = weighted_sum(&seed(&out, &at_image)?, &quant, weight)?;
-        // Nothing but the tape holds the graph now: it goes as the tape is walked.
+        // Only the tape holds the graph now, so that memory is freed as the tape is walked.
         drop((quant, out, features, v));
         let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
         drop(backward);
         let judged = adversary
-            .map(|a| a.judge(&x, &o, &mut figures))
+            .map(|a| a.judge(&x, &o, &mut metrics))
             .transpose()?;
         let rest = Rest { quantized, judged };
         Ok(Micro {
             gradients,
-            figures,
+            metrics,
             rest,
         })
     }
@@ -252,7 +253,7 @@ impl Stage for VaeStage {
         gradients: &Gradients,
         rest: Vec<Rest>,
         update: Update,
-    ) -> Result<Figures> {
+    ) -> Result<StepMetrics> {
         self.optimizer.update(gradients, update.lr, update.scale)?;
         let (mut quantized, mut judged) = (Vec::new(), Vec::new());
         for rest in rest {
@@ -266,14 +267,14 @@ impl Stage for VaeStage {
     }
 }
 
-impl Trained for VaeStage {
-    fn figures(&mut self) -> Result<Map<String, Value>> {
-        let mut figures = self.validation.figures(&self.average)?;
+impl Checkpointed for VaeStage {
+    fn metrics(&mut self) -> Result<Map<String, Value>> {
+        let mut metrics = self.validation.metrics(&self.average)?;
         let perplexity: Value = self.usage.perplexity().into_iter().map(round).collect();
-        figures.insert("codes_used_t".into(), json!(self.usage.used()));
-        figures.insert("perplexity_t".into(), perplexity);
+        metrics.insert("codes_used_t".into(), json!(self.usage.used()));
+        metrics.insert("perplexity_t".into(), perplexity);
         self.usage.clear();
-        Ok(figures)
+        Ok(metrics)
     }
 
     fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {

@@ -1,20 +1,22 @@
-//! A fixed validation batch: how well the tokenizer's moving average reconstructs, and pictures of it.
+//! A fixed validation batch: how well the tokenizer's moving average reconstructs it, and images of
+//! that.
 //!
-//! Image i takes the noise of index i, whatever the step: curves over training show the model alone.
+//! Image i always uses the noise of index i, so that curves over training depend on the model
+//! alone.
 
 use std::path::Path;
 
 use candle_core::{Result, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::figures::round;
+use super::step_metrics::round;
 use crate::model::losses::psnr;
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::{Noise, finite};
 use crate::sample::{enlarge, grid, named_rgb, save_png};
 
-/// Most images in the picture, spread over the batch.
+/// The maximum number of images in the grid, spread over the batch.
 const SHOWN: usize = 8;
 
 pub struct Validation {
@@ -34,9 +36,9 @@ impl Validation {
         })
     }
 
-    /// PSNR of the reconstruction, and the standard deviation of v around its channel means: near 0, the latent
-    /// carries nothing and the noise drowns it.
-    pub fn figures(&self, tokenizer: &Tokenizer) -> Result<Map<String, Value>> {
+    /// PSNR of the reconstruction, and the standard deviation of v around its channel means. If the
+    /// latter is near 0, the latents carry no information and are drowned by the noise.
+    pub fn metrics(&self, tokenizer: &Tokenizer) -> Result<Map<String, Value>> {
         let (v, sums) = self.sums(tokenizer)?;
         let last = sums.get(sums.dim(0)? - 1)?;
         let mean = v.mean_keepdim(0)?.mean_keepdim(1)?.mean_keepdim(2)?;
@@ -49,7 +51,8 @@ impl Validation {
         ]))
     }
 
-    /// Writes a row an image: original, reconstruction, D(z'_t) for t = 1..T; gives PSNR (and LPIPS) of each D(z'_t).
+    /// Writes one row per image: original, reconstruction, D(z'_t) for t = 1..T; returns PSNR (and
+    /// LPIPS) of each D(z'_t).
     pub fn picture(
         &self,
         tokenizer: &Tokenizer,
@@ -74,27 +77,27 @@ impl Validation {
             .collect();
         let times = (64 / pictures[0].width()).max(1);
         save_png(&enlarge(&grid(&pictures, columns.len())?, times), path)?;
-        let mut figures = Map::new();
+        let mut metrics = Map::new();
         let curve = |values: Result<Vec<f64>>| -> Result<Value> {
             Ok(values?.into_iter().map(round).collect())
         };
         let quality = decoded.iter().map(|images| self.psnr(images)).collect();
-        figures.insert("psnr_t".into(), curve(quality)?);
+        metrics.insert("psnr_t".into(), curve(quality)?);
         if let Some(lpips) = lpips {
             let distance = |images: &Tensor| -> Result<f64> {
-                // The network's maxima would drop a NaN.
+                // Max pooling in the network would drop a NaN.
                 if !finite::is_finite(images)? {
                     return Ok(f64::NAN);
                 }
                 let distance = lpips.distance(&self.images, images)?;
                 Ok(f64::from(distance.to_scalar::<f32>()?))
             };
-            figures.insert(
+            metrics.insert(
                 "lpips_t".into(),
                 curve(decoded.iter().map(distance).collect())?,
             );
         }
-        Ok(figures)
+        Ok(metrics)
     }
 
     /// v [B,h,w,d] and z'_0..z'_T.
@@ -108,7 +111,7 @@ impl Validation {
         Ok((v, sums))
     }
 
-    /// Mean over the images of each one's PSNR; NaN where one of them is not finite.
+    /// Mean PSNR over the images; NaN if one of them is not finite.
     fn psnr(&self, images: &Tensor) -> Result<f64> {
         if !finite::is_finite(images)? {
             return Ok(f64::NAN);
@@ -127,7 +130,7 @@ mod tests {
     use crate::store::Scope;
     use candle_core::Device;
 
-    /// A tokenizer of which one weight is `value`, and images to judge it by.
+    /// A tokenizer with one weight set to `value`, and images to evaluate it on.
     fn with(name: &str, value: f32) -> crate::error::Result<(Tokenizer, Validation)> {
         let mut config = Config::load(Some("smoke"), &[])?;
         config.data.image_size = 16;
@@ -151,9 +154,9 @@ mod tests {
         let path = folder.path().join("a.png");
         for value in [f32::NAN, f32::INFINITY] {
             let (tokenizer, validation) = with("decoder.conv_out.bias", value)?;
-            let figures = validation.figures(&tokenizer)?;
-            assert_eq!(figures["psnr"], Value::Null, "{value}");
-            assert!(figures["latent_std"].is_number());
+            let metrics = validation.metrics(&tokenizer)?;
+            assert_eq!(metrics["psnr"], Value::Null, "{value}");
+            assert!(metrics["latent_std"].is_number());
             let error = validation.picture(&tokenizer, None, &path).unwrap_err();
             let text = crate::error::report(&error).0;
             assert!(
@@ -162,11 +165,11 @@ mod tests {
             );
             assert!(!path.exists());
             let (tokenizer, validation) = with("quant_conv.bias", value)?;
-            let figures = validation.figures(&tokenizer)?;
-            assert_eq!(figures["latent_std"], Value::Null, "{value}");
+            let metrics = validation.metrics(&tokenizer)?;
+            assert_eq!(metrics["latent_std"], Value::Null, "{value}");
         }
         let (tokenizer, validation) = with("decoder.conv_out.bias", 0.5)?;
-        assert!(validation.figures(&tokenizer)?["psnr"].is_number());
+        assert!(validation.metrics(&tokenizer)?["psnr"].is_number());
         Ok(())
     }
 }

@@ -85,7 +85,7 @@ fn auto_starts_a_run_and_goes_on_with_it() {
         lab.run(&command);
         assert_same(&lab.path(&whole), &lab.path(&parts));
         for (more, words) in [
-            (["--seed", "8"], "was begun with seed 7"),
+            (["--seed", "8"], "was started with seed 7"),
             (
                 [
                     "--set",

@@ -203,7 +203,7 @@ fn a_failed_picture_metrics_line_or_deletion_warns_and_goes_on() {
     let told = stderr(&output);
     assert!(output.status.success(), "{told}");
     assert!(
-        told.contains("step 6: no picture:") && told.contains("step 8: no picture:"),
+        told.contains("step 6: no image:") && told.contains("step 8: no image:"),
         "{told}"
     );
     assert!(

@@ -1,4 +1,4 @@
-//! Times on the card, by its own events.
+//! Times measured on the GPU with CUDA events.
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 
@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::ops::cuda::{Buffer, Gpu, Product};
 
 const WARM_UP: usize = 3;
-/// Side of the square product, and bytes of the copy, whose rates are this card's ceilings.
+/// Side of the square matmul and size of the copy whose rates are this GPU's ceilings.
 const CEILING_SIDE: usize = 8192;
 const CEILING_BYTES: usize = 1 << 30;
 
-/// Milliseconds of `repeats` runs of `work`, after some that warm up.
+/// Times of `repeats` runs of `work` in milliseconds, after warm-up runs.
 pub fn times(
     gpu: &Gpu,
     repeats: usize,
@@ -34,7 +34,8 @@ pub fn times(
         .collect()
 }
 
-/// What this card reaches at best: FLOP a second of a large bf16 product, bytes a second of a large copy, read and written.
+/// Measured peak rates of this GPU: FLOP/s of a large bf16 matmul, bytes/s (read plus written) of a
+/// large copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Ceilings {
     pub flop: f64,
@@ -63,13 +64,13 @@ impl Ceilings {
         })
     }
 
-    /// Milliseconds that the work takes at least.
+    /// Lower bound of the work's time in milliseconds.
     pub fn floor(&self, flop: f64, bytes: f64) -> f64 {
         1e3 * (flop / self.flop).max(bytes / self.bytes)
     }
 }
 
-/// Values of about a normal's size, repeated from a million drawn ones.
+/// About normally distributed values: one million draws, repeated.
 pub fn random_bf16(gpu: &Gpu, len: usize) -> Result<Buffer<half::bf16>> {
     let mut values = vec![0f32; (1 << 20).min(len)];
     crate::rng::Stream::new(1, crate::rng::Purpose::Noise, 0, 1).fill_normal(&mut values);

@@ -1,14 +1,12 @@
-//! The GPU's kernels one by one, over the buffers of a one-block generator after a real forward and backward pass.
+//! Benchmarks of single GPU kernels, on the buffers of a one-block generator after a real forward
+//! and backward pass.
 
 use std::sync::Arc;
 
-use candle_core::{CudaDevice, Device};
-use serde_json::json;
+use candle_core::Device;
 
-use super::clock::{Ceilings, random_bf16, times};
-use super::ops::Args;
-use super::{CLASSES, config, generator, spread};
-use crate::cli::print;
+use super::clock::random_bf16;
+use super::{CLASSES, config, generator};
 use crate::error::Result;
 use crate::model::Quantizer;
 use crate::model::gpu::kernels::{
@@ -22,59 +20,17 @@ use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 use crate::rng::{Purpose, Stream};
 use crate::store::Scope;
 
-/// A kernel's work and how to launch it.
-struct Case<'a> {
-    name: String,
-    flop: f64,
-    bytes: f64,
-    launch: Box<dyn Fn() -> candle_core::Result<()> + 'a>,
+/// A kernel's cost and how to launch it.
+pub struct Case<'a> {
+    pub name: String,
+    pub flop: f64,
+    pub bytes: f64,
+    pub launch: Box<dyn Fn() -> candle_core::Result<()> + 'a>,
 }
 
-pub fn run(args: &Args, cuda: &CudaDevice) -> Result<()> {
-    let gpu = Arc::new(Gpu::new(cuda)?);
-    let ceilings = Ceilings::measure(&gpu)?;
-    let (teraflops, terabytes) = (ceilings.flop / 1e12, ceilings.bytes / 1e12);
-    let device = gpu.description()?;
-    if args.json {
-        let line = json!({"work": "ceilings", "teraflop_per_second": teraflops, "terabyte_per_second": terabytes, "device": device});
-        print(&format!("{line}\n"))?;
-    } else {
-        print(&format!(
-            "{device}; ceilings: bf16 product {teraflops:.0} TFLOP/s, copy {terabytes:.2} TB/s\n\
-             {:<34} {:>9} {:>9} {:>8} {:>9} {:>6}\n",
-            "kernel", "ms", "TFLOP/s", "TB/s", "floor ms", "share"
-        ))?;
-    }
-    let bench = Bench::new(args, gpu)?;
-    for case in bench
-        .cases()?
-        .into_iter()
-        .filter(|c| c.name.contains(&args.only))
-    {
-        let [ms, least, most] = spread(&times(&bench.gpu, args.repeats as usize, &case.launch)?);
-        let floor = ceilings.floor(case.flop, case.bytes);
-        print(&if args.json {
-            let line = json!({
-                "work": case.name, "ms": ms, "ms_least": least, "ms_most": most, "flop": case.flop, "bytes": case.bytes,
-                "ms_floor": floor, "share_of_ceiling": floor / ms,
-            });
-            format!("{line}\n")
-        } else {
-            format!(
-                "{:<34} {ms:>9.4} {:>9.1} {:>8.2} {floor:>9.4} {:>5.0}%\n",
-                case.name,
-                case.flop / ms / 1e9,
-                case.bytes / ms / 1e9,
-                100.0 * floor / ms
-            )
-        })?;
-    }
-    Ok(())
-}
-
-/// Everything the kernels work on.
-struct Bench {
-    gpu: Arc<Gpu>,
+/// The buffers that the kernels work on.
+pub struct Bench {
+    pub gpu: Arc<Gpu>,
     network: Network,
     a: Activations,
     scratch: Scratch,
@@ -95,13 +51,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(args: &Args, gpu: Arc<Gpu>) -> Result<Self> {
-        let mut config = config(args.depth, args.side);
-        // One block as wide as the asked-for depth's.
-        config.generator.width = Some(64 * usize::from(args.depth));
-        config.generator.heads = Some(args.depth.into());
+    /// One block of the width that a generator of `depth` blocks has, over a map of side².
+    pub fn new(gpu: Arc<Gpu>, depth: u16, side: u16, batch: usize) -> Result<Self> {
+        let mut config = config(depth, side);
+        config.generator.width = Some(64 * usize::from(depth));
+        config.generator.heads = Some(depth.into());
         config.generator.depth = 1;
-        let batch = args.batch_size as usize;
         let (_, params) = generator(&config)?;
         let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
         network.load(&params.tensors())?;
@@ -141,7 +96,7 @@ impl Bench {
             sums: Buffer::zeros(&gpu, s.rows() * d)?,
             wide: random_bf16(&gpu, widest)?,
             products: Buffer::zeros(&gpu, widest)?,
-            side: args.side.into(),
+            side: side.into(),
             gpu,
             network,
             a,
@@ -152,7 +107,7 @@ impl Bench {
         })
     }
 
-    fn cases(&self) -> Result<Vec<Case<'_>>> {
+    pub fn cases(&self) -> Result<Vec<Case<'_>>> {
         let mut cases = self.quantizer_and_sampling();
         cases.extend(self.elementwise());
         cases.extend(self.attention());
@@ -187,7 +142,7 @@ impl Bench {
             gumbel: true,
             t: 5,
         };
-        // Half the rows stand for the unconditional ones.
+        // Half of the rows stand for the unconditional ones.
         let half = [s.batch / 2, s.tokens, s.codes];
         let choose = move |cuts: Cuts| {
             let (logits, codes) = (self.wide.address(), self.codes.address());
@@ -338,9 +293,12 @@ impl Bench {
             };
             let sizes = [s.rows(), s.hidden, s.width];
             let bytes = rows * (f + 2.0 * c) * 2.0;
-            cases.push(case("w3 added to the stream", flop, bytes, move || {
-                product::added_to(gpu, sizes, h, weights, to, a.trunk.x_mid.address())
-            }));
+            cases.push(case(
+                "w3 added to the residual stream",
+                flop,
+                bytes,
+                move || product::added_to(gpu, sizes, h, weights, to, a.trunk.x_mid.address()),
+            ));
         }
         cases.extend([
             case("adaln forward", 0.0, rows * c * 8.0, move || {
@@ -432,7 +390,7 @@ impl Bench {
         ]
     }
 
-    /// The products of a block and the head, forward, for their input's and for their weight's gradient.
+    /// The matmuls of a block and of the head: forward, input gradient and weight gradient.
     fn products(&self) -> Vec<Case<'_>> {
         let s = &self.network.sizes;
         let (rows, c) = (s.rows(), s.width);
@@ -454,7 +412,7 @@ impl Bench {
                 let out = if shape.f32_out { 4.0 } else { 2.0 };
                 let bytes = 2.0 * (m * k + k * n) + out * m * n;
                 cases.push(case(
-                    format!("product {name} {kind}"),
+                    format!("matmul {name} {kind}"),
                     shape.flop(),
                     bytes,
                     move || {
@@ -467,7 +425,8 @@ impl Bench {
                         if kind == "forward" && product::of_few(&self.gpu, sizes, a, b, 0, to)? {
                             return Ok(());
                         }
-                        // SAFETY: `wide` and `products` hold rows of the widest product, the gradients and the halves every weight.
+                        // SAFETY: `wide` and `products` hold rows of the widest matmul; the
+                        // gradient and bf16 weight buffers hold every weight.
                         unsafe { self.gpu.matmul()?.run(&self.gpu, &shape, a, b, to, 0) }
                     },
                 ));

@@ -1,4 +1,5 @@
-//! `rdpm bench`: how fast this machine trains and samples with a generator, and the GPU's kernels one by one, with the work's FLOP and bytes.
+//! `rdpm bench`: how fast this machine trains and samples with a generator, and how fast single GPU
+//! kernels are, with the FLOP and bytes of the work.
 
 #[cfg(feature = "cuda")]
 mod clock;
@@ -52,7 +53,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
 }
 
-/// The default model with `depth` blocks over a map of side².
+/// The default model with `depth` blocks over a latent map of side².
 fn config(depth: u16, side: u16) -> Config {
     let mut config = Config::default();
     let halvings = config.tokenizer.ch_mult.len() as u32 - 1;
@@ -61,7 +62,7 @@ fn config(depth: u16, side: u16) -> Config {
     config
 }
 
-/// FLOP of a forward pass an image, a multiply-add counted as two.
+/// FLOP of a forward pass per image; a multiply-add counts as two.
 fn flop(config: &Config) -> f64 {
     let c = config.generator.width() as f64;
     let (n, f) = (config.tokens() as f64, swiglu_width(c as usize) as f64);
@@ -69,19 +70,20 @@ fn flop(config: &Config) -> f64 {
     config.generator.depth as f64 * block + head_flop(config)
 }
 
-/// The head's part of them.
+/// The head's share of [`flop`].
 fn head_flop(config: &Config) -> f64 {
     2.0 * (config.tokens() * config.generator.width() * config.quantizer.codebook_size) as f64
 }
 
-/// A figure held against the best rate of the CPU's threads; on a GPU, its own ceilings are told beside it.
+/// A measured time compared with the best rate of the CPU's threads. On a GPU the caller prints
+/// measured ceilings instead.
 struct Judged {
     told: String,
     rates: Option<Rates>,
 }
 
 impl Judged {
-    /// `milliseconds`: the least.
+    /// `milliseconds`: the fastest run.
     fn new(device: &Device, name: &str, flop: f64, milliseconds: f64) -> Self {
         let mut rates = device.is_cpu().then(Rates::measure);
         let told = rates.as_mut().map(|rates| {
@@ -94,13 +96,14 @@ impl Judged {
         }
     }
 
-    /// Errors: the figure means more than the machine can do.
+    /// Errors: the time implies a rate above what the machine can do.
     fn verdict(self) -> Result<()> {
         self.rates.map_or(Ok(()), Rates::verdict)
     }
 }
 
-/// A generator whose zeros are small random numbers: a product with zeros can be faster than with anything else.
+/// A generator whose zero-initialised weights are small random numbers: matmuls with zeros can run
+/// faster than with other data.
 fn generator(config: &Config) -> Result<(Generator, Params)> {
     let scope = Scope::init(1, &Device::Cpu);
     let generator = Generator::new(config, CLASSES, &scope)?;
@@ -114,7 +117,7 @@ fn generator(config: &Config) -> Result<(Generator, Params)> {
     Ok((generator, params))
 }
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 fn spread(milliseconds: &[f64]) -> [f64; 3] {
     let mut sorted = milliseconds.to_vec();
     sorted.sort_by(f64::total_cmp);

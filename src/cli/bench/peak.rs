@@ -1,4 +1,4 @@
-//! `rdpm bench peak`: the rate that the other figures of a CPU are held against.
+//! `rdpm bench peak`: the peak FLOP/s that other CPU benchmarks are compared with.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use crate::cli::print;
 use crate::error::Result;
 use crate::telemetry::Rates;
 
-/// Measure what the CPU's threads reach: multiply-adds in registers
+/// Measure the peak rate of the CPU's threads: multiply-adds in registers
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print a JSON line

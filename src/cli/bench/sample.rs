@@ -1,4 +1,4 @@
-//! `rdpm bench sample`: the transformer, its head and the choice of codes for all T steps, without the decoder.
+//! `rdpm bench sample`: transformer, head and code sampling for all T steps, without the decoder.
 
 use std::time::Instant;
 
@@ -13,22 +13,22 @@ use crate::model::{Generator, Tokenizer};
 use crate::sample::{Draws, SampleOptions, Sampler};
 use crate::store::Scope;
 
-/// Time sampling: every step of a batch, with guidance, without the decoder
+/// Time sampling: all steps of a batch, with guidance, without the decoder
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Blocks of the generator; its width is 64 times that
+    /// Blocks of the generator; its width is 64 times the depth
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=32))]
     depth: u16,
-    /// Images at once
+    /// Images per batch
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     /// Side of the latent map; 16 makes 256 tokens
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=64))]
     side: u16,
-    /// Runs timed
+    /// Number of timed runs
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Guidance: the paper's λ, from 0 at the first step; 0 is off
+    /// Guidance: the paper's λ, rising from 0 at the first step; 0 is off
     #[arg(long, default_value_t = 4.0)]
     cfg: f64,
     /// Print a JSON line
@@ -36,7 +36,8 @@ pub struct Args {
     json: bool,
 }
 
-/// A run's milliseconds, where it ran, and on a GPU the least time by its measured ceilings.
+/// Times of the runs in milliseconds, the device, and on a GPU the lower bound by its measured
+/// ceilings.
 struct Timing {
     milliseconds: Vec<f64>,
     device: String,
@@ -73,7 +74,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let share = timing.floor.map_or(String::new(), |floor| {
         format!(
-            ", {:.0} % of the ceilings' {floor:.2} ms",
+            ", {:.0} % of the ceiling ({floor:.2} ms)",
             100.0 * floor / median
         )
     });
@@ -90,7 +91,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     judged.verdict()
 }
 
-/// FLOP of all steps: two passes where λ_t is not 0, on a CPU with one head for both.
+/// FLOP of all steps: two passes where λ_t is not 0; on a CPU the head runs once for both.
 fn work(args: &Args, config: &Config, options: &SampleOptions, device: &Device) -> f64 {
     let (steps, head) = (config.quantizer.steps, head_flop(config));
     let of_step = |t| match options.guided(t, steps) {
@@ -167,7 +168,7 @@ fn on_gpu(
     let (labels, indices) = labels(args);
     sampler.latents(&labels, 1, &indices, options)?;
     let milliseconds = times(&gpu, args.repeats as usize, || sampler.repeat())?;
-    // Of a step, at least all weights of the blocks and the head are read.
+    // Per step, at least all weights of the blocks and the head are read.
     let bytes = config.quantizer.steps as f64 * 2.0 * weights(config);
     Ok(Timing {
         milliseconds,
@@ -179,7 +180,7 @@ fn on_gpu(
     })
 }
 
-/// Weights of the blocks' products and the head.
+/// Number of matmul weights in the blocks and the head.
 #[cfg(feature = "cuda")]
 fn weights(config: &Config) -> f64 {
     let c = config.generator.width();

@@ -11,22 +11,22 @@ use crate::config::Config;
 use crate::error::{Result, usage};
 use crate::rng::{Purpose, normal};
 
-/// Time the generator's training step (also without a name)
+/// Time the generator's training step (the default)
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Blocks of the generator; its width is 64 times that
+    /// Blocks of the generator; its width is 64 times the depth
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=32))]
     depth: u16,
-    /// Images a step
+    /// Images per step
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     /// Side of the latent map; 16 makes 256 tokens
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=64))]
     side: u16,
-    /// Steps timed, after five that warm up
+    /// Number of timed steps, after five warm-up steps
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// First blocks whose activations are computed again for the gradient, on a GPU
+    /// Recompute the activations of this many first blocks in the backward pass, on a GPU
     #[arg(long, default_value_t = 0, value_name = "BLOCKS")]
     recompute_blocks: usize,
     /// Print a JSON line
@@ -36,7 +36,7 @@ pub struct Args {
 
 const WARM_UP: u32 = 5;
 
-/// Milliseconds a step, its loss a token at the end, where it ran, and on a GPU the most memory that was in use at a time.
+/// Milliseconds per step, final loss per token, the device, and on a GPU the peak memory in use.
 struct Timing {
     milliseconds: Vec<f64>,
     loss: f64,
@@ -76,9 +76,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         print(&format!("{line}\n"))?;
         return judged.verdict();
     }
-    let memory = timing.gib.map_or(String::new(), |gib| {
-        format!(", at most {gib:.1} GiB in use")
-    });
+    let memory = timing
+        .gib
+        .map_or(String::new(), |gib| format!(", peak memory {gib:.1} GiB"));
     print(&format!(
         "train-gen step, depth {}, {} images of {tokens} tokens, on {}: median {median:.2} ms ({least:.2} to {most:.2}), \
          {images:.1} images/s, {teraflops:.3} TFLOP/s{memory}{}\n",
@@ -87,7 +87,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     judged.verdict()
 }
 
-/// t, labels and running numbers of a step, without chance.
+/// Deterministic t, labels and example numbers of a step.
 fn examples(args: &Args, config: &Config, step: u32) -> (Vec<u32>, Vec<u32>, Vec<u64>) {
     let (b, t) = (args.batch_size, config.quantizer.steps as u32);
     let first = u64::from(step) * u64::from(b);
@@ -162,7 +162,7 @@ fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Resul
     use crate::model::schedule::Schedule;
     use crate::ops::cuda::{Buffer, Gpu};
     use crate::ops::quantize::Codebook;
-    use crate::train::gpu::{Examples, GpuTrainer};
+    use crate::train::gpu::{GpuTrainer, MicroBatch};
     use std::sync::Arc;
 
     let gpu = Arc::new(Gpu::new(cuda)?);
@@ -187,7 +187,7 @@ fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Resul
         let (t, labels, indices) = examples(args, config, step);
         gpu.synchronize()?;
         let begin = Instant::now();
-        let examples = Examples {
+        let examples = MicroBatch {
             t: &t,
             labels: &labels,
             indices: &indices,

@@ -18,7 +18,8 @@ use crate::store::{Init, Scope};
 use crate::train::stage::Step;
 use crate::train::vae::{Parts, VaeStage};
 
-/// Time the tokenizer's training step: LPIPS, discriminator, adaptive weight and moving average in every step
+/// Time the tokenizer's training step: LPIPS, discriminator, adaptive weight and moving average in
+/// every step
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Height and width of the images
@@ -27,13 +28,13 @@ pub struct Args {
     /// Channels of the first level
     #[arg(long, default_value_t = 128)]
     ch: usize,
-    /// Channels of each level, in multiples of the first's; each level but the last halves the map
+    /// Channel multiplier of each level; each level but the last halves the map
     #[arg(long, value_delimiter = ',', default_values_t = [1, 1, 2, 2, 4])]
     ch_mult: Vec<usize>,
-    /// Images a step
+    /// Images per step
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
-    /// Strided layers of the discriminator; 0 trains without one
+    /// Strided layers of the discriminator; 0 trains without a discriminator
     #[arg(long, default_value_t = 3)]
     disc_layers: usize,
     /// Train without LPIPS
@@ -42,7 +43,7 @@ pub struct Args {
     /// Compute in f32 instead of bf16, on a GPU
     #[arg(long)]
     f32: bool,
-    /// Steps timed, after three that warm up
+    /// Number of timed steps, after three warm-up steps
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// Print a JSON line
@@ -85,9 +86,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         });
         return print(&format!("{line}\n"));
     }
-    let memory = gib.map_or(String::new(), |gib| {
-        format!(", at most {gib:.1} GiB in use")
-    });
+    let memory = gib.map_or(String::new(), |gib| format!(", peak memory {gib:.1} GiB"));
     print(&format!(
         "train-vae step, {} images of {}×{}, {} channels, on {place}: median {median:.2} ms ({least:.2} to {most:.2}), \
          {images:.0} images/s, {teraflops:.1} TFLOP/s of products executed{memory}\n",
@@ -142,7 +141,8 @@ fn stage(args: &Args, config: &Config, device: &Device) -> Result<VaeStage> {
     })
 }
 
-/// LPIPS with random weights of VGG16's shapes, whose maps keep their size from layer to layer.
+/// LPIPS with random weights of VGG16's shapes, scaled so that activations keep their magnitude
+/// from layer to layer.
 fn random_lpips(device: &Device) -> Result<Lpips> {
     let (vgg, heads) = (Scope::init(2, device), Scope::init(3, device));
     for (at, shape) in Lpips::convolutions(&WIDTHS) {

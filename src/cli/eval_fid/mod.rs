@@ -1,4 +1,4 @@
-//! `rdpm eval-fid`: how good samples are, by the figures that papers report.
+//! `rdpm eval-fid`: how good samples are, by the metrics that papers report.
 
 mod sides;
 mod sweep;
@@ -12,8 +12,9 @@ use super::sample::DrawingArgs;
 use crate::error::{self, Result, usage};
 use crate::metrics::clip::Clip;
 use crate::metrics::dinov2::DinoV2;
-use crate::metrics::evaluate::{Evaluator, KID_SUBSETS, Metric, Options};
+use crate::metrics::evaluate::Evaluator;
 use crate::metrics::known;
+use crate::metrics::options::{KID_SUBSETS, Metric, Options};
 use crate::metrics::report::{Evaluation, Report};
 use crate::metrics::requirements::Facts;
 use crate::metrics::side::Side;
@@ -26,14 +27,14 @@ use crate::store::atomic;
 use sides::Opened;
 use sweep::Sweep;
 
-/// What is computed where --metrics is left out, as far as the two sides have what it needs.
+/// Computed if --metrics is left out, as far as the two sides have what each metric needs.
 const DEFAULT: [Metric; 4] = [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr];
 
-/// Compute FID and its kin of samples against a reference
+/// Compute FID and related metrics of samples against a reference
 ///
-/// The figures are those of the ADM evaluator; with --preprocess pytorch-fid or clean, FID is that of pytorch-fid or
-/// clean-fid. Samples and reference are folders, tar shards, .npz of images, or statistics (.npz); samples may also be
-/// a run or a bundle, which is then sampled.
+/// The metrics are those of the ADM evaluator; with --preprocess pytorch-fid or clean, FID is that
+/// of pytorch-fid or clean-fid. Samples and reference are folders, tar shards, .npz of images, or
+/// statistics (.npz); samples may also be a run or a bundle, which is then sampled.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A folder, a shard, an .npz, or a run or bundle to sample from
@@ -42,28 +43,29 @@ pub struct Args {
     /// A folder, a shard, an .npz of images or of statistics (ADM's, pytorch-fid's)
     #[arg(long, value_name = "PATH", required_unless_present = "save_stats")]
     reference: Option<PathBuf>,
-    /// What to compute, with commas [default: fid,sfid,is,pr, as far as weights and inputs allow]
+    /// Metrics to compute, separated by commas [default: fid,sfid,is,pr, as far as weights and
+    /// inputs allow]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METRICS")]
     metrics: Vec<Metric>,
-    /// FID's features: 64, 192, 768 or 2048
+    /// Dimensions of FID's features: 64, 192, 768 or 2048
     #[arg(long, default_value_t = 2048, value_name = "D", value_parser = dims)]
     dims: usize,
-    /// How images become the network's input [default: adm]
+    /// How images are resized for the network [default: adm]
     #[arg(long, value_enum)]
     preprocess: Option<Preprocess>,
-    /// Take every image's square centre, resized as ADM does, from folders and shards
+    /// Center-crop every image of folders and shards and resize it to SIZE as ADM does
     #[arg(long, value_name = "SIZE", value_parser = clap::value_parser!(u32).range(1..))]
     crop: Option<u32>,
-    /// A 95 % interval for Fréchet distances, by the delete-a-group jackknife
+    /// A 95 % confidence interval for Fréchet distances, by the delete-a-group jackknife
     #[arg(long)]
     interval: bool,
-    /// Write the report here
+    /// Write the report to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw a sweep: FID and IS against the setting that was varied
+    /// Plot a sweep: FID and IS against the setting that was varied
     #[arg(long, value_name = "FILE.png", requires = "sweep")]
     plot: Option<PathBuf>,
-    /// Images computed at once; results do not depend on it
+    /// Images per batch; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     #[command(flatten)]
@@ -79,7 +81,8 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Weights")]
 struct NetworkArgs {
-    /// Inception's weights: a file, an address, or hf://owner/repo/file [default: from the cache folder]
+    /// Inception's weights: a file, an address, or hf://owner/repo/file [default: from the cache
+    /// folder]
     #[arg(long, value_name = "FILE|URL")]
     weights: Option<String>,
     /// DINOv2's weights (ViT-L/14), for fd-dinov2
@@ -88,7 +91,7 @@ struct NetworkArgs {
     /// CLIP's weights (ViT-B/32), for clip-fid
     #[arg(long, value_name = "FILE|URL")]
     clip_weights: Option<String>,
-    /// Fetch weights that are nowhere, from where their authors publish them
+    /// Download missing weights from their authors' sites
     #[arg(long)]
     download: bool,
 }
@@ -96,41 +99,42 @@ struct NetworkArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Details")]
 struct DetailArgs {
-    /// Write the samples' statistics: mu and sigma, and ADM's mu_s, sigma_s and images where there are any
+    /// Write the samples' statistics: mu and sigma, and, where available, ADM's mu_s, sigma_s and
+    /// images
     #[arg(long, value_name = "FILE.npz")]
     save_stats: Option<PathBuf>,
-    /// Write the samples' features, an array a kind
+    /// Write the samples' features, one array per kind
     #[arg(long, value_name = "FILE.npz")]
     save_features: Option<PathBuf>,
-    /// Distances of precision and recall in f16, as ADM's evaluator on a GPU
+    /// Compute the distances of precision and recall in f16, as ADM's evaluator does on a GPU
     #[arg(long)]
     adm_fp16_distances: bool,
-    /// Subsets of KID
+    /// Number of KID subsets
     #[arg(long, value_name = "N", default_value_t = KID_SUBSETS as u32, value_parser = clap::value_parser!(u32).range(1..))]
     kid_subsets: u32,
-    /// Images of a subset [default: 1000, or all there are]
+    /// Images per KID subset [default: 1000, or all there are]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     kid_subset_size: Option<u32>,
 }
 
-/// Only where samples are drawn from a model.
+/// These apply only if samples are drawn from a model.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub(super) struct SamplingArgs {
-    /// Samples to draw, spread over the classes [default: 50000]
+    /// Number of samples to draw, spread over the classes [default: 50000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     num: Option<u32>,
     /// Classes to sample, as in `rdpm sample` [default: all]
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Decides the samples, and what metrics draw at random
+    /// Seed of the samples and of metrics that draw at random
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Several settings in turn: cfg=0,1,2 or temperature=…, top-k=…, top-p=…
+    /// Evaluate several values of one setting: cfg=0,1,2 or temperature=…, top-k=…, top-p=…
     #[arg(long, value_name = "KEY=VALUES")]
     sweep: Option<Sweep>,
-    /// Keep features here: a command that was interrupted, or another one of the same samples, goes on from them
-    /// [default: runs/eval-fid-…, by what is sampled]
+    /// Keep features in this folder: an interrupted command, or another command on the same
+    /// samples, continues from them [default: runs/eval-fid-…, named after what is sampled]
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
 }
@@ -141,7 +145,7 @@ fn dims(text: &str) -> std::result::Result<usize, String> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    // What can go wrong is found before anything is computed.
+    // All checks come before any computation.
     let outputs = [
         &args.json,
         &args.plot,
@@ -218,7 +222,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         seed: args.sampling.seed,
         evaluations,
     };
-    // Before the files: what was found is not lost with a failing disk.
+    // Printed before files are written, so that the result is not lost if the disk fails.
     super::print(&report.table())?;
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())?;
@@ -232,7 +236,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     if let Some(path) = &args.details.save_stats {
         let statistics = statistics(&side, &networks, options.fid)?;
-        // ADM's evaluator takes the images of files that have spatial statistics.
+        // ADM's evaluator reads the images of files that have spatial statistics.
         let images = setting.images().filter(|_| statistics.spatial.is_some());
         statistics.write(path, images)?;
     }
@@ -242,7 +246,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
 }
 
-/// What will be computed, and the networks for it.
+/// The metrics to compute, and the networks for them.
 fn prepare(
     args: &Args,
     samples: Facts,
@@ -254,7 +258,7 @@ fn prepare(
     };
     let mut options = Options {
         metrics: args.metrics.clone(),
-        // The parser let no other number through.
+        // The parser allows no other value.
         fid: Output::of_dims(args.dims).unwrap_or(Output::Pool2048),
         interval: args.interval,
         arithmetic: match args.details.adm_fp16_distances {
@@ -314,13 +318,13 @@ fn prepare(
     Ok((options, networks))
 }
 
-/// What --save-stats writes of `side`.
+/// What --save-stats writes for `side`.
 fn statistics(
     side: &Side,
     networks: &[Box<dyn FeatureNetwork>],
     fid: Output,
 ) -> Result<Statistics> {
-    // Whatever made them, it was not this evaluation.
+    // These statistics were not made by this evaluation.
     if let Some(known) = &side.statistics {
         return Ok(known.clone());
     }
@@ -345,7 +349,7 @@ fn statistics(
     })
 }
 
-/// Refuses options that only have a meaning where samples are drawn.
+/// Refuses options that only apply to samples drawn from a model.
 fn only_for_models(args: &Args) -> Result<()> {
     let given = [
         ("--sweep", args.sampling.sweep.is_some()),

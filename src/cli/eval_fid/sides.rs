@@ -7,6 +7,7 @@ use candle_core::Device;
 
 use super::{Args, only_for_models};
 use crate::error::{Context, Result, usage};
+use crate::interrupt::Interrupt;
 use crate::metrics::collect::Collector;
 use crate::metrics::feature_log::FeatureLog;
 use crate::metrics::images::{Images, is_npz};
@@ -24,14 +25,13 @@ use crate::store::atomic;
 use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};
 use crate::telemetry::Progress;
-use crate::train::interrupt::Interrupt;
 
-/// Samples to draw where --num is left out: what papers report FID of.
+/// Samples to draw if --num is left out: the number behind FIDs in papers.
 const DEFAULT_COUNT: u32 = 50_000;
 
-/// A side that exists: images, statistics, or both.
+/// A side that exists on disk: images, statistics, or both.
 pub struct Opened {
-    /// As it was named.
+    /// As given on the command line.
     path: String,
     place: PathBuf,
     images: Option<Images>,
@@ -40,18 +40,18 @@ pub struct Opened {
     statistics: Option<Statistics>,
 }
 
-/// One set of samples: on disk, or to be drawn.
+/// One set of samples: on disk, or drawn from a model.
 pub enum Setting {
     Opened(Box<Opened>),
     Drawn {
-        /// As it was named.
+        /// As given on the command line.
         path: String,
         sampling: Box<Sampling>,
         work: PathBuf,
     },
 }
 
-/// Opens what lies at `path`.
+/// Opens the side at `path`.
 pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
     let statistics = if is_npz(path) {
         Statistics::read(path)?
@@ -73,7 +73,8 @@ pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
     })
 }
 
-/// The sets of samples to evaluate, one after the other. A run or a bundle is a model, anything else is on disk.
+/// The sets of samples to evaluate, in order. A run or a bundle is a model, anything else is on
+/// disk.
 pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec<Setting>> {
     let path = &args.samples;
     let is_model = path.extension().is_some_and(|e| e == "safetensors")
@@ -123,12 +124,12 @@ pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec
     Ok(all.into_iter().map(setting).collect())
 }
 
-/// The folder of features: its default is named by the samples alone.
+/// The folder of features. Its default name depends on the samples alone.
 fn work(args: &Args, sampling: &Sampling) -> PathBuf {
     let identity = sampling.stream().to_string();
     let name = &digest::of_bytes(identity.as_bytes())[..12];
     match &args.sampling.work {
-        // Of a sweep, a folder a setting.
+        // A sweep has one folder per setting.
         Some(work) if args.sampling.sweep.is_some() => work.join(name),
         Some(work) => work.clone(),
         None => PathBuf::from(format!("runs/eval-fid-{name}")),
@@ -174,7 +175,7 @@ impl Opened {
                         let (done, all) = (collector.count(), images.count());
                         format!("after {done} of {all} images of the {what}, {}", self.path)
                     },
-                    || "nothing of them is kept; the same command starts again".into(),
+                    || "nothing is kept; the same command starts from scratch".into(),
                 )?;
                 collector
                     .images(&batch)
@@ -235,7 +236,7 @@ impl Setting {
         }
     }
 
-    /// The features that are known already, where samples are drawn.
+    /// The features that are already known, if samples are drawn from a model.
     pub fn log(&self, networks: &[Box<dyn FeatureNetwork>]) -> Result<Option<FeatureLog>> {
         match self {
             Setting::Opened(_) => Ok(None),
@@ -261,7 +262,7 @@ impl Setting {
             Setting::Drawn { path, sampling, .. } => (path, sampling),
         };
         let log = log.context("no folder of features was opened")?;
-        // Classes come in turn.
+        // Classes alternate.
         let groups = Groups {
             period: sampling.classes.len(),
             ..groups
@@ -296,7 +297,7 @@ pub fn place_of_inception(networks: &[Box<dyn FeatureNetwork>]) -> Option<usize>
     networks.iter().position(|n| n.name() == inception::NAME)
 }
 
-/// Writes every tap's rows as f32 [N,D], by the tap's name.
+/// Writes the rows of every tap as f32 [N,D], under the tap's name.
 pub fn save_features(path: &Path, side: &Side, networks: &[Box<dyn FeatureNetwork>]) -> Result<()> {
     atomic::write_with(path, |file| {
         let mut npz = NpzWriter::new(file);

@@ -1,4 +1,4 @@
-//! `--sweep KEY=VALUES`: one setting of the drawing takes several values in turn.
+//! `--sweep KEY=VALUES`: evaluates several values of one drawing option.
 
 use std::str::FromStr;
 
@@ -74,9 +74,9 @@ impl FromStr for Sweep {
 }
 
 impl Sweep {
-    /// `options` with each value in turn.
+    /// `options` with each of the values.
     ///
-    /// Errors: what has no meaning without Gumbel noise.
+    /// Errors: an option that has no meaning without Gumbel noise.
     pub fn apply(&self, options: &SampleOptions) -> Result<Vec<SampleOptions>> {
         if self.key != Key::Cfg && !options.gumbel {
             return Err(usage(
@@ -100,7 +100,7 @@ impl Sweep {
         Ok(self.values.iter().map(with).collect())
     }
 
-    /// FID and IS of each value's evaluation; where neither was computed, whatever was.
+    /// FID and IS of each value's evaluation; if neither was computed, all metrics that were.
     pub fn plot(&self, evaluations: &[Evaluation]) -> Result<RgbImage> {
         let names = || evaluations.iter().take(1).flat_map(|e| &e.metrics);
         let wanted = |name: &str| matches!(name, "fid" | "is");
@@ -108,7 +108,7 @@ impl Sweep {
         let series: Vec<Series> = names()
             .filter(|(name, _)| wanted(name) || !any)
             .map(|(name, _)| Series {
-                figure: match *name {
+                metric: match *name {
                     "fid" => "FID".into(),
                     "is" => "Inception Score".into(),
                     other => other.into(),
@@ -117,7 +117,7 @@ impl Sweep {
                     .values
                     .iter()
                     .zip(evaluations)
-                    .filter_map(|(&value, e)| Some((value, e.figure(name)?.value)))
+                    .filter_map(|(&value, e)| Some((value, e.measurement(name)?.value)))
                     .collect(),
             })
             .collect();
@@ -125,9 +125,9 @@ impl Sweep {
             let bad = one.points.iter().filter(|(_, value)| !value.is_finite());
             let bad: Vec<String> = bad.map(|(setting, _)| setting.to_string()).collect();
             if !bad.is_empty() {
-                let (figure, key) = (&one.figure, self.key.name());
+                let (metric, key) = (&one.metric, self.key.name());
                 let settings = bad.join(", ");
-                tracing::warn!("{figure} is not finite at {key} {settings}: not drawn");
+                tracing::warn!("{metric} is not finite at {key} {settings}: not drawn");
             }
         }
         plot(self.key.name(), &series)
@@ -138,7 +138,7 @@ impl Sweep {
 mod tests {
     use super::*;
     use crate::config::SampleConfig;
-    use crate::metrics::report::Figure;
+    use crate::metrics::report::Measurement;
 
     #[test]
     fn each_value_is_a_setting() -> Result<()> {
@@ -160,11 +160,11 @@ mod tests {
     fn a_picture_has_a_panel_for_fid_and_one_for_the_inception_score() -> Result<()> {
         let sweep: Sweep = "cfg=0,2".parse().expect("a sweep");
         let evaluation = |fid: f64| {
-            let figure = |value| Figure {
+            let measurement = |value| Measurement {
                 value,
-                ..Figure::default()
+                ..Measurement::default()
             };
-            let metrics = ["fid", "sfid", "is"].map(|name| (name, figure(fid)));
+            let metrics = ["fid", "sfid", "is"].map(|name| (name, measurement(fid)));
             Evaluation {
                 metrics: metrics.to_vec(),
                 ..Evaluation::default()

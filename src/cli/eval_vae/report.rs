@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::metrics::FeatureNetwork;
 use crate::metrics::reconstruction::{Judge, Mean, Quality};
-use crate::metrics::report::{Figure, Set};
+use crate::metrics::report::{Measurement, Set};
 use crate::store::digest::hex;
 use crate::train::usage::Usage;
 
@@ -21,20 +21,20 @@ pub(super) struct Found<'a> {
     pub seed: u64,
     pub images: usize,
     pub skipped: usize,
-    /// SHA-256 of the originals' crops.
+    /// SHA-256 of the cropped originals.
     pub originals: String,
     pub judge: &'a Judge,
-    /// SHA-256 of VGG16's file and of the heads'.
+    /// SHA-256 of VGG16's file and of the heads' file.
     pub lpips_weights: &'a [String],
-    /// Of the last steps up to T.
+    /// For the last steps up to T.
     pub qualities: &'a [Quality],
-    /// The Fréchet distances of each.
+    /// The Fréchet distances per step.
     pub distances: &'a [Vec<f64>],
     pub usage: &'a Usage,
 }
 
 impl Found<'_> {
-    /// The name of a Fréchet distance by Inception's output, as tables and as reports write it.
+    /// The names of a Fréchet distance in tables and in reports, by Inception output.
     fn names(&self) -> Vec<(&'static str, &'static str, usize)> {
         let taps = self.judge.inception.iter().flat_map(|i| i.taps());
         taps.map(|tap| match tap.name {
@@ -44,7 +44,7 @@ impl Found<'_> {
         .collect()
     }
 
-    /// PSNR, SSIM and LPIPS of the last step, as far as they were asked for.
+    /// PSNR, SSIM and LPIPS of the last step, as far as they were requested.
     fn means(&self) -> Vec<(&'static str, &'static str, Mean)> {
         let Some(last) = self.qualities.last() else {
             return Vec::new();
@@ -59,12 +59,12 @@ impl Found<'_> {
         .collect()
     }
 
-    /// The place of rFID among the distances.
+    /// The index of rFID among the distances.
     fn rfid(&self) -> Option<usize> {
         self.names().iter().position(|(name, ..)| *name == "rFID")
     }
 
-    /// In eval-fid's form: two sets, and figures with what they depend on.
+    /// In the format of eval-fid: two sets, and metrics with what they depend on.
     pub fn report(&self) -> Result<Value> {
         let side = self.config.data.image_size as u32;
         let reference = Set {
@@ -109,7 +109,7 @@ impl Found<'_> {
         let mut metrics = Map::new();
         if let (Some(inception), Some(distances)) = (&self.judge.inception, self.distances.last()) {
             for ((_, name, dims), &value) in self.names().into_iter().zip(distances) {
-                let figure = Figure {
+                let measurement = Measurement {
                     value,
                     samples: Some(self.images),
                     reference: Some(self.images),
@@ -117,15 +117,15 @@ impl Found<'_> {
                     network: inception.name().into(),
                     weights: inception.weights_hash().into(),
                     preprocess: inception.preprocess().into(),
-                    ..Figure::default()
+                    ..Measurement::default()
                 };
-                metrics.insert(name.into(), json!(figure));
+                metrics.insert(name.into(), json!(measurement));
             }
         }
         for (_, name, mean) in self.means() {
             let (value, interval) = (mean.value(), mean.interval());
-            let figure = json!({"value": value, "interval": interval, "samples": mean.count});
-            metrics.insert(name.into(), figure);
+            let measurement = json!({"value": value, "interval": interval, "samples": mean.count});
+            metrics.insert(name.into(), measurement);
         }
         if let Some(lpips) = metrics.get_mut("lpips") {
             lpips["weights"] = json!(self.lpips_weights);
@@ -141,7 +141,7 @@ impl Found<'_> {
         let few = |(_, name, dims): (&str, &str, usize)| {
             (self.images <= dims).then(|| {
                 format!(
-                    "{name}: {} images in {dims} dimensions: the covariance is singular and the figure far too high; \
+                    "{name}: {} images in {dims} dimensions: the covariance is singular and the measurement far too high; \
                      compare it with figures of as many images only",
                     self.images
                 )

@@ -1,5 +1,6 @@
-//! What is known of a file or folder, as one JSON object; every kind has `path`, `kind` and what applies of `format`,
-//! `bytes`, `sha256`, `parameters`, `config`, `metrics`, `provenance`, `classes`, `tensors`.
+//! What is known about a file or folder, as one JSON object. Every kind has `path` and `kind`, and
+//! those that apply of `format`, `bytes`, `sha256`, `parameters`, `config`, `metrics`,
+//! `provenance`, `classes`, `tensors`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +21,7 @@ use crate::telemetry::MetricsLog;
 
 pub(super) type Facts = Map<String, Value>;
 
-/// Errors: there is nothing at `path`, or nothing that is known.
+/// Errors: there is nothing at `path`, or it is of no known kind.
 pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
     let found = fs::metadata(path)
         .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
@@ -140,7 +141,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
             facts.insert("metadata".into(), json!(header.metadata));
             weights(&header, depth, each_tensor, facts);
         }
-        // A latent cache, or a version that is newer than this program.
+        // A latent cache, or a file of a newer version of this program.
         _ => {
             facts.insert("metadata".into(), json!(header.metadata));
             tensor_list(&header, facts);
@@ -149,7 +150,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// A file that is neither: the more telling of the two refusals.
+/// Neither kind fits: returns the more specific of the two errors.
 fn other(
     pth: crate::error::Error,
     safetensors: crate::error::Error,
@@ -182,7 +183,7 @@ fn pth(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// Images with their labels, or statistics of such.
+/// Images with their labels, or statistics of images.
 fn npz(path: &Path, facts: &mut Facts) -> Result<()> {
     let mut archive = Npz::open(path)?;
     let mut arrays = Map::new();
@@ -199,7 +200,8 @@ fn npz(path: &Path, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// NumPy's descriptor in the words of the other files: `<f4` is F32; what is no number stays as it is.
+/// NumPy's dtype in the notation of the other formats: `<f4` is F32. Other than plain numbers stay
+/// as they are.
 fn dtype(descriptor: &str) -> String {
     let numbers = |kind: &str| {
         let bytes: usize = descriptor.get(2..)?.parse().ok()?;
@@ -216,7 +218,7 @@ fn dtype(descriptor: &str) -> String {
     named.unwrap_or_else(|| descriptor.to_string())
 }
 
-/// Parameters by part: the first `depth` pieces of a name.
+/// Parameter counts by part: the first `depth` components of a name.
 fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) {
     let mut parts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (name, (_, shape)) in &header.tensors {

@@ -1,4 +1,4 @@
-//! `rdpm inspect FILE|RUN`: what any file or folder of ours is, and what is in it.
+//! `rdpm inspect FILE|RUN`: what a file or folder is, and what it contains.
 
 mod facts;
 mod text;
@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use super::Context;
 use crate::error::Result;
 
-/// Say what a file or a run is: configuration, parameters by part, hashes, metrics
+/// Show what a file or run contains: configuration, parameters by part, hashes, metrics
 ///
-/// Knows run folders, checkpoints, bundles, codes, latent caches, .npz, and any .safetensors or .pth.
+/// Knows run folders, checkpoints, bundles, codes, latent caches, .npz, and any .safetensors or
+/// .pth file.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A file, a run folder or a checkpoint's folder
@@ -19,7 +20,7 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Print every tensor's name, type and shape too
+    /// Also print the name, type and shape of every tensor
     #[arg(long)]
     tensors: bool,
 }

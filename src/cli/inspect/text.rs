@@ -1,4 +1,4 @@
-//! The facts for people: the headline, short lines, tables, the configuration as TOML.
+//! The facts as text: a headline, short lines, tables, the configuration as TOML.
 
 use std::fmt::Write;
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::facts::Facts;
 use crate::config::Config;
 use crate::error::Result;
-use crate::train::plan::thousands;
+use crate::train::estimate::thousands;
 
-/// Facts with a form of their own; all others are a line each.
+/// Facts with their own layout; each of the others takes one line.
 const OWN_FORM: [&str; 10] = [
     "path",
     "kind",

@@ -1,8 +1,9 @@
-//! DINOv2's ViT-L/14 (Oquab et al. 2023), whose class token FD-DINOv2 compares (Stein et al. 2023): pictures → [B,1024].
+//! DINOv2's ViT-L/14 (Oquab et al. 2023), whose class token is the feature of FD-DINOv2 (Stein et
+//! al. 2023): images → [B,1024].
 //!
-//! x = [class token ; patches] + positions; a block is x += γ₁·attention(norm1(x)), x += γ₂·fc2(gelu(fc1(norm2(x)))), with
-//! the exact GELU and eps 1e-6; the feature is the class token after the last norm. Names are the original state
-//! dict's (`dinov2_vitl14_pretrain.pth`).
+//! x = [class token ; patches] + positions; a block is x += γ₁·attention(norm1(x)), x +=
+//! γ₂·fc2(gelu(fc1(norm2(x)))), with the exact GELU and eps 1e-6; the feature is the class token
+//! after the last norm. Names are those of the original state dict (`dinov2_vitl14_pretrain.pth`).
 
 mod positions;
 
@@ -20,7 +21,7 @@ use crate::error::{Result, hinted};
 use crate::ops::{self, Padding};
 use crate::store::{Init, Scope};
 
-/// As reports name it.
+/// Name in reports.
 pub const NAME: &str = "dinov2-vit-l-14";
 
 const EPS: f64 = 1e-6;
@@ -31,19 +32,19 @@ const PIXELS: Normalized = Normalized {
     deviation: [0.229, 0.224, 0.225],
 };
 
-/// What a vision transformer's weights do not say themselves.
+/// What the shapes of a vision transformer's weights do not determine.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     pub width: usize,
     pub depth: usize,
     pub heads: usize,
-    /// Patches a side when it was trained.
+    /// Patches per side during its training.
     pub trained: usize,
-    /// Patches a side of the pictures it is given.
+    /// Patches per side of its input here.
     pub patches: usize,
 }
 
-/// Pixels a side of a patch.
+/// Patch size in pixels.
 const PATCH: usize = 14;
 
 impl Config {
@@ -115,7 +116,7 @@ pub struct DinoV2 {
 }
 
 impl DinoV2 {
-    /// ViT-L/14 from the file that the authors publish, or the same names in safetensors.
+    /// ViT-L/14 from the authors' file, or with the same names in safetensors.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let (tensors, hash) = read_hashed(path)?;
         let mut network = Self::new(Config::large(), &tensors, device).map_err(|e| {
@@ -128,7 +129,7 @@ impl DinoV2 {
         Ok(network)
     }
 
-    /// Errors: a tensor is missing or of another shape than `config` asks for.
+    /// Errors: a tensor is missing or has another shape than `config` requires.
     pub fn new(
         config: Config,
         tensors: &BTreeMap<String, Tensor>,
@@ -165,7 +166,7 @@ impl DinoV2 {
         &self.positions
     }
 
-    /// Normalised pictures [B,S,S,3], S = 14·patches → class tokens [B,C].
+    /// Normalized images [B,S,S,3], S = 14·patches → class tokens [B,C].
     pub fn forward(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let (weight, bias) = &self.patch_embed;
         let patches = ops::conv2d(images, weight, Some(bias), PATCH, Padding::same(0))?;
@@ -210,7 +211,7 @@ impl FeatureNetwork for DinoV2 {
 }
 
 fn get(scope: &Scope, name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
-    // A given tensor is never drawn, so that the initial value does not matter.
+    // Given tensors are never drawn, so the initial value is irrelevant.
     scope.get(name, shape, Init::Zeros)?.to_dtype(DType::F32)
 }
 
@@ -228,7 +229,7 @@ fn norm(width: usize, scope: &Scope) -> candle_core::Result<Pair> {
     ))
 }
 
-/// A linear map with the LayerScale γ that follows it.
+/// A linear map with its following LayerScale γ folded in.
 fn scaled((weight, bias): Pair, scope: &Scope) -> candle_core::Result<Pair> {
     let gamma = get(scope, "gamma", bias.dims())?;
     Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, (bias * gamma)?))

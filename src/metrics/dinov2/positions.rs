@@ -1,19 +1,22 @@
-//! Position embeddings for another number of patches: PyTorch's `upsample_bicubic2d` without antialias, [1,1+M²,C] → [1,1+m²,C].
+//! Interpolates position embeddings to another number of patches: PyTorch's `upsample_bicubic2d`
+//! without antialias, [1,1+M²,C] → [1,1+m²,C].
 //!
-//! The original asks `interpolate` for the factor (m + 0.1)/M and gets m rows, each read at (i + ½)·M/(m + 0.1) − ½:
-//! a little nearer to the beginning than m evenly spaced rows would be. Keys' cubic with a = −¾, edges repeated.
+//! The original calls `interpolate` with the factor (m + 0.1)/M and gets m rows, each sampled at (i
+//! + ½)·M/(m + 0.1) − ½: slightly nearer to the start than m evenly spaced rows. Keys' cubic with a
+//! = −¾, edges replicated.
 
 use candle_core::{Result, Tensor, bail};
 
-/// The original's guard against m − 1 rows by rounding; what it was trained with, and so part of the network.
+/// The original's guard against getting m − 1 rows by rounding. It was trained with this, so it is
+/// part of the network.
 const OFFSET: f64 = 0.1;
 
-/// The class token's position as it is, the others' as a map of `side`² patches.
+/// Keeps the class token's position, and resizes the others as a map of `side`² patches.
 pub(super) fn resize(positions: &Tensor, side: usize) -> Result<Tensor> {
     let (_, n, c) = positions.dims3()?;
     let trained = (n - 1).isqrt();
     if trained * trained != n - 1 {
-        bail!("{} positions of patches are no square", n - 1);
+        bail!("{} patch positions are not a square", n - 1);
     }
     if trained == side {
         return Ok(positions.clone());
@@ -40,7 +43,7 @@ pub(super) fn resize(positions: &Tensor, side: usize) -> Result<Tensor> {
     Tensor::cat(&[&positions.narrow(1, 0, 1)?, &map], 1)
 }
 
-/// The four places that a new one is made of.
+/// The four source rows of a new one, and their weights.
 struct Taps {
     places: [usize; 4],
     weights: [f64; 4],
@@ -64,12 +67,12 @@ impl Taps {
 
 const A: f64 = -0.75;
 
-/// The cubic within a step of its middle.
+/// The cubic kernel within distance 1.
 fn near(x: f64) -> f64 {
     ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
 }
 
-/// The cubic between one step and two.
+/// The cubic kernel between distances 1 and 2.
 fn far(x: f64) -> f64 {
     ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
 }

@@ -11,7 +11,7 @@ use crate::metrics::requirements::Facts;
 use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::rng::{Purpose, Stream};
 
-/// Two pixels: colours are features; the class is how the first green leans.
+/// Features are the colours of two pixels; the class is given by the sign of the first green value.
 struct Pixels([Tap; 4]);
 
 fn pixels() -> Vec<Box<dyn FeatureNetwork>> {
@@ -126,7 +126,10 @@ fn evaluate(reference: &Side, samples: &Side, options: &Options) -> Result<Evalu
 }
 
 fn value(evaluation: &Evaluation, name: &str) -> f64 {
-    evaluation.figure(name).expect("it was asked for").value
+    evaluation
+        .measurement(name)
+        .expect("it was asked for")
+        .value
 }
 
 #[test]
@@ -134,9 +137,9 @@ fn the_batch_size_changes_no_bit() -> Result<()> {
     let (reference, samples) = (images(1, 700), images(2, 900));
     let first = evaluate(&side(&reference, 16)?, &side(&samples, 16)?, &options())?;
     let second = evaluate(&side(&reference, 700)?, &side(&samples, 7)?, &options())?;
-    for (name, figure) in &first.metrics {
+    for (name, measurement) in &first.metrics {
         assert_eq!(
-            figure.value.to_bits(),
+            measurement.value.to_bits(),
             value(&second, name).to_bits(),
             "{name}"
         );
@@ -175,9 +178,9 @@ fn an_interval_holds_the_figure_and_few_samples_are_warned_of() -> Result<()> {
         ..options()
     };
     let found = evaluate(&reference, &side(&images(2, 400), 100)?, &options)?;
-    let figure = found.figure("fid").expect("asked for");
-    let [low, high] = figure.interval.expect("asked for");
-    assert!(low < figure.value && figure.value < high);
+    let measurement = found.measurement("fid").expect("asked for");
+    let [low, high] = measurement.interval.expect("asked for");
+    assert!(low < measurement.value && measurement.value < high);
     assert!(found.warnings.is_empty());
     let options = Options {
         interval: false,
@@ -215,8 +218,11 @@ fn fid_infinity_counts_its_own_samples_and_warns_of_small_subsets() -> Result<()
         }),
     });
     let found = evaluate(&reference, &samples, &options)?;
-    let figure = found.figure("fid_infinity").expect("asked for");
-    assert_eq!((figure.samples, figure.reference), (Some(38), Some(500)));
+    let measurement = found.measurement("fid_infinity").expect("asked for");
+    assert_eq!(
+        (measurement.samples, measurement.reference),
+        (Some(38), Some(500))
+    );
     assert!(found.warnings.is_empty());
     options.fid = Output::Pool192;
     let found = evaluate(&reference, &samples, &options)?;
@@ -225,7 +231,7 @@ fn fid_infinity_counts_its_own_samples_and_warns_of_small_subsets() -> Result<()
     Ok(())
 }
 
-/// What `options` say of `samples` and `reference` before anything is computed.
+/// The error of `options` for `samples` and `reference`, before anything is computed.
 fn refused(options: &Options, samples: Facts, reference: Facts) -> (String, u8) {
     let checked = options.check(&pixels(), samples, Some(reference));
     checked.err().map_or_else(Default::default, |e| report(&e))
@@ -292,7 +298,7 @@ fn what_cannot_be_compared_is_refused_before_anything_is_computed() -> Result<()
     };
     let (text, _) = refused(&asking(&[Metric::Fid]), facts, clean);
     assert!(text.contains("--preprocess clean"), "{text}");
-    // Statistics of the spatial features are as wide as these.
+    // Statistics of spatial features with the width of these.
     let narrow = Statistics {
         spatial: Some(side(&images(1, 50), 50)?.gaussian(0, "logits")?),
         ..statistics.clone()
@@ -350,7 +356,7 @@ fn too_few_images_are_refused_before_anything_is_computed() {
             asking(Metric::Pr),
             50,
             3,
-            "3 images have no third neighbour",
+            "a set of 3 images has no third neighbour",
         ),
         (asking(Metric::FidInf), 29, 50, "29 samples"),
         (

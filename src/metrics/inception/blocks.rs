@@ -1,4 +1,4 @@
-//! The network's blocks (Szegedy et al. 2015, figures 5 to 7) and how they follow each other.
+//! The network's blocks (Szegedy et al. 2015, figures 5 to 7) and their order.
 
 use candle_core::{Result, Tensor};
 
@@ -6,10 +6,10 @@ use super::Output;
 use super::layers::{Builder, HALVING_POOL, Layer, Windows, beside};
 use crate::store::Scope;
 
-/// Branches of the same input, side by side in the channels.
+/// Branches of the same input, concatenated along the channels.
 pub(super) struct Block(Vec<Vec<Layer>>);
 
-/// Blocks up to a place whose values are wanted.
+/// Blocks up to a layer whose output may be requested.
 pub(super) struct Stage {
     pub blocks: Vec<Block>,
     pub output: Output,

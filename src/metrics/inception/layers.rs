@@ -1,4 +1,5 @@
-//! The network's layers: convolutions with their BatchNorm folded in, pools, forks; maps [B,H,W,C] in and out.
+//! The network's layers: convolutions with folded BatchNorm, pools, forks; maps [B,H,W,C] in and
+//! out.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -8,29 +9,29 @@ use crate::store::{Init, Scope};
 pub(super) const BATCH_NORM_EPS: f64 = 1e-3;
 
 pub(super) enum Layer {
-    /// With its BatchNorm in it, then ReLU.
+    /// With its BatchNorm folded in, followed by ReLU.
     Convolution(FrozenConv2d),
     MaxPool {
         stride: usize,
         padding: usize,
     },
-    /// 3×3, stride 1, as wide as its input.
+    /// 3×3, stride 1, same size.
     AveragePool,
-    /// Several layers of the same input, side by side in the channels.
+    /// Several layers of the same input, concatenated along the channels.
     Fork(Vec<Layer>),
 }
 
-/// How a convolution's windows lie: on every position, padded by zeros, or only where they lie inside the map.
+/// A convolution's padding: zeros, so that every position has a window, or none.
 #[derive(Clone, Copy)]
 pub(super) enum Windows {
     Same,
     Valid { stride: usize },
 }
 
-/// Takes layers from the scope of their block.
+/// Creates layers from the scope of their block.
 pub(super) struct Builder<'a> {
     pub scope: &'a Scope,
-    /// Every width is divided by it: 1, but for tests.
+    /// Every width is divided by it: 1, except in tests.
     pub divisor: usize,
 }
 
@@ -77,7 +78,7 @@ impl Builder<'_> {
         self.convolution(name, (3, 3), io, Windows::Valid { stride: 2 })
     }
 
-    /// Channels of an input; the picture's own three stay.
+    /// Input channels; the image's three channels stay.
     fn narrow(&self, width: usize) -> usize {
         if width == 3 { 3 } else { width / self.divisor }
     }
@@ -101,7 +102,7 @@ impl Layer {
     }
 }
 
-/// Maps of the same size as one.
+/// Concatenates maps along the channels.
 pub(super) fn beside(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
     let mut maps = maps?;
     match maps.len() {

@@ -1,4 +1,5 @@
-//! A network of a sixteenth of the widths with weights drawn at random; scripts/compare_fid.py checks the real one.
+//! A network of a sixteenth of the widths, with random weights; scripts/compare_fid.py checks the
+//! real one.
 
 use super::layers::{BATCH_NORM_EPS, Builder, Windows};
 use super::*;
@@ -135,7 +136,7 @@ fn weights_of_another_network_are_refused() -> Result<()> {
         error.contains("Mixed_6d.branch7x7_2.conv.weight"),
         "{error}"
     );
-    // What is not needed is not asked for.
+    // Tensors of unused layers are not requested.
     assert!(network(&weights, &[Output::Pool192]).is_ok());
     Ok(())
 }

@@ -1,20 +1,20 @@
-//! Bilinear resize without antialias: a value between the four pixels nearest to the point it comes from.
+//! Bilinear resize without antialias: each value is interpolated from the four nearest pixels.
 //!
-//! Point i of n comes from i·(N/n) where pixels are counted from their corners (TensorFlow 1), from
-//! (i + ½)·(N/n) − ½, at least 0, where they are counted from their middles (PyTorch, `align_corners=False`).
+//! Point i of n is at i·(N/n) with pixel coordinates at corners (TensorFlow 1), or at max(0, (i +
+//! ½)·(N/n) − ½) with coordinates at pixel centers (PyTorch, `align_corners=False`).
 
 use image::RgbImage;
 
 use super::SIDE;
 
-/// Where a pixel is taken to be.
+/// The origin of pixel coordinates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Centres {
     Corner,
     Middle,
 }
 
-/// The pixels a point lies between, and how near it is to the second.
+/// The two pixels around a point, and the weight of the second.
 #[derive(Debug, Clone, Copy)]
 struct Between {
     first: usize,
@@ -42,7 +42,7 @@ impl Centres {
     }
 }
 
-/// Fills `out` [299,299,3] with `image` resized, in 0..255.
+/// Fills `out` [299,299,3] with the resized `image`, in 0..255.
 pub(super) fn resize(image: &RgbImage, centres: Centres, out: &mut [f32]) {
     let (width, height) = image.dimensions();
     let columns = centres.along(width as usize, SIDE);
@@ -86,7 +86,7 @@ mod tests {
         resize(&ramp(64, 64), Centres::Corner, &mut out);
         let at = |out: &[f32], y: usize, x: usize| out[(y * SIDE + x) * 3];
         assert!((at(&out, 5, 100) - 100.0 * scale).abs() < 1e-4);
-        // Beyond the last pixel's corner there is only that pixel.
+        // Beyond the last pixel's corner only that pixel counts.
         assert_eq!(at(&out, 5, 298), 63.0);
         resize(&ramp(64, 64), Centres::Middle, &mut out);
         assert!((at(&out, 5, 100) - (100.5 * scale - 0.5)).abs() < 1e-4);

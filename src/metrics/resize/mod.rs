@@ -1,10 +1,12 @@
-//! From a picture to Inception's input [299,299,3]: three ways that are in use, with different figures for the same images.
+//! From an image to Inception's input [299,299,3]: three methods in common use, which give
+//! different metrics for the same images.
 //!
 //! | mode | resize | then |
 //! |---|---|---|
-//! | `adm` | TensorFlow 1's bilinear, no half-pixel centres | (x − 128) / 128 |
-//! | `pytorch-fid` | PyTorch's bilinear, half-pixel centres, no antialias | 2·(x / 255) − 1 |
-//! | `clean` | PIL's bicubic with antialias, a float channel at a time, clipped to 0..255 | (x − 128) / 128 |
+//! | `adm` | TensorFlow 1's bilinear, no half-pixel centers | (x − 128) / 128 |
+//! | `pytorch-fid` | PyTorch's bilinear, half-pixel centers, no antialias | 2·(x / 255) − 1 |
+//! | `clean` | PIL's bicubic with antialias, in float per channel, clipped to 0..255 | (x − 128) /
+//! 128 |
 
 mod bilinear;
 
@@ -17,10 +19,10 @@ use crate::data::resize::{Filter, resize_f32};
 use crate::error::Result;
 use bilinear::Centres;
 
-/// Inception's input is so many pixels wide and high.
+/// Width and height of Inception's input.
 pub const SIDE: usize = 299;
 
-/// How a picture becomes Inception's input.
+/// How an image becomes Inception's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preprocess {
@@ -34,7 +36,7 @@ pub enum Preprocess {
 }
 
 impl Preprocess {
-    /// As the command line and the report write it.
+    /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Preprocess::Adm => "adm",
@@ -43,7 +45,7 @@ impl Preprocess {
         }
     }
 
-    /// The network's input [B,299,299,3]; the pictures may differ in size.
+    /// The network's input [B,299,299,3]; the images may differ in size.
     pub fn apply(self, images: &[RgbImage]) -> Result<Tensor> {
         let length = SIDE * SIDE * 3;
         let mut values = vec![0f32; images.len() * length];

@@ -1,8 +1,10 @@
-//! Fetching one file over HTTP into the cache folder: resumed where it was cut, checked, and in place whole or not at all.
+//! Downloads a file over HTTP into the cache folder: resumed after an interruption, verified, and
+//! moved into place only when complete.
 //!
-//! What has come so far lies beside its place as `NAME.part`, with the server's ETag or, without one, the date of its
-//! file in `NAME.part.version`; the rest is asked for with `Range` and `If-Range`, so that a server whose file has
-//! changed, or that knows no ranges, sends it from the beginning. Where the server says neither, it is asked for anew.
+//! The partial download is beside its destination as `NAME.part`; `NAME.part.version` holds the
+//! server's ETag or, without one, the file's date. The rest is requested with `Range` and
+//! `If-Range`, so that a server whose file has changed, or that does not support ranges, sends it
+//! from the beginning. If the server gives neither ETag nor date, the download starts from scratch.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -19,17 +21,17 @@ use crate::store::atomic;
 use crate::store::digest::hex;
 use crate::telemetry::Progress;
 
-/// How long a server may say nothing.
+/// Timeout for a silent server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a connection that brought something may be cut.
+/// How often a connection that made progress may be cut.
 const ATTEMPTS: usize = 5;
 
 const MIB: u64 = 1 << 20;
 
-/// The file at `address` as `path`; not fetched again if it is there.
+/// Downloads `address` to `path`, unless it exists.
 ///
-/// Errors: what the server or the network said, with where to put the file by hand.
+/// Errors: the server's or the network's message, with where to put the file by hand.
 pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
     if path.is_file() {
         verify(address, &path)?;
@@ -48,7 +50,7 @@ pub(super) fn fetch(address: &str, path: PathBuf) -> Result<PathBuf> {
                 cut = None;
                 break;
             }
-            // Only a connection that made progress is worth another.
+            // Only a connection that made progress is worth another attempt.
             Err(Failure::Cut(e)) if part.length > before => cut = Some(e),
             Err(Failure::Cut(e)) => return Err(unreachable(address, &path, &e)),
             Err(Failure::Other(e)) => return Err(e),
@@ -78,15 +80,16 @@ fn agent() -> Agent {
 
 fn unreachable(address: &str, path: &Path, error: &str) -> Error {
     hinted(
-        format!("cannot fetch {address}: {error}"),
+        format!("cannot download {address}: {error}"),
         format!(
-            "run the command again to go on from where it stopped, or fetch the file elsewhere and put it at {}",
+            "run the command again to continue the download, or download the file elsewhere and put it at {}",
             path.display()
         ),
     )
 }
 
-/// The name under which the cache folder holds what `address` gives: with its digest, or with one of the address.
+/// The file name in the cache folder for `address`: its last part if that has a digest, else a name
+/// with a digest of the address.
 pub(super) fn cache_name(address: &str) -> String {
     let plain = address.split(['?', '#']).next().unwrap_or(address);
     let name = plain.rsplit('/').next().filter(|name| !name.is_empty());
@@ -98,7 +101,8 @@ pub(super) fn cache_name(address: &str) -> String {
     format!("{}-{name}", &hash[..8])
 }
 
-/// The digest that a file's address promises: 64 hexadecimal digits as a folder, or eight behind the name's last dash.
+/// The digest in a file's address: 64 hexadecimal digits as a folder, or eight after the last dash
+/// of the name.
 pub(super) fn expected_digest(address: &str) -> Option<&str> {
     let is_hex = |text: &str, n: usize| {
         text.len() == n
@@ -118,7 +122,7 @@ pub(super) fn expected_digest(address: &str) -> Option<&str> {
 }
 
 enum Failure {
-    /// The connection: worth another attempt.
+    /// The connection was cut: worth another attempt.
     Cut(String),
     Other(Error),
 }
@@ -129,11 +133,11 @@ impl From<Error> for Failure {
     }
 }
 
-/// The file as far as it has come.
+/// A partial download.
 struct Part {
     target: PathBuf,
     path: PathBuf,
-    /// Holds what `If-Range` is asked with.
+    /// The file with the value for `If-Range`.
     version: PathBuf,
     file: File,
     length: u64,
@@ -157,7 +161,7 @@ impl Part {
             .with_context(failed)?;
         atomic::own(&file, &path).map_err(|e| match e.kind() {
             io::ErrorKind::ResourceBusy => hinted(
-                format!("{} is being fetched by another process", target.display()),
+                format!("another process is downloading {}", target.display()),
                 "wait for it",
             ),
             _ => hinted(format!("cannot write {}: {e}", path.display()), ""),
@@ -172,7 +176,7 @@ impl Part {
         })
     }
 
-    /// Asks for what is missing and appends it.
+    /// Requests the missing part and appends it.
     fn receive(&mut self, agent: &Agent, address: &str) -> std::result::Result<(), Failure> {
         let mut request = agent.get(address);
         let version = fs::read_to_string(&self.version).unwrap_or_default();
@@ -191,7 +195,8 @@ impl Part {
                 let begin = range_begin(&response).filter(|begin| *begin == self.length);
                 begin.ok_or_else(|| self.refused(address, "a range that was not asked for"))?
             }
-            // Nothing is missing, or the file has become shorter: the digest decides, else it is fetched anew.
+            // Nothing is missing, or the file has become shorter: the digest decides, else it is
+            // downloaded from scratch.
             StatusCode::RANGE_NOT_SATISFIABLE if total(&response) == Some(self.length) => {
                 return Ok(());
             }
@@ -250,7 +255,7 @@ impl Part {
         Ok(())
     }
 
-    /// A weak ETag promises no equal bytes and is not kept.
+    /// A weak ETag does not promise equal bytes and is not kept.
     fn remember_version(&self, response: &Response<Body>) -> Result<()> {
         let field = |name| response.headers().get(name)?.to_str().ok();
         let etag = field(header::ETAG).filter(|etag| !etag.starts_with("W/"));
@@ -261,9 +266,9 @@ impl Part {
 
     fn refused(&self, address: &str, what: &str) -> Error {
         hinted(
-            format!("cannot fetch {address}: the server answered {what}"),
+            format!("cannot download {address}: the server answered {what}"),
             format!(
-                "fetch the file elsewhere and put it at {}",
+                "download the file elsewhere and put it at {}",
                 self.target.display()
             ),
         )
@@ -277,10 +282,10 @@ impl Part {
         self.remove();
         Err(hinted(
             format!(
-                "{address}: the SHA-256 of what came begins with {}, the name says {digest}",
+                "{address}: the SHA-256 of the download begins with {}, the name says {digest}",
                 &found[..digest.len()]
             ),
-            "what came was removed; if the digits in the name are no digest, fetch the file yourself and name it by its path",
+            "the download was removed; if the digits in the name are not a digest, download the file yourself and name its path",
         ))
     }
 
@@ -288,26 +293,26 @@ impl Part {
         let failed = || format!("cannot write {}", self.target.display());
         self.file.sync_all().with_context(failed)?;
         fs::rename(&self.path, &self.target).with_context(failed)?;
-        // Only there while a part is.
+        // Exists only while a partial download does.
         let _ = fs::remove_file(&self.version);
         Ok(self.target)
     }
 
     fn remove(&self) {
         for path in [&self.path, &self.version] {
-            // The error that is reported is the one that led here.
+            // Report the first error.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// a of `Content-Range: bytes a-b/total`.
+/// The a of `Content-Range: bytes a-b/total`.
 fn range_begin(response: &Response<Body>) -> Option<u64> {
     let range = content_range(response)?;
     range.split('-').next()?.trim().parse().ok()
 }
 
-/// total of `Content-Range: bytes …/total`.
+/// The total of `Content-Range: bytes …/total`.
 fn total(response: &Response<Body>) -> Option<u64> {
     content_range(response)?.rsplit('/').next()?.parse().ok()
 }

@@ -1,8 +1,9 @@
-//! Where a network's weights are: a file or an address that was named, the cache folder, or, when asked, the address that
-//! its authors publish.
+//! Finds a network's weights: a file or an address given by the user, the cache folder, or, on
+//! request, the address where its authors publish them.
 //!
-//! The cache folder is `$XDG_CACHE_HOME/rdpm/weights`, else `~/.cache/rdpm/weights`. A file whose name carries the first
-//! eight hexadecimal digits of its SHA-256 (`vgg16-397923af.pth`), or whose address carries all 64, must have that digest.
+//! The cache folder is `$XDG_CACHE_HOME/rdpm/weights`, else `~/.cache/rdpm/weights`. A file whose
+//! name has the first eight hexadecimal digits of its SHA-256 (`vgg16-397923af.pth`), or whose
+//! address has all 64, must match that digest.
 
 mod fetch;
 mod published;
@@ -17,10 +18,12 @@ use crate::store::{digest, tensors};
 
 pub use published::Network;
 
-/// The weights file of `network`: `asked` (a path, `http(s)://…`, `hf://owner/repo/file`), else the cache folder's, else,
-/// with `download`, what its authors publish, put into the cache folder.
+/// The weights file of `network`: `asked` (a path, `http(s)://…`, `hf://owner/repo/file`), else the
+/// file in the cache folder, else, with `download`, the authors' file, downloaded to the cache
+/// folder.
 ///
-/// Errors: there is none, or it has another digest than its name says; the hint says what to fetch and where to put it.
+/// Errors: there is no file, or its digest differs from its name; the hint says what to download
+/// and where to put it.
 pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<PathBuf> {
     let cache = || {
         cache().map_err(|e| {
@@ -43,12 +46,12 @@ pub fn locate(network: Network, asked: Option<&str>, download: bool) -> Result<P
 
 /// The tensors of the weights file at `path` under the network's own names, and its SHA-256.
 ///
-/// Errors: as [`tensors::read_network`]'s.
+/// Errors: as for [`tensors::read_network`].
 pub fn read_hashed(path: &Path) -> Result<(BTreeMap<String, Tensor>, String)> {
     Ok((tensors::read_network(path)?, digest::sha256(path)?))
 }
 
-/// A slash pair behind the first word: never the beginning of a path that exists.
+/// Contains `://` after a first word, which no existing path begins with.
 fn is_address(asked: &str) -> bool {
     ["http://", "https://", "hf://"]
         .iter()
@@ -83,7 +86,7 @@ fn cached(network: Network, folder: &Path, download: bool) -> Result<PathBuf> {
     Err(hinted(
         format!("no weights of {} in {}", published.title, folder.display()),
         format!(
-            "--download fetches them; or fetch {} yourself and put it there as {}, or name a file with {} FILE{}",
+            "--download downloads them; or download {} yourself and put it there as {}, or name a file with {} FILE{}",
             published.address, published.name, published.option, published.packaged
         ),
     ))
@@ -101,7 +104,7 @@ fn check(path: &Path, expected: &str) -> Result<()> {
             path.display(),
             &found[..expected.len()]
         ),
-        "it is damaged or another file: remove it and fetch it again",
+        "it is damaged or another file: remove it and download it again",
     ))
 }
 
@@ -110,7 +113,7 @@ fn from_hub(asked: &str, place: &str) -> Result<PathBuf> {
     let parts: Vec<&str> = place.splitn(3, '/').collect();
     let [owner, repo, file] = parts[..] else {
         return Err(usage(
-            format!("{asked}: no file of a repository"),
+            format!("{asked}: not a file in a repository"),
             "as in hf://owner/repo/file or hf://owner/repo@revision/file",
         ));
     };
@@ -132,15 +135,15 @@ fn from_hub(asked: &str, place: &str) -> Result<PathBuf> {
         .and_then(|api| api.repo(repo).get(file));
     let path = fetched.map_err(|e| {
         hinted(
-            format!("cannot fetch {asked}: {e}"),
-            "fetch the file elsewhere and name it by its path",
+            format!("cannot download {asked}: {e}"),
+            "download the file elsewhere and name its path",
         )
     })?;
     verify(asked, &path)?;
     Ok(path)
 }
 
-/// Compares the file at `path` with the digest in `address`, or says that there is none.
+/// Compares the file at `path` with the digest in `address`, or logs that there is none.
 fn verify(address: &str, path: &Path) -> Result<()> {
     match fetch::expected_digest(address) {
         Some(digest) => check(path, digest),
@@ -151,12 +154,12 @@ fn verify(address: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// Says that nothing is known of what `address` gave; reports have its digest.
+/// Logs that the file from `address` was not verified; reports contain its digest.
 fn unverified(address: &str) {
     tracing::warn!("{address}: unverified, since its name has no digest to compare with");
 }
 
-/// Where weights are kept.
+/// The folder for weights.
 pub fn cache() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let root = match set("XDG_CACHE_HOME") {

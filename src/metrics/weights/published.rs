@@ -1,13 +1,14 @@
-//! The networks of evaluation: their names in the cache folder, and the addresses at which their authors publish them.
+//! The networks used in evaluation: their file names in the cache folder, and the addresses where
+//! their authors publish them.
 
-/// A frozen network that evaluation needs.
+/// A frozen network that an evaluation needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
     /// FID's Inception of 2015-12-05, as pytorch-fid converted it.
     Inception,
     /// torchvision's VGG16, for LPIPS.
     Vgg16,
-    /// LPIPS's five heads on VGG16.
+    /// LPIPS's five linear heads on VGG16.
     LpipsHeads,
     /// DINOv2's ViT-L/14.
     DinoV2,
@@ -15,17 +16,17 @@ pub enum Network {
     Clip,
 }
 
-/// What is known of a network's file.
+/// The published file of a network.
 pub(super) struct Published {
     pub title: &'static str,
-    /// The option that names another file.
+    /// The option for naming another file.
     pub option: &'static str,
     pub address: &'static str,
-    /// In the cache folder, as it was published.
+    /// The published file name, also used in the cache folder.
     pub name: &'static str,
     /// Other files with the same weights.
     pub others: &'static [&'static str],
-    /// What else fetches them, for a hint.
+    /// Another way to get it, for a hint.
     pub packaged: &'static str,
 }
 

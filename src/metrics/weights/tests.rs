@@ -1,4 +1,4 @@
-//! Weights against a server of this process that cuts, forbids, redirects and lies.
+//! Downloads from a server in this process that cuts connections, refuses, redirects and lies.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,9 +14,9 @@ use crate::store::digest::hex;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Manner {
     Whole,
-    /// The connection ends after so many bytes of each answer.
+    /// The connection ends after this many bytes of each answer.
     Cut(usize),
-    /// `Range` is not known: every answer is the whole file.
+    /// `Range` is not supported: every answer is the whole file.
     NoRange(usize),
     /// 302 to the file's other address.
     Redirect,
@@ -26,17 +26,17 @@ enum Manner {
 
 struct Server {
     port: u16,
-    /// The `Range` of every request, and "-" for none.
+    /// The `Range` of every request, or "-" for none.
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    /// `manners` in turn, the last one for good; `etag` goes with every answer.
+    /// Answers by `manners` in turn, then repeats the last; `etag` is sent with every answer.
     fn new(content: Vec<u8>, manners: &[Manner], etag: &str) -> Self {
         Self::saying(content, manners, "ETag", etag)
     }
 
-    /// As [`Server::new`], with another field in place of the ETag.
+    /// Like [`Server::new`], with another header field instead of the ETag.
     fn saying(content: Vec<u8>, manners: &[Manner], field: &'static str, etag: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -110,7 +110,7 @@ fn answer(
     let head = format!(
         "{begin}{version}: {value}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
-    // The client may be gone already.
+    // The client may already be gone.
     let _ = stream
         .write_all(head.as_bytes())
         .and_then(|()| stream.write_all(body));
@@ -218,7 +218,7 @@ fn without_an_etag_the_date_decides_and_without_both_it_is_fetched_from_its_begi
         assert!(std::fs::read(path)? == new, "{field}");
         assert_eq!(after.asked(), [expected]);
     }
-    // The same date: the rest is enough.
+    // The same date: requesting the rest is enough.
     let folder = tempfile::tempdir()?;
     let manners = [Manner::Cut(90_000), Manner::Whole];
     let server = Server::saying(new.clone(), &manners, "Last-Modified", date);
@@ -257,7 +257,7 @@ fn another_digest_is_an_error_and_what_came_is_removed() -> Result<()> {
     let (text, code) = report(&error);
     assert!(text.contains("the name says 0123abcd"), "{text}");
     assert_eq!((code, files(folder.path()).len()), (1, 0));
-    // The same of a file that lies in the cache.
+    // The same for a file in the cache.
     std::fs::write(folder.path().join("w-0123abcd.pth"), "other")?;
     let error = fetched(&server.address("w-0123abcd.pth"), folder.path()).unwrap_err();
     assert!(report(&error).0.contains("remove it"));
@@ -273,7 +273,7 @@ fn a_missing_file_and_a_dead_server_say_where_to_put_it() -> Result<()> {
         (server.address("w-0123abcd.pth"), "404"),
         (
             format!("http://127.0.0.1:{closed}/w-0123abcd.pth"),
-            "cannot fetch",
+            "cannot download",
         ),
     ] {
         let (text, code) = report(&fetched(&address, folder.path()).unwrap_err());
@@ -306,7 +306,7 @@ fn the_cache_is_looked_at_before_anything_is_fetched() -> Result<()> {
     for download in [false, true] {
         assert_eq!(cached(Network::Inception, folder.path(), download)?, path);
     }
-    // A published file is what it says, or an error.
+    // A published file must match its digest.
     std::fs::write(folder.path().join("vgg16-397923af.pth"), "x")?;
     let error = cached(Network::Vgg16, folder.path(), false).unwrap_err();
     assert!(report(&error).0.contains("397923af"));

@@ -1,10 +1,10 @@
-//! The head of a `.npy` array: magic, version, and a Python dictionary of type, order and shape.
+//! The header of a `.npy` array: magic, version, and a Python dictionary of type, order and shape.
 
 use std::io::Read;
 
 use crate::error::{Context, Result, hinted};
 
-/// A head longer than this is no head.
+/// A longer header is damaged.
 const LONGEST: usize = 1 << 16;
 
 /// Element types that are read as numbers, by NumPy's descriptor.
@@ -40,7 +40,7 @@ impl Element {
         Element::F64,
     ];
 
-    /// As NumPy writes it on most machines: little-endian.
+    /// Little-endian, as NumPy writes it on most machines.
     pub fn descriptor(self) -> &'static str {
         match self {
             Element::Bool => "|b1",
@@ -68,7 +68,7 @@ impl Element {
         }
     }
 
-    /// The element, and whether its bytes stand the other way round.
+    /// The element type, and whether its bytes are swapped (big-endian).
     fn named(descriptor: &str) -> Option<(Self, bool)> {
         let (order, kind) = descriptor.split_at_checked(1)?;
         let element = Element::ALL
@@ -82,57 +82,60 @@ impl Element {
     }
 }
 
-/// What a `.npy` says of its array.
+/// The header of a `.npy` array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
-    /// NumPy's words for the type of an element, whether it is read or not.
+    /// NumPy's descriptor of the element type, whether it is read or not.
     pub descriptor: String,
-    /// What is read as numbers; arrays of text, of objects and of records are not.
+    /// Types that are read as numbers; arrays of text, of objects and of records are not.
     pub element: Option<Element>,
     pub big_endian: bool,
-    /// The first index runs fastest.
+    /// FORTRAN order: the first index varies fastest.
     pub fortran_order: bool,
     pub shape: Vec<usize>,
 }
 
 impl Header {
-    /// Elements.
+    /// Number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Bytes of the array, where an element's are known; [`Header::read`] has seen that they can be counted.
+    /// Size of the array in bytes, if the size of an element is known. [`Header::read`] has checked
+    /// that it does not overflow.
     pub fn bytes_of_array(&self) -> Option<u64> {
         Some(self.count() as u64 * self.element?.size() as u64)
     }
 
-    /// Errors: elements that are no numbers; names their type.
+    /// Errors: elements that are not numbers; names their type.
     pub fn numbers(&self) -> Result<Element> {
         self.element.ok_or_else(|| {
             hinted(
                 format!(
-                    "its elements are `{}`, which are no numbers",
+                    "its elements are `{}`, which are not numbers",
                     self.descriptor
                 ),
-                "expected booleans, integers or floats: array.astype(numpy.float64) makes such",
+                "expected booleans, integers or floats: array.astype(numpy.float64) converts them",
             )
         })
     }
 
-    /// Reads versions 1, 2 and 3: the head, and how many bytes it takes.
+    /// Reads versions 1, 2 and 3. Returns the header and its length in bytes.
     pub fn read(from: &mut impl Read) -> Result<(Self, u64)> {
         let mut start = [0u8; 8];
-        from.read_exact(&mut start).context("it ends in its head")?;
-        anyhow::ensure!(start.starts_with(b"\x93NUMPY"), "it is no .npy array");
+        from.read_exact(&mut start)
+            .context("it ends within its header")?;
+        anyhow::ensure!(start.starts_with(b"\x93NUMPY"), "it is not a .npy array");
         let mut length = [0u8; 4];
         let bytes = if start[6] == 1 { 2 } else { 4 };
         from.read_exact(&mut length[..bytes])
-            .context("it ends in its head")?;
+            .context("it ends within its header")?;
         let before = (start.len() + bytes) as u64;
         let length = u32::from_le_bytes(length) as usize;
-        anyhow::ensure!(length <= LONGEST, "its head of {length} bytes is damaged");
+        anyhow::ensure!(length <= LONGEST, "its header of {length} bytes is damaged");
         let mut text = vec![0; length];
-        from.read_exact(&mut text).context("it ends in its head")?;
+        from.read_exact(&mut text)
+            .context("it ends within its header")?;
         let header = Self::parse(&String::from_utf8_lossy(&text))?;
         Ok((header, before + length as u64))
     }
@@ -142,7 +145,7 @@ impl Header {
             let (_, rest) = text.split_once(&format!("'{key}':"))?;
             Some(rest.trim_start())
         };
-        let damaged = || format!("its head is damaged: {}", text.trim());
+        let damaged = || format!("its header is damaged: {}", text.trim());
         let descriptor = value("descr").and_then(descriptor).with_context(damaged)?;
         let order = value("fortran_order").with_context(damaged)?;
         let shape = value("shape")
@@ -194,7 +197,8 @@ impl Header {
     }
 }
 
-/// The value of `descr` at the start of `rest`: a word in quotes, or a list of a record's fields as it stands.
+/// The value of `descr` at the start of `rest`: a quoted string, or a record's list of fields,
+/// unparsed.
 fn descriptor(rest: &str) -> Option<String> {
     if let Some(word) = rest.strip_prefix('\'') {
         return Some(word.split('\'').next()?.to_string());

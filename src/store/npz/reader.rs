@@ -1,4 +1,5 @@
-//! Reading `.npz`: arrays whole as f64, or u8 in pieces, so that 50,000 images need no memory.
+//! Reads `.npz`: whole arrays as f64, or u8 in chunks, so that 50,000 images do not have to fit in
+//! memory.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -25,7 +26,8 @@ pub struct Array {
 }
 
 impl Npz {
-    /// Errors: there is no such file; it is no zip, or ends early; it is something else, which is named.
+    /// Errors: there is no such file; it is not a zip, or is truncated; it is something else, which
+    /// is named.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let zip = ZipArchive::new(BufReader::new(file)).map_err(|e| {
@@ -37,7 +39,10 @@ impl Npz {
                 );
             }
             hinted(
-                format!("{}: no .npz, or not written whole ({e})", path.display()),
+                format!(
+                    "{}: not an .npz, or not written completely ({e})",
+                    path.display()
+                ),
                 "copy or write it again",
             )
         })?;
@@ -62,7 +67,8 @@ impl Npz {
         foreign::of(path) == Some(foreign::NPZ)
     }
 
-    /// The type of the elements in NumPy's words and the shape of the array `name`, whether it is read or not.
+    /// NumPy's descriptor of the elements and the shape of the array `name`, whether it is read or
+    /// not.
     pub fn describe(&mut self, name: &str) -> Result<(String, Vec<usize>)> {
         let header = self.with(name, |_, header| Ok(header.clone()))?;
         Ok((header.descriptor, header.shape))
@@ -94,9 +100,10 @@ impl Npz {
         })
     }
 
-    /// The first `limit` bytes of the u8 array `name`, in pieces of `size`; the last piece may be smaller.
+    /// The first `limit` bytes of the u8 array `name`, in chunks of `size`; the last chunk may be
+    /// smaller.
     ///
-    /// Errors: another type, or the order of FORTRAN; what `take` returns; a checksum that is not the array's, after its
+    /// Errors: another type, or FORTRAN order; any error of `take`; a wrong checksum, after the
     /// last byte.
     pub fn bytes(
         &mut self,
@@ -119,9 +126,9 @@ impl Npz {
         })
     }
 
-    /// Calls `read` with what follows the head of the array `name`.
+    /// Calls `read` with the data after the header of the array `name`.
     ///
-    /// Errors: no such array; a shape that takes more bytes than the archive has of it.
+    /// Errors: no such array; a shape that needs more bytes than the archive holds for it.
     fn with<T>(
         &mut self,
         name: &str,
@@ -138,7 +145,7 @@ impl Npz {
         let size = entry.size();
         let whole = || {
             let (header, length) = Header::read(&mut entry)?;
-            // Before anything of that size is asked for.
+            // Checked before anything of that size is allocated.
             let (found, expected) = (size.saturating_sub(length), header.bytes_of_array());
             if let Some(expected) = expected
                 && found < expected
@@ -189,7 +196,7 @@ fn check_bytes(header: &Header) -> Result<()> {
 }
 
 fn values(bytes: &[u8], element: Element) -> Vec<f64> {
-    // The chunks are as long as their arrays.
+    // The chunks have the arrays' length.
     fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
         let (chunks, _) = bytes.as_chunks::<N>();
         chunks.iter().map(|chunk| f(*chunk)).collect()
@@ -209,7 +216,7 @@ fn values(bytes: &[u8], element: Element) -> Vec<f64> {
     }
 }
 
-/// From the first index running fastest to the last.
+/// From FORTRAN order (first index fastest) to C order (last index fastest).
 fn to_c_order(values: &[f64], shape: &[usize]) -> Vec<f64> {
     let mut strides = Vec::with_capacity(shape.len());
     let mut stride = 1;
@@ -316,7 +323,7 @@ mod tests {
             let mut npz = Npz::open(&path)?;
             assert_eq!(npz.describe("x")?.1, [2]);
             let (text, _) = crate::error::report(&npz.floats("x").unwrap_err());
-            assert!(text.contains("which are no numbers"), "{text}");
+            assert!(text.contains("which are not numbers"), "{text}");
         }
         Ok(())
     }
@@ -340,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_order_of_fortran_is_turned() {
-        // [[0,1,2],[3,4,5]] with the first index fastest.
+        // [[0,1,2],[3,4,5]] in FORTRAN order.
         let values = [0.0, 3.0, 1.0, 4.0, 2.0, 5.0];
         assert_eq!(to_c_order(&values, &[2, 3]), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     }
@@ -381,7 +388,7 @@ mod tests {
             let mut npz = Npz::open(&path)?;
             let found = [
                 npz.floats("mu").map(drop),
-                // Also by those who want its beginning alone.
+                // Also for callers who read only the beginning.
                 npz.bytes("arr_0", 2, 2, |_| Ok(())),
             ];
             let [error] = &found

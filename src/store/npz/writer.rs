@@ -1,4 +1,5 @@
-//! NumPy's `.npz`, written as it comes: a stored zip of `.npy` arrays, so that 50,000 images need no memory.
+//! Writes NumPy's `.npz` as a stream: an uncompressed zip of `.npy` arrays, so that 50,000 images
+//! do not have to fit in memory.
 //!
 //! ADM's evaluation reads `arr_0`, u8 [N,H,W,3], and labels in `arr_1`, i64 [N].
 
@@ -11,11 +12,11 @@ use zip::write::SimpleFileOptions;
 use super::header::{Element, Header};
 use crate::error::Result;
 
-/// Arrays one after the other; each must get exactly the bytes of its shape.
+/// Writes arrays one after the other; each must get exactly the bytes of its shape.
 pub struct NpzWriter<W: Write + Seek> {
     zip: ZipWriter<UntilFailure<W>>,
     name: String,
-    /// Bytes the open array still lacks.
+    /// Bytes that the open array still needs.
     lacking: u64,
 }
 
@@ -32,11 +33,11 @@ impl<W: Write + Seek> NpzWriter<W> {
         }
     }
 
-    /// Opens the array `name`, in C order; `write` fills it.
+    /// Opens the array `name`, in C order; the following writes fill it.
     pub fn array(&mut self, name: &str, element: Element, shape: &[usize]) -> Result<()> {
         self.close()?;
         let bytes = shape.iter().map(|&n| n as u64).product::<u64>() * element.size() as u64;
-        // Zip64 from the start: whether it will be needed cannot be changed afterwards.
+        // Zip64 from the start, because this cannot be changed later.
         let options = SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored)
             .large_file(bytes > u64::from(u32::MAX) / 2);
@@ -60,12 +61,12 @@ impl<W: Write + Seek> NpzWriter<W> {
         Ok(())
     }
 
-    /// What the archive says of itself (`unzip -z`); readers of arrays pass over it.
+    /// Sets the archive's comment (`unzip -z`); readers of arrays ignore it.
     pub fn comment(&mut self, text: &str) -> Result<()> {
         Ok(self.zip.set_comment(text).map_err(unwrapped)?)
     }
 
-    /// Ends the archive and gives the writer back.
+    /// Ends the archive and returns the writer.
     pub fn finish(self) -> Result<W> {
         self.close()?;
         Ok(self.zip.finish().map_err(unwrapped)?.to)
@@ -82,7 +83,8 @@ impl<W: Write + Seek> NpzWriter<W> {
     }
 }
 
-/// The system's own error: the zip's would stand before it in the message, and hide that it is of the file.
+/// The system's own error. The zip's would stand before it in the message, and hide that it is an
+/// error of the file.
 fn unwrapped(error: ZipError) -> io::Error {
     match error {
         ZipError::Io(error) => error,
@@ -90,7 +92,8 @@ fn unwrapped(error: ZipError) -> io::Error {
     }
 }
 
-/// Takes everything once something has failed: the zip's drop ends the archive, and would print that this fails too.
+/// Accepts all data once a write has failed: the zip's drop would end the archive, and print that
+/// this fails too.
 struct UntilFailure<W> {
     to: W,
     at: u64,
@@ -146,7 +149,7 @@ mod tests {
         let mut zip = zip::ZipArchive::new(npz.finish()?)?;
         let mut bytes = Vec::new();
         zip.by_name("arr_1.npy")?.read_to_end(&mut bytes)?;
-        // What numpy.save wrote for np.array([7, -1]).
+        // Written by numpy.save for np.array([7, -1]).
         let mut expected = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
         expected.extend(b"{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }");
         expected.extend([b' '; 60]);
@@ -173,7 +176,7 @@ mod tests {
         Ok(())
     }
 
-    /// Takes `0` bytes, then is full.
+    /// Accepts this many bytes, then is full.
     struct Small(usize);
 
     impl Write for Small {
@@ -207,7 +210,7 @@ mod tests {
             let error = write().unwrap_err();
             let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
             assert_eq!(kind, Some(io::ErrorKind::StorageFull), "{room}: {error:?}");
-            // `atomic::write_with` takes a bare one for its own.
+            // `atomic::write_with` treats a bare `io::Error` as its own.
             assert_eq!(error.chain().count(), 1, "{room}: {error:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! A pickle's bytes, read from front to back and never beyond their end.
+//! Reads a pickle's bytes from front to back, never beyond their end.
 
 use super::objects::{Outcome, broken};
 

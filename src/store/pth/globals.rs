@@ -1,8 +1,9 @@
-//! The names a pickle may ask for.
+//! The names that a pickle may refer to.
 //!
-//! Nothing of them is ever run: a name stands for the few things that are built here (tensors, storages, dicts, bytes), for
-//! a tensor that is not read, or for something inert. The list is that of PyTorch's own `weights_only` loader, with the
-//! plain objects that training checkpoints hold besides (NumPy's arrays and scalars, Lightning's, argparse's, paths).
+//! None of them is ever run. A name stands for one of the few things that are built here (tensors,
+//! storages, dicts, bytes), for a tensor that is not read, or for an inert object. The list is that
+//! of PyTorch's own `weights_only` loader, plus the plain objects that training checkpoints also
+//! hold (NumPy's arrays and scalars, Lightning's, argparse's, paths).
 
 use safetensors::Dtype;
 
@@ -14,7 +15,7 @@ const CALLS: &str =
 const GATHER: &str = "gather it before saving: tensor.full_tensor(), or get_model_state_dict with \
                       StateDictOptions(full_state_dict=True)";
 
-/// Libraries whose objects stand beside the state dict of training checkpoints.
+/// Libraries whose objects appear beside the state dict in training checkpoints.
 const INERT_LIBRARIES: [&str; 15] = [
     "pytorch_lightning",
     "lightning",
@@ -33,9 +34,9 @@ const INERT_LIBRARIES: [&str; 15] = [
     "addict",
 ];
 
-/// What a global stands for; refused unless weights or checkpoints have it.
+/// The meaning of a global; refused unless weights or checkpoints use it.
 pub(super) fn global(module: &str, name: &str) -> Outcome<Global> {
-    // The protocols up to 2 name modules as Python 2 does.
+    // Protocols up to 2 use Python 2's module names.
     let module = match module {
         "__builtin__" => "builtins",
         module => module,
@@ -86,7 +87,7 @@ fn known(module: &str, name: &str) -> Option<Global> {
     })
 }
 
-/// Storages, types of elements and of tensors, and what a quantized tensor names.
+/// Storages, dtypes, tensor classes, and what a quantized tensor refers to.
 fn torch(name: &str) -> Option<Global> {
     if let Some(elements) = name.strip_suffix("Storage") {
         return Elements::of_storage(elements).map(Global::Storage);
@@ -101,7 +102,7 @@ fn torch(name: &str) -> Option<Global> {
     scheme.then_some(Global::Inert)
 }
 
-/// torch.contiguous_format and its like, which carry their module in their name.
+/// torch.contiguous_format and the like, whose names contain their module.
 fn memory_format(name: &str) -> bool {
     matches!(
         name.trim_start_matches("torch."),
@@ -109,7 +110,7 @@ fn memory_format(name: &str) -> bool {
     )
 }
 
-/// torch.float32 and its like.
+/// torch.float32 and the like.
 fn dtype(name: &str) -> Option<Elements> {
     let known = match name {
         "bool" => Dtype::BOOL,
@@ -128,7 +129,8 @@ fn dtype(name: &str) -> Option<Elements> {
         "float8_e4m3fn" => Dtype::F8_E4M3,
         "float8_e5m2" => Dtype::F8_E5M2,
         _ => {
-            // Rarer ones stand in checkpoints as words; a tensor of them is not read.
+            // Rarer dtypes may appear in checkpoints as values; tensors of these types are not
+            // read.
             let kinds = [
                 "float", "bfloat", "complex", "int", "uint", "qint", "quint", "bits",
             ];

@@ -1,7 +1,7 @@
-//! A pickle machine that builds data and runs nothing.
+//! A pickle machine that builds data and runs no code.
 //!
-//! It has the instructions of the protocols 2 to 5. The only callables it knows are those that rebuild tensors
-//! ([`global`] lists them); what others would make is an inert mark.
+//! It has the instructions of protocols 2 to 5. The only callables it knows are those that rebuild
+//! tensors (listed in [`global`]); results of other callables are inert placeholders.
 
 use std::collections::HashMap;
 
@@ -11,10 +11,10 @@ use super::objects::{
     Elements, Global, Id, Object, Outcome, Pickle, StorageRef, TensorRef, Unread, broken,
 };
 
-/// More objects than any file of weights has.
+/// More objects than any weights file has.
 const MOST_OBJECTS: usize = 1 << 21;
 
-/// Reads one pickle from the start of `bytes`; says how long it was.
+/// Reads one pickle from the start of `bytes`; also returns its length.
 pub(super) fn load(bytes: &[u8]) -> Outcome<(Pickle, usize)> {
     let mut machine = Machine {
         bytes: Bytes { bytes, at: 0 },
@@ -40,7 +40,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs to STOP; gives the object on top.
+    /// Runs up to STOP; returns the object on top of the stack.
     fn run(&mut self) -> Outcome<Id> {
         loop {
             let [op] = self.bytes.array()?;
@@ -154,7 +154,7 @@ impl<'a> Machine<'a> {
                     let [Object::Text(module), Object::Text(name)] =
                         [names[0], names[1]].map(|id| self.object(id).clone())
                     else {
-                        return broken("names a global by something else than text");
+                        return broken("names a global by something other than text");
                     };
                     let global = global(&module, &name)?;
                     self.push(Object::Global(global))?;
@@ -243,7 +243,7 @@ impl<'a> Machine<'a> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.last() {
             Some(id) if self.stack.len() > floor => Ok(*id),
-            _ => broken("takes more than it has put"),
+            _ => broken("pops more than it has pushed"),
         }
     }
 
@@ -257,14 +257,14 @@ impl<'a> Machine<'a> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(n) {
             Some(from) if from >= floor => Ok(self.stack.split_off(from)),
-            _ => broken("takes more than it has put"),
+            _ => broken("pops more than it has pushed"),
         }
     }
 
     fn pop_mark(&mut self) -> Outcome<Vec<Id>> {
         match self.marks.pop() {
             Some(mark) => Ok(self.stack.split_off(mark)),
-            None => broken("takes more than it has put"),
+            None => broken("pops more than it has pushed"),
         }
     }
 
@@ -273,7 +273,7 @@ impl<'a> Machine<'a> {
         match &mut self.objects[top as usize] {
             Object::List(list) => list.extend(items),
             Object::Inert => {}
-            _ => return broken("appends to no list"),
+            _ => return broken("appends to something that is not a list"),
         }
         Ok(())
     }
@@ -286,12 +286,12 @@ impl<'a> Machine<'a> {
         match &mut self.objects[top as usize] {
             Object::Dict(dict) => dict.extend(pairs.iter().map(|[k, v]| (*k, *v))),
             Object::Inert => {}
-            _ => return broken("sets an item of no dict"),
+            _ => return broken("sets an item of something that is not a dict"),
         }
         Ok(())
     }
 
-    /// A TorchScript module's attributes; the state of anything else belongs to no tensor.
+    /// Sets a TorchScript module's attributes; the state of any other object holds no tensor.
     fn build(&mut self, state: Id) -> Outcome<()> {
         let top = self.top()?;
         if let (Object::Module(_), Object::Dict(items)) = (self.object(top), self.object(state)) {
@@ -308,22 +308,22 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, key: u32) -> Outcome<()> {
         let Some(id) = self.memo.get(&key) else {
-            return broken("recalls what it has not kept");
+            return broken("reads a memo entry that it has not written");
         };
         self.stack.push(*id);
         Ok(())
     }
 
-    /// REDUCE and NEWOBJ: what the few known callables would make.
+    /// REDUCE and NEWOBJ: the results of the few known callables.
     fn rebuild(&mut self, callable: Id, arguments: Id) -> Outcome<()> {
         let global = match self.object(callable) {
             Object::Global(global) => global.clone(),
             Object::Inert => Global::Inert,
-            _ => return broken("calls what is no function"),
+            _ => return broken("calls something that is not a function"),
         };
         let items = match self.object(arguments) {
             Object::Tuple(items) => items.clone(),
-            // NEWOBJ_EX has been given the class for its arguments.
+            // NEWOBJ_EX passes the class as its arguments.
             _ => Vec::new(),
         };
         match (global, &items[..]) {
@@ -346,7 +346,7 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             (Global::FromType, [function, _, arguments, ..]) => match self.object(*function) {
-                // Not another of its own kind, so that it ends.
+                // Not another of the same kind, so that the recursion ends.
                 Object::Global(Global::FromType) => broken("rebuilds a tensor without end"),
                 _ => self.rebuild(*function, *arguments),
             },
@@ -369,7 +369,7 @@ impl<'a> Machine<'a> {
                 let bytes = self.encoded(items)?;
                 self.push(Object::Bytes(bytes))
             }
-            _ => broken("calls a function with what it does not take"),
+            _ => broken("calls a function with wrong arguments"),
         }
     }
 
@@ -382,7 +382,7 @@ impl<'a> Machine<'a> {
                 let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
                 Ok(bytes.unwrap_or_else(|| text.clone().into_bytes()))
             }
-            Some(_) => broken("makes bytes of what is no text"),
+            Some(_) => broken("makes bytes of something that is not text"),
         }
     }
 
@@ -404,7 +404,7 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    /// Of (storage, offset, shape, strides), with the storage's elements or `elements`.
+    /// From (storage, offset, shape, strides), with the element type of the storage or `elements`.
     fn tensor(
         &mut self,
         [storage, offset, shape, strides]: [Id; 4],
@@ -427,7 +427,7 @@ impl<'a> Machine<'a> {
                     strides,
                 }
             }
-            _ => return broken("has a tensor whose storage, shape or strides are none"),
+            _ => return broken("has a tensor with an invalid storage, shape or strides"),
         };
         self.push(Object::Tensor(tensor))
     }
@@ -451,7 +451,7 @@ impl<'a> Machine<'a> {
     /// BINPERSID of ('storage', type, key, location, elements[, view]).
     fn storage(&mut self, id: Id) -> Outcome<()> {
         let Object::Tuple(items) = self.object(id) else {
-            return broken("refers to no storage");
+            return broken("refers to a missing storage");
         };
         let object = |i: usize| items.get(i).map(|id| self.object(*id));
         let storage = match (object(0), object(1), object(2), object(5)) {
@@ -464,7 +464,7 @@ impl<'a> Machine<'a> {
                 key: key.clone(),
                 elements: elements.clone(),
             },
-            _ => return broken("refers to something that is no storage"),
+            _ => return broken("refers to something that is not a storage"),
         };
         self.push(Object::Storage(storage))
     }

@@ -1,8 +1,9 @@
 //! PyTorch's `.pth`: a pickle that describes tensors, and their storages as raw bytes.
 //!
-//! Since 1.6 a zip archive (`*/data.pkl`, `*/data/<key>`); before it, and with `_use_new_zipfile_serialization =
-//! False`, five pickles in a row (magic number, protocol, system, object, storage keys), then for every key its
-//! number of elements (i64) and bytes. A TorchScript archive is such a zip too: its code is not looked at.
+//! Since PyTorch 1.6 it is a zip archive (`*/data.pkl`, `*/data/<key>`). Before, and with
+//! `_use_new_zipfile_serialization = False`, it is five pickles in a row (magic number, protocol,
+//! system, object, storage keys), then for every key its number of elements (i64) and its bytes. A
+//! TorchScript archive is such a zip too; its code is ignored.
 
 mod bytes;
 mod globals;
@@ -27,7 +28,8 @@ use crate::error::{Error, Result, hinted};
 use objects::{Pickle, Refusal, TensorRef};
 use view::Budget;
 
-/// A pickle of tensors' names and shapes is small; with NumPy's arrays in it, it may be as large as its file.
+/// A pickle of tensors' names and shapes is small; with NumPy arrays in it, it may be as large as
+/// its file.
 const SMALL_PICKLE: u64 = 64 << 20;
 const MOST_PICKLE: u64 = 1 << 30;
 
@@ -81,7 +83,7 @@ pub(super) fn read_zip(path: &Path) -> Result<Named> {
     let text = member(suffix, size.clamp(SMALL_PICKLE, MOST_PICKLE))?.unwrap_or_default();
     let (mut pickle, _) = machine::load(&text).map_err(|e| in_file(path, e))?;
     let tensors = pickle.state_dict().map_err(|e| in_file(path, e))?;
-    // Storages lie uncompressed, so none is larger than the file.
+    // Storages are uncompressed, so none is larger than the file.
     collect(path, size, tensors, |key| {
         member(&format!("data/{key}"), size)?
             .map(Cow::Owned)
@@ -92,7 +94,8 @@ pub(super) fn read_zip(path: &Path) -> Result<Named> {
 /// A `.pth` of the older format.
 pub(super) fn read_legacy(path: &Path) -> Result<Named> {
     let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
-    // SAFETY: the map is read only; a program that cuts the file while it is read ends this process by a signal.
+    // SAFETY: the map is read only; if another program truncates the file while it is read, a
+    // signal ends this process.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| cannot_read(path, &e))?;
     let mut at = 0;
     let mut next = || -> Result<Pickle> {
@@ -122,7 +125,7 @@ pub(super) fn read_legacy(path: &Path) -> Result<Named> {
     })
 }
 
-/// Where each storage's bytes lie; None where the file ends too early.
+/// The range of each storage's bytes; None if the file ends too early.
 fn legacy_storages(
     map: &[u8],
     mut at: usize,
@@ -145,7 +148,8 @@ fn legacy_storages(
     Some(found)
 }
 
-/// Makes the tensors, storage by storage, so that each is read once and held alone.
+/// Builds the tensors storage by storage, so that each storage is read once and only one is in
+/// memory.
 fn collect<'a>(
     path: &Path,
     size: u64,

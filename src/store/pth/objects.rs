@@ -1,7 +1,7 @@
-//! What a pickle is made of, and where in it the state dict lies.
+//! The objects of a pickle, and where among them the state dict is.
 //!
-//! Objects lie in an arena and refer to each other by number, so that neither cycles nor deep nesting can exhaust
-//! the stack.
+//! Objects are in an arena and refer to each other by index, so that neither cycles nor deep
+//! nesting can overflow the stack.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -31,7 +31,7 @@ pub(super) fn broken<T>(what: &str) -> Outcome<T> {
     refuse(format!("its pickle {what}"), BROKEN)
 }
 
-/// Where a state dict may lie in a training checkpoint.
+/// Keys under which a training checkpoint may hold its state dict.
 const WRAPPERS: [&str; 8] = [
     "state_dict",
     "model_state_dict",
@@ -45,23 +45,23 @@ const WRAPPERS: [&str; 8] = [
 
 pub(super) type Id = u32;
 
-/// What a storage or a tensor is made of.
+/// The element type of a storage or a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Elements {
     Read(Dtype),
-    /// Of a type that is not read: its name, and the bytes of an element where they are known.
+    /// A type that is not read: its name, and the bytes per element if known.
     Unread(String, Option<usize>),
 }
 
 impl Elements {
-    /// A storage without a type: its tensors say theirs.
+    /// A storage without a type; its tensors have their own.
     pub const BYTES: Self = Elements::Read(Dtype::U8);
 
     pub fn unread(name: &str) -> Self {
         Elements::Unread(name.to_string(), None)
     }
 
-    /// Of torch.FloatStorage, given `Float`.
+    /// The type of torch.FloatStorage, given `Float`.
     pub fn of_storage(name: &str) -> Option<Self> {
         let wide = |bytes| Elements::Unread(format!("{name}Storage"), Some(bytes));
         Some(match name {
@@ -91,17 +91,17 @@ impl Elements {
     }
 }
 
-/// A storage named by a pickle, to be read from the file.
+/// A storage that a pickle refers to, to be read from the file.
 #[derive(Debug, Clone)]
 pub(super) struct StorageRef {
     pub key: String,
     pub elements: Elements,
 }
 
-/// A tensor named by a pickle; strides and offset count elements.
+/// A tensor that a pickle refers to; strides and offset count elements.
 #[derive(Debug, Clone)]
 pub(super) struct TensorRef {
-    /// Of its storage.
+    /// Key of its storage.
     pub key: String,
     pub elements: Elements,
     pub offset: usize,
@@ -109,7 +109,7 @@ pub(super) struct TensorRef {
     pub strides: Vec<usize>,
 }
 
-/// A tensor that is no array of numbers in a storage.
+/// A tensor that is not a plain array of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unread {
     pub what: &'static str,
@@ -131,10 +131,10 @@ impl Unread {
     };
     pub const NESTED: Self = Self {
         what: "a nested tensor",
-        remedy: "save its parts as tensors of their own",
+        remedy: "save its parts as separate tensors",
     };
     pub const SUBCLASS: Self = Self {
-        what: "a tensor of a class of its own",
+        what: "a tensor of a subclass",
         remedy: "save plain tensors in its place",
     };
     pub const FROM_NUMPY: Self = Self {
@@ -153,7 +153,7 @@ pub(super) enum Global {
     Tensor,
     /// torch._utils._rebuild_tensor_v3, whose storage has no type
     TypedTensor,
-    /// What gives its first argument: a parameter of its tensor.
+    /// A callable that returns its first argument, such as a parameter its tensor.
     First,
     /// torch._tensor._rebuild_from_type_v2
     FromType,
@@ -162,7 +162,7 @@ pub(super) enum Global {
     Unread(Unread),
     /// An OrderedDict, a defaultdict, a Counter.
     Dict,
-    /// Whatever holds items: a deque, a set.
+    /// A container of items: a deque, a set.
     List,
     /// _codecs.encode, by which the protocols up to 2 write bytes.
     Bytes,
@@ -172,7 +172,7 @@ pub(super) enum Global {
     Dtype(Elements),
     /// A class of TorchScript.
     Module,
-    /// A name that stands for nothing here.
+    /// A name that has no meaning here.
     Inert,
 }
 
@@ -193,7 +193,7 @@ pub(super) enum Object {
     Storage(StorageRef),
     Tensor(TensorRef),
     Unread(Unread),
-    /// Something whose value does not matter: a float, a library's object.
+    /// An object whose value does not matter: a float, a library's object.
     Inert,
 }
 
@@ -223,7 +223,7 @@ impl Pickle {
             .collect()
     }
 
-    /// The truth value of `key` in a dict.
+    /// The boolean value of `key` in a dict.
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         let Object::Dict(items) = self.get(self.root) else {
             return None;
@@ -235,7 +235,7 @@ impl Pickle {
         }
     }
 
-    /// Bytes an element of every storage.
+    /// Bytes per element of every storage.
     pub(super) fn storage_widths(&self) -> BTreeMap<String, usize> {
         self.objects
             .iter()
@@ -253,9 +253,11 @@ impl Pickle {
         }
     }
 
-    /// The named tensors of the state dict, wherever it lies; of a TorchScript module those of its parts, by path.
+    /// The named tensors of the state dict, wherever it is; for a TorchScript module, the tensors
+    /// of its parts, by path.
     ///
-    /// Errors: there is none, or more than one; one of its tensors is of a kind that is not read.
+    /// Errors: there is no state dict, or more than one; one of its tensors is of a kind that is
+    /// not read.
     pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
         if let Object::Module(_) = self.get(self.root) {
             return Ok(self.module_tensors());
@@ -272,7 +274,7 @@ impl Pickle {
             }
         };
         let Object::Dict(items) = self.get(found) else {
-            return broken("has no dict where it was");
+            return broken("has no dict where one was found");
         };
         let mut named = Vec::new();
         for (key, value) in items {
@@ -301,7 +303,7 @@ impl Pickle {
         Ok(named)
     }
 
-    /// The tensors of the root module and its parts, `part.part.name`. Each part is looked at once.
+    /// The tensors of the root module and its parts, `part.part.name`. Each part is visited once.
     fn module_tensors(&self) -> Vec<(String, TensorRef)> {
         let (mut named, mut seen) = (Vec::new(), HashSet::new());
         let mut waiting = vec![(String::new(), self.root)];
@@ -326,8 +328,8 @@ impl Pickle {
         named
     }
 
-    /// The dicts of tensors at `id` or below: one, where a wrapper's name or the tensors beside say which. Each dict is
-    /// looked at once.
+    /// The dicts of tensors at `id` or below; only one if a wrapper's key or the tensors beside it
+    /// decide. Each dict is visited once.
     fn find(&self, id: Id, depth: usize, seen: &mut HashSet<Id>) -> Vec<Found> {
         let Object::Dict(items) = self.get(id) else {
             return Vec::new();
@@ -369,14 +371,13 @@ impl Pickle {
     }
 }
 
-/// A dict of tensors, and by which keys it is reached.
+/// A dict of tensors, and the keys that lead to it.
 struct Found {
     id: Id,
     path: String,
 }
 
-/// Dicts in dicts that a state dict may lie in.
+/// Maximum nesting depth of a state dict.
 const DEEPEST: usize = 5;
 
-const WANTED: &str =
-    "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or the like";
+const WANTED: &str = "expected a state_dict, or a checkpoint that holds one under `state_dict`, `model` or a similar key";

@@ -1,4 +1,4 @@
-//! A tensor out of a storage's bytes: offset, shape and strides, which may be those of any view.
+//! A tensor from a storage's bytes, by offset, shape and strides, which may be those of any view.
 
 use candle_core::Tensor;
 use safetensors::Dtype;
@@ -6,8 +6,8 @@ use safetensors::Dtype;
 use super::objects::{Elements, TensorRef};
 use crate::store::elements;
 
-/// How many bytes the tensors of one file may take: views that share or repeat a storage are honest in small
-/// numbers, and a way to ask for 2^60 bytes otherwise.
+/// The bytes that the tensors of one file may take in memory. Views that share or repeat a storage
+/// are legitimate in small numbers, but could otherwise request 2^60 bytes.
 pub(super) struct Budget(u64);
 
 impl Budget {
@@ -24,7 +24,7 @@ impl Budget {
     }
 }
 
-/// Errors say what is wrong, to be put behind the tensor's name.
+/// Errors say what is wrong, in words that follow the tensor's name.
 pub(super) fn tensor(
     tensor: &TensorRef,
     storage: &[u8],
@@ -80,7 +80,7 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
-/// The elements in the order of `shape`, from wherever `strides` says they lie.
+/// Copies the elements in the order of `shape`, from wherever `strides` puts them.
 fn gather(
     storage: &[u8],
     shape: &[usize],

@@ -2,7 +2,7 @@ use super::*;
 use crate::error::report;
 use candle_core::{DType, Device};
 
-/// A file that scripts/weights_testdata.py had PyTorch write.
+/// A file that PyTorch wrote for scripts/weights_testdata.py.
 fn data(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/weights")
@@ -17,7 +17,7 @@ fn refusal(path: &Path) -> String {
     text
 }
 
-/// What `bytes` give as a file, as text where they are refused.
+/// Reads a file that holds `bytes`.
 fn read_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("x.pth");
@@ -113,8 +113,8 @@ fn what_holds_no_named_tensors_is_said_so() {
     assert!(refusal(&data("complex.pth")).contains("ComplexFloatStorage"));
 }
 
-/// In each of the ways that torch.save writes, and as torch.load(weights_only=True) reads them: the state dict is found, and
-/// nothing that stands beside it is in the way.
+/// Written in each of the ways of torch.save, and as torch.load(weights_only=True) reads them: the
+/// state dict is found, and nothing beside it gets in the way.
 #[test]
 fn every_plain_thing_may_stand_beside_the_state_dict() -> Result<()> {
     for name in ["plain.pth", "plain-legacy.pth", "plain-5.pth"] {
@@ -217,7 +217,8 @@ fn truncated_files_are_refused_at_every_length() -> Result<()> {
     Ok(())
 }
 
-/// No byte that is changed may lead to a panic, an abort or a claim of memory; the result may be wrong numbers.
+/// No changed byte may lead to a panic, an abort or a huge allocation; the result may be wrong
+/// numbers.
 #[test]
 fn damaged_bytes_never_stop_the_process() -> Result<()> {
     for name in [
@@ -227,7 +228,7 @@ fn damaged_bytes_never_stop_the_process() -> Result<()> {
         "plain-legacy.pth",
     ] {
         let bytes = std::fs::read(data(name))?;
-        // 13 is prime to every length and period in these files.
+        // 13 is coprime to every length and period in these files.
         for at in (0..bytes.len()).step_by(13) {
             for value in [0, 0x7f, 0xff, b'('] {
                 let mut damaged = bytes.clone();
@@ -253,18 +254,18 @@ fn legacy(object: &[u8]) -> Vec<u8> {
 
 #[test]
 fn hostile_pickles_end_in_an_error() {
-    // A tensor of 2^62 elements over a storage that is not there, with strides of 0.
+    // A tensor of 2^62 elements over a missing storage, with strides of 0.
     let mut tensor = b"\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0kX\x03\0\0\0cpuK\x01tQK\0".to_vec();
     tensor.extend(b"\x8a\x08\0\0\0\0\0\0\0\x40\x85K\0\x85\x89}tRu.");
     for object in [
         &tensor[..],
-        // Deep nesting: tuples in tuples.
+        // Deeply nested tuples.
         &[&b"\x80\x02)"[..], &vec![0x85; 3 << 20], b"."].concat(),
-        // A list that holds itself.
+        // A list that contains itself.
         b"\x80\x02]q\0h\0a.",
-        // A dict that holds itself as its state dict.
+        // A dict that contains itself as its state dict.
         b"\x80\x02}q\0X\x0a\0\0\0state_dicth\0s.",
-        // Lengths beyond the file.
+        // Lengths beyond the end of the file.
         b"\x80\x02X\xff\xff\xff\xff.",
         b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.",
         // An empty stack, marks without an end, an unknown instruction.
@@ -296,7 +297,10 @@ fn other_files_are_named_as_what_they_are_not() -> Result<()> {
         (b"\x93NUMPY\x01\0v\0{'descr': '<f4'", "is a .npy array"),
         (b"\x1f\x8b\x08\0\0\0\0\0", "is gzip-compressed"),
         (b"\x80\x04\x95\x0a\0\0\0\0\0\0\0", "is a Python pickle"),
-        (&[0xfe, 0xff, 0, 1, 2, 3, 4, 5, 6, 7], "is no weights file"),
+        (
+            &[0xfe, 0xff, 0, 1, 2, 3, 4, 5, 6, 7],
+            "is not a weights file",
+        ),
         (b"PK\x03\x04 and nothing more", "x.pth"),
     ] {
         let (text, _) = report(&read_bytes(bytes).expect_err("this must be refused"));

@@ -1,4 +1,4 @@
-//! The loop around a stage that only remembers what it was told.
+//! The training loop around a stage that only records its calls.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use crate::config::Config;
 use crate::error::report;
 use crate::train::checkpoint::steps;
 
-/// A gradient whose step is said to be left out when it is logged, as a GPU does.
+/// A gradient whose step is reported as skipped only when it is logged, as on a GPU.
 const LATE: f32 = 1e9;
 
-/// Its gradient at micro-batch i is `gradients[i]`, and so is its loss.
+/// A stage whose gradient and loss at micro-batch i are both `gradients[i]`.
 struct Told {
     gradients: Vec<f32>,
     next: usize,
@@ -31,24 +31,24 @@ impl Stage for Told {
 
     fn compute(&mut self, batch: f32, _: u64) -> Result<Micro<()>> {
         let gradient = Tensor::new(&[batch], &Device::Cpu)?;
-        let mut figures = Figures::default();
-        figures.add("loss", f64::from(batch));
+        let mut metrics = StepMetrics::default();
+        metrics.add("loss", f64::from(batch));
         Ok(Micro {
             gradients: Gradients::from([("w".to_string(), gradient)]),
-            figures,
+            metrics,
             rest: (),
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<Figures> {
+    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<StepMetrics> {
         let sum = gradients["w"].to_vec1::<f32>()?[0];
         self.updates.push((update.step, update.scale, sum));
-        Ok(Figures::default())
+        Ok(StepMetrics::default())
     }
 }
 
-impl Trained for Told {
-    fn figures(&mut self) -> Result<Map<String, Value>> {
+impl Checkpointed for Told {
+    fn metrics(&mut self) -> Result<Map<String, Value>> {
         let psnr = json!(if self.next == 2 { f64::NAN } else { 20.0 });
         Ok(Map::from_iter([("psnr".to_string(), psnr)]))
     }
@@ -78,7 +78,7 @@ impl Trained for Told {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 struct Ended {
     result: Result<()>,
     updates: Vec<(u64, f64, f32)>,
@@ -114,7 +114,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         config: &config,
         steps: steps_planned,
         state: State::new("train-vae", 0, 5, String::new()),
-        interval: Figures::default(),
+        interval: StepMetrics::default(),
         interrupt: Interrupt::listen()?,
         save_first: true,
     };

@@ -46,7 +46,7 @@ fn a_bundle_tells_its_parts_configuration_and_origin() -> Result<()> {
     Ok(())
 }
 
-/// A run as training leaves it.
+/// A run folder as training leaves it.
 fn run(path: &Path) -> Result<Run> {
     let mut run = Run::create(Some(path), "train-vae", &Config::load(Some("demo"), &[])?)?;
     run.metrics
@@ -167,7 +167,8 @@ fn an_npz_tells_its_arrays() -> Result<()> {
     Ok(())
 }
 
-/// Labels of a type that nothing here reads say what they are; so does a file whose name is in capitals, or says nothing.
+/// Labels of a type that is not read elsewhere are shown with their type. File names may be
+/// upper-case or without a suffix.
 #[test]
 fn an_npz_of_any_types_and_any_name_is_told() -> Result<()> {
     let root = tempfile::tempdir()?;

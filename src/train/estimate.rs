@@ -1,7 +1,9 @@
-//! What a run will take, before it starts: parameters by part, memory, FLOP a step, steps and epochs.
+//! What a run will need, before it starts: parameters by part, memory, FLOP per step, steps and
+//! epochs.
 //!
-//! Multiply-adds count as two. A backward pass takes twice its forward pass. Memory is an estimate: parameters,
-//! gradients, moments and average are exact, activations are what the operations keep for the backward pass.
+//! A multiply-add counts as two FLOP. A backward pass costs twice its forward pass. Memory is an
+//! estimate: parameters, gradients, moments and average are exact; activations are what the
+//! operations keep for the backward pass.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,41 +18,41 @@ use crate::store::Scope;
 
 type Shapes = BTreeMap<String, Shape>;
 
-/// A stage's figures.
+/// The estimate for one stage.
 #[derive(Debug)]
-pub struct Plan {
+pub struct RunEstimate {
     title: &'static str,
-    /// Parameters by first name.
+    /// Parameters by the first component of their names.
     parts: BTreeMap<String, usize>,
-    /// Of one image, forward and backward.
-    flop_an_image: f64,
-    /// Bytes kept of one image for the backward pass.
-    activations_an_image: f64,
+    /// FLOP per image, forward and backward.
+    flop_per_image: f64,
+    /// Bytes kept per image for the backward pass.
+    activations_per_image: f64,
     config: TrainConfig,
-    /// Of the data set.
+    /// Images in the data set.
     images: u64,
-    /// What the data set holds.
+    /// A line on what the data set contains.
     data: Option<String>,
 }
 
-impl Plan {
-    /// Of train-vae, without VGG and discriminator.
+impl RunEstimate {
+    /// For train-vae, without VGG and discriminator.
     pub fn tokenizer(config: &Config, images: u64) -> Result<Self> {
         let shapes = tokenizer_shapes(config)?;
         let (multiplications, outputs) = convolutions(config, &shapes);
         Ok(Self {
             title: "train-vae",
             parts: parts(&shapes),
-            flop_an_image: 3.0 * 2.0 * multiplications,
-            // A convolution keeps its input, and so does the normalisation before it.
-            activations_an_image: 2.0 * 4.0 * outputs,
+            flop_per_image: 3.0 * 2.0 * multiplications,
+            // A convolution keeps its input, and so does the normalization before it.
+            activations_per_image: 2.0 * 4.0 * outputs,
             config: config.train_vae.clone(),
             images,
             data: None,
         })
     }
 
-    /// Of train-gen; without a cache every image goes through the tokenizer's encoder.
+    /// For train-gen; without a cache every image passes through the tokenizer's encoder.
     pub fn generator(config: &Config, classes: usize, cached: bool, images: u64) -> Result<Self> {
         let scope = Scope::plan();
         Generator::new(config, classes, &scope)?;
@@ -61,7 +63,7 @@ impl Plan {
             g.depth as f64,
             config.quantizer.codebook_size as f64,
         );
-        // Matrices whose rows are tokens; modulations have one row an image.
+        // Matrices applied per token; modulations are applied once per image.
         let per_token: f64 = matrices(&shapes, |name| {
             !name.contains("embedder.") && !name.contains("adaLN") || name.starts_with("x_embedder")
         });
@@ -82,15 +84,15 @@ impl Plan {
         Ok(Self {
             title: "train-gen",
             parts: parts(&shapes),
-            flop_an_image: 3.0 * forward + quantizer + encoder,
-            activations_an_image: n * activations_a_token(config),
+            flop_per_image: 3.0 * forward + quantizer + encoder,
+            activations_per_image: n * activations_per_token(config),
             config: config.train_gen.clone(),
             images,
             data: None,
         })
     }
 
-    /// With a line on what the data set holds.
+    /// Adds a line on what the data set contains.
     pub fn of_data(self, data: String) -> Self {
         Self {
             data: Some(data),
@@ -98,19 +100,20 @@ impl Plan {
         }
     }
 
-    /// For people.
+    /// The estimate as text.
     pub fn text(&self) -> String {
         let parameters: usize = self.parts.values().sum();
         let micro = self.config.micro_batch();
         let steps = self.config.total_steps(self.images);
         let epochs = steps as f64 * self.config.batch_size as f64 / self.images.max(1) as f64;
-        // Weights, gradients, two moments and the average; with bf16 also its copy of the weights.
+        // Weights, gradients, two moments and the average; with bf16 also a bf16 copy of the
+        // weights.
         let bytes_a_parameter = match self.config.compute_type {
             ComputeType::F32 => 5 * 4,
             ComputeType::Bf16 => 5 * 4 + 2,
         };
         let weights = (bytes_a_parameter * parameters) as f64;
-        let activations = self.activations_an_image * micro as f64;
+        let activations = self.activations_per_image * micro as f64;
         let mut text = format!(
             "{}: {} parameters\n",
             self.title,
@@ -123,7 +126,7 @@ impl Plan {
         if let Some(data) = &self.data {
             let _ = writeln!(text, "data: {data}");
         }
-        let flop = self.flop_an_image * self.config.batch_size as f64;
+        let flop = self.flop_per_image * self.config.batch_size as f64;
         let _ = write!(
             text,
             "memory: about {} ({} weights, gradients, moments and average; {} activations of {micro} images)\n\
@@ -134,7 +137,7 @@ impl Plan {
             bytes(activations),
             flop,
             self.config.batch_size,
-            self.flop_an_image,
+            self.flop_per_image,
             flop * steps as f64,
             self.images,
         );
@@ -142,18 +145,20 @@ impl Plan {
     }
 }
 
-/// Bytes that the generator keeps of a token for the backward pass, or computes with in it.
-fn activations_a_token(config: &Config) -> f64 {
+/// Bytes per token that the generator keeps for the backward pass or uses as workspace in it.
+fn activations_per_token(config: &Config) -> f64 {
     let (g, k) = (&config.generator, config.quantizer.codebook_size);
     let (c, f, depth) = (g.width(), swiglu_width(g.width()), g.depth);
     let train = &config.train_gen;
     let bytes = match train.compute_type {
-        // A block keeps 2 residuals, 2 norms, q|k|v, 2 branches and attention (10C), gate, up and their product (8C).
+        // A block keeps 2 residuals, 2 norms, q|k|v, 2 branches and attention (10C), gate, up and
+        // their elementwise product (8C).
         ComputeType::F32 => 4 * (18 * c * depth + 2 * k),
-        // Ends of every block, the rest of those that are not computed again, buffers that all use.
+        // Inputs and outputs of every block, the activations of blocks that are not recomputed, and
+        // shared buffers.
         ComputeType::Bf16 => {
             let kept = depth.saturating_sub(train.recompute_blocks).max(1);
-            // Beyond 256 tokens, the gradient of the queries in parts, f32.
+            // Beyond 256 tokens: partial sums of the queries' gradient, f32.
             let parts = match config.tokens().div_ceil(256) {
                 1 => 0,
                 parts => 4 * parts * c,
@@ -179,7 +184,7 @@ fn parts(shapes: &Shapes) -> BTreeMap<String, usize> {
     parts
 }
 
-/// Elements of all matrices whose names are `wanted`.
+/// Number of elements in all matrices whose names are `wanted`.
 fn matrices(shapes: &Shapes, wanted: impl Fn(&str) -> bool) -> f64 {
     shapes
         .iter()
@@ -188,7 +193,7 @@ fn matrices(shapes: &Shapes, wanted: impl Fn(&str) -> bool) -> f64 {
         .sum()
 }
 
-/// Multiplications and output values of all the tokenizer's convolutions and attentions, for one image.
+/// Multiply-adds and output values of all the tokenizer's convolutions and attentions, per image.
 fn convolutions(config: &Config, shapes: &Shapes) -> (f64, f64) {
     let levels = config.tokenizer.ch_mult.len();
     let side = |level: usize| (config.data.image_size / config.tokenizer.patch) >> level;
@@ -207,7 +212,7 @@ fn convolutions(config: &Config, shapes: &Shapes) -> (f64, f64) {
     (multiplications, outputs)
 }
 
-/// The level of resolution at which the convolution `name` writes; 0 is the whole image.
+/// The resolution level of the output of convolution `name`; 0 is the full image.
 fn level(name: &str, levels: usize) -> usize {
     let lowest = levels - 1;
     let parts: Vec<&str> = name.split('.').collect();
@@ -247,15 +252,15 @@ mod tests {
     #[test]
     fn a_generator_takes_six_flop_a_parameter_and_token_and_attention_on_top() -> Result<()> {
         let config = Config::default();
-        let plan = Plan::generator(&config, 1000, true, 1_281_167)?;
-        let text = plan.text();
+        let estimate = RunEstimate::generator(&config, 1000, true, 1_281_167)?;
+        let text = estimate.text();
         assert!(text.contains("133,372,448 parameters"), "{text}");
         // Depth 12: 85 M in attention and SwiGLU (12 blocks of 4C² + 3·2048·C), 3.1 M in the head.
         let tokens = 256.0;
         let matrices = 12.0 * (4.0 * 768.0 * 768.0 + 3.0 * 2048.0 * 768.0) + 768.0 * 4096.0;
         let least = 6.0 * tokens * matrices;
         assert!(
-            plan.flop_an_image > least && plan.flop_an_image < 1.15 * least,
+            estimate.flop_per_image > least && estimate.flop_per_image < 1.15 * least,
             "{text}"
         );
         assert!(text.contains("312785 steps, 250.00 epochs"), "{text}");
@@ -268,9 +273,10 @@ mod tests {
         config.train_gen.compute_type = ComputeType::Bf16;
         let mut bytes = |blocks| {
             config.train_gen.recompute_blocks = blocks;
-            activations_a_token(&config)
+            activations_per_token(&config)
         };
-        // Depth 12: a block's ends are 4·768 bytes a token, what lies between them 14·768 + 6·2048.
+        // Depth 12: the ends of a block take 4·768 values per token, the activations between them
+        // 14·768 + 6·2048.
         assert_eq!(bytes(0) - bytes(5), 5.0 * (14.0 * 768.0 + 6.0 * 2048.0));
         assert_eq!(bytes(11), bytes(12));
         Ok(())

@@ -1,8 +1,10 @@
-//! Signals that ask a run to stop: SIGINT, SIGTERM, SIGHUP (its terminal has closed) and SIGUSR1 (a scheduler's warning).
+//! Signals that ask a run to stop: SIGINT, SIGTERM, SIGHUP (the terminal has closed) and SIGUSR1 (a
+//! scheduler's warning).
 //!
-//! The first finishes the step and saves. A second SIGINT or SIGTERM ends the process at once; SIGHUP and SIGUSR1 come
-//! more than once, from the kernel and a shell, or before a scheduler's SIGTERM, and only ever ask. The two stay ignored
-//! where they were at the start, as under nohup.
+//! The first signal lets the run finish its step and save. A second SIGINT or SIGTERM ends the
+//! process at once. SIGHUP and SIGUSR1 may come more than once, from the kernel and a shell, or
+//! before a scheduler's SIGTERM, and never end it. These two stay ignored if they were ignored at
+//! the start, as under nohup.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,25 +15,27 @@ use signal_hook::flag;
 
 use crate::error::{Context, Error, Result, interrupted};
 
-/// What the handlers set, and how many listen. A handler stays for the process's life: all runs share it.
+/// The flags that the handlers set, and the number of listeners. Handlers are registered once per
+/// process and shared by all runs.
 static ASKED: Mutex<Option<(Flags, usize)>> = Mutex::new(None);
 
 #[derive(Debug, Clone, Default)]
 struct Flags {
-    /// Some signal has come.
+    /// A signal has arrived.
     asked: Arc<AtomicBool>,
-    /// SIGINT or SIGTERM has come: the next of them is not waited for.
+    /// SIGINT or SIGTERM has arrived: the next of them ends the process.
     insisted: Arc<AtomicBool>,
-    /// Nobody listens: a signal does what it does by itself.
+    /// Nobody is listening: a signal ends the process.
     idle: Arc<AtomicBool>,
 }
 
-/// Whether a signal has asked this process to stop. After the run, when this is dropped, the first signal ends it.
+/// Whether a signal has asked this process to stop. Once the last of these is dropped, signals have
+/// their default effect again.
 #[derive(Debug)]
 pub struct Interrupt(Flags);
 
 impl Interrupt {
-    /// Listens from now on.
+    /// Starts listening.
     pub fn listen() -> Result<Self> {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
         let (flags, listeners) = match asked.take() {
@@ -51,7 +55,8 @@ impl Interrupt {
         self.0.asked.load(Ordering::Relaxed)
     }
 
-    /// An error where a signal has asked to stop; `done` says what was done until then, `hint` what is left of it.
+    /// Returns an error if a signal has asked to stop; `done` says what was done until then, `hint`
+    /// how to continue.
     pub fn check(
         &self,
         done: impl FnOnce() -> String,
@@ -64,7 +69,7 @@ impl Interrupt {
     }
 }
 
-/// The error of work that a signal stopped.
+/// The error of an operation that a signal stopped.
 pub fn stopped(done: String, hint: String) -> Error {
     interrupted(format!("interrupted {done}"), hint)
 }
@@ -85,7 +90,7 @@ fn register() -> Result<Flags> {
     let flags = Flags::default();
     let failed = "cannot listen for interrupts";
     for signal in [SIGINT, SIGTERM] {
-        // In this order the second signal finds the flag set, and the process ends.
+        // In this order a second signal finds the flag set, and the process ends.
         for end in [&flags.idle, &flags.insisted] {
             flag::register_conditional_shutdown(signal, 130, end.clone()).context(failed)?;
         }
@@ -102,9 +107,10 @@ fn register() -> Result<Flags> {
     Ok(flags)
 }
 
-/// Whether this process was started with `signal` ignored, as nohup does: it is not to be told of it then.
+/// Whether this process was started with `signal` ignored, as under nohup; it must stay ignored
+/// then.
 ///
-/// Linux says so in /proc; elsewhere nothing is known, and the signal asks to stop.
+/// Linux reports it in /proc; elsewhere it is unknown, and the signal asks to stop.
 fn ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,6 +1,8 @@
-//! Figures of the log: means over the steps since the last line, each a scalar or one value a timestep.
+//! Logged metrics: means over the steps since the last log line, each a scalar or one value per
+//! timestep.
 //!
-//! They are part of a checkpoint, so that a resumed run writes the line that the uninterrupted one writes.
+//! They are part of a checkpoint, so that a resumed run writes the same line as an uninterrupted
+//! one.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +11,9 @@ use serde_json::{Map, Value, json};
 
 /// Weighted sums by name; a scalar has one entry, a curve over t has T.
 #[derive(Debug, Clone, Default)]
-pub struct Figures {
+pub struct StepMetrics {
     means: BTreeMap<String, Vec<Mean>>,
-    /// Scalars that still lie on the device.
+    /// Scalars that are still on the device.
     pending: Vec<(String, Tensor)>,
 }
 
@@ -21,18 +23,19 @@ struct Mean {
     weight: f64,
 }
 
-impl Figures {
-    /// One more value of the scalar `name`.
+impl StepMetrics {
+    /// Adds a value to the scalar `name`.
     pub fn add(&mut self, name: &str, value: f64) {
         self.add_curve(name, &[(value, 1.0)]);
     }
 
-    /// One more value of the scalar `name`, f32 or f64, which stays on its device until [`Figures::fetch`].
+    /// Adds a value to the scalar `name`, f32 or f64; it stays on its device until
+    /// [`StepMetrics::fetch`].
     pub fn add_scalar(&mut self, name: &str, value: &Tensor) {
         self.pending.push((name.to_string(), value.detach()));
     }
 
-    /// Brings what lies on the device to the host, all of it in one wait.
+    /// Copies all values on the device to the host, with a single synchronisation.
     pub fn fetch(&mut self) -> Result<()> {
         let (names, scalars): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pending).into_iter().unzip();
@@ -48,7 +51,7 @@ impl Figures {
         Ok(())
     }
 
-    /// One more (sum, weight) of every entry of the curve `name`.
+    /// Adds one (sum, weight) to every entry of the curve `name`.
     pub fn add_curve(&mut self, name: &str, sums: &[(f64, f64)]) {
         let entry = self.means.entry(name.to_string()).or_default();
         entry.resize(sums.len().max(entry.len()), Mean::default());
@@ -58,7 +61,7 @@ impl Figures {
         }
     }
 
-    pub fn merge(&mut self, other: &Figures) {
+    pub fn merge(&mut self, other: &StepMetrics) {
         for (name, means) in &other.means {
             let sums: Vec<(f64, f64)> = means.iter().map(|m| (m.sum, m.weight)).collect();
             self.add_curve(name, &sums);
@@ -79,7 +82,7 @@ impl Figures {
         self.means.get(name)?.first().map(Mean::value)
     }
 
-    /// The means as JSON; an entry that saw nothing is null.
+    /// The means as JSON; an entry without values is null.
     pub fn to_json(&self) -> Map<String, Value> {
         let value = |m: &Mean| match m.weight > 0.0 {
             true => json!(round(m.value())),
@@ -109,14 +112,14 @@ impl Figures {
             .collect()
     }
 
-    /// What [`Figures::tensors`] wrote, taken out of `tensors`.
+    /// Restores what [`StepMetrics::tensors`] wrote, taking it out of `tensors`.
     pub fn take(tensors: &mut BTreeMap<String, Tensor>) -> Result<Self> {
         let names: Vec<String> = tensors
             .keys()
             .filter(|n| n.starts_with(PREFIX))
             .cloned()
             .collect();
-        let mut figures = Figures::default();
+        let mut metrics = StepMetrics::default();
         for name in names {
             let Some(tensor) = tensors.remove(&name) else {
                 continue;
@@ -126,9 +129,9 @@ impl Figures {
                 .iter()
                 .map(|row| (row[0], row[1]))
                 .collect();
-            figures.add_curve(&name[PREFIX.len()..], &sums);
+            metrics.add_curve(&name[PREFIX.len()..], &sums);
         }
-        Ok(figures)
+        Ok(metrics)
     }
 }
 
@@ -140,7 +143,7 @@ impl Mean {
     }
 }
 
-/// Six significant digits: what a log needs and no more.
+/// Rounds to six significant digits, which is enough for a log.
 pub fn round(x: f64) -> f64 {
     format!("{x:.5e}").parse().unwrap_or(x)
 }
@@ -151,25 +154,25 @@ mod tests {
 
     #[test]
     fn means_are_weighted_and_survive_a_checkpoint() -> Result<()> {
-        let mut figures = Figures::default();
-        figures.add("loss", 1.0);
-        figures.add("loss", 2.0 / 3.0);
-        figures.add_curve("ce_t", &[(6.0, 3.0), (0.0, 0.0)]);
-        let json = figures.to_json();
+        let mut metrics = StepMetrics::default();
+        metrics.add("loss", 1.0);
+        metrics.add("loss", 2.0 / 3.0);
+        metrics.add_curve("ce_t", &[(6.0, 3.0), (0.0, 0.0)]);
+        let json = metrics.to_json();
         assert_eq!(json["loss"], json!(0.833333));
         assert_eq!(json["ce_t"], json!([2.0, null]));
-        let mut tensors = figures.tensors()?;
-        assert_eq!(Figures::take(&mut tensors)?.means, figures.means);
+        let mut tensors = metrics.tensors()?;
+        assert_eq!(StepMetrics::take(&mut tensors)?.means, metrics.means);
         assert!(tensors.is_empty());
         Ok(())
     }
 
     #[test]
     fn a_bad_value_is_named() {
-        let mut figures = Figures::default();
-        figures.add("mse", 1.0);
-        assert_eq!(figures.first_bad(), None);
-        figures.add("perceptual", f64::NAN);
-        assert_eq!(figures.first_bad(), Some("perceptual"));
+        let mut metrics = StepMetrics::default();
+        metrics.add("mse", 1.0);
+        assert_eq!(metrics.first_bad(), None);
+        metrics.add("perceptual", f64::NAN);
+        assert_eq!(metrics.first_bad(), Some("perceptual"));
     }
 }
