@@ -1,8 +1,10 @@
-//! Times evaluation on the CPU: `cargo bench --bench metrics -- [frechet|pr|inception FILE]`; without a name, the first two.
+//! Times evaluation on the CPU: `cargo bench --bench metrics -- [frechet|pr|inception FILE]`;
+//! without a name, the first two.
 //!
-//! `frechet`: 2048 dimensions, seconds for the reference's eigenvectors and for a distance. `pr`: precision and recall
-//! of 50,000 samples against 10,000 reference images, with the peak of memory. `inception`: images a second, weights
-//! read from FILE. Each with the rate that it means; one that is more than the machine has ends with exit code 1.
+//! `frechet`: 2048 dimensions, seconds for the reference's eigenvectors and for a distance. `pr`:
+//! precision and recall of 50,000 samples against 10,000 reference images, with the peak memory.
+//! `inception`: images/s, with weights from FILE. Each is printed with the rate that it implies; a
+//! rate above the machine's peak ends with exit code 1.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ const WIDTH: usize = 2048;
 /// n³ of [`WIDTH`].
 const CUBE: f64 = (WIDTH * WIDTH * WIDTH) as f64;
 
-/// FLOP of Inception v3 up to its pool at 299×299, products alone.
+/// FLOP of Inception v3 up to its pool at 299×299, counting matmuls only.
 const INCEPTION: f64 = 11.4e9;
 
 fn main() -> ExitCode {
@@ -61,7 +63,7 @@ fn run() -> Result<()> {
     rates.verdict()
 }
 
-/// Rows of `WIDTH` numbers, not below nought, as Inception's features.
+/// Rows of `WIDTH` non-negative numbers, like Inception's features.
 fn features(seed: u64, count: usize) -> Rows {
     let mut values = vec![0f32; count * WIDTH];
     for (i, row) in values.chunks_exact_mut(WIDTH).enumerate() {
@@ -80,7 +82,8 @@ fn frechet(rates: &mut Rates) -> Result<()> {
     let eigen = begin.elapsed();
     let value = reference.distance(&samples?)?;
     let (eigen, all) = (eigen.as_secs_f64(), begin.elapsed().as_secs_f64());
-    // At least: 4/3 n³ to a tridiagonal matrix and 2 n³ for its vectors; two products and 4/3 n³ for the distance.
+    // A lower bound: 4/3 n³ for the tridiagonal matrix and 2 n³ for its vectors; two matmuls and
+    // 4/3 n³ for the distance.
     let flop = |part: f64| Work::DoubleFlop(part * CUBE);
     println!(
         "frechet {WIDTH}: eigenvectors {eigen:.2} s ({}), all {all:.2} s ({}), {value:.4}",

@@ -1,11 +1,12 @@
-//! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py` is the same in PyTorch, but for the quantizer,
-//! the optimizer and the noise.
+//! Times the operations on the CPU: `cargo bench --bench ops -- [part of a name]`. `benches/ops.py`
+//! does the same in PyTorch, except for the quantizer, the optimizer and the noise.
 //!
-//! A line is an operation at one size: milliseconds forward, and forward with all gradients; the median of the runs
-//! and, behind it, the fastest (the one to compare where others use the machine), and the rate that this one means: FLOP
-//! of products, elsewhere the bytes of inputs, outputs and their gradients, each read or written once. Ends with exit
-//! code 1 where a rate is more than the machine has. `rdpm` gives candle's own pool one thread: CANDLE_NUM_THREADS=1
-//! does that here.
+//! One line per operation and size: milliseconds for forward, and for forward with all gradients.
+//! Each is the median of the runs and, after it, the fastest run (compare this one if others use
+//! the machine) with the rate that it implies. The rate counts the FLOP of matmuls; for other
+//! operations, the bytes of inputs, outputs and their gradients, each read or written once. A rate
+//! above the machine's peak ends with exit code 1. `rdpm` gives candle's own pool one thread:
+//! CANDLE_NUM_THREADS=1 does that here.
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -80,7 +81,7 @@ fn convolutions(bench: &Bench) -> Result<()> {
                 &[outputs, channels, kernel, kernel],
                 &[outputs],
             ],
-            // The gradients of the map and of the weight are a product each.
+            // The gradients of the map and of the weight are one matmul each.
             [flop, 3 * flop],
             |t| ops::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding),
         )?;
@@ -165,7 +166,7 @@ fn transformer(bench: &Bench) -> Result<()> {
         bench.products(
             &format!("attention {side}² {heads} heads of {d} b{b}"),
             &[&[b, side * side, 3 * heads * d]],
-            // Two products forward; the way back takes the scores again, and four.
+            // Two matmuls forward; the backward pass recomputes the scores and needs four more.
             [2 * product, 7 * product],
             |t| ops::attention(&t[0], heads, Some(&rope)),
         )?;
@@ -185,7 +186,7 @@ fn transformer(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// All ten steps, with noise that is given and noise that is drawn.
+/// All ten steps, with given noise and with drawn noise.
 fn quantizer(bench: &Bench) -> Result<()> {
     let schedule = Schedule::new(&ScheduleConfig::default(), 10);
     for (b, side, d, k) in [(16, 8, 8, 512), (16, 8, 32, 4096), (8, 16, 32, 4096)] {
@@ -247,7 +248,7 @@ fn optimizer(bench: &Bench) -> Result<()> {
     })
 }
 
-/// One thread's.
+/// On one thread.
 fn noise(bench: &Bench) -> Result<()> {
     let stream = Stream::new(1, Purpose::Noise, 0, 1);
     let mut out = vec![0f32; 1 << 22];
@@ -276,7 +277,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Times `f` on drawn variables of these shapes.
+    /// Times `f` on random variables of these shapes.
     fn case(
         &self,
         name: &str,
@@ -286,7 +287,7 @@ impl Bench {
         self.differentiable(name, shapes, None, f)
     }
 
-    /// [`Bench::case`] of products, with their FLOP forward, and forward and backward.
+    /// Like [`Bench::case`] for matmuls, with their FLOP for forward, and for forward and backward.
     fn products(
         &self,
         name: &str,
@@ -331,14 +332,14 @@ impl Bench {
         Ok(())
     }
 
-    /// Median and fastest of some milliseconds, and the rate that the fastest means.
+    /// Formats median and fastest in milliseconds, and the rate of the fastest.
     fn told(&self, name: &str, [median, fastest]: &[f64; 2], work: Work) -> String {
         let rate = self.rates.borrow_mut().of(name, work, fastest / 1e3);
         format!("{median:10.3} {fastest:10.3}  {rate}")
     }
 }
 
-/// A scalar whose gradient for `y` is `upstream`, at no cost.
+/// A scalar whose gradient with respect to `y` is `upstream`, at no cost.
 fn seed(y: &Tensor, upstream: &Tensor) -> Result<Tensor> {
     y.apply_op1(Seed(upstream.clone()))
 }

@@ -2,9 +2,11 @@
 //!
 //!     cargo run --release --example logits MODEL CODES OUT
 //!
-//! MODEL is a bundle or a run, CODES what `rdpm encode --save-noise` wrote. OUT (safetensors) holds `logits`
-//! [N,T,h·w,K]: what the generator says of step t when it sees ε_t, z'_{t−1} and the label; images without labels
-//! take one class after the other. `scripts/pytorch_interop.py` compares them with PyTorch's.
+//! MODEL is a bundle or a run, CODES what `rdpm encode --save-noise` wrote. OUT (safetensors) holds
+//! `logits`
+//! [N,T,h·w,K]: what the generator says of step t when it sees ε_t, z'_{t−1} and the label; images
+//! without labels take one class after the other. `scripts/pytorch_interop.py` compares them with
+//! PyTorch's.
 
 use std::collections::BTreeMap;
 use std::path::Path;

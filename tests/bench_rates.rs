@@ -1,10 +1,11 @@
-//! `scripts/bench_cpu.py` refuses a figure that cannot be: its table's line is fed one and the same a tenth as long.
+//! `scripts/bench_cpu.py` refuses an impossible rate: a line of its table is fed the same
+//! measurement, a tenth as long.
 
 use std::process::{Command, Output};
 
 use rdpm::error::Result;
 
-/// The line of a measurement of `milliseconds` an image, on a machine of 75 GFLOP/s.
+/// The line for a measurement of `milliseconds` per image, on a machine of 75 GFLOP/s.
 fn line(milliseconds: f64) -> Result<Output> {
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts");
     let program = format!(

@@ -30,7 +30,7 @@ fn succeeds(folder: &Path, line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What went to stderr, and the exit code.
+/// Returns stderr and the exit code.
 fn fails(folder: &Path, line: &str) -> (String, Option<i32>) {
     let output = rdpm(folder, line);
     assert!(!output.status.success(), "rdpm {line} succeeded");
@@ -38,7 +38,8 @@ fn fails(folder: &Path, line: &str) -> (String, Option<i32>) {
     (errors, output.status.code())
 }
 
-/// A bundle of the demo's kind, smaller, with every parameter random, and eleven drawings as files.
+/// A bundle with the demo's architecture, but smaller, with random parameters, and eleven drawings
+/// as files.
 fn prepare(folder: &Path, name: &str, seed: u64) -> Result<()> {
     let mut config = Config::load(Some("demo"), &[])?;
     config.tokenizer.ch = 32;
@@ -110,10 +111,11 @@ fn decoded_codes_are_the_reconstruction_bit_for_bit() -> Result<()> {
         codes.latents.map(|v| v.dims().to_vec()),
         Some(vec![11, 8, 8, 8])
     );
-    // Folders are sorted by name, numbers are the model's: checkers 8, cross 5, disc 0 twice.
+    // Folders are sorted by name; labels are the model's indices: checkers 8, cross 5, disc 0
+    // twice.
     assert_eq!(codes.labels[..4], [8, 5, 0, 0]);
 
-    // Its own noise from the file gives the same codes under another seed.
+    // Its own noise, read from the file, gives the same codes under another seed.
     succeeds(
         at,
         &format!("encode images {model} --out d.safetensors --seed 6 --noise c.safetensors"),
@@ -138,7 +140,7 @@ fn noise_saved_beside_a_skipped_image_belongs_to_the_others() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = folder.path();
     prepare(at, "model.safetensors", 1)?;
-    // In the midst of the folder's order, in the midst of a batch.
+    // In the middle of the folder's order and of a batch.
     std::fs::write(at.join("images/disc/0.png"), "no image")?;
     let encode = "encode images --model model.safetensors --batch-size 4";
     let skip = format!("{encode} --skip-bad-images");
@@ -154,7 +156,7 @@ fn noise_saved_beside_a_skipped_image_belongs_to_the_others() -> Result<()> {
         c.codes.flatten_all()?.to_vec1::<u32>()?,
         d.codes.flatten_all()?.to_vec1::<u32>()?
     );
-    // Once it is gone, the noise is that of all images.
+    // Once the file is gone, the noise is for all images.
     std::fs::remove_file(at.join("images/disc/0.png"))?;
     let whole = "--out e.safetensors --seed 6 --noise c.safetensors";
     succeeds(at, &format!("{encode} {whole}"));
@@ -247,7 +249,7 @@ fn samples_are_the_same_files_whatever_the_batch_and_the_threads() -> Result<()>
             "{batch}"
         );
     }
-    // Number 13 is class 3's second, also in a folder.
+    // Number 13 is the second image of class 3, also in a folder.
     succeeds(at, &format!("{sample} --out folder"));
     let one = image::open(at.join("folder/index0003-000013.png"))?.into_rgb8();
     let npz = std::fs::read(at.join("a.npz"))?;
@@ -255,7 +257,7 @@ fn samples_are_the_same_files_whatever_the_batch_and_the_threads() -> Result<()>
         npz.windows(3072)
             .any(|bytes| bytes == one.as_raw().as_slice())
     );
-    // The last picture of a strip is the image itself.
+    // The last image of a strip is the sample itself.
     succeeds(at, &format!("{sample} --out strips --show-steps"));
     let strip = image::open(at.join("strips/index0003-000013.png"))?.into_rgb8();
     assert_eq!(strip.dimensions(), (4 * 34 - 2, 32));
@@ -329,7 +331,7 @@ fn imagenets_number_names_a_class_of_a_model_of_some_wnids() -> Result<()> {
     Ok(())
 }
 
-/// `model.safetensors` with the first number of the tensor `name` replaced, as `bad.safetensors`.
+/// `model.safetensors` with the first element of the tensor `name` replaced, as `bad.safetensors`.
 fn damage(folder: &Path, name: &str, value: f32) -> Result<()> {
     let mut bundle = Bundle::read(&folder.join("model.safetensors"))?;
     let (part, name) = name.split_once('.').expect("part.name");
@@ -392,7 +394,7 @@ fn what_is_not_finite_becomes_no_picture_no_code_and_no_figure() -> Result<()> {
             }
         }
     }
-    // Noise that was saved of something that is not finite.
+    // Noise that is saved with a value that is not finite.
     let mut codes = Codes::read(&at.join("codes.safetensors"))?;
     codes.noise = codes
         .noise

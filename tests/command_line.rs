@@ -111,7 +111,7 @@ fn without_a_home_a_hint_says_what_to_set() {
     );
 }
 
-/// What a reader is given by mistake, it names, with a remedy of its own.
+/// A file of the wrong kind is named for what it is, with a suitable hint.
 #[test]
 fn foreign_files_are_named_by_every_command_that_reads_weights() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -119,7 +119,8 @@ fn foreign_files_are_named_by_every_command_that_reads_weights() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 123\n";
     std::fs::write(&path, pointer).expect("written");
     let path = path.to_str().expect("UTF-8");
-    // A folder whose every image is read: training reads some before it reads weights.
+    // All images of this data set are readable, because training reads some before it reads
+    // weights.
     let train = "train-vae --config smoke --data tests/data/shards/tiny.tar --out no/run";
     let images = "tests/data/images";
     for line in [

@@ -1,6 +1,7 @@
-//! The demo's promise: what it samples is what the class says, judged by a classifier that learned the drawings.
+//! The demo's promise: samples show their class, according to a classifier trained on the drawings.
 //!
-//! `cargo test --release --test demo_judge -- --ignored` runs the demo with three seeds: five minutes each.
+//! `cargo test --release --test demo_judge -- --ignored` runs the demo with three seeds, five
+//! minutes each.
 
 mod judge;
 
@@ -27,7 +28,7 @@ fn a_short_demo_leaves_all_it_promises_and_is_not_overwritten() -> Result<()> {
     assert!(bundle.generator.is_some());
     assert_eq!(bundle.classes.as_array().map(Vec::len), Some(10));
     assert!(rdpm(&demo, at).is_err());
-    // What is left without its bundle goes on from where it was, under its own seed only.
+    // A demo without its bundle continues from where it was, but only with its own seed.
     std::fs::remove_file(at.join("demo/demo.safetensors"))?;
     assert!(rdpm(&["demo", "--seed", "5"], at).is_err());
     rdpm(&demo, at)?;
@@ -36,7 +37,8 @@ fn a_short_demo_leaves_all_it_promises_and_is_not_overwritten() -> Result<()> {
     Ok(())
 }
 
-/// Judges the samples of a demo that was run elsewhere, and fails below the bar: RDPM_JUDGE_BAR, or 0.9.
+/// Judges the samples of a demo that was run elsewhere, and fails below RDPM_JUDGE_BAR (default
+/// 0.9).
 #[test]
 #[ignore = "judges the .npz that RDPM_JUDGE names"]
 fn samples_named_by_the_environment() -> Result<()> {
@@ -86,7 +88,8 @@ fn samples_of_the_demo_are_what_their_class_says() -> Result<()> {
     Ok(())
 }
 
-/// Share of pictures that the judge finds to be what their label says; every class's own is printed.
+/// The share of images that the judge assigns to their label's class; prints the share of every
+/// class.
 fn right(judge: &Judge, pictures: &Pictures) -> Result<f64> {
     let agrees = judge.agrees(pictures)?;
     for (class, name) in NAMES.iter().enumerate() {
@@ -123,7 +126,7 @@ fn read_npz(path: &Path) -> Result<Pictures> {
         Ok(bytes.split_off(header))
     };
     let pictures = array("arr_0.npy")?;
-    // The model's classes are the folders of the drawings, in the order of their names.
+    // The model's classes are the folders of the drawings, sorted by name.
     let mut order: Vec<u32> = (0..NAMES.len() as u32).collect();
     order.sort_by_key(|class| NAMES[*class as usize]);
     let labels = array("arr_1.npy")?

@@ -1,4 +1,5 @@
-//! `rdpm eval-fid` as a shell sees it, with Inception's first stage (64 features) drawn at random.
+//! `rdpm eval-fid` as a shell sees it, with the first stage of Inception (64 features) and random
+//! weights.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -67,7 +68,7 @@ impl Place {
         place
     }
 
-    /// A model of two classes and 16 pixels that has learnt nothing: `model.safetensors`.
+    /// An untrained model of two classes and 16 pixels: `model.safetensors`.
     fn with_model(self) -> Self {
         let settings = [
             "data.image_size=16",
@@ -169,7 +170,7 @@ fn a_report_names_what_its_figures_are_of() {
     assert_eq!(figure["weights"].as_str().map(str::len), Some(64));
     assert_eq!(report["samples"]["size"], serde_json::json!([16, 16]));
 
-    // A set gets its name from the table.
+    // A set is named by the table.
     let hash = report["reference"]["hash"]
         .as_str()
         .expect("a digest")
@@ -211,7 +212,7 @@ fn statistics_stand_for_their_images() {
         2,
         &["--interval: b.npz holds statistics", "hint: "],
     );
-    // The groups are the samples'.
+    // The groups are those of the samples.
     let interval = place.report("--samples a --reference b.npz --interval");
     assert!(interval["metrics"]["fid"]["interval"][1].as_f64() > Some(fid(&interval)));
 }
@@ -232,7 +233,7 @@ fn statistics_that_are_saved_again_stay_what_they_were() {
         }
         known.then(|| String::from_utf8(text).expect("JSON"))
     };
-    // Of another tool: nothing is known of what made them, and a comparison has to be told.
+    // From another tool: it is unknown what made them, so a comparison needs to be told.
     let identity: Vec<f64> = (0..64 * 64).map(|i| f64::from(i % 65 == 0)).collect();
     let mean = vec![0.5; 64];
     place.array(
@@ -247,7 +248,7 @@ fn statistics_that_are_saved_again_stay_what_they_were() {
     place.report("--samples a --reference foreign.npz --preprocess pytorch-fid");
     place.report("--samples foreign.npz --save-stats again.npz");
     assert_eq!(made_by("again.npz"), None);
-    // Of this program: what it said then.
+    // From this program: the file says what made it.
     place.report("--samples a --save-stats a.npz");
     let text = made_by("a.npz")
         .expect("its own")
@@ -283,7 +284,7 @@ fn what_is_no_set_of_images_is_refused_by_name() {
         1,
         &["fewer than two"],
     );
-    // Said before an image of the other side is read.
+    // Reported before an image of the other side is read.
     std::fs::write(place.path("a/010.png"), "damaged").expect("written");
     place.fails(
         "--samples a --reference one --metrics fid",
@@ -331,14 +332,14 @@ fn what_is_no_set_of_images_is_refused_by_name() {
     place.fails(
         "--samples a --reference cut.npz --metrics fid",
         1,
-        &["not written whole"],
+        &["not written completely"],
     );
 }
 
 #[test]
 fn what_will_fail_fails_before_anything_is_computed() {
     let place = Place::new();
-    // An image that cannot be read would be met first by whoever begins.
+    // The command would meet this unreadable image first if it started to compute.
     std::fs::write(place.path("b/010.png"), "damaged").expect("written");
     let sides = "--samples a --reference b --metrics fid";
     for output in ["--json", "--save-stats", "--save-features"] {
@@ -393,10 +394,10 @@ fn evaluations_of_the_same_samples_share_their_features() {
         sizes.collect::<Vec<u64>>()
     };
     assert_eq!(known(), [24]);
-    // Another reference, fewer samples: nothing is drawn, the first ones are taken.
+    // Another reference, fewer samples: nothing is drawn, the first samples are reused.
     place.report("--samples model.safetensors --reference a --num 10 --work w1");
     assert_eq!(known(), [24]);
-    // Another resize has features of its own.
+    // Another resize has its own features.
     place.report(&format!("{samples} --work w1 --preprocess clean"));
     assert_eq!(known(), [24, 24]);
     let fresh = "--samples model.safetensors --reference b --num 10 --work w2";
@@ -435,7 +436,8 @@ fn what_is_no_setting_of_a_model_is_refused_before_anything_is_computed() {
 #[test]
 fn a_failing_write_loses_no_figure() {
     let place = Place::new();
-    // What a write goes through leads nowhere; a link is nothing that a killed process left, and is not swept.
+    // The temporary file is a dangling link, which is not left by a killed process and is not
+    // swept.
     let (there, at) = (place.path("missing/file"), place.path(".r.json.partial"));
     std::os::unix::fs::symlink(there, at).expect("a link");
     let output = place.eval("--samples a --reference b --metrics fid --json r.json");

@@ -1,7 +1,7 @@
-//! Every option that a message names is one that the command has which prints it.
+//! Every option that a message names exists in the command that prints the message.
 //!
-//! The messages are the string literals of the sources, their tests aside. Which commands reach a file, a table says: a file
-//! that names an option and stands in no row of it fails the test.
+//! The messages are the string literals of the sources, without tests. A table says which commands
+//! reach a file; a file that names an option but has no row fails the test.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,8 @@ const TRAINING: &[&str] = &["train-vae", "train-gen"];
 const ENCODING: &[&str] = &["encode", "reconstruct", "eval-vae"];
 const ANY: &[&str] = &["completions"];
 
-/// The first row whose path begins the file's: the commands that print its messages, each of which must have the option.
+/// The commands that print a file's messages, each of which must have the option; the first row
+/// whose path is a prefix of the file's path counts.
 const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/train.rs", TRAINING),
     ("src/cli/config.rs", TRAINING),
@@ -54,10 +55,10 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/telemetry", ANY),
 ];
 
-/// Options that name one network's file: some command has each.
+/// Options that name one network's file: at least one command must have each.
 const OF_A_NETWORK: &str = "src/metrics/weights/published.rs";
 
-/// Options of other programs that messages name: cargo's and docker's.
+/// Options of other programs that messages mention: cargo's and docker's.
 const OF_OTHERS: [&str; 4] = ["--features", "--release", "--bench", "--gpus"];
 
 /// The options of every command, by `NAME` or `NAME SUBCOMMAND`.
@@ -79,7 +80,7 @@ fn options() -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// The string literals of a source before its tests, with their lines.
+/// The string literals of a source file before its tests, with their lines.
 fn literals(source: &str) -> Vec<(usize, String)> {
     let source = source
         .split("\n#[cfg(test)]\nmod tests")
@@ -94,7 +95,7 @@ fn literals(source: &str) -> Vec<(usize, String)> {
                     chars.next();
                 }
             }
-            // A character literal; a lifetime has no closing quote that near.
+            // A character literal; a lifetime has no closing quote that close.
             '\'' => {
                 let rest: String = chars.clone().take(3).collect();
                 if rest.starts_with('\\') || rest.chars().nth(1) == Some('\'') {
@@ -132,7 +133,8 @@ fn literals(source: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// The options that `text` names, each with the command line that it stands in, if any: `rdpm NAME … --option`.
+/// The options that `text` mentions, each with the command line around it, if any: `rdpm NAME …
+/// --option`.
 fn named(text: &str) -> Vec<(String, Option<String>)> {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let mut found = Vec::new();
@@ -142,12 +144,12 @@ fn named(text: &str) -> Vec<(String, Option<String>)> {
         if before.is_some_and(word) || name.len() < 4 || name.starts_with("---") {
             continue;
         }
-        // As far as the command line goes: to a quote, or to the end of the sentence.
+        // The command line ends at a quote or at the end of the sentence.
         let line = text[..at]
             .rsplit(['`', ';', ',', '\n'])
             .next()
             .unwrap_or_default();
-        // The demo ends with lines of this program's own name.
+        // The demo's last lines use this program's own name.
         let line = line.replace("{rdpm} ", "rdpm ");
         let command = line.rsplit_once("rdpm ").map(|(_, rest)| {
             let first = rest.split_whitespace().next().unwrap_or_default();
@@ -174,7 +176,7 @@ fn reached_by(file: &str) -> Vec<String> {
     if let Some((_, commands)) = REACHED_BY.iter().find(|(path, _)| file.starts_with(path)) {
         return commands.iter().map(|c| c.to_string()).collect();
     }
-    // A file or a folder of src/cli is a command's own.
+    // A file or folder in src/cli belongs to one command.
     let own = file.strip_prefix("src/cli/").unwrap_or_default();
     let own = own.split(['/', '.']).next().unwrap_or_default();
     vec![own.replace('_', "-")]

@@ -1,4 +1,5 @@
-//! The models can learn: a gradient reaches every parameter, and a few examples are learned by heart.
+//! The models can learn: a gradient reaches every parameter, and the models can overfit a few
+//! examples.
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
@@ -50,7 +51,7 @@ fn images(count: usize) -> Result<Tensor> {
     x.reshape((count, 16, 16, 3))?.affine(2.0, -1.0)
 }
 
-/// Moves away from zero what starts there, so that nothing hides behind it.
+/// Moves parameters that start at zero away from it, so that they hide no other gradient.
 fn move_from_zero(params: &Params) -> Result<()> {
     for (i, (_, var)) in params.iter().enumerate() {
         if var.abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
@@ -60,7 +61,7 @@ fn move_from_zero(params: &Params) -> Result<()> {
     Ok(())
 }
 
-/// The tape's gradients, which must be those of candle's own backward.
+/// The gradients by the tape, after checking that they equal those of candle's own backward.
 fn by_tape_and_graph(tape: Tape, loss: Tensor, params: &Params) -> Result<GradStore> {
     let by_graph = loss.backward()?;
     let by_tape = tape.backward(loss)?;
@@ -84,8 +85,8 @@ fn norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     global_norm(grads)?.to_scalar()
 }
 
-/// Asserts that every gradient is there and finite, and that all but those whose name ends in one of `zero` are
-/// more than rounding.
+/// Asserts that every gradient exists and is finite, and that all except those whose name ends in
+/// one of `zero` are above rounding error.
 fn assert_all_reached(params: &Params, grads: &GradStore, zero: &[&str]) -> Result<()> {
     let mut norms = Vec::new();
     for (name, var) in params.iter() {
@@ -142,7 +143,7 @@ fn a_gradient_reaches_every_parameter_of_the_tokenizer() -> Result<()> {
     };
     let tape = Tape::start();
     let (loss, _) = tokenizer_loss(&tokenizer, &images(2)?, &noise)?;
-    // A key's bias adds the same to all of a query's scores, which softmax takes away again.
+    // A key's bias adds the same value to all scores of a query, so softmax cancels it.
     let grads = by_tape_and_graph(tape, loss, &params)?;
     assert_all_reached(&params, &grads, &[".k.bias"])
 }
@@ -156,7 +157,8 @@ fn a_gradient_reaches_every_parameter_of_the_discriminator() -> Result<()> {
     let tape = Tape::start();
     let (real, _) = discriminator.forward(&images(2)?)?;
     let (fake, _) = discriminator.forward(&random(9, &[2, 16, 16, 3])?)?;
-    // Wide enough for some logits to lie beyond the margin: within it the last bias' two halves cancel.
+    // Scaled so that some logits are beyond the hinge's margin; within it, the two halves of the
+    // last bias's gradient cancel.
     let real = plain([&real], |[real]| real * 30.0)?;
     let loss = losses::hinge_discriminator(&real, &fake)?;
     let grads = by_tape_and_graph(tape, loss, &params)?;
@@ -183,7 +185,7 @@ fn a_gradient_reaches_every_parameter_of_the_generator() -> Result<()> {
     let grads = by_tape_and_graph(tape, loss, &params)?;
     assert_all_reached(&params, &grads, &[])?;
 
-    // Labels that no example has are not touched.
+    // Labels without examples get no gradient.
     let rows = grads
         .get(params.get("y_embedder.weight").expect("it is there"))
         .expect("reached");
@@ -248,7 +250,7 @@ fn four_images_are_learned_by_heart_by_both_stages() -> Result<()> {
     Ok(())
 }
 
-/// Fresh noise at every step; returns the mean error of the last ten.
+/// Fresh noise in every step; returns the mean error of the last ten.
 fn learn_to_reconstruct(config: &Config, x: &Tensor) -> Result<(Tokenizer, f32)> {
     const STEPS: u64 = 200;
     let scope = Scope::init(1, &Device::Cpu);
@@ -271,7 +273,7 @@ fn learn_to_reconstruct(config: &Config, x: &Tensor) -> Result<(Tokenizer, f32)>
     ))
 }
 
-/// One example an image, each at its own step and with its own label; returns the last cross-entropy.
+/// One example per image, each with its own step and label; returns the last cross-entropy.
 fn learn_to_predict(config: &Config, tokenizer: &Tokenizer, x: &Tensor) -> Result<f32> {
     let scope = Scope::init(2, &Device::Cpu);
     let generator = Generator::new(config, CLASSES, &scope)?;

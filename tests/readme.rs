@@ -1,7 +1,8 @@
-//! The README's commands on a data set, run by a shell as they are printed, one after the other.
+//! Runs the README's commands in a shell as printed, one after the other, on a small data set.
 //!
-//! Only what makes the two runs short is added at their end: [`SHORTER`]. The files that the commands name are made here, small: shards of
-//! noise in the folders of two wnids, and a VGG16 of random weights with LPIPS heads of ones.
+//! The commands are only extended by [`SHORTER`], to keep the two runs short. The files that they
+//! name are made here, small: shards of noise in the folders of two wnids, and a VGG16 of random
+//! weights with LPIPS heads of ones.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +17,7 @@ use rdpm::error::Result;
 use rdpm::model::perceptual::WIDTHS;
 use rdpm::rng::{Purpose, normal};
 
-/// What is added to a subcommand.
+/// Arguments added to a subcommand.
 const SHORTER: [(&str, &str); 2] = [
     (
         "rdpm train-vae ",
@@ -63,7 +64,7 @@ fn the_commands_on_a_data_set_run_as_printed() -> Result<()> {
     Ok(())
 }
 
-/// `count` pictures of noise for each of two wnids.
+/// `count` images of noise for each of two wnids.
 fn shard(path: &Path, count: u64) -> Result<()> {
     let mut tar = tar::Builder::new(GzEncoder::new(File::create(path)?, Compression::fast()));
     for (class, wnid) in ["n01443537", "n02099601"].iter().enumerate() {

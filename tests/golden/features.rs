@@ -1,4 +1,5 @@
-//! DINOv2 and CLIP against `transformers`, with small random weights: pictures of any size in, features out.
+//! DINOv2 and CLIP compared with `transformers`, with small random weights: images of any size in,
+//! features out.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use rdpm::metrics::{FeatureNetwork, clip, dinov2};
 use crate::fixture::Golden;
 use crate::pictures::formula;
 
-/// The features of the pictures `sizes` as a matrix.
+/// The features of images of these `sizes`, as a matrix.
 fn features(network: &impl FeatureNetwork, sizes: [(u32, u32); 2]) -> Result<Tensor> {
     let pictures = sizes.map(|(w, h)| formula(w, h));
     let rows = network.features(&pictures)?.remove(0);
@@ -65,7 +66,7 @@ fn clip_gives_the_projected_features_of_transformers_by_either_names() -> Result
         let network = clip::Clip::new(config, weights, &Device::Cpu)?;
         golden.check("features", &features(&network, [(60, 44), (331, 700)])?)?;
     }
-    // candle-transformers would draw it.
+    // candle-transformers would draw it at random.
     let without = |name: &str| -> BTreeMap<String, Tensor> {
         let mut weights = ours.clone();
         weights.remove(name).expect("a known name");

@@ -10,7 +10,7 @@ use rdpm::error::Result;
 use rdpm::store::{Params, Scope};
 use serde::de::DeserializeOwned;
 
-/// The bar of every golden test.
+/// The tolerance of every golden test.
 const TOLERANCE: f64 = 1e-5;
 
 pub struct Golden {
@@ -38,12 +38,12 @@ impl Golden {
         Ok(serde_json::from_str(&self.metadata[key])?)
     }
 
-    /// The defaults, with what the file says about them.
+    /// The defaults, overridden by the file's metadata.
     pub fn config(&self) -> Result<Config> {
         Config::from_json(&self.metadata["config"])
     }
 
-    /// As on disk.
+    /// As stored on disk.
     pub fn get(&self, name: &str) -> Tensor {
         self.tensors[name].clone()
     }
@@ -57,7 +57,7 @@ impl Golden {
         Ok(tensor.permute(order)?.contiguous()?)
     }
 
-    /// Whole numbers.
+    /// Integers.
     pub fn index(&self, name: &str) -> Result<Tensor> {
         Ok(self.tensors[name].to_dtype(DType::U32)?)
     }
@@ -66,7 +66,7 @@ impl Golden {
         Ok(f64::from(self.tensors[name].to_scalar::<f32>()?))
     }
 
-    /// What stands under a prefix, without it.
+    /// The tensors with a prefix, without the prefix.
     pub fn under(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         let prefix = format!("{prefix}.");
         let inside = |(name, tensor): (&String, &Tensor)| {
@@ -76,7 +76,7 @@ impl Golden {
         self.tensors.iter().filter_map(inside).collect()
     }
 
-    /// A model with this file's weights as variables: names and shapes must be exactly the file's.
+    /// A model with this file's weights as variables; names and shapes must match exactly.
     pub fn build<M>(
         &self,
         make: impl FnOnce(&Scope) -> candle_core::Result<M>,
@@ -88,12 +88,12 @@ impl Golden {
         Ok((model, params))
     }
 
-    /// ‖found − expected‖ ≤ 1e-5·‖expected‖, where the file holds `name` as it is in memory.
+    /// ‖found − expected‖ ≤ 1e-5·‖expected‖, for a `name` that the file stores in memory layout.
     pub fn check(&self, name: &str, found: &Tensor) -> Result<()> {
         self.check_against(name, found, &self.get(name))
     }
 
-    /// As [`Golden::check`] for a map that the file holds as [..,C,H,W].
+    /// Like [`Golden::check`], for a map that the file stores as [..,C,H,W].
     pub fn check_map(&self, name: &str, found: &Tensor) -> Result<()> {
         self.check_against(name, found, &self.map(name)?)
     }
@@ -120,8 +120,9 @@ impl Golden {
         Ok(())
     }
 
-    /// Every parameter's gradient. One below 0.2 % of the whole is measured by that: attention's biases are what is
-    /// left of sums that cancel (the key's exactly), and carry the rounding of their terms.
+    /// Checks every parameter's gradient. For a norm below 0.2 % of the whole, the error is
+    /// relative to that: the gradients of attention's biases are remainders of sums that cancel
+    /// (the key's exactly), and carry their rounding errors.
     pub fn check_grads(&self, params: &Params, grads: &GradStore) -> Result<()> {
         let expected = self.under("grads");
         assert_eq!(expected.len(), params.len(), "{}: parameters", self.name);

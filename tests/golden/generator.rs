@@ -1,4 +1,4 @@
-//! The generator: condition, logits, gradients, the head from a codebook.
+//! The generator: condition, logits, gradients, the head initialised from a codebook.
 
 use rdpm::error::Result;
 use rdpm::model::Generator;

@@ -1,6 +1,7 @@
-//! Golden tests: what the PyTorch reference computed (`scripts/golden.py`), the model here must compute too.
+//! Golden tests: the model must compute what the PyTorch reference computed (`scripts/golden.py`).
 //!
-//! Bar: relative error ‖Δ‖/‖ref‖ ≤ 1e-5 in f32, codes equal (the files hold no near ties).
+//! Tolerance: relative error ‖Δ‖/‖ref‖ ≤ 1e-5 in f32; codes are equal (the files hold no near
+//! ties).
 
 mod discriminator;
 mod features;

@@ -1,4 +1,5 @@
-//! LPIPS: its structure with narrow random weights, and the network itself with the genuine ones.
+//! LPIPS: its structure with narrow random weights, and the real network with the published
+//! weights.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

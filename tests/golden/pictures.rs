@@ -1,4 +1,4 @@
-//! The pictures that scripts/golden_metrics.py makes by formula.
+//! The images that scripts/golden_metrics.py makes by formula.
 
 use image::RgbImage;
 

@@ -1,4 +1,5 @@
-//! Ten steps of recurrent quantization at odd sizes, for every schedule, with and without the shared convolution.
+//! Ten steps of recurrent quantization at odd sizes, for every schedule, with and without the
+//! shared convolution.
 
 use candle_core::{Device, Tensor};
 use rdpm::config::{Reduction, ScheduleKind};

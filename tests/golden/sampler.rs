@@ -1,4 +1,5 @@
-//! Algorithm 2 with the noise and uniforms of the file: codes, hence z'_T, with guidance and without.
+//! Algorithm 2 with the noise and uniforms of the file: codes, and so z'_T, with and without
+//! guidance.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ struct Case {
 fn samples_are_those_of_pytorch() -> Result<()> {
     let golden = Golden::open("sampler")?;
     let mut config: Config = golden.metadata("config")?;
-    // Sampling needs the tokenizer for its quantizer alone.
+    // Sampling uses only the tokenizer's quantizer.
     config.tokenizer.ch = 32;
     let classes = config.generator.classes.expect("the file says it");
     let scope = Scope::load(&golden.under("weights.generator"), &Device::Cpu);
@@ -53,7 +54,7 @@ fn samples_are_those_of_pytorch() -> Result<()> {
             top_p: None,
         };
         let sums = sampler.latents(&labels, &draws, &options)?;
-        // Every step's codes show in its increment.
+        // The increment of each step shows its codes.
         let codes = golden.index(&format!("{name}.codes"))?;
         let mut before = sums[0].zeros_like()?;
         for (t, sum) in sums.iter().enumerate() {

@@ -8,7 +8,7 @@ use rdpm::metrics::{psnr, ssim};
 use crate::fixture::Golden;
 use crate::pictures::formula;
 
-/// `image` moved right by two pixels, what leaves it coming in on the left.
+/// `image` rolled right by two pixels.
 fn rolled(image: &RgbImage) -> RgbImage {
     let w = image.width();
     RgbImage::from_fn(w, image.height(), |x, y| {

@@ -9,7 +9,7 @@ use rdpm::ops::quantize::Noise;
 
 use crate::fixture::Golden;
 
-/// Whole pixels, and patches of 2×2.
+/// Without patches, and with patches of 2×2.
 const FILES: [&str; 2] = ["tokenizer", "tokenizer_patch"];
 
 fn for_each(f: impl Fn(&Golden, &Config) -> Result<()>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Ten steps of the generator's training on given batches: warm-up, clipping, AdamW, EMA.
+//! Ten training steps of the generator on given batches: warm-up, clipping, AdamW, EMA.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! The judge of the demo's samples: a small convolutional classifier trained on drawings.
 //!
-//! Four times conv3×3, BatchNorm, ReLU (24, 48, 96, 96 channels), three max-pools between, the mean over positions,
-//! ten logits. It learns from blurred and noisy drawings, so that it judges figures and not how crisp an edge is.
+//! Four times conv3×3, BatchNorm, ReLU (24, 48, 96, 96 channels), three max-pools in between, the
+//! mean over positions, ten logits. It is trained on blurred and noisy drawings, so that it judges
+//! shapes and not the sharpness of edges.
 
 use candle_core::{D, Device, Tensor};
 use rdpm::config::{LrSchedule, TrainConfig};
@@ -20,10 +21,10 @@ const PIXELS: usize = SIZE * SIZE;
 const EPS: f64 = 1e-5;
 const BATCH: usize = 64;
 const STEPS: u64 = 400;
-/// Share of a batch's statistics in the running ones.
+/// Momentum of the running statistics.
 const MOMENTUM: f64 = 0.1;
 
-/// Pictures [N,32,32,3] in [-1,1], in memory order, and their classes.
+/// Images [N,32,32,3] in [-1,1], in memory order, and their classes.
 pub struct Pictures {
     pub values: Vec<f32>,
     pub labels: Vec<u32>,
@@ -35,7 +36,7 @@ impl Pictures {
         Self { values, labels }
     }
 
-    /// `count` drawings of `seed`.
+    /// `count` drawings from `seed`.
     pub fn drawn(seed: u64, count: usize) -> Result<Self> {
         let shapes = Shapes::new(seed, count);
         let (mut bytes, mut labels) = (Vec::new(), Vec::new());
@@ -110,7 +111,7 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Trained on 6,000 drawings, 400 steps of 64.
+    /// Trained on 6,000 drawings, for 400 steps of 64.
     pub fn trained(seed: u64) -> Result<Self> {
         let scope = Scope::init(seed, &Device::Cpu);
         let mut input = 3;
@@ -165,7 +166,7 @@ impl Judge {
         Ok(())
     }
 
-    /// For each picture whether it is what its label says.
+    /// Whether each image is classified as its label.
     pub fn agrees(&self, pictures: &Pictures) -> Result<Vec<bool>> {
         let mut out = Vec::with_capacity(pictures.len());
         for (values, labels) in pictures
@@ -194,7 +195,7 @@ impl Judge {
     }
 }
 
-/// The map is halved after each layer but the last.
+/// The map is halved after each layer except the last.
 fn pooled(x: Tensor, layer: usize) -> Result<Tensor> {
     if layer + 1 == CHANNELS.len() {
         return Ok(x);
@@ -202,8 +203,8 @@ fn pooled(x: Tensor, layer: usize) -> Result<Tensor> {
     Ok(ops::max_pool2d(&x, 2, 2, Padding::same(0))?)
 }
 
-/// The picture [32,32,3] partly blurred (3×3), with pixel noise and with smooth noise (16×16, bilinear), each in a
-/// random amount.
+/// The image [32,32,3] with random amounts of blur (3×3), pixel noise and smooth noise (16×16,
+/// bilinear).
 fn blurred_and_noisy(picture: &[f32], seed: u64, n: u64) -> Vec<f32> {
     const COARSE: usize = SIZE / 2;
     let mut amount = [0f32; 3];
@@ -213,12 +214,12 @@ fn blurred_and_noisy(picture: &[f32], seed: u64, n: u64) -> Vec<f32> {
     let mut coarse = vec![0f32; COARSE * COARSE * 3];
     Stream::new(seed, Purpose::Augment, n, 2).fill_normal(&mut coarse);
 
-    // The edge repeats outwards.
+    // Edges are replicated.
     let at = |y: isize, x: isize, c: usize| {
         let inside = |v: isize| v.clamp(0, SIZE as isize - 1) as usize;
         picture[(inside(y) * SIZE + inside(x)) * 3 + c]
     };
-    // Half of a coarse step either way: weights 3/4 and 1/4.
+    // Half a coarse step to either side: weights 3/4 and 1/4.
     let pair = |v: usize| {
         let (near, other) = (
             v / 2,

@@ -1,4 +1,4 @@
-//! A folder with a small data set and configuration, and the binary run in it.
+//! A folder with a small data set and configuration, in which the binary is run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use tempfile::TempDir;
 pub const VAE: &str = "train-vae";
 pub const GENERATOR: &str = "train-gen";
 
-/// Every loss but the perceptual one, two micro-batches, a discriminator from step 2 on, dead codes every 4 steps.
+/// All losses except the perceptual one, two micro-batches, a discriminator from step 2 on,
+/// restarts of dead codes every 4 steps.
 const CONFIG: &str = r#"
 [data]
 image_size = 16
@@ -68,7 +69,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Two classes of nine pictures: a bright rectangle on a dark ground, higher than wide or wider than high.
+    /// Two classes of nine images: a bright rectangle on a dark background, taller than wide or
+    /// wider than tall.
     pub fn new() -> Self {
         let root = tempfile::tempdir().expect("a temporary folder");
         for (class, name) in ["high", "wide"].into_iter().enumerate() {
@@ -110,7 +112,8 @@ impl Lab {
         command
     }
 
-    /// The arguments of a new run of `stage` at `out`; a generator's tokenizer is the run `vae`.
+    /// The arguments for a new run of `stage` at `out`; a generator uses the tokenizer of the run
+    /// `vae`.
     pub fn start<'a>(&self, stage: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         let mut arguments = vec![
             stage,
@@ -128,7 +131,7 @@ impl Lab {
         arguments
     }
 
-    /// Runs to the end, which must be a good one.
+    /// Runs to the end; the exit code must be 0.
     pub fn run(&self, arguments: &[&str]) {
         let output = self.output(arguments);
         assert!(
@@ -142,7 +145,7 @@ impl Lab {
         self.command(arguments).output().expect("rdpm runs")
     }
 
-    /// A run of `stage` to its end, with the tokenizer that it needs.
+    /// A complete run of `stage`, with the tokenizer that it needs.
     pub fn train(&self, stage: &str, out: &str, more: &[&str]) {
         if stage == GENERATOR && !self.path("vae").exists() {
             self.run(&self.start(VAE, "vae", &["--steps", "3"]));
@@ -168,7 +171,7 @@ impl Lab {
         self.wait_until(command.stderr(Stdio::piped()), out, step)
     }
 
-    /// As [`Lab::spawn_until`], of any command.
+    /// Like [`Lab::spawn_until`], for any command.
     pub fn wait_until(&self, command: &mut Command, out: &str, step: u64) -> Child {
         let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
         self.until(&format!("step {step} comes"), || {
@@ -188,7 +191,7 @@ impl Lab {
         }
     }
 
-    /// The last step that the run `out` has logged.
+    /// The last step that the run `out` logged.
     pub fn last_step(&self, out: &str) -> Option<u64> {
         last_step(&self.path(out).join("metrics.jsonl"))
     }
@@ -204,7 +207,7 @@ fn last_step(metrics: &Path) -> Option<u64> {
     line["step"].as_u64()
 }
 
-/// The metric lines without what the clock decides.
+/// The lines of metrics without what depends on the clock.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     text.lines()
@@ -218,7 +221,8 @@ pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// Both runs stand at the same step with the same bytes in every file of their newest checkpoint, and logged alike.
+/// Both runs are at the same step, with identical bytes in every file of their newest checkpoint
+/// and identical logs.
 pub fn assert_same(a: &Path, b: &Path) {
     let newest = |run: &Path| {
         let name = fs::read_to_string(run.join("checkpoints/latest")).expect("a checkpoint");

@@ -1,4 +1,4 @@
-//! Runs of the binary: what must hold whatever happens to the process.
+//! Training runs of the binary: what must hold whatever happens to the process.
 
 mod fixture;
 mod results;

@@ -1,4 +1,4 @@
-//! What a run's numbers do not depend on, and what a user's mistake is answered with.
+//! What a run's results must not depend on, and the errors for users' mistakes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ fn accumulated_micro_batches_are_the_big_batch() {
         for accumulate in [1, 2] {
             let set = format!("{section}.accumulate={accumulate}");
             let run = format!("{section}-{accumulate}");
-            // A start of the discriminator beyond the end: BatchNorm sees micro-batches.
+            // The discriminator starts after the end: its BatchNorm uses the micro-batch.
             let more = ["--steps", "1", "--set", &set, "--set", "loss.disc_start=9"];
             lab.train(stage, &run, &more);
         }
@@ -132,18 +132,18 @@ fn a_cached_run_sees_the_same_examples_and_a_stale_cache_is_refused() {
     assert_same(&lab.path("made"), &lab.path("read"));
     let loss = |run: &str| metrics(&lab.path(run))[0]["loss"].as_f64().expect("a loss");
     let (plain, cached) = (loss("plain"), loss("made"));
-    // Only bf16's rounding tells them apart.
+    // They differ only by bf16 rounding.
     assert!(
         (plain - cached).abs() < 0.02 * plain,
         "{plain} and {cached}"
     );
-    // A resumed run reads it without being told.
+    // A resumed run uses the cache without being told.
     lab.run(&[GENERATOR, "--resume", "made", "--steps", "6"]);
     let output = lab.output(&[
         GENERATOR, "--resume", "plain", "--steps", "6", "--cache", "latents",
     ]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    // Another tokenizer's latents.
+    // The latents of another tokenizer.
     lab.run(&lab.start(VAE, "other", &["--steps", "1", "--seed", "5"]));
     let arguments = ["--cache", "latents", "--vae", "other"];
     let start = [
@@ -197,7 +197,7 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
     let told = stderr(&output);
     assert!(output.status.success(), "{told}");
     assert!(
-        told.contains("fresh: quantize.embedding.weight ([8, 4], the file has [24, 4])"),
+        told.contains("from scratch: quantize.embedding.weight ([8, 4], the file has [24, 4])"),
         "{told}"
     );
     assert_eq!(told.matches("fresh:").count(), 1, "{told}");
@@ -243,7 +243,7 @@ fn skipped_images_are_named_and_counted_at_the_end() {
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(told.contains("data/wide/5.png"), "{told}");
-    // What -v adds.
+    // Shown with -v only.
     assert!(
         told.contains("saved whole/checkpoints/step-00000005") && told.contains("\"psnr\":"),
         "{told}"

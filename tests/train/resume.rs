@@ -1,4 +1,4 @@
-//! A run that is stopped and resumed ends with the bytes of one that was not.
+//! A run that was stopped and resumed ends with the same bytes as an uninterrupted one.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -17,15 +17,15 @@ fn resumed_run_is_the_uninterrupted_one(stage: &str) {
     let child = lab.spawn_until(&resume, "parts", 8);
     interrupt(child.id());
     let output = child.wait_with_output().expect("ended");
-    // It may have been through before the signal came, or, where the killed run had logged step 8 already, not have
-    // listened yet and died of it.
+    // The run may have finished before the signal came. Or, if the killed run had already logged
+    // step 8, it may not have been listening yet, and died of the signal.
     let died = output.status.signal() == Some(2);
     assert!(
         died || matches!(output.status.code(), Some(0 | 130)),
         "{}",
         stderr(&output)
     );
-    // Other threads and workers change nothing.
+    // Different threads and workers do not change the result.
     lab.run(&[
         stage,
         "--resume",
@@ -55,13 +55,13 @@ fn resume_is_bit_identical_for_the_generator() {
     resumed_run_is_the_uninterrupted_one(GENERATOR);
 }
 
-/// What a scheduler starts again and again, whatever became of it before: the same command.
+/// The same command again and again, as from a scheduler that requeues.
 #[test]
 fn auto_starts_a_run_and_goes_on_with_it() {
     let lab = Lab::new();
     for stage in [VAE, GENERATOR] {
         let (whole, parts) = (format!("{stage}-whole"), format!("{stage}-parts"));
-        // The generator's tokenizer brings a configuration of its own.
+        // The generator takes part of its configuration from the tokenizer.
         let seed = [
             "--seed",
             "7",
@@ -139,7 +139,7 @@ fn auto_passes_over_a_damaged_checkpoint() {
     assert!(output.status.success(), "{told}");
     assert!(
         told.contains("ema.safetensors")
-            && told.contains("going on from run/checkpoints/step-00000010"),
+            && told.contains("continuing from run/checkpoints/step-00000010"),
         "{told}"
     );
 }
@@ -160,7 +160,7 @@ fn a_finished_run_goes_on_to_a_later_end() {
     ];
     lab.train(VAE, "parts", &short);
     lab.run(&[VAE, "--resume", "--out", "parts", "--steps", "12"]);
-    // The shorter run logged its last step, 7; all else is the same.
+    // The shorter run logged its last step, 7; everything else is identical.
     let file = lab.path("parts/metrics.jsonl");
     let text = fs::read_to_string(&file).expect("metrics");
     let kept: Vec<&str> = text
@@ -176,7 +176,7 @@ fn a_finished_run_goes_on_to_a_later_end() {
     assert!(a == b);
 }
 
-/// The data, named by a path of the folder that the run was started in.
+/// The data is named by a path relative to the folder in which the run was started.
 #[test]
 fn a_run_goes_on_from_any_folder() {
     let lab = Lab::new();
@@ -242,7 +242,7 @@ fn a_refused_resume_changes_nothing() {
     let before = read();
     for (more, told) in [
         (["--vae", "vae"], "--vae with --resume"),
-        (["--data", "data/high"], "is not the one"),
+        (["--data", "data/high"], "differs from the one"),
     ] {
         let from = ["train-gen", "--resume", "run/checkpoints/step-00000005"];
         let output = lab.output(&[&from[..], &more[..]].concat());

@@ -1,4 +1,4 @@
-//! What stops a run, and what it leaves.
+//! What stops a run, and what it leaves behind.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -21,7 +21,8 @@ fn an_interrupt_saves_and_exits_with_130() {
     for (signal, out) in [("-INT", "a"), ("-TERM", "b"), ("-HUP", "c"), ("-USR1", "d")] {
         let child = lab.spawn_until(&lab.start(VAE, out, &LONG), out, 2);
         send(signal, child.id());
-        // The kernel and a shell both tell of a closed terminal; a scheduler warns, and then insists.
+        // A closed terminal is signalled by both the kernel and a shell; a scheduler warns, and
+        // then insists.
         match signal {
             "-HUP" => send(signal, child.id()),
             "-USR1" => send("-TERM", child.id()),
@@ -41,7 +42,8 @@ fn an_interrupt_saves_and_exits_with_130() {
     }
 }
 
-/// Under nohup a closed terminal ends nothing; what else a parent ignores for its children stays ignored too.
+/// Under nohup a closed terminal ends nothing; other signals that a parent ignores for its children
+/// stay ignored too.
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     let lab = Lab::new();
@@ -64,13 +66,13 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
 }
 
-/// A shell at whose end the terminal closes: nothing that is written to it may end the run before it is saved.
+/// A shell at whose end the terminal closes: no failed write may end the run before it is saved.
 #[test]
 fn a_run_whose_stderr_is_gone_is_saved() {
     let lab = Lab::new();
     let arguments = lab.start(VAE, "run", &LONG);
     let mut child = lab.wait_until(lab.command(&arguments).stderr(Stdio::piped()), "run", 2);
-    // From here on every line it writes fails.
+    // From here on every write to stderr fails.
     drop(child.stderr.take());
     let reached = lab.last_step("run");
     lab.until("the run goes on", || {
@@ -87,7 +89,7 @@ fn a_run_whose_stderr_is_gone_is_saved() {
 fn a_signal_while_a_cache_is_made_says_what_is_kept_and_leaves_nothing() {
     let lab = Lab::new();
     lab.train(VAE, "vae", &["--steps", "3"]);
-    // Long enough to be stopped: a link an image to the same few.
+    // Large enough to be stopped: one link per image, to the same few files.
     for class in ["high", "wide"] {
         for i in 9..2000 {
             let (of, at) = (format!("{}.png", i % 9), format!("data/{class}/{i}.png"));
@@ -148,7 +150,7 @@ fn a_signal_ends_sampling_and_what_a_kill_leaves_is_swept() {
                 "x.npz" => lab.path(partial).exists(),
                 _ => fs::read_dir(lab.path(partial)).is_ok_and(|mut d| d.next().is_some()),
             });
-            // Beside what another command still writes, this one leaves it alone.
+            // Another command is still writing beside it and must be left alone.
             if signal == "-TERM" {
                 lab.run(&[
                     "sample",
@@ -181,12 +183,12 @@ fn a_signal_ends_sampling_and_what_a_kill_leaves_is_swept() {
     assert!(!hidden(".x.npz.partial") && !hidden(".folder.v1.partial"));
 }
 
-/// What cannot be removed or written beside the checkpoints costs a warning and not the run.
+/// A failed deletion or write beside the checkpoints is a warning and does not end the run.
 #[test]
 fn a_failed_picture_metrics_line_or_deletion_warns_and_goes_on() {
     let lab = Lab::new();
     lab.train(VAE, "run", &["--steps", "5"]);
-    // What cannot be removed, even by root, as the file that it should be.
+    // Cannot be removed, even by root: a folder is in the place of a file.
     let old = lab.path("run/checkpoints/step-00000001/state.json");
     fs::create_dir_all(old.join("in the way")).expect("a folder in the place of a file");
     let more = [
@@ -217,7 +219,7 @@ fn a_failed_picture_metrics_line_or_deletion_warns_and_goes_on() {
 #[test]
 fn kill_nine_leaves_a_usable_checkpoint() {
     let lab = Lab::new();
-    // A checkpoint a step: the kill falls into the middle of one more often than not.
+    // A checkpoint per step, so that the kill usually interrupts one.
     let every = [
         "--set",
         "train_vae.checkpoint_every=1",
@@ -305,7 +307,7 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_it_works() {
     lab.run(&[GENERATOR, "--resume", older, "--steps", "14"]);
 }
 
-/// A limit on the size of a file stands for a full disk: both end a write in its middle.
+/// A limit on the file size simulates a full disk: both end a write in the middle.
 #[test]
 fn a_full_disk_fails_with_the_path_and_keeps_what_was_there() {
     let lab = Lab::new();
