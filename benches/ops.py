@@ -1,6 +1,6 @@
 """The rows of benches/ops.rs in PyTorch: python benches/ops.py [part of a name]. Two threads, channels last.
 
-Behind a time of products stands the rate that its fastest run means; one above the best rate measured ends with exit code 1."""
+A matmul's time is followed by the rate of its fastest run; a rate above the best one measured ends with exit code 1."""
 import statistics, sys, time
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def timed(f):
 
 
 def best_rate():
-    """FLOP a second of a product, the fastest of a few sizes."""
+    """FLOP/s of a matmul, the fastest of a few sizes."""
     squares = [torch.randn(n, n) for n in (512, 1024, 2048)]
     return max(2 * len(a) ** 3 / (timed(lambda: a @ a)[1] / 1e3) for a in squares)
 

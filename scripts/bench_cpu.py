@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Speed and peak memory of rdpm on the CPU against PyTorch: a tokenizer step, a generator step, an image sampled.
+"""Compares speed and peak memory of rdpm and PyTorch on the CPU: tokenizer step, generator step, sampling per image.
 
     scripts/bench_cpu.py target/release/rdpm --data tiny-imagenet-64 --vgg vgg16_features_f32.safetensors \\
         --lpips lpips_vgg_lin.safetensors [--rounds 3] [--steps 12] [--only demo]
 
-Needs a Python with torch and safetensors. The model on PyTorch's side is rdpm_ref.py beside this file, eager, f32, channels last,
-fused Adam, its data in memory; on ours the real commands, their data read and decoded as ever. Both sides take turns on the same
-cores (--cores 2); a figure is the median over the rounds of the median step. Of sampling, the ratio of CPU seconds is told too:
-others on the machine change it least. Beside a time stands the rate that it means: the FLOP that PyTorch executed in its step, of
-which ours leaves out what `less` counts, a second. One above the best rate measured in the run ends with exit code 1. Sizes:
+Needs a Python with torch and safetensors. PyTorch runs rdpm_ref.py, beside this file: eager, f32, channels last, fused Adam,
+data in memory. On our side the real commands run, and read and decode their data as usual. Both sides take turns on the same
+cores (--cores 2). A time is the median, over the rounds, of the median step. For sampling the ratio of CPU seconds is printed
+too, because other load on the machine affects it least. Each time is printed with the rate that it implies: the FLOP that
+PyTorch executed in its step (minus `less` for ours) per second. A rate above the best one measured in the run ends with exit
+code 1. Sizes:
 
 demo  configs/demo.toml: batches of 16 drawings of 32×32; the generator reads cached latents; MSE and L_quant alone.
 tiny  configs/tiny-imagenet-64.toml with ch 32, one residual block, batch 8, LPIPS and the discriminator from the first step; a
@@ -114,7 +115,7 @@ class Ours:
         }[case]()
 
 
-# ---------------------------------------------------------------- PyTorch's side, in a process of its own
+# ---------------------------------------------------------------- PyTorch's side, in a separate process
 def theirs(args, case):
     options = ["--cores", args.cores, "--steps", args.steps, "--vgg", args.vgg or "", "--lpips", args.lpips or ""]
     words = [sys.executable, __file__, args.rdpm, "--torch", case, *options]
@@ -236,7 +237,7 @@ def on_torch(args, case):
     milliseconds, cpu, flop = {"tokenizer": tokenizer, "generator": generator, "sample": sample}[case.split()[1]]()
     less = 0
     if case.endswith("sample"):
-        # Guidance is taken in front of the head, which is linear: one head instead of two, at every guided step.
+        # Guidance is applied before the head, which is linear: one head instead of two at every guided step.
         width, guided = (128, steps) if demo else (256, steps - 1)
         less = guided * 2 * 64 * width * tok.quantize.codebook.shape[0]
     print(json.dumps([milliseconds, peak_memory(), cpu, flop, less]))

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The README's GPU table on this machine: rdpm and PyTorch in one go on one card. Needs an rdpm built with --features cuda
-# (RDPM, default target/release/rdpm) and a Python with PyTorch for CUDA (PYTHON, default python3).
-#   scripts/bench_gpu.sh [quant] [sample] [gen] [vae] [codec] [pixels] [inception] [DEPTH…]      default: all
-# Where PyTorch has several variants (bench_torch.py), the table has the fastest and its name. A line of rdpm stands beside one of
-# PyTorch where work and sizes are the same.
+# Prints the README's GPU table for this machine: rdpm and PyTorch in one run on one GPU. Needs an
+# rdpm built with --features cuda (RDPM, default target/release/rdpm) and a Python with PyTorch for
+# CUDA (PYTHON, default python3).
+#   scripts/bench_gpu.sh [quant] [sample] [gen] [vae] [codec] [pixels] [inception] [DEPTH…]    default: all
+# If PyTorch has several variants (bench_torch.py), the table shows the fastest and its name. A line
+# shows both sides only if their work and sizes are the same.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 rdpm=${RDPM:-$here/../target/release/rdpm}
@@ -17,7 +18,7 @@ for word in "$@"; do
   case $word in
     quant | sample | gen | vae | codec | pixels | inception) words+=("$word") ;;
     [0-9]*) depths+=("$word") ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
 [ ${#words[@]} -gt 0 ] || words=(quant sample gen vae codec pixels inception)

@@ -1,10 +1,10 @@
-"""Times the reference model (rdpm_ref.py) in PyTorch on one CUDA GPU. A JSON line an item.
+"""Times the reference model (rdpm_ref.py) in PyTorch on one CUDA GPU. Prints one JSON line per item.
 
     python3 bench_torch.py [quant] [sample] [gen] [vae] [codec] [pixels] [inception] [DEPTH…]
                            [--variant NAME,…] [--only ROW,…] [--profile] [--limit SECONDS]
 
 torch.compile, fused optimizers, bf16, CUDA graphs; random non-zero weights everywhere. Medians of repeated runs, timed by CUDA events after
-compilation and warm-up. `scripts/bench_gpu.sh` sets the same work of rdpm beside it; the variants of `vae` are torch_vae.py's. --profile adds the
+compilation and warm-up. `scripts/bench_gpu.sh` compares it with the same work in rdpm; the variants of `vae` are torch_vae.py's. --profile adds the
 time by kernel after each row of `vae`; a variant that takes longer than --limit, compilation included, is given up.
 """
 import argparse, copy, json, re, signal, statistics, time
@@ -63,7 +63,7 @@ def graphed(fn):
 
 
 def profile(fn, steps=3, lines=45):
-    """Milliseconds and launches a step by kernel, largest first, and by kind of kernel."""
+    """Milliseconds and launches per step by kernel, largest first, and by kind of kernel."""
     from torch.profiler import ProfilerActivity
     fn(); torch.cuda.synchronize()
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as p:
@@ -165,7 +165,7 @@ def forward_flop(module, *shape):
 
 
 def vae_flop(size, ch, mult, layers):
-    """FLOP an image of a training step: tokenizer forward, dX and dW; VGG real forward, fake forward and dX; discriminator at the image
+    """FLOP per image of a training step: tokenizer forward, dX and dW; VGG real forward, fake forward and dX; discriminator at the image
     (forward, dX) and judging real and fake (forward, dX, dW); two weight gradients of conv_out."""
     s = size // 2 ** (len(mult) - 1)
     e, d = forward_flop(Encoder(ch, mult), 3, size, size), forward_flop(Decoder(ch, mult), 32, s, s)

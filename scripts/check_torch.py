@@ -65,7 +65,7 @@ def check(features, ch, mult, layers, size, batch, dtype=torch.float32, limit=2e
     for flat, ns, theirs in ((step.flat, names[0], grads), (step.dflat, names[1], dgrads)):
         floor = 1e-5 * max(b.norm().item() for b in theirs)
         errors += [close(f"{label} {n}", a, b, limit, floor) for n, a, b in zip(ns, flat.views, theirs)]
-    print(f"{'ok   ' if max(errors) < limit else 'WRONG'} {label}: {len(errors)} figures, largest relative difference {max(errors):.1e}", flush=True)
+    print(f"{'ok   ' if max(errors) < limit else 'WRONG'} {label}: {len(errors)} values, largest relative difference {max(errors):.1e}", flush=True)
     return max(errors) < limit
 
 

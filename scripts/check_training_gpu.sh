@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Trains one small generator on the CPU and, in every way, on a GPU, and compares: f32 at every step (1e-3), bf16 over the last 50 steps (1 %), and
-# that a second bf16 run, one with its blocks computed again, and one interrupted and resumed write the same files.
+# Trains one small generator on the CPU and, in every mode, on a GPU, and compares: f32 at every step
+# (1e-3), bf16 over the last 50 steps (1 %). Checks that a second bf16 run, one that recomputes its
+# blocks, and one that is interrupted and resumed write the same files.
 # Needs an rdpm built with --features cuda (RDPM, default target/release/rdpm) and python3.
 #   scripts/check_training_gpu.sh IMAGES      a folder, a tar shard or a glob: what --data takes
-#   STEPS=300 DEVICE=cuda                     steps a run; the device compared with the CPU
+#   STEPS=300 DEVICE=cuda                     steps per run; the device compared with the CPU
 set -euo pipefail
-[ $# -eq 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
 rdpm=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm}
 steps=${STEPS:-300} device=${DEVICE:-cuda} images=$1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-# Heads of 64, latents of 16 channels: what the kernels for bf16 serve at the least.
+# Heads of 64 and latents of 16 channels are the smallest sizes that the bf16 kernels support.
 sizes=(--set tokenizer.embed_dim=16 --set generator.mix_dim=32 --set generator.heads=1)
 logged=(--set train_gen.log_every=1 --set train_gen.image_every=0 --set "train_gen.checkpoint_every=$steps")
 bf16=(--set train_gen.compute_type=bf16) again=(--set train_gen.recompute_blocks=2)
@@ -25,7 +26,7 @@ train() {
 }
 
 "$rdpm" train-vae --config smoke --data "$images" --out "$out/vae" --steps 20 "${sizes[@]}" --device cpu >"$out/vae.log" 2>&1 || { tail -3 "$out/vae.log"; exit 1; }
-# The same latents for all: a last bit that differs can tip a code.
+# All runs use the same latents: a difference in the last bit can change a code.
 steps=1 train first --device cpu
 train cpu --device cpu &
 cpu=$!

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares `rdpm eval-fid` with pytorch-fid, torch-fidelity and clean-fid, figure by figure, on the same PNGs.
+"""Compares `rdpm eval-fid` with pytorch-fid, torch-fidelity and clean-fid, metric by metric, on the same PNGs.
 
     pip install torch torchvision pytorch-fid torch-fidelity clean-fid scipy pillow safetensors
     scripts/compare_fid.py --images IMAGENET/val --weights pt_inception-2015-12-05-6726825d.pth --work OUT
 
 Takes --count images spread over the folder's classes as the reference, others as samples, and makes degraded copies:
-noise, blur, JPEG and half of the classes. Weights may be .pth or .safetensors; where they lack `fc`, one is drawn at
-random, which checks the Inception Score as arithmetic. Ends with 1 if a figure misses its bar.
+noise, blur, JPEG and half of the classes. Weights may be .pth or .safetensors; if they lack `fc`, it is drawn at random,
+which still checks the arithmetic of the Inception Score. Ends with exit code 1 if a difference exceeds its limit.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def frechet(a, b, fast):
 
 
 def adm_frechet(a, b):
-    """sFID by ADM's formulas, the root by eigenvalues: scipy's sqrtm of a singular product is not exact."""
+    """sFID by ADM's formulas, the square root by eigenvalues, because scipy's sqrtm of a singular matrix is not exact."""
     (m, s), (n, t) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
     roots = np.sqrt(np.clip(linalg.eigvals(s @ t).real, 0, None))
     return ((m - n) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * roots.sum()

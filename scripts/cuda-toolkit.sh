@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Makes a CUDA 13.0 build toolkit out of NVIDIA's Python packages, for machines without NVIDIA's installer.
+# Assembles a CUDA 13.0 build toolkit from NVIDIA's Python packages, for machines without NVIDIA's
+# installer.
 #
 #   scripts/cuda-toolkit.sh [FOLDER]        default: ${XDG_CACHE_HOME:-~/.cache}/rdpm/cuda-13.0
 #   eval "$(scripts/cuda-toolkit.sh)"       prints the environment that `cargo build --features cuda` needs
 #   eval "$(scripts/cuda-toolkit.sh /usr/local/cuda)"      the same for a toolkit that is installed
 #
-# In that environment nvcc leaves out candle's kernels of quantized weights, which rdpm does not call and which take
-# most of the build's time (scripts/nvcc-without-gguf.sh).
+# In that environment nvcc leaves out candle's kernels for quantized weights, which rdpm does not call
+# and which take most of the build time (scripts/nvcc-without-gguf.sh).
 #
-# Needs python3 with pip; no GPU and no driver. The driver's libcuda is not among the packages, nor needed: CUDA's
-# libraries are found when the program runs.
+# Needs python3 with pip, but no GPU and no driver. The packages do not contain the driver's libcuda;
+# it is not needed, because CUDA's libraries are loaded at run time.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rdpm

@@ -82,7 +82,7 @@ def tokenizer(out, name, patch, size, seed, mult=(1, 2, 2), blocks=2):
     for weight in (True, False):
         for reduction in ("mean", "sum"):
             tensors[f"quant_loss.{'weighted' if weight else 'plain'}.{reduction}"] = ref.quantization_loss(book, commit, alpha, 0.25, weight, reduction)
-    # The gradients of two losses at the image, and what VGG's weight makes of them at the last layer.
+    # The gradients of two losses at the image, and at the last layer's weight.
     g_rec, g_adv = torch.randn_like(image), torch.randn_like(image) * 0.1
     last = model.decoder.conv_out.weight
     norms = [torch.autograd.grad(image, last, g, retain_graph=True)[0].norm() for g in (g_rec, g_adv)]
@@ -163,7 +163,7 @@ def lpips_genuine(out, folder):
     y = (x + 0.2 * torch.randn_like(x)).clamp(-1, 1)
     case = lpips_case(model, x, y)
     exact = lpips_case(model.double(), x.double().detach(), y.double())["grad"]
-    # With other images one value beside 0 or beside a pool's largest falls to the other side in f32, which moves the gradient by 1e-3.
+    # With other images a value near 0, or near a pool's maximum, may round to the other side in f32, which changes the gradient by 1e-3.
     assert (case["grad"] - exact).norm() < 3e-6 * exact.norm(), "choose another seed"
     save(out, "lpips_genuine", case)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# NVIDIA's compiler, but for candle's kernels of quantized GGUF weights and mixtures of experts: rdpm calls none of
-# them, and they take most of a CUDA build's time. In their place stand functions of the same names that end the
-# process with a message. Everything else goes to nvcc as it is.
+# NVIDIA's compiler without candle's kernels for quantized GGUF weights and mixtures of experts: rdpm
+# calls none of them, and they take most of a CUDA build's time. They are replaced by functions of the
+# same names that end the process with a message. Everything else is passed on to nvcc.
 #
-# scripts/cuda-toolkit.sh lays this file into a folder as `bin/nvcc`; the link ../nvcc there leads to the real one,
-# which finds the rest of its toolkit by its own path.
+# scripts/cuda-toolkit.sh puts this file into a folder as `bin/nvcc`. The link ../nvcc there leads to
+# the real nvcc, which finds the rest of its toolkit by its own path.
 set -euo pipefail
 
 nvcc=$(readlink "$(dirname "${BASH_SOURCE[0]}")/../nvcc")
@@ -24,7 +24,7 @@ trap 'rm -rf "$work"' EXIT
 stub=$work/$(basename "$source")
 : >"$stub"
 if [[ $source == *mmq_quantize.cu ]]; then
-  # All of them in one file: the functions that the crate declares.
+  # One file holds all functions that the crate declares.
   declared=$(sed -n 's/^ *pub fn \([a-z0-9_A-Z]*\)(.*/\1/p' "$(dirname "$source")/../ffi.rs")
   [ -n "$declared" ] || { echo "$0: no functions in candle-kernels' ffi.rs" >&2; exit 1; }
   {

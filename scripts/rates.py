@@ -1,7 +1,7 @@
-"""What a timing means: FLOP a second, held against the best rate measured in the same run.
+"""The rate that a timing implies, in FLOP/s, compared with the best rate measured in the same run.
 
-A figure above SLACK times that best cannot be: too little was timed or too much counted. It is printed with both rates, and the
-script that prints it ends with exit code 1. In Rust: src/telemetry/rates.rs.
+A rate above SLACK times the best is impossible: too little was timed or too much was counted. It is printed with both rates, and
+the script ends with exit code 1. The Rust version is src/telemetry/rates.rs.
 """
 import sys
 
@@ -11,11 +11,11 @@ AGAIN = 5
 
 class Rates:
     def __init__(self, measure):
-        """measure: returns the FLOP a second that this machine reaches; it is asked again before a figure is called impossible."""
+        """measure: returns the FLOP/s that this machine reaches; called again before a rate is called impossible."""
         self.measure, self.best, self.impossible = measure, measure(), []
 
     def of(self, name, flop, seconds):
-        """The rate that `seconds` for `flop` mean, in words; notes one that cannot be."""
+        """The rate for `flop` in `seconds`, as text; records it if it is impossible."""
         rate = flop / seconds
         for _ in range(AGAIN):
             if rate <= SLACK * self.best:
@@ -26,6 +26,6 @@ class Rates:
         return told
 
     def end(self):
-        """Ends the script if a figure was impossible."""
+        """Ends the script if a rate was impossible."""
         if self.impossible:
             sys.exit("rates above %s times the best one measured:\n%s" % (SLACK, "\n".join(self.impossible)))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs NVIDIA's compute-sanitizer, memcheck and racecheck, over every kernel of ours, an operation at a time, by
-# `rdpm doctor --check-ops --only OPERATION`: small odd sizes and no cuBLAS. Says which kernels that does not reach, and prints a table.
-# Needs compute-sanitizer in PATH and an rdpm built with --features cuda (RDPM, default target/release/rdpm).
-# JOBS at a time (default 4), each for LIMIT seconds at most (default 300); LOGS (default a new folder) keeps what each said.
+# Runs NVIDIA's compute-sanitizer (memcheck and racecheck) on all of our kernels, one operation at a
+# time, through `rdpm doctor --check-ops --only OPERATION`, with small odd sizes and without cuBLAS.
+# Lists the kernels that this does not reach, and prints a table. Needs compute-sanitizer in PATH and
+# an rdpm built with --features cuda (RDPM, default target/release/rdpm). Runs JOBS at a time (default
+# 4), each for at most LIMIT seconds (default 300); their output is kept in LOGS (default: a new folder).
 #   scripts/sanitize_gpu.sh [OPERATION…]      default: all
 set -uo pipefail
 export RDPM=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm} LIMIT=${LIMIT:-300} LOGS=${LOGS:-$(mktemp -d)}
@@ -21,7 +22,7 @@ check() {
   echo "$result, $((SECONDS - begin)) s" >"$LOGS/$1-$2.result"
 }
 export -f check
-# The slower tool first.
+# Start with the slower tool.
 for tool in racecheck memcheck; do printf "$tool %s\n" "${operations[@]}"; done | xargs -P "${JOBS:-4}" -n 2 bash -c 'check "$@"' _
 
 printf '\n| operation | memcheck | racecheck |\n|---|---|---|\n'

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The whole path on photographs, on a CPU: 200 steps of each stage with every loss at work, the first one interrupted and
-# resumed; then samples, reconstructions and a bundle to look at. It took 18 minutes of one core's time and 0.6 GB.
+# The whole pipeline on photographs, on a CPU: 200 steps of each stage with all losses, the first
+# stage interrupted and resumed; then samples, reconstructions and a bundle to look at. It took 18
+# minutes on one core and 0.6 GB.
 #
 #   scripts/tiny_imagenet_cpu.sh DATA [OUT]
 #
-# DATA holds Tiny ImageNet's train-*.tar* and val-*.tar* (WebDataset shards, 64×64); all is left in OUT (default: runs/tiny).
-# $RDPM is the program (default: target/release/rdpm, built if need be); RAYON_NUM_THREADS limits its threads.
+# DATA holds Tiny ImageNet's train-*.tar* and val-*.tar* (WebDataset shards, 64×64); all output goes
+# to OUT (default: runs/tiny). $RDPM is the program (default: target/release/rdpm, built if
+# necessary); RAYON_NUM_THREADS limits its threads.
 set -euo pipefail
 
 data=${1:?"usage: $0 DATA [OUT]"}
@@ -17,7 +19,7 @@ if [ -z "${RDPM:-}" ]; then
 fi
 weights=$("$here/weights.sh" | tail -1)
 
-# The preset, smaller by what a CPU lacks. The discriminator takes part from the middle of the run on.
+# The preset, made small enough for a CPU. The discriminator starts in the middle of the run.
 vae=(--config tiny-imagenet-64 --data "$data/train-*.tar*" --val "$data/val-*.tar*"
   --vgg "$weights/vgg16_features_f16.safetensors" --lpips "$weights/lpips_vgg_lin.safetensors" --steps 200
   --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 --set loss.disc_start=100 --set loss.disc_ramp=50
@@ -28,11 +30,11 @@ gen=(--config tiny-imagenet-64 --data "$data/train-*.tar*" --vae "$out/vae" --ca
   --set train_gen.batch_size=16 --set train_gen.warmup_steps=20 --set train_gen.ema_decay=0.97
   --set train_gen.log_every=10 --set train_gen.image_every=100)
 
-# Interrupted once the discriminator takes part: exit code 130, and a checkpoint.
+# Interrupted after the discriminator has started: exit code 130, and a checkpoint.
 mkdir -p "$out"
 "$RDPM" train-vae "${vae[@]}" --out "$out/vae" &
 until [ -f "$out/vae/metrics.jsonl" ] && [ "$(wc -l <"$out/vae/metrics.jsonl")" -ge 12 ]; do
-  kill -0 $! # fails, and the script with it, when the run has ended by itself
+  kill -0 $! # fails, and ends the script, if the run has ended by itself
   sleep 1
 done
 kill -TERM $!

@@ -12,7 +12,7 @@ import triton.language as tl
 
 LINEAR, SILU, LEAKY, RELU = 0, 1, 2, 3
 TILE = 4096  # elements of a program's tile
-DISTANCES = "tf32"  # of the quantizer's products; "ieee" for comparisons
+DISTANCES = "tf32"  # for the quantizer's matmuls; "ieee" for comparisons
 
 
 @triton.jit

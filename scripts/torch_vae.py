@@ -1,7 +1,7 @@
-"""The tokenizer's training step as a skilled PyTorch user would write it for one Hopper GPU, the model of rdpm_ref.py to the letter.
+"""The tokenizer's training step as a skilled PyTorch user would write it for one Hopper GPU; exactly the model of rdpm_ref.py.
 
-bf16 NHWC throughout with f32 master weights in one flat buffer, Triton norms (torch_kernels.py), 1×1 convolutions as products, attention as
-products, thin layers padded to 8 channels, LPIPS and the discriminator on real and fake images in one batch, one pass of the discriminator over
+bf16 NHWC throughout with f32 master weights in one flat buffer, Triton norms (torch_kernels.py), 1×1 convolutions as matmuls, attention as
+matmuls, thin layers padded to 8 channels, LPIPS and the discriminator on real and fake images in one batch, one pass of the discriminator over
 the fakes for both of its uses, both weight gradients of conv_out in one call, and the third as their sum. `features` chooses how encoder and
 decoder run: custom autograd functions with everything fused that Triton can fuse ("triton"), or torch.compile over the norm as an operator.
 """
@@ -196,7 +196,7 @@ def resnet(b, x, part):
 
 
 def attention(b, x, n):
-    """Single head by products: rows are positions, so nothing is transposed in memory; n = norm(x)."""
+    """Single head by matmuls: rows are positions, so nothing is transposed in memory; n = norm(x)."""
     bs, c, h, w = x.shape
     weight = torch.cat([m.weight.flatten(1) for m in (b.q, b.k, b.v)])
     bias = torch.cat([m.bias for m in (b.q, b.k, b.v)])

