@@ -68,7 +68,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if place.bundle().exists() {
         return Err(hinted(
             format!("{} holds a finished demo", args.out.display()),
-            "look at its pictures, choose another --out, or remove it",
+            "look at its images, choose another --out, or remove it",
         ));
     }
     std::fs::create_dir_all(&args.out)

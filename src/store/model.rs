@@ -156,7 +156,7 @@ fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result
             "version": info.version,
         }),
     );
-    put(&mut bundle.metrics, &stage, last_figures(run, info.step));
+    put(&mut bundle.metrics, &stage, last_metrics(run, info.step));
     Ok(bundle)
 }
 
@@ -171,7 +171,7 @@ fn put(object: &mut Value, key: &str, value: Value) {
 
 /// The newest value of every metric logged up to `step`, except those of the machine's speed, so
 /// that equal runs give equal bundles.
-fn last_figures(run: &RunFolder, step: u64) -> Value {
+fn last_metrics(run: &RunFolder, step: u64) -> Value {
     const PACE: [&str; 2] = ["images_per_second", "eta_seconds"];
     let lines = MetricsLog::read(&run.metrics()).unwrap_or_default();
     let until = |line: &Map<String, Value>| {
@@ -179,9 +179,9 @@ fn last_figures(run: &RunFolder, step: u64) -> Value {
             .and_then(Value::as_u64)
             .is_some_and(|s| s <= step)
     };
-    let figures = lines.into_iter().filter(until).flatten();
+    let metrics = lines.into_iter().filter(until).flatten();
     Value::Object(
-        figures
+        metrics
             .filter(|(name, _)| !PACE.contains(&name.as_str()))
             .collect(),
     )
@@ -207,8 +207,8 @@ mod tests {
         for at in [step / 2, step] {
             let folder = run.checkpoints().join(format!("step-{at:08}"));
             fs::create_dir(&folder)?;
-            let figures = Map::from_iter([("loss".into(), json!(at))]);
-            run.metrics.append(at, figures)?;
+            let metrics = Map::from_iter([("loss".into(), json!(at))]);
+            run.metrics.append(at, metrics)?;
             let mut sha256 = Map::new();
             for (weights, value) in [(Weights::Ema, at as f32), (Weights::Raw, -(at as f32))] {
                 let file = folder.join(weights.file());

@@ -49,9 +49,9 @@ impl MetricsLog {
 
     /// Appends the metrics of `step`; numbers that are not finite become null. First cuts off the
     /// partial line of a failed write, if any.
-    pub fn append(&mut self, step: u64, figures: Map<String, Value>) -> Result<()> {
+    pub fn append(&mut self, step: u64, metrics: Map<String, Value>) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), json!(step))]);
-        line.extend(figures);
+        line.extend(metrics);
         let mut text = serde_json::to_string(&line)?;
         text.push('\n');
         // A single unbuffered write.
@@ -108,7 +108,7 @@ fn kept(text: &[u8], last: u64) -> usize {
 mod tests {
     use super::*;
 
-    fn figures(loss: f64) -> Map<String, Value> {
+    fn metrics(loss: f64) -> Map<String, Value> {
         Map::from_iter([("loss".to_string(), json!(loss))])
     }
 
@@ -118,12 +118,12 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, None)?;
         for step in [10, 20, 30] {
-            log.append(step, figures(step as f64))?;
+            log.append(step, metrics(step as f64))?;
         }
         let whole = fs::read_to_string(&path)?;
         fs::write(&path, format!("{whole}{{\"step\": 40, \"lo"))?;
         let mut log = MetricsLog::open(&path, Some(20))?;
-        log.append(30, figures(30.0))?;
+        log.append(30, metrics(30.0))?;
         assert_eq!(fs::read_to_string(&path)?, whole);
         assert_eq!(MetricsLog::read(&path)?.len(), 3);
         Ok(())
@@ -134,15 +134,15 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, None)?;
-        log.append(10, figures(1.0))?;
+        log.append(10, metrics(1.0))?;
         // Simulates a disk that fills in the middle of a line: the file takes the beginning of the
         // line and then nothing.
         let good = std::mem::replace(&mut log.file, File::open("/dev/null")?);
-        assert!(log.append(20, figures(2.0)).is_err());
+        assert!(log.append(20, metrics(2.0)).is_err());
         log.file = good;
         log.file.write_all(b"{\"step\":20,\"lo")?;
-        log.append(30, figures(3.0))?;
-        log.append(40, figures(4.0))?;
+        log.append(30, metrics(3.0))?;
+        log.append(40, metrics(4.0))?;
         let lines = MetricsLog::read(&path)?;
         let steps: Vec<&Value> = lines.iter().map(|line| &line["step"]).collect();
         assert_eq!(steps, [10, 30, 40]);
@@ -163,7 +163,7 @@ mod tests {
     fn a_figure_that_is_not_finite_is_null() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("metrics.jsonl");
-        MetricsLog::open(&path, None)?.append(1, figures(f64::NAN))?;
+        MetricsLog::open(&path, None)?.append(1, metrics(f64::NAN))?;
         assert_eq!(fs::read_to_string(&path)?, "{\"step\":1,\"loss\":null}\n");
         Ok(())
     }

@@ -43,25 +43,25 @@ impl Progress {
         }
     }
 
-    /// Sets the number of parts done. `figures` is shown beside it ("loss 0.0812  156 img/s"); if
+    /// Sets the number of parts done. `status` is shown beside it ("loss 0.0812  156 img/s"); if
     /// empty, the previous text stays.
-    pub fn set(&mut self, done: u64, figures: &str) {
+    pub fn set(&mut self, done: u64, status: &str) {
         self.bar.set_position(done);
-        if !figures.is_empty() {
-            self.bar.set_message(figures.to_string());
+        if !status.is_empty() {
+            self.bar.set_message(status.to_string());
         }
         if self.bar.is_hidden() && self.last_line.elapsed() >= QUIET {
             self.last_line = Instant::now();
-            tracing::info!("{}", self.line(done, figures));
+            tracing::info!("{}", self.line(done, status));
         }
     }
 
     /// Like [`Progress::set`], and also prints a log line, on a terminal too.
-    pub fn log(&mut self, done: u64, figures: &str) {
+    pub fn log(&mut self, done: u64, status: &str) {
         self.bar.set_position(done);
-        self.bar.set_message(figures.to_string());
+        self.bar.set_message(status.to_string());
         self.last_line = Instant::now();
-        tracing::info!("{}", self.line(done, figures));
+        tracing::info!("{}", self.line(done, status));
     }
 
     /// Advances by one part.
@@ -69,14 +69,14 @@ impl Progress {
         self.set(self.bar.position() + 1, "");
     }
 
-    fn line(&self, done: u64, figures: &str) -> String {
+    fn line(&self, done: u64, status: &str) -> String {
         let (begin, before) = self.begin;
         let parts = done.saturating_sub(before).max(1);
         let left =
             begin.elapsed().as_secs_f64() / parts as f64 * self.total.saturating_sub(done) as f64;
         let mut line = format!("{} {done}/{}", self.what, self.total);
-        if !figures.is_empty() {
-            line = format!("{line}  {figures}");
+        if !status.is_empty() {
+            line = format!("{line}  {status}");
         }
         format!("{line}  eta {}", clock(left))
     }

@@ -210,20 +210,20 @@ mod tests {
         // speed.
         let (flop, bytes) = (rates.flop() / 2.0, 1e8);
         let copied = bytes / rates.best(Work::Bytes(bytes));
-        rates.of("product", Work::Flop(flop), 1.0);
+        rates.of("matmul", Work::Flop(flop), 1.0);
         rates.of("eigenvalues", Work::DoubleFlop(flop / 2.0), 1.0);
         rates.of("copy", Work::Bytes(bytes), copied);
         assert!(rates.impossible.is_empty(), "{:?}", rates.impossible);
         for (name, work, seconds) in [
-            ("product", Work::Flop(flop), 1.0),
+            ("matmul", Work::Flop(flop), 1.0),
             ("eigenvalues", Work::DoubleFlop(flop / 2.0), 1.0),
             ("copy", Work::Bytes(bytes), copied),
         ] {
             let told = rates.of(name, work, seconds / 10.0);
             assert!(told.contains("but this machine reaches"), "{told}");
         }
-        let (text, code) = report(&rates.verdict().expect_err("three impossible figures"));
-        for name in ["product", "eigenvalues", "copy"] {
+        let (text, code) = report(&rates.verdict().expect_err("three impossible rates"));
+        for name in ["matmul", "eigenvalues", "copy"] {
             assert!(text.contains(name), "{text}");
         }
         assert_eq!(code, 1);

@@ -105,7 +105,7 @@ impl Step for GpuGeneratorStage {
 }
 
 impl GpuGeneratorStage {
-    /// The metrics stay on the card until they are logged.
+    /// The metrics stay on the GPU until they are logged.
     fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
         for micro in 0..config.accumulate {
             let batch = self.latents.next(&self.tokenizer, &self.device)?;

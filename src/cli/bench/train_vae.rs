@@ -89,7 +89,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let memory = gib.map_or(String::new(), |gib| format!(", peak memory {gib:.1} GiB"));
     print(&format!(
         "train-vae step, {} images of {}×{}, {} channels, on {place}: median {median:.2} ms ({least:.2} to {most:.2}), \
-         {images:.0} images/s, {teraflops:.1} TFLOP/s of products executed{memory}\n",
+         {images:.0} images/s, {teraflops:.1} TFLOP/s of matmuls executed{memory}\n",
         args.batch_size, args.image_size, args.image_size, args.ch
     ))
 }

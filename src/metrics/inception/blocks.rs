@@ -1,9 +1,9 @@
-//! The network's blocks (Szegedy et al. 2015, figures 5 to 7) and their order.
+//! The network's blocks (Szegedy et al. 2015, Figures 5 to 7) and their order.
 
 use candle_core::{Result, Tensor};
 
 use super::Output;
-use super::layers::{Builder, HALVING_POOL, Layer, Windows, beside};
+use super::layers::{Builder, HALVING_POOL, Layer, Windows, concatenated};
 use crate::store::Scope;
 
 /// Branches of the same input, concatenated along the channels.
@@ -180,6 +180,6 @@ impl Block {
             }
             Ok(x)
         };
-        beside(self.0.iter().map(branch).collect())
+        concatenated(self.0.iter().map(branch).collect())
     }
 }

@@ -97,13 +97,15 @@ impl Layer {
                 ops::max_pool2d(x, 3, *stride, Padding::same(*padding))
             }
             Layer::AveragePool => ops::avg_pool2d(x, 3, 1, Padding::same(1)),
-            Layer::Fork(layers) => beside(layers.iter().map(|layer| layer.forward(x)).collect()),
+            Layer::Fork(layers) => {
+                concatenated(layers.iter().map(|layer| layer.forward(x)).collect())
+            }
         }
     }
 }
 
 /// Concatenates maps along the channels.
-pub(super) fn beside(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
+pub(super) fn concatenated(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
     let mut maps = maps?;
     match maps.len() {
         1 => Ok(maps.remove(0)),
