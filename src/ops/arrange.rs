@@ -1,4 +1,4 @@
-//! Rearrangements between the operations: candle's own, noted on the [`Tape`](super::Tape).
+//! Rearrangements between operations: candle's own, recorded on the [`Tape`](super::Tape).
 
 use candle_core::shape::ShapeWithOneHole;
 use candle_core::{DType, Result, Tensor};
@@ -32,12 +32,12 @@ pub fn reshape(x: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
     rearranged(x, y, |dy, x| dy.reshape(x.shape()))
 }
 
-/// The same values in another element type; a gradient goes back in x's.
+/// The same values in another dtype; the gradient is returned in x's dtype.
 pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     rearranged(x, x.to_dtype(dtype)?, |dy, x| dy.to_dtype(x.dtype()))
 }
 
-/// `y`, made of `x` by moving its values; `back` moves a gradient back.
+/// Records `y`, a rearrangement of `x`; `back` rearranges a gradient back.
 pub fn rearranged(
     x: &Tensor,
     y: Tensor,
@@ -51,7 +51,7 @@ pub fn rearranged(
     Ok(y)
 }
 
-/// The columns of x [R,C] in `count` equal parts.
+/// The columns of x [R,C], split into `count` equal parts.
 pub fn columns(x: &Tensor, count: usize) -> Result<Vec<Tensor>> {
     let width = x.dim(1)? / count;
     let part = |i: usize| {
@@ -63,7 +63,7 @@ pub fn columns(x: &Tensor, count: usize) -> Result<Vec<Tensor>> {
     (0..count).map(part).collect()
 }
 
-/// The tensors one below the other: along their first dimension.
+/// Concatenates tensors along their first dimension.
 pub fn stacked(tensors: &[&Tensor]) -> Result<Tensor> {
     let y = Tensor::cat(tensors, 0)?;
     note(tensors, &y, |inputs, _, dy| {

@@ -1,6 +1,7 @@
-//! Work over the rows of a matrix, in blocks that the width of a row alone fixes, side by side on all threads.
+//! Parallel loops over the rows of a matrix, in blocks whose size depends on the row width alone.
 //!
-//! Sums over rows are taken block by block and added in the order of the blocks: the number of threads changes no bit.
+//! Sums over rows are computed block by block and added in the order of the blocks, so that results
+//! are bit-identical for any number of threads.
 
 use super::simd;
 use rayon::prelude::*;
@@ -12,10 +13,10 @@ thread_local! {
     static SERIAL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f` with all operations on this thread alone: for work of which every thread has a piece of its own. The blocks
-/// are the same, and so are the bits.
+/// Runs `f` with all operations on this thread only, for work in which every thread has its own
+/// part. The blocks are the same, and so are the bits.
 pub fn serially<R>(f: impl FnOnce() -> R) -> R {
-    /// Sets what was before, also where `f` panics.
+    /// Restores the previous value, also if `f` panics.
     struct Reset(bool);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -31,18 +32,18 @@ pub fn is_serial() -> bool {
     SERIAL.get()
 }
 
-/// Elements of a block: a few microseconds of work, and small enough for a core's first cache.
+/// Elements per block: a few microseconds of work that fit in the L1 cache.
 const ELEMENTS: usize = 16 * 1024;
 
-/// Elements that are taken as a row where there are no rows.
+/// Row width for data without rows.
 const ROW: usize = 1024;
 
-/// Rows of a block. Their sums are f32; at most 256 of them keep 1e-6.
+/// Rows per block. Their sums are f32; up to 256 of them are accurate to 1e-6.
 fn rows(width: usize) -> usize {
     (ELEMENTS / width.max(1)).clamp(1, 256)
 }
 
-/// Fills `out`, rows of `width`: `f` takes the number of a block's first row and the block.
+/// Fills `out`, rows of `width`; `f` gets the index of a block's first row and the block.
 pub(super) fn fill(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows(width);
     if out.len() <= rows * width {
@@ -57,7 +58,7 @@ pub(super) fn fill(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) 
         .for_each(|(i, block)| f(i * rows, block));
 }
 
-/// Sums of `sums` columns over `count` rows: `f` adds those of a range of rows to its slice.
+/// Sums of `sums` columns over `count` rows; `f` adds those of a range of rows to its slice.
 pub(super) fn sum(
     count: usize,
     width: usize,
@@ -80,7 +81,7 @@ pub(super) fn sum(
     }
 }
 
-/// `f` of every row's number, for rows of `width`.
+/// `f` of every row index, for rows of `width`.
 pub(super) fn map<R: Send>(
     count: usize,
     width: usize,
@@ -97,7 +98,8 @@ pub(super) fn map<R: Send>(
         .collect()
 }
 
-/// [`fill`] and [`sum`] in one pass: `f` takes a block's first row, the block, and the slice to add its sums to.
+/// [`fill`] and [`sum`] in one pass; `f` gets a block's first row, the block, and the slice to add
+/// its sums to.
 pub(super) fn fill_and_sum(
     out: &mut [f32],
     width: usize,
@@ -120,13 +122,14 @@ pub(super) fn fill_and_sum(
     in_order(sums, blocks.map(block).collect::<Vec<_>>())
 }
 
-/// A new matrix of `len` elements in rows of `width`, every block zeroed and then given to `f` as in [`fill`].
+/// A new matrix of `len` elements in rows of `width`; every block is zeroed and then passed to `f`
+/// as in [`fill`].
 pub(super) fn filled(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let rows = rows(width);
     create(len, rows * width, |i, block| f(i * rows, block)).0
 }
 
-/// `f` of every element; it is written `#[inline(always)] |x| ..`, as for [`simd::vectorized`].
+/// `f` of every element; write it as `#[inline(always)] |x| ..`, as for [`simd::vectorized`].
 pub(super) fn each(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     filled(x.len(), ROW, |row, y| {
         let x = &x[row * ROW..][..y.len()];
@@ -141,7 +144,7 @@ pub(super) fn each(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     })
 }
 
-/// As [`each`], of two vectors of one length.
+/// Like [`each`], for two vectors of equal length.
 pub(super) fn each_pair(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     filled(a.len(), ROW, |row, y| {
         let range = row * ROW..row * ROW + y.len();
@@ -173,7 +176,8 @@ pub(super) fn filled_and_summed(
     (values, in_order(sums, partials))
 }
 
-/// New images of `image` elements each, zeroed and then given to `f` with their number; and its results in order.
+/// New images of `image` elements each, zeroed and then passed to `f` with their index; also
+/// returns its results in order.
 pub(super) fn images<R: Send>(
     len: usize,
     image: usize,
@@ -182,8 +186,9 @@ pub(super) fn images<R: Send>(
     create(len, image, f)
 }
 
-/// A vector made in chunks, side by side unless that is too little work. A chunk is zeroed by the thread that fills it,
-/// in its cache: a vector zeroed beforehand costs a serial pass over memory, a third of the time of an elementwise pass.
+/// A vector created in chunks, in parallel unless there is too little work. A chunk is zeroed by
+/// the thread that fills it, while it is in cache. Zeroing the vector first would cost a serial
+/// pass over memory, a third of the time of an elementwise pass.
 fn create<R: Send>(
     len: usize,
     chunk: usize,
@@ -199,7 +204,7 @@ fn create<R: Send>(
         let chunks = spare.par_chunks_mut(chunk).enumerate();
         chunks.map(of_chunk).collect()
     };
-    // SAFETY: the chunks cover the first `len` elements, and each was set by `zeroed`.
+    // SAFETY: the chunks cover the first `len` elements, and each was initialised by `zeroed`.
     unsafe { values.set_len(len) };
     (values, results)
 }
@@ -208,7 +213,7 @@ fn zeroed(values: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     for value in values.iter_mut() {
         value.write(0.0);
     }
-    // SAFETY: every element was set, and the layouts are the same.
+    // SAFETY: every element was initialised, and the layouts are the same.
     unsafe { &mut *(values as *mut [MaybeUninit<f32>] as *mut [f32]) }
 }
 

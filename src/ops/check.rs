@@ -1,8 +1,8 @@
-//! Refusals that name the operation, the argument, what was expected and what was found.
+//! Checks that name the operation, the argument, what was expected and what was found.
 
 use candle_core::{DType, Result, Tensor, bail};
 
-/// The argument `name` of `op` has exactly this shape.
+/// Checks that the argument `name` of `op` has exactly this shape.
 pub(super) fn shape(op: &str, name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
     if tensor.dims() != expected {
         bail!(
@@ -13,7 +13,8 @@ pub(super) fn shape(op: &str, name: &str, tensor: &Tensor, expected: &[usize]) -
     Ok(())
 }
 
-/// The argument `name` of `op` has this many dimensions, written as `letters`; returns them.
+/// Checks that the argument `name` of `op` has this many dimensions, written as `letters`; returns
+/// them.
 pub(super) fn dims<const D: usize>(
     op: &str,
     name: &str,
@@ -29,7 +30,7 @@ pub(super) fn dims<const D: usize>(
     }
 }
 
-/// The argument `name` of `op` has this element type.
+/// Checks that the argument `name` of `op` has this dtype.
 pub(super) fn dtype(op: &str, name: &str, tensor: &Tensor, expected: DType) -> Result<()> {
     if tensor.dtype() != expected {
         bail!(
@@ -40,7 +41,7 @@ pub(super) fn dtype(op: &str, name: &str, tensor: &Tensor, expected: DType) -> R
     Ok(())
 }
 
-/// The size of the last dimension, which is at least 1.
+/// The size of the last dimension, which must be at least 1.
 pub(super) fn last_dim(op: &str, name: &str, tensor: &Tensor) -> Result<usize> {
     match tensor.dims().last() {
         Some(&c) if c > 0 => Ok(c),

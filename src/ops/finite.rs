@@ -1,5 +1,5 @@
-//! Where a tensor is not finite: NaN or infinity must end in an error that names its image, never in a black picture, a
-//! code or a good figure.
+//! Finds values that are not finite. NaN or infinity must end in an error that names the image, and
+//! never in a black image, a code or a plausible metric.
 
 use candle_core::{DType, Device, Result, Tensor};
 

@@ -1,18 +1,21 @@
-//! The machine: differentiable operations, one folder each, on maps in [B,H,W,C].
+//! Differentiable operations, one folder each, on maps in [B,H,W,C].
 //!
-//! An operation's folder: `mod.rs` says what it computes (formula, shapes, gradient) and checks the shapes,
-//! `reference.rs` is the oracle out of plain candle operations, `cpu.rs` the fast side (rayon, `gemm`, `pulp`).
-//! `cuda.rs` and `kernel*.cu` the GPU's. The public function dispatches: f32 on the CPU, f32 and bf16 on a GPU take the
-//! fast side where it stands beside the reference, which is right everywhere and takes the rest. On a GPU, maps of bf16
-//! meet weights of f32: an operation rounds its weights itself, and gives their gradients in f32.
+//! In an operation's folder, `mod.rs` says what it computes (formula, shapes, gradient) and checks
+//! the shapes; `reference.rs` is the slow reference in plain candle operations; `cpu.rs` is the
+//! fast CPU version (rayon, `gemm`, `pulp`); `cuda.rs` and `kernel*.cu` are the GPU version. The
+//! public function dispatches: f32 on the CPU, and f32 and bf16 on a GPU, use the fast version if
+//! there is one. The reference works everywhere and takes the rest. On a GPU, bf16 activations are
+//! combined with f32 weights: an operation rounds its weights itself, and returns their gradients
+//! in f32.
 //!
-//! Rules of the fast side: a row's result never depends on the number of rows or threads, bit for bit
-//! (fixed blocks); sums over rows are taken in chunks that the shape alone fixes, added in order; an input
-//! that the graph does not track gets no gradient computed.
+//! Rules of the fast versions: a row's result is bit-identical for any number of rows or threads
+//! (fixed blocks); sums over rows are computed in chunks that depend on the shape alone, and added
+//! in order; gradients are computed only for inputs that the graph tracks.
 //!
-//! Plain candle is right and fast enough, and is used as it is, for: sums and means of losses, `cat`, `narrow`,
-//! `reshape`, and `permute` followed by `contiguous`. Where gradients pass, [`arrange`] and [`tape::plain`] put these on
-//! the [`Tape`] that training's backward pass walks on the CPU.
+//! Plain candle is correct and fast enough, and is used directly, for sums and means of losses,
+//! `cat`, `narrow`, `reshape`, and `permute` followed by `contiguous`. Where gradients pass,
+//! [`arrange`] and [`tape::plain`] record these on the [`Tape`], which training's backward pass
+//! walks on the CPU.
 
 pub mod activation;
 pub mod adaln;

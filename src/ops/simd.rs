@@ -1,15 +1,17 @@
-//! Loops compiled for the machine they run on, and the f32 functions they call.
+//! Loops compiled for the instruction set of the machine that runs them, and the f32 functions that
+//! they call.
 //!
-//! [`vectorized`] runs a closure compiled for the widest instruction set that the processor has; the functions below are
-//! inlined into it and turn into vector instructions where they stand in a plain loop over slices. They use `mul_add` and
-//! no order that a compiler may choose, so the bits are the same on every instruction set. NaN stays NaN.
+//! [`vectorized`] runs a closure compiled for the widest instruction set of the processor. The
+//! functions below are inlined into it and become vector instructions in plain loops over slices.
+//! They use `mul_add` and leave no evaluation order to the compiler, so the bits are the same on
+//! every instruction set. NaN stays NaN.
 
 use pulp::Arch;
 
-/// The number of partial sums of a reduction over a row: fixed, so that the order of additions is.
+/// Number of partial sums of a reduction over a row; fixed, so that the summation order is too.
 const LANES: usize = 16;
 
-/// Runs `f` compiled for this processor. The closure is written `#[inline(always)] || ..`.
+/// Runs `f`, compiled for this processor. Write the closure as `#[inline(always)] || ..`.
 #[inline(always)]
 pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
@@ -17,8 +19,8 @@ pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 
 /// eˣ to about 1e-7 relative, over the whole range: 0 below −104, infinity above 88.8.
 ///
-/// x = n·ln 2 + r with |r| ≤ ½·ln 2; eʳ by a polynomial (minimax, degree 6), 2ⁿ by its exponent in two halves, so that
-/// subnormal results and the largest ones are right.
+/// x = n·ln 2 + r with |r| ≤ ½·ln 2; eʳ by a polynomial (minimax, degree 6), 2ⁿ by its exponent in
+/// two halves, so that subnormal and very large results are correct.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let (p, n) = exp_parts(x, -105.0, 89.0);
@@ -26,12 +28,12 @@ pub(super) fn exp(x: f32) -> f32 {
     p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
-/// eʳ and n of x, held between `low` and `high`.
+/// eʳ and n of x, clamped to `low`..`high`.
 #[inline(always)]
 fn exp_parts(x: f32, low: f32, high: f32) -> (f32, i32) {
-    // Adding 1.5·2²³ rounds to an integer, which then stands in the low bits.
+    // Adding 1.5·2²³ rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first short enough that its product with n is exact.
+    // ln 2 in two parts; the first is short enough that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = if x > high { high } else { x };
@@ -59,7 +61,7 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
-/// σ(x) = 1/(1 + e⁻ˣ); under 1e-37 it stays there.
+/// σ(x) = 1/(1 + e⁻ˣ); never below 1e-37.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     let (p, n) = exp_parts(-x, -87.0, 87.0);
@@ -140,7 +142,7 @@ pub(super) fn sum3<const N: usize>(
     lanes.map(|lanes| fold(lanes, |a, b| a + b))
 }
 
-/// The largest value, −∞ of none; NaN is skipped.
+/// The maximum, −∞ for an empty slice; NaN is skipped.
 #[inline(always)]
 pub(super) fn max(xs: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -157,7 +159,7 @@ pub(super) fn max(xs: &[f32]) -> f32 {
     fold(lanes, larger)
 }
 
-/// [`max`], for whoever has no loop of his own around it.
+/// [`max`], compiled for this processor.
 pub fn largest(xs: &[f32]) -> f32 {
     vectorized(
         #[inline(always)]
@@ -165,7 +167,7 @@ pub fn largest(xs: &[f32]) -> f32 {
     )
 }
 
-/// Halves the lanes until one is left.
+/// Halves the number of lanes until one is left.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
@@ -202,7 +204,8 @@ mod tests {
         assert_eq!(exp(-1e9), 0.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
-        // Subnormal: a tenth of the smallest normal number, to one step of the subnormal grid.
+        // Subnormal: a tenth of the smallest normal number, accurate to the spacing of subnormal
+        // numbers.
         let (found, expected) = (exp(-89.6), (-89.6_f32 as f64).exp());
         assert!((f64::from(found) - expected).abs() < 1.5e-45, "{found:e}");
     }

@@ -1,15 +1,16 @@
-//! The f32 values of contiguous tensors on the CPU, for the fast sides.
+//! The f32 values of contiguous tensors on the CPU, for the fast versions.
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
-/// Whether the fast side takes these: f32, all on the CPU.
+/// Whether the CPU version applies: f32, all on the CPU.
 pub(super) fn are_f32_on_cpu(tensors: &[&Tensor]) -> bool {
     tensors
         .iter()
         .all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
-/// Whether maps of these types lie where an operation with a GPU's side has kernels: f32 on the CPU, f32 or bf16 on a GPU.
+/// Whether maps of these dtypes are where an operation with a GPU version has kernels: f32 on the
+/// CPU, f32 or bf16 on a GPU.
 pub(super) fn have_kernels(maps: &[&Tensor]) -> bool {
     let on_gpu = |t: &Tensor| {
         cfg!(feature = "cuda")
@@ -19,7 +20,7 @@ pub(super) fn have_kernels(maps: &[&Tensor]) -> bool {
     are_f32_on_cpu(maps) || maps.iter().all(|t| on_gpu(t))
 }
 
-/// As [`have_kernels`], of maps that meet weights: f32 beside them on the same device.
+/// Like [`have_kernels`], for maps combined with weights: f32, on the same device.
 pub(super) fn meet_kernels(maps: &[&Tensor], weights: &[&Tensor]) -> bool {
     have_kernels(maps)
         && weights
@@ -35,7 +36,7 @@ pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f3
     }
 }
 
-/// Runs `f` on the values of the tensors, which are made contiguous first.
+/// Runs `f` on the values of the tensors, which are first made contiguous.
 pub fn read<const N: usize, R>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> R,
@@ -58,7 +59,7 @@ pub fn read<const N: usize, R>(
     Ok(f(values))
 }
 
-/// A gradient of the shape of its input, or none where the graph does not track that.
+/// A gradient of the shape of its input, or none if the graph does not track that.
 pub(super) fn gradient(input: &Tensor, values: Vec<f32>) -> Result<Option<Tensor>> {
     if !input.track_op() {
         return Ok(None);

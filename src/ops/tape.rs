@@ -1,11 +1,13 @@
-//! Reverse-mode differentiation over this module's operations, in place of candle's own backward.
+//! Reverse-mode differentiation over this module's operations, instead of candle's own backward.
 //!
-//! candle adds every gradient, also a tensor's only one, to a tensor of zeros: three serial passes over memory an
-//! operation, a tenth of a small training step. A [`Tape`] notes each operation of its thread while it exists;
-//! [`Tape::backward`] walks back over the notes, takes a first gradient as it is, and lets go of what it has walked.
+//! candle adds every gradient, even a tensor's only one, to a tensor of zeros: three serial passes
+//! over memory per operation, a tenth of a small training step. A [`Tape`] records each operation
+//! of its thread while it exists. [`Tape::backward`] walks back over the records, takes a first
+//! gradient as it is, and frees what it has walked.
 //!
-//! candle's graph is made all the same and stays right: an operation's gradient is the one its CustomOp gives to both.
-//! What a gradient reaches must be on the tape or a variable; anything else is an error, not a gradient lost.
+//! candle's graph is still built and stays valid: both use the gradient of an operation's CustomOp.
+//! A gradient must reach a recorded result or a variable; anything else is an error, so that no
+//! gradient is silently lost.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -25,16 +27,17 @@ struct Note {
 }
 
 thread_local! {
-    /// What has already reached the first input of the operation whose gradient is being computed.
+    /// The gradient that has already reached the first input of the operation whose gradient is
+    /// being computed.
     static REACHED: RefCell<Option<Tensor>> = const { RefCell::new(None) };
-    /// The tapes of this thread, the innermost last; none in place of one that is being walked.
+    /// The tapes of this thread, the innermost last; None for a tape that is being walked.
     static TAPES: RefCell<Vec<Option<Vec<Note>>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Notes this thread's operations from [`Tape::start`] until it is walked or dropped.
+/// Records this thread's operations from [`Tape::start`] until it is walked or dropped.
 pub struct Tape {
     place: usize,
-    /// Belongs to its thread.
+    /// Makes the tape stay on its thread.
     _thread: PhantomData<*const ()>,
 }
 
@@ -51,8 +54,8 @@ impl Tape {
 
     /// d`loss`/dx of every variable x that `loss` depends on.
     ///
-    /// Give away what else holds the graph beforehand: its memory is then free as soon as it is walked.
-    /// Errors: a gradient reaches a result of an operation that was not noted.
+    /// Drop other references to the graph first, so that memory is freed during the walk. Errors: a
+    /// gradient reaches the result of an operation that was not recorded.
     pub fn backward(self, loss: Tensor) -> Result<GradStore> {
         let notes = TAPES.with_borrow_mut(|tapes| {
             tapes.truncate(self.place + 1);
@@ -64,7 +67,7 @@ impl Tape {
 
 impl Drop for Tape {
     fn drop(&mut self) {
-        // The notes are dropped outside: a tensor's end may be long.
+        // The records are dropped outside, because dropping a tensor may take long.
         let notes = TAPES.with_borrow_mut(|tapes| tapes.split_off(self.place.min(tapes.len())));
         drop(notes);
     }
@@ -115,8 +118,8 @@ fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
     Ok(found)
 }
 
-/// The gradient that has reached the first input of the operation whose gradient is being computed, from operations
-/// behind it: whoever takes it adds it to what it gives, in the same pass.
+/// The gradient that later operations have already passed to the first input of the operation whose
+/// gradient is being computed. Whoever takes it must add it to its own gradient, in the same pass.
 #[cfg(feature = "cuda")]
 pub(super) fn take_reached() -> Option<Tensor> {
     REACHED.take()
@@ -132,7 +135,7 @@ fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     super::add(&a.detach(), &b.detach())
 }
 
-/// Puts an operation on the innermost tape, if there is one and the graph tracks the output.
+/// Records an operation on the innermost tape, if there is one and the graph tracks the output.
 pub(super) fn note(
     inputs: &[&Tensor],
     output: &Tensor,
@@ -205,8 +208,8 @@ pub(super) fn apply3(
     Ok(y)
 }
 
-/// A function out of candle's operations, small enough to be computed again on the way back, where candle gives its
-/// gradient.
+/// A function in candle operations, cheap enough to be recomputed in the backward pass, where
+/// candle gives its gradient.
 pub fn plain<const N: usize>(
     inputs: [&Tensor; N],
     f: impl Fn([&Tensor; N]) -> Result<Tensor> + 'static,
@@ -228,7 +231,7 @@ mod tests {
     use crate::ops::testing::{assert_close, normal};
     use crate::ops::{add, linear, silu};
 
-    /// x feeds three operations, w two; ends in a scalar.
+    /// x is used by three operations, w by two; ends in a scalar.
     fn tangled(x: &Tensor, w: &Tensor) -> Result<Tensor> {
         let y = add(&silu(&linear(x, w, None)?)?, x)?;
         let z = add(&linear(&y, w, None)?, x)?;

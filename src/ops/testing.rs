@@ -1,10 +1,11 @@
-//! What the operations' tests share: drawn tensors, gradients under a drawn upstream gradient, and comparisons.
+//! What the operations' tests share: random tensors, gradients for a random upstream gradient, and
+//! comparisons.
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 
 use crate::rng::{Purpose, Stream};
 
-/// Standard normal f32 of `shape`, a different draw for each `seed`.
+/// Standard normal f32 of `shape`; `seed` selects the draw.
 pub(super) fn normal(seed: u64, shape: impl Into<Shape>) -> Tensor {
     let shape = shape.into();
     let mut values = vec![0f32; shape.elem_count()];
@@ -25,7 +26,8 @@ pub(super) fn bits(t: &Tensor) -> Vec<u32> {
     t.into_iter().map(f32::to_bits).collect()
 }
 
-/// f's result and its gradients for `inputs`, in `dtype`, under an upstream gradient drawn for the result.
+/// f's result and its gradients for `inputs`, in `dtype`, under an upstream gradient drawn for the
+/// result.
 pub(super) fn with_gradients(
     f: impl Fn(&[Tensor]) -> Result<Tensor>,
     inputs: &[Tensor],

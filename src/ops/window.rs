@@ -27,7 +27,8 @@ impl Padding {
     }
 }
 
-/// Windows of `kernel` = (kh, kw), moved by `stride` over a padded map of `input` = (H, W): `output` = (H', W') of them.
+/// Windows of `kernel` = (kh, kw), moved by `stride` over a padded map of `input` = (H, W):
+/// `output` = (H', W') of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Window {
     pub kernel: (usize, usize),
@@ -68,8 +69,9 @@ impl Window {
         })
     }
 
-    /// The reference's view of the windows: for each of the kh·kw taps, the value under it at every window,
-    /// [B,H',W',C] each, with `outside` in the padding. Only padding, reshaping and narrowing: any type, any device.
+    /// The reference's view of the windows: for each of the kh·kw taps, the value under it at every
+    /// window, [B,H',W',C] each, with `outside` in the padding. Only padding, reshaping and
+    /// narrowing: any type, any device.
     pub fn taps(&self, x: &Tensor, outside: f64) -> Result<Vec<Tensor>> {
         let (kh, kw) = self.kernel;
         let (oh, ow) = self.output;
@@ -93,7 +95,8 @@ impl Window {
     }
 }
 
-/// `x` with `before` constant slices in front along `dim`, then cut or filled up to `length` slices.
+/// `x` with `before` constant slices in front along `dim`, then cut or filled up to `length`
+/// slices.
 fn surround(x: &Tensor, dim: usize, before: usize, length: usize, value: f64) -> Result<Tensor> {
     let constant = |n: usize| -> Result<Tensor> {
         let mut dims = x.dims().to_vec();

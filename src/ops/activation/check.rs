@@ -1,4 +1,5 @@
-//! The kernels of the rectifiers and of SiLU, at sizes that do and do not fill vectors of eight.
+//! Checks the kernels of the rectifiers and of SiLU at sizes that are and are not multiples of
+//! eight.
 
 use candle_core::Result;
 

@@ -1,8 +1,8 @@
-//! The CPU's side: one pass each way.
+//! The CPU version: one pass forward, one backward.
 
 use crate::ops::blocks;
 
-/// slope·value where x ≤ 0, and 0 there for a slope of 0 even if the value is infinite; the value elsewhere.
+/// slope·value if x ≤ 0 (0 for a slope of 0, even if the value is infinite), else the value.
 #[inline(always)]
 fn select(x: f32, value: f32, slope: f32) -> f32 {
     let below = if slope == 0.0 { 0.0 } else { slope * value };

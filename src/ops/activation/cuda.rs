@@ -1,4 +1,4 @@
-//! The GPU's side of the rectifiers and of SiLU: one pass each way.
+//! The GPU version of the rectifiers and of SiLU: one pass forward, one backward.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
@@ -6,7 +6,7 @@ use half::bf16;
 
 use crate::ops::cuda::{Element, Gpu, Output, View, grid_of, launch};
 
-/// Which function.
+/// The activation function.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) enum Function {
     LeakyRelu { slope: f32 },

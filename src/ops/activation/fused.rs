@@ -1,4 +1,5 @@
-//! What follows a normalisation in the same pass: nothing, SiLU x·σ(x), or a leaky ReLU.
+//! The activation that follows a normalization in the same pass: none, SiLU x·σ(x), or a leaky
+//! ReLU.
 
 use crate::ops::simd;
 use candle_core::{Result, Tensor};
@@ -13,7 +14,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Out of plain candle operations.
+    /// In plain candle operations.
     pub(in crate::ops) fn reference(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::None => Ok(x.clone()),
@@ -23,7 +24,7 @@ impl Activation {
     }
 }
 
-/// An activation and its derivative inside a loop over f32.
+/// An activation and its derivative, for a loop over f32.
 pub(in crate::ops) trait Pointwise: Copy + Sync {
     fn value(self, z: f32) -> f32;
     fn derivative(self, z: f32) -> f32;

@@ -1,6 +1,7 @@
 //! Rectifiers: y = x where x > 0, slope·x elsewhere (slope 0: ReLU). Any shape.
 //!
-//! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's `relu` gives 1).
+//! Gradient: dy where x > 0, slope·dy elsewhere; at 0 it is the slope, as in PyTorch (candle's
+//! `relu` gives 1).
 
 #[cfg(feature = "cuda")]
 pub mod check;

@@ -1,4 +1,4 @@
-//! The GPU's side: one pass.
+//! The GPU version: one pass.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, bail};

@@ -1,4 +1,4 @@
-//! y = a + b of one shape, in one pass. Gradient: dy to both.
+//! y = a + b of the same shape, in one pass. Gradient: dy to both.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::{blocks, slices, tape};
 
-/// a + b, of one shape.
+/// a + b, for equal shapes.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() == b.shape() && a.dtype() == b.dtype() && slices::have_kernels(&[a, b]) {
         return tape::apply2(a, b, Add);

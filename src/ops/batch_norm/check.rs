@@ -1,4 +1,5 @@
-//! The kernels of batch normalisation in training, with the statistics, and with given ones.
+//! Checks the kernels of batch normalization in training, including the statistics, and with given
+//! moments.
 
 use candle_core::{Device, Result};
 

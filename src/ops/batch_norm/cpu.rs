@@ -1,11 +1,12 @@
-//! Batch normalisation on the CPU: all positions of all images are one matrix, each column a group.
+//! Batch normalization on the CPU: all positions of all images form one matrix, each column is a
+//! group.
 
 use crate::ops::channel_norm::{Norm, moments, reciprocal_deviation};
 use crate::ops::{Activation, slices};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::Arc;
 
-/// With moments that were taken beforehand: the caller returns them too.
+/// Holds moments that were computed before, because the caller returns them too.
 pub(super) struct BatchNorm {
     pub mean: Arc<Vec<f32>>,
     /// 1/√(σ² + eps)

@@ -1,4 +1,4 @@
-//! Batch normalisation on a GPU: all positions of all images are one map, each channel a group.
+//! Batch normalization on a GPU: all positions of all images form one map, each channel is a group.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -8,7 +8,7 @@ use crate::ops::Activation;
 use crate::ops::channel_norm::cuda::{Norm, Sizes, gradients, moments};
 use crate::ops::cuda::{Element, Gpu, View};
 
-/// With moments that were taken beforehand: the caller returns them too.
+/// Holds moments that were computed before, because the caller returns them too.
 pub(super) struct BatchNorm {
     /// [3,1,C]: mean, biased variance, 1/√(variance + eps).
     moments: Tensor,
@@ -26,7 +26,7 @@ fn sizes(shape: &Shape) -> Result<Sizes> {
 }
 
 impl BatchNorm {
-    /// With the moments of the batch itself.
+    /// With the batch's own moments.
     pub(super) fn of(x: &Tensor, eps: f64, activation: Activation) -> Result<Self> {
         let gpu = Gpu::of(x.device().as_cuda_device()?)?;
         let moments = moments(&gpu, x, sizes(x.shape())?, eps)?;
@@ -36,7 +36,7 @@ impl BatchNorm {
         })
     }
 
-    /// With mean and variance [C] of others.
+    /// With given mean and variance [C].
     pub(super) fn given(
         mean: &Tensor,
         variance: &Tensor,

@@ -1,7 +1,8 @@
-//! Batch normalisation over B, H and W (Ioffe and Szegedy 2015) and an optional activation.
+//! Batch normalization over B, H and W (Ioffe and Szegedy 2015), with an optional activation.
 //!
-//! y = act((x − μ_c)/√(σ²_c + eps)·weight + bias). x [B,H,W,C]; weight, bias, mean, variance [C] → [B,H,W,C].
-//! In training the statistics are the batch's and the gradient goes through them; gradients to x, weight and bias.
+//! y = act((x − μ_c)/√(σ²_c + eps)·weight + bias). x [B,H,W,C]; weight, bias, mean, variance [C] →
+//! [B,H,W,C]. In training the statistics are the batch's, and the gradient passes through them;
+//! gradients to x, weight and bias.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -15,9 +16,9 @@ mod tests;
 use super::{Activation, check as shapes, slices, tape};
 use candle_core::{Result, Tensor, bail};
 
-/// Training: normalises by the batch's own mean and biased variance, and returns both, detached.
+/// Training: normalizes by the batch's mean and biased variance, and returns both, detached.
 ///
-/// PyTorch's running variance takes the unbiased one: variance·n/(n−1) with n = B·H·W.
+/// PyTorch's running variance uses the unbiased variance: variance·n/(n−1) with n = B·H·W.
 pub fn batch_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -30,7 +31,7 @@ pub fn batch_norm(
     shapes::shape("batch_norm", "bias", bias, &[c])?;
     if b * h * w < 2 {
         bail!(
-            "batch_norm: x has shape {:?}: one value a channel has no variance to train with",
+            "batch_norm: x has shape {:?}: one value per channel has no variance to train with",
             x.dims()
         );
     }
@@ -54,7 +55,7 @@ pub fn batch_norm(
     reference::batch_norm(x, weight, bias, eps, activation)
 }
 
-/// Inference: normalises by given (running) mean and variance, each [C].
+/// Inference: normalizes by given (running) mean and variance, each [C].
 pub fn batch_norm_inference(
     x: &Tensor,
     mean: &Tensor,

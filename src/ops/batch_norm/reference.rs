@@ -1,4 +1,4 @@
-//! Batch normalisation out of plain candle operations.
+//! Batch normalization in plain candle operations.
 
 use crate::ops::Activation;
 use candle_core::{Result, Tensor};

@@ -1,7 +1,8 @@
-//! The GPU's side: tiles of every image, merged in order, then one pass that writes (`kernel.cu` says what each pass
-//! reads); or one pass in all where a map is small.
+//! The GPU version: tiles of every image, merged in order, then a pass that writes the result
+//! (`kernel.cu` says what each pass reads); for small maps, a single pass.
 //!
-//! The moments' first step can be another's: whatever writes [`Tiles`] (a convolution's epilogue) saves that pass.
+//! The first step of the moments can be fused into another kernel: one that writes [`Tiles`] (a
+//! convolution's epilogue) saves that pass.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
@@ -12,16 +13,17 @@ use crate::ops::tape::take_reached;
 use crate::ops::{Activation, sums};
 
 const THREADS: usize = 256;
-/// Blocks that fill a large card several times over, whatever card there is: the sums must not depend on it. Fewer where
-/// a block ends with a sum over its lanes.
+/// Enough blocks to fill a large GPU several times, independent of the actual GPU, because the
+/// summation order must not depend on it. Fewer if a block ends with a reduction over its lanes.
 const BLOCKS: usize = 2048;
 const BLOCKS_OF_SUMS: usize = 1024;
-/// Rows that one thread adds up at most.
+/// Maximum number of rows that one thread sums.
 const ROWS: usize = 128;
-/// Rows that it takes at a time.
+/// Rows that a thread loads at a time.
 const DEEP: usize = 8;
 
-/// A map [B, P, C] and its groups: an image's for GroupNorm; BatchNorm has one image, whose groups are channels.
+/// A map [B, P, C] and its groups: those of an image for GroupNorm; BatchNorm has one image, whose
+/// groups are channels.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Sizes {
     pub images: usize,
@@ -31,7 +33,8 @@ pub(in crate::ops) struct Sizes {
 }
 
 impl Sizes {
-    /// Positions of a tile, which the sizes alone fix, of about `blocks` where a thread takes `vector` channels.
+    /// Positions per tile, determined by the sizes alone, for about `blocks` blocks if a thread
+    /// processes `vector` channels.
     fn rows(&self, vector: usize, blocks: usize) -> usize {
         let lanes = THREADS / (self.channels / vector).min(THREADS);
         let even = (self.images * self.positions).div_ceil(blocks);
@@ -39,7 +42,8 @@ impl Sizes {
         even.next_multiple_of(lanes * DEEP).min(most)
     }
 
-    /// Tiles, images, and slabs of the channels that one block's threads hold; and the rows of a tile.
+    /// The grid of tiles, images, and slabs of the channels that one block's threads hold; and the
+    /// rows per tile.
     fn grid(&self, vector: usize, blocks: usize) -> ((u32, u32, u32), usize) {
         let rows = self.rows(vector, blocks);
         let slabs = (self.channels / vector).div_ceil(THREADS);
@@ -56,21 +60,21 @@ impl Sizes {
         } = *self;
         assert_eq!(images * positions * channels, elements);
         if elements == 0 || images > 65_535 || positions > i32::MAX as usize / 2 {
-            bail!("norm: {self:?} is more, or less, than the kernels serve");
+            bail!("norm: {self:?} is outside the range that the kernels support");
         }
         Ok(())
     }
 }
 
-/// Each tile's mean and Σ(x − mean)² of every channel: f32 [B, tiles, 2, C], tiles of `rows` positions, the last one
-/// what is left.
+/// Mean and Σ(x − mean)² of every channel of each tile: f32 [B, tiles, 2, C], tiles of `rows`
+/// positions; the last tile may be smaller.
 pub(in crate::ops) struct Tiles {
     pub values: Output<f32>,
     pub rows: usize,
 }
 
 impl Tiles {
-    /// A pass over `x`.
+    /// One pass over `x`.
     pub fn of<T: Element>(gpu: &Gpu, x: View<T>, sizes: Sizes) -> Result<Self> {
         sizes.check(x.len())?;
         let vector = x.vector(sizes.channels);
@@ -87,7 +91,8 @@ impl Tiles {
         Ok(Self { values, rows })
     }
 
-    /// The moments of every image's groups, f32 [3,B,G]: mean, biased variance, 1/√(variance + eps).
+    /// The moments of every image's groups, f32 [3,B,G]: mean, biased variance, 1/√(variance +
+    /// eps).
     pub fn merge(&self, gpu: &Gpu, sizes: Sizes, eps: f64) -> Result<Tensor> {
         let tiles = sizes.positions.div_ceil(self.rows);
         assert_eq!(
@@ -106,7 +111,7 @@ impl Tiles {
     }
 }
 
-/// What normalises a map beside its moments: weight and bias [C], and what follows.
+/// What normalizes a map besides its moments: weight and bias [C], and the activation.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Norm<'a> {
     pub sizes: Sizes,
@@ -125,7 +130,7 @@ impl Norm<'_> {
         format!("{pass}_{activation}_{element}")
     }
 
-    /// How many channels a thread takes at a time.
+    /// Number of channels that a thread processes at a time.
     fn vector<T: Element>(&self, maps: &[View<T>]) -> usize {
         let channels = self.sizes.channels;
         let of_maps = maps.iter().map(|map| map.vector(channels));
@@ -152,7 +157,7 @@ impl Norm<'_> {
         Ok(moments)
     }
 
-    /// y of `x` by its own moments [3,B,G], and these.
+    /// y for `x`, with its own moments [3,B,G], which are returned too.
     pub fn normalized<T: Element>(
         &self,
         gpu: &Gpu,
@@ -167,7 +172,7 @@ impl Norm<'_> {
         Ok((self.forward(gpu, x, &moments)?, moments))
     }
 
-    /// y of `x` by given moments.
+    /// y for `x` with given moments.
     pub fn forward<T: Element>(
         &self,
         gpu: &Gpu,
@@ -185,7 +190,8 @@ impl Norm<'_> {
         let vector = self.vector(&[x]);
         let name = format!("{}_{vector}", self.name("normalize", T::NAME));
         let (grid, rows) = self.sizes.grid(vector, BLOCKS);
-        // SAFETY: x and y have B·P·C elements, moments, weight and bias what `moments` asserts.
+        // SAFETY: x and y have B·P·C elements; moments, weight and bias have the sizes that
+        // `moments` asserts.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, self.view(moments)?, self.weight, self.bias, y.view_mut(), positions as i32, channels as i32,
@@ -194,7 +200,7 @@ impl Norm<'_> {
         Ok(y)
     }
 
-    /// dx where it is wanted, and dbias and dweight [2,C], from `x` and `dy`.
+    /// dx if requested, and dbias and dweight [2,C], from `x` and `dy`.
     pub fn backward<T: Element>(
         &self,
         gpu: &Gpu,
@@ -225,7 +231,7 @@ impl Norm<'_> {
         let count = grid.0;
         let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
         let name = format!("{}_{vector}", self.name("tile_sums", T::NAME));
-        // SAFETY: as forward; a block writes its tile's 2·C values.
+        // SAFETY: as in forward; a block writes its tile's 2·C values.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, dy, moments, self.weight, self.bias, tiles.view_mut(), positions as i32, channels as i32,
@@ -247,7 +253,7 @@ impl Norm<'_> {
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
         let (grid, rows) = self.sizes.grid(vector, BLOCKS);
         let name = format!("{}_{vector}", self.name("gradient", T::NAME));
-        // SAFETY: as forward.
+        // SAFETY: as in forward.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, dy, moments, self.weight, self.bias, means.view(), added, dx.view_mut(), positions as i32,
@@ -257,7 +263,7 @@ impl Norm<'_> {
     }
 }
 
-/// [`Tiles`] and their moments of a tensor of any type that has kernels.
+/// [`Tiles`] and their moments for a tensor of any dtype that has kernels.
 pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> Result<Tensor> {
     match x.dtype() {
         DType::F32 => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?.merge(gpu, sizes, eps),
@@ -266,7 +272,7 @@ pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> 
     }
 }
 
-/// Gradients of x, weight and bias, each where the graph tracks it.
+/// Gradients of x, weight and bias, each if the graph tracks it.
 pub(in crate::ops) fn gradients(
     gpu: &Gpu,
     norm: &Norm,
@@ -282,7 +288,7 @@ pub(in crate::ops) fn gradients(
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Tensor)> {
         let (x_view, dy) = (View::<T>::of(x)?, View::<T>::of(dy)?);
-        // What reached x from behind is added in the same pass.
+        // A gradient that has already reached x is added in the same pass.
         let reached = x.track_op().then(take_reached).flatten();
         let reached = reached.map(|reached| reached.contiguous()).transpose()?;
         let added = reached.as_ref().map(View::<T>::of).transpose()?;

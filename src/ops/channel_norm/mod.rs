@@ -1,8 +1,9 @@
-//! What GroupNorm and BatchNorm share. The CPU's side, here: a matrix [P,C] of positions and channels, normalised by the moments over
-//! its rows and over groups of neighbouring columns, scaled, shifted and activated.
+//! Code that GroupNorm and BatchNorm share. The CPU version, here: a matrix [P,C] of positions and
+//! channels, normalized by the moments over its rows and over groups of adjacent columns, scaled,
+//! shifted and activated.
 //!
-//! y = act((x − μ_g)·r_g·weight_c + bias_c), r = 1/√(σ² + eps). GroupNorm calls it image by image, BatchNorm once with
-//! one column a group. The GPU's is `cuda.rs`.
+//! y = act((x − μ_g)·r_g·weight_c + bias_c), r = 1/√(σ² + eps). GroupNorm calls it once per image,
+//! BatchNorm once with one column per group. The GPU version is `cuda.rs`.
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
@@ -71,7 +72,7 @@ pub(super) fn reciprocal_deviation(variance: &[f32], eps: f64) -> Vec<f32> {
     variance.iter().map(r).collect()
 }
 
-/// A value a group becomes a value a column.
+/// Expands one value per group to one value per column.
 fn spread(groups: &[f32], width: usize) -> Vec<f32> {
     groups
         .iter()
@@ -79,7 +80,7 @@ fn spread(groups: &[f32], width: usize) -> Vec<f32> {
         .collect()
 }
 
-/// What normalises a matrix: moments a group, weight and bias a column.
+/// What normalizes a matrix: moments per group, weight and bias per column.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
     pub mean: &'a [f32],
@@ -132,8 +133,8 @@ impl Norm<'_> {
         }
     }
 
-    /// With x̂ = (x − μ)·r and dz = dy·act′(z): dweight = Σ dz·x̂, dbias = Σ dz (over the rows), and
-    /// dx = r·(weight·dz − a − x̂·b) with a, b the group's means of weight·dz and weight·dz·x̂.
+    /// With x̂ = (x − μ)·r and dz = dy·act′(z): dweight = Σ dz·x̂, dbias = Σ dz (over the rows),
+    /// and dx = r·(weight·dz − a − x̂·b) with a, b the group's means of weight·dz and weight·dz·x̂.
     fn backward_with(
         &self,
         x: &[f32],
@@ -144,7 +145,7 @@ impl Norm<'_> {
         let c = self.weight.len();
         let width = c / self.mean.len();
         let (mean, r) = (spread(self.mean, width), spread(self.r, width));
-        // dz takes dx's place, so that the activation's derivative is taken once.
+        // dz is stored in dx, so that the activation's derivative is computed only once.
         let mut dbias = blocks::fill_and_sum(dx, c, 2 * c, |first, dz, sums| {
             let range = first * c..first * c + dz.len();
             let (x, dy) = (&x[range.clone()], &dy[range]);
@@ -194,7 +195,8 @@ impl Norm<'_> {
         (dweight, dbias)
     }
 
-    /// Σ weight·column over a group, divided by its number of values; as a value a column.
+    /// Σ weight·column over a group, divided by the group's number of values, as one value per
+    /// column.
     fn group_means(&self, columns: &[f64], elements: usize) -> Vec<f32> {
         let width = columns.len() / self.mean.len();
         let values = (elements / self.mean.len()) as f64;

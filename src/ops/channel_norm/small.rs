@@ -1,29 +1,31 @@
-//! Maps of few positions on a GPU: one pass each way, whose blocks hold whole groups of an image (`kernel_small.cu`).
+//! Maps of few positions on a GPU: one pass forward and one backward, whose blocks hold whole
+//! groups of an image (`kernel_small.cu`).
 
 use candle_core::{Result, Tensor};
 
 use super::cuda::{Norm, Sizes};
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 
-/// Threads of a block, and channels of a thread.
+/// Threads per block, and channels per thread.
 const THREADS: usize = 256;
 const VECTOR: usize = 8;
 
-/// Channels that a block has at most.
+/// Maximum number of channels per block.
 const WIDEST: usize = 64;
-/// Channels that a block has at least: narrower ones read lines of memory in too many pieces.
+/// Minimum number of channels per block: narrower blocks read memory lines in too many parts.
 pub(super) const FORWARD: usize = 16;
 pub(super) const BACKWARD: usize = 32;
 
-/// How a map is cut: the channels that a block takes.
+/// How a map is divided: the channels per block.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Small {
     slab: usize,
 }
 
 impl Small {
-    /// The cut of a map of elements of `bytes`, of which a thread takes `vector` channels; none where a block cannot hold
-    /// the rows of `least` channels, or has registers for more than twice what there is: tiles are faster then.
+    /// The division of a map with elements of `bytes`, if a thread processes `vector` channels.
+    /// None if a block cannot hold the rows of `least` channels, or would have registers for more
+    /// than twice the rows, where tiles are faster.
     pub fn of(sizes: &Sizes, vector: usize, bytes: usize, least: usize) -> Option<Self> {
         if vector != VECTOR {
             return None;
@@ -65,7 +67,8 @@ impl Small {
         let mut moments = Output::<f32>::new(gpu.device(), 3 * images * groups)?;
         let name = norm.name("small_forward", T::NAME);
         let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
-        // SAFETY: x and y have B·P·C elements, weight and bias C, and a block writes the moments of its groups.
+        // SAFETY: x and y have B·P·C elements, weight and bias C, and a block writes the moments of
+        // its groups.
         unsafe {
             launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
                 x, norm.weight, norm.bias, moments.view_mut(), y.view_mut(), positions as i32,
@@ -74,7 +77,7 @@ impl Small {
         Ok((y, moments.tensor((3, images, groups))))
     }
 
-    /// dx with what is `added`, and Σ dz and Σ dz·x̂ of every image and channel, [B,2,C].
+    /// dx, with `added` added, and Σ dz and Σ dz·x̂ of every image and channel, [B,2,C].
     pub fn backward<T: Element>(
         &self,
         gpu: &Gpu,
@@ -94,7 +97,7 @@ impl Small {
         let mut sums = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
         let name = norm.name("small_backward", T::NAME);
         let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
-        // SAFETY: as forward; a block writes the sums of its channels.
+        // SAFETY: as in forward; a block writes the sums of its channels.
         unsafe {
             launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
                 x, dy, moments, norm.weight, norm.bias, sums.view_mut(), added, dx.view_mut(), positions as i32,

@@ -4,9 +4,9 @@ use candle_core::Result;
 
 use super::cuda::{Element, Gpu, Output, View, launch};
 
-/// Blocks that add up parts of the rows: the shape alone fixes the parts.
+/// Blocks that sum parts of the rows; the parts depend on the shape alone.
 const BLOCKS: usize = 1056;
-/// Rows a part at least.
+/// Minimum number of rows per part.
 const ROWS: usize = 64;
 
 /// `rows` [R,`width`] of f32 or bf16 → f32 [width].
@@ -22,7 +22,7 @@ pub fn column_sums<T: Element>(gpu: &Gpu, rows: View<T>, width: usize) -> Result
     Ok(partial)
 }
 
-/// Blocks that columns take side by side, and the kernel's name.
+/// Number of blocks along the columns, and the kernel's name.
 fn across(width: usize) -> (usize, &'static str) {
     match width.is_multiple_of(8) {
         true => (width.div_ceil(64), "sum_part8"),

@@ -1,11 +1,12 @@
-//! Cross-entropy on the CPU: a row's maximum, sum and loss while the row is at hand; its log-sum is kept for the gradient.
+//! Cross-entropy on the CPU: a row's maximum, sum and loss are computed while the row is in cache;
+//! its log-sum is kept for the gradient.
 
 use crate::ops::{blocks, simd, slices};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
 pub(super) struct CrossEntropy {
-    /// Row by row: the log of Σ exp(logits), and whether the target is the first of the largest.
+    /// For each row: log Σ exp(logits), and whether the target is the first of the largest.
     pub rows: Arc<OnceLock<Vec<Row>>>,
 }
 
@@ -52,7 +53,7 @@ impl CustomOp2 for CrossEntropy {
         let k = logits.dim(1)?;
         let targets = targets.to_vec1::<u32>()?;
         let Some(rows) = self.rows.get() else {
-            bail!("cross_entropy: the gradient is asked for before the loss");
+            bail!("cross_entropy: the gradient was requested before the loss");
         };
         let dlogits = slices::read([logits, dloss], |[logits, dloss]| {
             blocks::filled(logits.len(), k, |first, block| {

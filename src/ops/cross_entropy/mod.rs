@@ -1,7 +1,7 @@
-//! Cross-entropy from logits, row by row, and whether the target is the likeliest class.
+//! Cross-entropy from logits, row by row, and whether the target is the most likely class.
 //!
-//! loss_r = log Σ_k exp(logits_rk) − logits_r,target; logits [R,K], targets u32 [R] → loss [R], correct u32 [R].
-//! Gradient to the logits: upstream_r·(softmax(logits_r) − onehot(target_r)).
+//! loss_r = log Σ_k exp(logits_rk) − logits_r,target; logits [R,K], targets u32 [R] → loss [R],
+//! correct u32 [R]. Gradient to the logits: upstream_r·(softmax(logits_r) − onehot(target_r)).
 
 mod cpu;
 mod reference;
@@ -12,15 +12,15 @@ use super::{check, slices, tape};
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
-/// One value a row.
+/// One value per row.
 pub struct CrossEntropy {
     /// [R], differentiable.
     pub loss: Tensor,
-    /// u32 [R]: 1 where the target has the largest logit (the smallest index wins a tie), else 0.
+    /// u32 [R]: 1 if the target has the largest logit (the smallest index wins a tie), else 0.
     pub correct: Tensor,
 }
 
-/// logits [R,K], targets u32 [R] with values under K.
+/// logits [R,K], targets u32 [R] with values below K.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> {
     let [r, k] = check::dims("cross_entropy", "logits", logits, "[R,K]")?;
     check::shape("cross_entropy", "targets", targets, &[r])?;

@@ -1,4 +1,4 @@
-//! Cross-entropy out of plain candle operations.
+//! Cross-entropy in plain candle operations.
 
 use super::CrossEntropy;
 use candle_core::{DType, Result, Tensor};

@@ -1,4 +1,4 @@
-//! The kernels at every width of a team, and where a norm is 0.
+//! Checks the kernels at every team width, and where a norm is 0.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -19,7 +19,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         [4, 65, 67, 64],
     ] {
         let c = shape[3];
-        // The first position of a is 0 in all channels, as after a ReLU.
+        // The first position of a is 0 in all channels, as it can be after a ReLU.
         let mut alive = vec![1f32; shape.iter().product()];
         alive[..c].fill(0.0);
         let a = (random(1, &shape)? * Tensor::from_vec(alive, &shape, &Device::Cpu)?)?;

@@ -1,9 +1,10 @@
-//! LPIPS's distance on the CPU: a position's two norms are taken again on the way back, while the position is at hand.
+//! LPIPS's distance on the CPU. The backward pass recomputes a position's two norms while the
+//! position is in cache.
 
 use super::EPS;
 use crate::ops::{blocks, simd};
 
-/// ‖x‖ and 1/(‖x‖ + 1e-10), which is 0 where the norm is.
+/// ‖x‖ and 1/(‖x‖ + 1e-10), or 0 if the norm is 0.
 #[inline(always)]
 fn norm(x: &[f32]) -> (f32, f32) {
     let norm = simd::sum(x, |x| x * x).sqrt();

@@ -1,4 +1,4 @@
-//! The GPU's side: one pass over both maps each way.
+//! The GPU version: one pass over both maps forward, one backward.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
@@ -9,10 +9,10 @@ use crate::ops::sums;
 
 type Input<'a> = (&'a CudaStorage, &'a Layout);
 
-/// Blocks at most: P alone says how many, and so the order of the sums.
+/// Maximum number of blocks. It depends on P alone, and so does the summation order.
 const BLOCKS: usize = 2048;
 
-/// The kernels' name for rows of so many channels, and the lanes that take a position.
+/// The kernels' name for rows of `channels` channels, and the number of lanes per position.
 fn team(channels: usize, vector: usize) -> (&'static str, usize) {
     match channels {
         _ if vector == 1 => ("any", 32),
@@ -48,7 +48,7 @@ fn forward_of<T: Element>(a: Input, b: Input, weight: Input) -> Result<CudaStora
     let mut partials = Output::<f32>::new(gpu.device(), blocks as usize)?;
     let name = format!("distance_forward_{}_{kind}", T::NAME);
     let (p, c) = (positions as i64, c as i32);
-    // SAFETY: P·C elements of a and b, C of weight, a sum a block.
+    // SAFETY: P·C elements of a and b, C of weight, one sum per block.
     unsafe {
         launch!(gpu, "feature_distance", &name, (blocks, 1, 1), 256, 0;
             a, b, weight, partials.view_mut(), p, c)?
@@ -57,7 +57,7 @@ fn forward_of<T: Element>(a: Input, b: Input, weight: Input) -> Result<CudaStora
     Ok(sums::of_blocks(&gpu, &partials, scale)?.storage())
 }
 
-/// da and db, each where the graph tracks it.
+/// da and db, each if the graph tracks it.
 pub(super) fn backward(
     a: &Tensor,
     b: &Tensor,
@@ -96,7 +96,7 @@ fn backward_of<T: Element>(
         da.as_mut().map(Output::view_mut),
         db.as_mut().map(Output::view_mut),
     );
-    // SAFETY: as forward; a gradient that is not wanted has no address.
+    // SAFETY: as in forward; a gradient that is not requested has no address.
     unsafe {
         launch!(gpu, "feature_distance", &name, grid, 256, 0; a, b, weight, dy, to_a, to_b, p, c)?
     };

@@ -1,7 +1,9 @@
-//! LPIPS's distance of two feature maps (Zhang et al. 2018, Eq. 1): unit vectors position by position, weighted squares.
+//! LPIPS's distance of two feature maps (Zhang et al. 2018, Eq. 1): normalized per position,
+//! weighted squared differences.
 //!
-//! y = mean over positions of Σ_c w_c·(â_c − b̂_c)², â = a/(‖a‖ + 1e-10) over C. a, b [..,C], weight [C] → a scalar.
-//! Gradients to a and b; where a norm is 0, PyTorch's is NaN and this one is 0 [ours].
+//! y = mean over positions of Σ_c w_c·(â_c − b̂_c)², â = a/(‖a‖ + 1e-10) over C. a, b [..,C],
+//! weight [C] → a scalar. Gradients to a and b; if a norm is 0, PyTorch's gradient is NaN and this
+//! one is 0 [ours].
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -24,7 +26,7 @@ pub fn feature_distance(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tenso
     let c = shapes::last_dim("feature_distance", "a", a)?;
     shapes::shape("feature_distance", "b", b, a.dims())?;
     shapes::shape("feature_distance", "weight", weight, &[c])?;
-    // The fast side has no gradient for the weight, which LPIPS keeps frozen.
+    // The fast version has no gradient for the weight, which LPIPS keeps frozen.
     if slices::meet_kernels(&[a, b], &[weight]) && a.dtype() == b.dtype() && !weight.track_op() {
         return tape::apply3(a, b, weight, FeatureDistance);
     }

@@ -1,4 +1,4 @@
-//! LPIPS's distance out of plain candle operations.
+//! LPIPS's distance in plain candle operations.
 
 use candle_core::{D, Result, Tensor};
 
@@ -10,7 +10,7 @@ pub(super) fn feature_distance(a: &Tensor, b: &Tensor, weight: &Tensor) -> Resul
     square.broadcast_mul(weight)?.sum_all()? / positions
 }
 
-/// x/(‖x‖ + 1e-10), with value and gradient 0 where ‖x‖ is 0.
+/// x/(‖x‖ + 1e-10), with value and gradient 0 if ‖x‖ is 0.
 fn unit(x: &Tensor) -> Result<Tensor> {
     let square = x.sqr()?.sum_keepdim(D::Minus1)?;
     let alive = square.gt(&square.zeros_like()?)?;

@@ -1,5 +1,5 @@
-//! The kernels at groups of 1 to 300 channels, rows that do and do not divide into vectors, and one or many tiles an image,
-//! or none.
+//! Checks the kernels with groups of 1 to 300 channels, rows that do and do not divide into
+//! vectors, and one tile, several, or none per image.
 
 use candle_core::Result;
 
@@ -27,7 +27,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([2, 16, 16, 192], 32, Activation::Silu),
     ] {
         let c = shape[3];
-        // Far enough from 0 that squares less a squared mean would lose digits.
+        // Far enough from 0 that computing E[x²] − E[x]² would lose digits.
         let x = ((random(1, &shape)? * 2.0)? + 5.0)?;
         let weights = [(random(2, &[c])? + 1.0)?, random(3, &[c])?];
         let name = format!("group_norm {shape:?} in {groups}, {activation:?}");
@@ -35,7 +35,8 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
             group_norm(&maps[0], &weights[0], &weights[1], groups, 1e-6, activation)
         })?);
     }
-    // What goes past the norm reaches its input before the norm's own gradient, which then takes it along.
+    // The gradient that bypasses the norm reaches its input first, and the norm's backward pass
+    // adds it.
     for (shape, groups) in [
         ([2, 5, 7, 96], 32),
         ([2, 16, 16, 64], 8),

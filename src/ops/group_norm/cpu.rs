@@ -1,4 +1,5 @@
-//! Group normalisation on the CPU: images side by side; the moments are kept for the way back.
+//! Group normalization on the CPU, parallel over images; the moments are kept for the backward
+//! pass.
 
 use super::GroupNorm;
 use crate::ops::blocks;

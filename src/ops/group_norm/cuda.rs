@@ -1,4 +1,4 @@
-//! Group normalisation on a GPU: the moments are kept for the way back.
+//! Group normalization on a GPU; the moments are kept for the backward pass.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};

@@ -1,7 +1,8 @@
-//! Group normalisation and an optional activation, in one pass.
+//! Group normalization with an optional activation, in one pass.
 //!
-//! y = act((x − μ_g)/√(σ²_g + eps)·weight + bias), with mean and biased variance over the positions and channels
-//! of a group, image by image. x [B,H,W,C], weight and bias [C] → [B,H,W,C]. Gradients to x, weight and bias.
+//! y = act((x − μ_g)/√(σ²_g + eps)·weight + bias), with mean and biased variance over the positions
+//! and channels of a group, for each image. x [B,H,W,C], weight and bias [C] → [B,H,W,C]. Gradients
+//! to x, weight and bias.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -29,7 +30,7 @@ pub fn group_norm(
     shapes::shape("group_norm", "weight", weight, &[c])?;
     shapes::shape("group_norm", "bias", bias, &[c])?;
     if groups == 0 || c % groups != 0 {
-        bail!("group_norm: {c} channels do not divide into {groups} groups");
+        bail!("group_norm: {c} channels cannot be divided into {groups} groups");
     }
     if slices::meet_kernels(&[x], &[weight, bias]) {
         let norm = GroupNorm {
@@ -51,7 +52,7 @@ struct GroupNorm {
     groups: usize,
     eps: f64,
     activation: Activation,
-    /// Of every image, from the way there.
+    /// One entry per image, from the forward pass.
     moments: OnceLock<Vec<cpu::Moments>>,
     /// [3,B,G]
     #[cfg(feature = "cuda")]

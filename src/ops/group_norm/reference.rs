@@ -1,4 +1,4 @@
-//! Group normalisation out of plain candle operations.
+//! Group normalization in plain candle operations.
 
 use crate::ops::Activation;
 use candle_core::{Result, Tensor};

@@ -40,7 +40,7 @@ fn matches_the_oracle_in_value_and_gradient() -> Result<()> {
 
 #[test]
 fn a_large_mean_leaves_the_variance_right() -> Result<()> {
-    // A sum of squares minus a squared sum would have nothing left: the mean is 1000 standard deviations.
+    // Computing E[x²] − E[x]² would lose all digits: the mean is 1000 standard deviations.
     let x = (normal(1, (1, 40, 40, 32)) + 1000.0)?;
     let (one, zero) = (normal(2, 32).ones_like()?, normal(2, 32).zeros_like()?);
     let y = group_norm(&x, &one, &zero, 8, 1e-6, Activation::None)?;

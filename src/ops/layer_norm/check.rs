@@ -1,4 +1,5 @@
-//! The kernels at rows of a lane and of several turns of all lanes, fewer and more than a tile.
+//! Checks the kernels with rows of one lane and of several iterations of all lanes, fewer rows and
+//! more than a tile.
 
 use candle_core::Result;
 

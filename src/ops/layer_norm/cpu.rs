@@ -1,4 +1,5 @@
-//! Layer normalisation on the CPU: a row's moments are taken again on the way back, while the row is at hand.
+//! Layer normalization on the CPU. The backward pass recomputes a row's moments while the row is in
+//! cache.
 
 use crate::ops::{blocks, simd, slices};
 
@@ -11,7 +12,7 @@ fn moments(x: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (f64::from(variance) + eps).sqrt()) as f32)
 }
 
-/// y of rows x [R,C].
+/// y for rows x [R,C].
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
     let c = weight.len();
     blocks::filled(x.len(), c, |first, y| {

@@ -1,4 +1,4 @@
-//! The GPU's side: teams of lanes take rows; a second pass adds up what the parameters get.
+//! The GPU version: teams of lanes process rows; a second pass sums the parameters' gradients.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
@@ -10,10 +10,10 @@ use crate::ops::sums;
 type Input<'a> = (&'a CudaStorage, &'a Layout);
 type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
 
-/// Rows whose share of dweight and dbias is one sum.
+/// Rows per partial sum of dweight and dbias.
 const TILE: usize = 512;
 
-/// Lanes that share a row of so many channels, and the blocks that take all rows.
+/// Number of lanes per row of `channels` channels, and the grid for all rows.
 fn team(rows: usize, channels: usize) -> (usize, (u32, u32, u32)) {
     let lanes = if channels <= 32 { 8 } else { 32 };
     (lanes, (rows.div_ceil(256 / lanes) as u32, 1, 1))
@@ -70,7 +70,7 @@ fn backward_of<T: Element>(
     let mut dx = Output::<T>::new(gpu.device(), x_view.len())?;
     let mut kept = Output::<f32>::new(gpu.device(), 2 * rows)?;
     let name = format!("rows_backward_{}_{lanes}", T::NAME);
-    // SAFETY: R·C elements of x, dy and dx, C of weight, two a row kept.
+    // SAFETY: R·C elements of x, dy and dx, C of weight, two values kept per row.
     unsafe {
         launch!(gpu, "layer_norm", &name, grid, 256, 0;
             x_view, dy, weight_view, dx.view_mut(), kept.view_mut(), rows as i64, c as i32, eps as f32)?
@@ -83,7 +83,7 @@ fn backward_of<T: Element>(
     let mut of_tiles = Output::<f32>::new(gpu.device(), tiles * 2 * c)?;
     let name = format!("tile_sums_{}", T::NAME);
     let grid = (tiles as u32, 1, c.div_ceil(256) as u32);
-    // SAFETY: as before; a block writes its tile's 2·C sums.
+    // SAFETY: as above; a block writes its tile's 2·C sums.
     unsafe {
         launch!(gpu, "layer_norm", &name, grid, 256, 0;
             x_view, dy, kept.view(), of_tiles.view_mut(), rows as i64, c as i32, TILE as i32)?

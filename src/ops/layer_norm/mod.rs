@@ -1,7 +1,7 @@
-//! Layer normalisation with weight and bias over the last dimension.
+//! Layer normalization with weight and bias over the last dimension.
 //!
-//! y = (x − μ)/√(σ² + eps)·weight + bias, mean and biased variance row by row. x [..,C], weight and bias [C] → [..,C].
-//! Gradients to x, weight and bias.
+//! y = (x − μ)/√(σ² + eps)·weight + bias, mean and biased variance row by row. x [..,C], weight and
+//! bias [C] → [..,C]. Gradients to x, weight and bias.
 
 #[cfg(feature = "cuda")]
 pub mod check;

@@ -1,4 +1,4 @@
-//! Layer normalisation out of plain candle operations.
+//! Layer normalization in plain candle operations.
 
 use candle_core::{D, Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! The CPU's side: rows times the packed weight, a block of rows at a time.
+//! The CPU version: rows times the packed weight, one block of rows at a time.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
@@ -9,7 +9,7 @@ use crate::ops::slices;
 pub(super) struct Linear {
     pub inputs: usize,
     pub outputs: usize,
-    /// Of a weight that does not change.
+    /// Set if the weight does not change.
     pub packed: Option<Packed>,
 }
 

@@ -1,6 +1,7 @@
 //! A linear layer: y = x·wᵀ + bias. x [..,I], w [O,I], bias [O] → y [..,O].
 //!
-//! Gradients: dx = dy·w, dw = dyᵀ·x, dbias = Σ dy over rows; each only where the graph tracks the input.
+//! Gradients: dx = dy·w, dw = dyᵀ·x, dbias = Σ dy over rows; each only if the graph tracks the
+//! input.
 
 mod cpu;
 pub(super) mod reference;
@@ -19,7 +20,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     linear_packed(x, weight, bias, None)
 }
 
-/// [`linear`]; `packed` is this weight's, which must not change after.
+/// [`linear`] with a packed copy of this weight, which must not change afterwards.
 pub fn linear_packed(
     x: &Tensor,
     weight: &Tensor,
@@ -54,7 +55,7 @@ pub fn linear_packed(
     }
 }
 
-/// On a GPU a convolution of single positions, where that has kernels; else out of candle operations.
+/// On a GPU a 1×1 convolution, if that has kernels; else plain candle operations.
 fn elsewhere(
     x: &Tensor,
     weight: &Tensor,

@@ -1,4 +1,5 @@
-//! The oracle: candle's product of two matrices, every operand contiguous (candle's product of strided ones is wrong).
+//! The reference: candle's matmul with contiguous operands (candle's matmul of strided operands is
+//! wrong).
 
 use candle_core::{Result, Tensor};
 

@@ -43,7 +43,8 @@ fn the_oracle_differentiates() -> Result<()> {
     )
 }
 
-/// The promise that sampling rests on: no shortcut for few rows, and no end of a block that is computed otherwise.
+/// Sampling relies on this promise: there is no shortcut for few rows, and the rows at the end of a
+/// block are computed like all others.
 #[test]
 fn a_row_has_the_same_bits_among_any_number_of_rows() -> Result<()> {
     let sizes = [

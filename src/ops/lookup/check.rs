@@ -1,4 +1,5 @@
-//! The gradient of rows of a table: codes that nothing takes, that one tile or many take, and one that takes over.
+//! Checks the gradient of table rows: codes that no row uses, that rows of one tile or of many use,
+//! and one that most rows use.
 
 use candle_core::{Device, Result, Tensor};
 

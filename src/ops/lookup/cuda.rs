@@ -1,4 +1,4 @@
-//! The gradient on a GPU: rows in the order of their codes, then sums, none of them by atomics. `kernel.cu` says how.
+//! The gradient on a GPU: rows sorted by code, then summed without atomics. See `kernel.cu`.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -7,14 +7,14 @@ use crate::ops::cuda::{Buffer, Gpu, Output, View, launch};
 const TILE: usize = 1024;
 const CHUNK: usize = 128;
 
-/// Rows of the largest table: a code and a place in its tile share a word.
+/// Maximum number of table rows: a code and a position in its tile share a word.
 const ROWS: usize = (1 << 22) - 1;
 
 pub(super) fn serves(table: &Tensor, dy: &Tensor) -> bool {
     dy.device().is_cuda() && dy.dtype() == DType::F32 && table.dims2().is_ok_and(|(k, _)| k <= ROWS)
 }
 
-/// dtable [K,d] from dy [R,d] and the rows' numbers u32 [R].
+/// dtable [K,d] from dy [R,d] and the rows' indices u32 [R].
 pub(super) fn gradient(table: &Tensor, numbers: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let gpu = Gpu::of(dy.device().as_cuda_device()?)?;
     let (k, d) = table.dims2()?;
@@ -35,8 +35,8 @@ pub(super) fn gradient(table: &Tensor, numbers: &Tensor, dy: &Tensor) -> Result<
     let of_chunks = (chunks.div_ceil(4) as u32, d.div_ceil(32) as u32, 1);
     let of_values = ((k * d).div_ceil(256) as u32, 1, 1);
     let [r, t, c, k, d] = [rows, tiles, chunks, k, d].map(|n| n as i32);
-    // SAFETY: R codes, ranks and places, tiles·K counts, K totals, K + 1 starts; R·d of dy, K·d of dtable, chunks·2·d parts.
-    // A number beyond the table takes no part.
+    // SAFETY: R codes, ranks and places, tiles·K counts, K totals, K + 1 starts; R·d of dy, K·d of
+    // dtable, chunks·2·d partial sums. An index beyond the table is ignored.
     unsafe {
         launch!(gpu, "lookup", "rank", of_tiles, 1024, 0; codes, ranks.view_mut(), counted, r, k)?;
         launch!(gpu, "lookup", "scan_tiles", of_codes, 256, 0; counted, totals.view_mut(), t, k)?;

@@ -1,4 +1,4 @@
-//! Rows of a table by their numbers: y[r] = table[n_r]. table [K,d], numbers u32 [R] → [R,d].
+//! Rows of a table by index: y[r] = table[n_r]. table [K,d], indices u32 [R] → [R,d].
 //!
 //! Gradient: dtable[k] = Σ dy[r] over the rows r with n_r = k, in ascending order.
 
@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 
 use super::tape::note;
 
-/// Rows of `table` [K,d] by their numbers, u32 [R]: [R,d].
+/// Rows of `table` [K,d] by their indices, u32 [R]: [R,d].
 pub fn lookup(table: &Tensor, numbers: &Tensor) -> Result<Tensor> {
     let y = table.index_select(numbers, 0)?;
     let numbers = numbers.clone();

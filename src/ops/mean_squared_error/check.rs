@@ -1,4 +1,4 @@
-//! The kernels at sizes that do and do not fill vectors of eight.
+//! Checks the kernels at sizes that are and are not multiples of eight.
 
 use candle_core::Result;
 

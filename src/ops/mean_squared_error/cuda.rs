@@ -1,4 +1,4 @@
-//! The GPU's side: one pass over both maps each way.
+//! The GPU version: one pass over both maps forward, one backward.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
@@ -29,7 +29,7 @@ impl CustomOp2 for MeanSquaredError {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        bail!("mean_squared_error: on the CPU it is made of plain operations")
+        bail!("mean_squared_error: on the CPU it uses plain operations")
     }
 
     fn cuda_fwd(
@@ -73,7 +73,7 @@ fn forward_of<T: Element>(x: Input, y: Input) -> Result<CudaStorage> {
     let mut partials = Output::<f32>::new(gpu.device(), grid.0 as usize)?;
     let name = format!("error_forward_{}", T::NAME);
     let (whole, count) = (x.whole().min(y.whole()) as i64, x.len() as i64);
-    // SAFETY: `count` elements of x and y, a sum a block.
+    // SAFETY: `count` elements of x and y, one sum per block.
     unsafe {
         launch!(gpu, "mean_squared_error", &name, grid, 256, 0;
             x, y, partials.view_mut(), whole, count)?
@@ -101,7 +101,7 @@ fn backward_of<T: Element>(
         dy.as_mut().map(Output::view_mut),
     );
     let grid = grid_of(x.len(), 8 * 256);
-    // SAFETY: `count` elements each; a gradient that is not wanted has no address.
+    // SAFETY: `count` elements each; a gradient that is not requested has no address.
     unsafe {
         launch!(gpu, "mean_squared_error", &name, grid, 256, 0;
             x, y, grad, to_x, to_y, whole, count)?

@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 
 use super::tape;
 
-/// x and y of one shape.
+/// x and y must have the same shape.
 pub fn mean_squared_error(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::serves(x, y) {

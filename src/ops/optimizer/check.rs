@@ -1,4 +1,5 @@
-//! Adam of many tensors at odd sizes, with and without the average, and the norm of their gradients: the CPU's bits.
+//! Checks Adam on many tensors at odd sizes, with and without the average, and the norm of their
+//! gradients: bit-identical to the CPU.
 
 use candle_core::{Device, Result, Tensor, Var};
 
@@ -53,7 +54,7 @@ fn steps(state: &State, grads: &[Tensor], average: bool) -> Result<()> {
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let there = Device::Cuda(gpu.device().clone());
-    // More tensors than one launch lists, of one element to several blocks.
+    // More tensors than one launch can list, from one element to several blocks.
     let mut shapes: Vec<Vec<usize>> = (1..150).map(|i| vec![i * i % 97 + 1]).collect();
     shapes.extend([vec![64, 64, 3, 3], vec![4096], vec![1031, 17]]);
     let grads: Vec<Tensor> = (0..shapes.len())

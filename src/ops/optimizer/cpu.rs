@@ -1,7 +1,9 @@
-//! The step in one pass over memory: parameter, moments and average are read and written once, the gradient read.
+//! The step in one pass over memory: parameter, moments and average are read and written once, the
+//! gradient is read once.
 //!
-//! candle lends one tensor mutably at a time; `borrow_mut` nests the loans. Every element is computed by the same
-//! f32 operations whatever the instruction set, so the result is the same bits on every machine.
+//! candle lends one tensor mutably at a time; `borrow_mut` nests the loans. Every element is
+//! computed by the same f32 operations on every instruction set, so results are bit-identical on
+//! every machine.
 
 use std::cell::Cell;
 
@@ -12,7 +14,7 @@ use rayon::prelude::*;
 use super::AdamStep;
 use crate::ops::slices;
 
-/// Elements a piece of work.
+/// Elements per parallel task.
 const CHUNK: usize = 1 << 14;
 
 pub fn adam_step(
@@ -57,7 +59,7 @@ pub fn adam_step(
     })?
 }
 
-/// What multiplies what, as PyTorch rounds it: computed in f64, used in f32.
+/// The constant factors, rounded as in PyTorch: computed in f64, used in f32.
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
     pub keep: f32,
@@ -88,7 +90,7 @@ impl Factors {
     }
 }
 
-/// Slices of equal length; `ema` is empty where there is none.
+/// Slices of equal length; `ema` is empty if there is no average.
 struct Chunk<'a> {
     param: &'a mut [f32],
     m: &'a mut [f32],
@@ -120,7 +122,7 @@ impl WithSimd for Chunk<'_> {
     }
 }
 
-/// Σ x² in f64, in an order that the length alone fixes.
+/// Σ x² in f64, in an order that depends on the length alone.
 pub fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
     slices::read([tensor], |[values]| {
         let chunks: Vec<f64> = values
@@ -152,12 +154,12 @@ impl WithSimd for Squares<'_> {
     }
 }
 
-/// Runs `f` on the values of a variable in place; its storage is locked meanwhile.
+/// Runs `f` on the values of a variable in place, while its storage is locked.
 fn borrow_mut(var: &Var, f: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     var.inplace_op1(&Loan(Cell::new(Some(f))))
 }
 
-/// An in-place operation that is whatever it is given.
+/// An in-place operation that runs an arbitrary closure.
 struct Loan<F>(Cell<Option<F>>);
 
 impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Loan<F> {

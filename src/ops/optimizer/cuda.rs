@@ -1,4 +1,4 @@
-//! The GPU's side: many tensors a launch (`kernel_tensors.cu`).
+//! The GPU version: many tensors per launch (`kernel_tensors.cu`).
 
 use candle_core::{Result, Tensor, bail};
 
@@ -6,7 +6,7 @@ use super::cpu::Factors;
 use super::{AdamStep, Trained};
 use crate::ops::cuda::{Gpu, Output, View, ViewMut, launch};
 
-/// Elements of a block, and tensors that an argument has room for.
+/// Elements per block, and the number of tensors that fit into a kernel argument.
 const EACH: usize = 4096;
 const TENSORS: usize = 64;
 const GRADIENTS: usize = 128;
@@ -77,7 +77,7 @@ pub(super) fn adam_step_all(all: &[Trained], step: &AdamStep) -> Result<()> {
             unused: 0,
             of: [Listed::default(); TENSORS],
         };
-        // Gradients that had to be made contiguous live until the launch.
+        // Gradients that had to be made contiguous must live until the launch.
         let mut grads = Vec::with_capacity(some.len());
         let mut blocks = 0;
         for trained in some {
@@ -105,7 +105,8 @@ pub(super) fn adam_step_all(all: &[Trained], step: &AdamStep) -> Result<()> {
         let function = gpu.kernel("optimizer_tensors", "adam_tensors", 0)?;
         let mut launch = gpu.launch(&function);
         launch.structure(&tensors);
-        // SAFETY: all tensors have the shape of their parameter, which was checked; as many blocks as they have chunks.
+        // SAFETY: all tensors have the shape of their parameter, which was checked; there are as
+        // many blocks as chunks.
         unsafe { launch.run((blocks.max(1) as u32, 1, 1), 256, 0)? };
     }
     Ok(())
@@ -143,7 +144,7 @@ pub(super) fn norm(grads: &[&Tensor]) -> Result<Tensor> {
             let function = gpu.kernel("optimizer_tensors", "squares_of_tensors", 0)?;
             let mut launch = gpu.launch(&function);
             launch.structure(&list);
-            // SAFETY: as many elements as each gradient has, and a sum a block.
+            // SAFETY: as many elements as each gradient has, and one sum per block.
             unsafe { launch.run((blocks as u32, 1, 1), 256, 0)? };
         }
         before += blocks;

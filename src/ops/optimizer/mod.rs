@@ -1,8 +1,9 @@
 //! Adam and AdamW with a moving average of the weights, in place.
 //!
-//! As PyTorch: p ← p·(1 − lr·wd); m ← m + (1−β₁)(g − m); v ← β₂v + (1−β₂)g²;
-//! p ← p − lr/(1−β₁ⁿ) · m / (√v/√(1−β₂ⁿ) + ε), n the step counted from 1, g the gradient times `grad_scale`.
-//! The average, in the same pass: ema ← ema + (1−decay)(p − ema). All tensors of one shape, f32.
+//! As in PyTorch: p ← p·(1 − lr·wd); m ← m + (1−β₁)(g − m); v ← β₂v + (1−β₂)g²; p ← p − lr/(1−β₁ⁿ)
+//! · m / (√v/√(1−β₂ⁿ) + ε), where n is the step counted from 1 and g the gradient times
+//! `grad_scale`. The average is updated in the same pass: ema ← ema + (1−decay)(p − ema). All
+//! tensors have the same shape, in f32.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -17,20 +18,20 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 
 use super::check as shapes;
 
-/// One step's numbers, the same for all parameters but for `weight_decay`.
+/// The constants of one step, the same for all parameters except `weight_decay`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamStep {
     pub lr: f64,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Decoupled; 0 is Adam.
+    /// Decoupled weight decay; 0 gives Adam.
     pub weight_decay: f64,
     /// Counted from 1.
     pub step: u64,
     /// Multiplies the gradient: clipping, averaging over micro-batches.
     pub grad_scale: f32,
-    /// Decay of the moving average, where there is one.
+    /// Decay of the moving average, if there is one.
     pub ema_decay: Option<f32>,
 }
 
@@ -42,7 +43,7 @@ impl AdamStep {
     }
 }
 
-/// A parameter, its gradient, its moments `m` and `v`, and its moving average where there is one.
+/// A parameter, its gradient, its moments `m` and `v`, and its moving average if there is one.
 #[derive(Clone, Copy)]
 pub struct Trained<'a> {
     pub param: &'a Var,
@@ -50,7 +51,7 @@ pub struct Trained<'a> {
     pub m: &'a Var,
     pub v: &'a Var,
     pub ema: Option<&'a Var>,
-    /// Decoupled; 0 is Adam.
+    /// Decoupled weight decay; 0 gives Adam.
     pub weight_decay: f64,
 }
 
@@ -81,8 +82,8 @@ impl Trained<'_> {
 
 /// One step of `param` from its gradient; `m` and `v` are its moments, `ema` its moving average.
 ///
-/// No two of the variables may share their storage: each is locked while all are written.
-/// Errors: shapes or types that differ; a step of 0; `ema` without `ema_decay` or the reverse.
+/// No two of the variables may share their storage: each is locked while all are written. Errors:
+/// different shapes or dtypes; a step of 0; `ema` without `ema_decay` or the reverse.
 pub fn adam_step(
     param: &Var,
     grad: &Tensor,
@@ -103,7 +104,8 @@ pub fn adam_step(
     adam_step_all(&[trained], step)
 }
 
-/// [`adam_step`] of many parameters, each with its own weight decay in place of `step`'s: on a GPU in few launches.
+/// [`adam_step`] for many parameters, each with its own weight decay instead of `step`'s; on a GPU
+/// in few launches.
 pub fn adam_step_all(all: &[Trained], step: &AdamStep) -> Result<()> {
     for trained in all {
         trained.check(step)?;
@@ -126,7 +128,8 @@ pub fn adam_step_all(all: &[Trained], step: &AdamStep) -> Result<()> {
     Ok(())
 }
 
-/// √Σg² over all gradients as an f64 scalar on their device, summed in f64 in the order given: by name, for equal bits.
+/// √Σg² over all gradients, as an f64 scalar on their device. Summed in f64 in the given order (by
+/// name), so that results are bit-identical.
 ///
 /// Errors: a gradient that is not f32; no gradient.
 pub fn global_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {

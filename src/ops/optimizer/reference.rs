@@ -1,4 +1,4 @@
-//! The same step out of candle operations: the oracle, and what runs where there is no kernel.
+//! The same step in candle operations: the reference, and the fallback where there is no kernel.
 
 use candle_core::{Result, Tensor, Var};
 

@@ -54,7 +54,7 @@ fn random(index: u64, n: usize) -> Result<Tensor> {
     Tensor::from_vec(values, n, &Device::Cpu)
 }
 
-/// Ten steps on eleven numbers, all of them exact in f32.
+/// Ten steps on eleven numbers that are all exact in f32.
 fn trajectory(step: AdamStep) -> Result<[Vec<f32>; 4]> {
     let tensor = |f: &dyn Fn(i32) -> i32, by: f32| {
         let values: Vec<f32> = (0..11).map(|i| f(i) as f32 / by).collect();

@@ -1,4 +1,5 @@
-//! The kernels of both pools: windows of VGG and Inception, overlapping, padded, and of maps with odd sides.
+//! Checks the kernels of both pools: windows of VGG and Inception, overlapping, padded, and on maps
+//! with odd sides.
 
 use candle_core::Result;
 
@@ -18,7 +19,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([1, 9, 10, 5], 3, 1, Padding::new(1, 0, 2, 1)),
         ([2, 13, 14, 8], 4, 3, Padding::new(0, 3, 1, 2)),
     ] {
-        // Whole numbers, so that windows have several largest values, and bf16 all of them.
+        // Integers, so that windows have several largest values, and bf16 is exact.
         let x = [(random(1, &shape)? * 2.0)?.round()?];
         let name =
             |kind: &str| format!("{kind}_pool2d {shape:?} by {kernel}, {stride}, {padding:?}");

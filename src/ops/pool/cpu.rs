@@ -1,4 +1,5 @@
-//! The CPU's side: a line of windows at a time forward, a map at a time backward (windows may overlap).
+//! The CPU version: one line of windows at a time forward, one map at a time backward (windows may
+//! overlap).
 
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use crate::ops::{blocks, simd};
 type Dims = (usize, usize, usize, usize);
 
 impl Pool {
-    /// The positions of the map under window (i, j).
+    /// The positions of the map in window (i, j).
     fn under(&self, i: usize, j: usize) -> (Range<usize>, Range<usize>) {
         let along = |i: usize, before: usize, kernel: usize, length: usize| {
             let start = i * self.window.stride;
@@ -28,14 +29,14 @@ impl Pool {
         )
     }
 
-    /// The offsets in a map of the positions under window (i, j), in row order; never none.
+    /// The offsets in a map of the positions in window (i, j), in row order; never empty.
     fn offsets(&self, i: usize, j: usize, channels: usize) -> impl Iterator<Item = usize> {
         let (rows, columns) = self.under(i, j);
         let width = self.window.input.1;
         rows.flat_map(move |y| columns.clone().map(move |x| (y * width + x) * channels))
     }
 
-    /// The result for window (i, j) of a map.
+    /// The result of window (i, j) of a map.
     #[inline(always)]
     fn window_of(&self, map: &[f32], i: usize, j: usize, y: &mut [f32]) {
         let channels = y.len();
@@ -84,7 +85,7 @@ impl Pool {
                         for (((dx, &x), &best), rest) in
                             dx.iter_mut().zip(x).zip(&best).zip(&mut rest)
                         {
-                            // The first that equals the largest takes what is there to take.
+                            // The first value that equals the maximum gets the whole gradient.
                             let taken = if x == best || x.is_nan() { *rest } else { 0.0 };
                             *dx += taken;
                             *rest -= taken;

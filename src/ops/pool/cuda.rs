@@ -1,4 +1,4 @@
-//! The GPU's side: `kernel.cu`'s 2×2 windows of stride 2, or its general ones.
+//! The GPU version: the kernels in `kernel.cu` for 2×2 windows of stride 2, or the general ones.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
@@ -25,7 +25,8 @@ impl Pool {
         format!("{kind}_{direction}_{element}_{vector}")
     }
 
-    /// The kernels' arguments: kernel, stride, padding in front, sizes of the map and of the result, channels.
+    /// The kernels' arguments: kernel size, stride, leading padding, sizes of the map and of the
+    /// result, channels.
     fn arguments(&self, channels: usize) -> [i32; 9] {
         let window = &self.window;
         let (input, output) = (window.input, window.output);

@@ -1,8 +1,8 @@
-//! Pooling over windows k×k: the largest value, or the mean of the values inside the map (padding is not counted).
-//! [B,H,W,C] → [B,H',W',C], H' = ⌊(H + top + bottom − k)/s⌋ + 1; windows may overlap.
+//! Pooling over windows k×k: the maximum, or the mean of the values inside the map (padding is not
+//! counted). [B,H,W,C] → [B,H',W',C], H' = ⌊(H + top + bottom − k)/s⌋ + 1; windows may overlap.
 //!
-//! Gradient of the maximum: all of dy to the first of the largest values in row order (PyTorch's rule);
-//! of the mean: dy / count to every value of the window.
+//! Gradient of the maximum: dy goes to the first of the largest values in row order (as in
+//! PyTorch). Gradient of the mean: dy / count goes to every value of the window.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -19,7 +19,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use super::window::{Padding, Window};
 use super::{slices, tape};
 
-/// The largest value of every `kernel`×`kernel` window of `x` [B,H,W,C].
+/// The maximum of every `kernel`×`kernel` window of `x` [B,H,W,C].
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("max_pool2d", x, kernel, stride, padding)?;
     if !slices::have_kernels(&[x]) {
@@ -96,7 +96,7 @@ fn window(op: &str, x: &Tensor, kernel: usize, stride: usize, padding: Padding) 
     let [_, h, w, _] = *x.dims() else {
         bail!("{op}: the map must be [B,H,W,C], found {:?}", x.dims());
     };
-    // A window that lies in the padding alone has neither a largest value nor a mean.
+    // A window completely inside the padding has neither a maximum nor a mean.
     let widest = [padding.top, padding.bottom, padding.left, padding.right];
     if widest.iter().any(|&p| p >= kernel) {
         bail!("{op}: padding {padding:?} must be smaller than the kernel {kernel}");

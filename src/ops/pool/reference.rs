@@ -1,4 +1,4 @@
-//! The oracle: one tap of the window after the other.
+//! The reference: one window offset after the other.
 
 use candle_core::{Result, Tensor};
 
@@ -6,7 +6,7 @@ use super::Window;
 
 pub(super) fn max_pool2d(x: &Tensor, window: &Window) -> Result<Tensor> {
     let taps = window.taps(x, f64::from(f32::MIN))?;
-    // Strictly greater, so that the first of equal values is kept and takes the gradient.
+    // Strictly greater, so that the first of equal values is kept and gets the gradient.
     taps[1..].iter().try_fold(taps[0].clone(), |best, tap| {
         tap.gt(&best)?.where_cond(tap, &best)
     })

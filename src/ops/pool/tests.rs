@@ -24,7 +24,7 @@ fn window(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<
 fn values_and_gradients_are_the_oracles() -> Result<()> {
     for (kernel, stride, padding, map) in CASES {
         for (batch, channels) in [(2, 3), (3, 17), (1, 1)] {
-            // Rounded, so that windows hold equal largest values.
+            // Rounded, so that windows contain equal maxima.
             let x = (normal(1, (batch, map.0, map.1, channels)) * 2.0)?.round()?;
             let what = format!("{kernel} stride {stride} {padding:?} on {map:?}×{channels}");
             assert_matches(

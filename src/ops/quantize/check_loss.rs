@@ -1,4 +1,5 @@
-//! The kernels of L_quant, which are f32 throughout: value and gradients against the CPU's.
+//! Checks the kernels of L_quant, which use f32 throughout: value and gradients compared with the
+//! CPU's.
 
 use candle_core::{Device, Result, Tensor};
 

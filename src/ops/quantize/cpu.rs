@@ -1,7 +1,8 @@
-//! Algorithm 1 on the CPU, a step over all images at a time; rows (positions) are shared out over the threads.
+//! Algorithm 1 on the CPU, one step at a time for all images; rows (positions) are divided among
+//! the threads.
 //!
-//! Images are independent: noise comes from each one's own stream or map, the nearest codes from its own rows, and
-//! the shared convolution from its own map.
+//! Images are independent: each has its own noise stream or map, and its nearest codes and shared
+//! convolution depend on its own map only.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -55,7 +56,7 @@ pub fn quantize_until(
     let (rows, size) = (h * w, h * w * d);
     let embedding = values(&codebook.embedding)?;
     let nearest = Nearest::new(&embedding, d);
-    // Those that go furthest stand first, so that who is still walking is a prefix.
+    // Sorted by falling t, so that the images still in progress are a prefix.
     let mut images: Vec<usize> = (0..b).collect();
     images.sort_by_key(|&image| std::cmp::Reverse(t[image]));
     let v = values(v)?;
@@ -111,7 +112,7 @@ impl Walk {
         }
     }
 
-    /// v_t = α_t·r_t + β_t·ε_t; without noise where β_t is 0.
+    /// v_t = α_t·r_t + β_t·ε_t; without noise if β_t is 0.
     fn mix(&self, schedule: &Schedule, t: usize, eps: &[f32], v_t: &mut [f32]) {
         let (alpha, beta) = (schedule.alpha[t - 1], schedule.beta[t - 1]);
         for (v, r) in v_t.iter_mut().zip(&self.residual) {

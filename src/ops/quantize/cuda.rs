@@ -1,5 +1,6 @@
-//! The GPU side: one kernel runs all steps of an image (`kernel_sm90.cu` on Hopper, `kernel.cu` elsewhere and for d = 64), or three run each
-//! step where an image does not fit those (`kernel_any.cu`); this file prepares what they read and launches them.
+//! The GPU version: one kernel runs all steps of an image (`kernel_sm90.cu` on sm_90, `kernel.cu`
+//! elsewhere and for d = 64), or three kernels run each step if an image does not fit these
+//! (`kernel_any.cu`). This file prepares their inputs and launches them.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::{bf16, f16};
@@ -7,22 +8,24 @@ use half::{bf16, f16};
 use super::{Codebook, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address};
 
-/// Codes `kernel.cu` reads at a time: the tables are padded to a multiple. Stages of tiles in shared memory.
+/// Codes that `kernel.cu` reads at a time; tables are padded to a multiple of it. Pipeline stages
+/// of tiles in shared memory.
 const TILE: usize = 256;
 const STAGES: usize = 3;
-/// The same of `kernel_sm90.cu`, and its warps.
+/// The same for `kernel_sm90.cu`, and its number of warps.
 const HOPPER_TILE: usize = 128;
 const HOPPER_STAGES: usize = 4;
 const HOPPER_WARPS: usize = 16;
-/// Positions a block of both holds.
+/// Positions per block of both kernels.
 const POSITIONS: usize = 256;
-/// Threads of a block of `kernel_any.cu`, and positions that one block of its search takes.
+/// Threads per block of `kernel_any.cu`, and positions per block of its search.
 const ANY_THREADS: usize = 256;
 const ANY_POSITIONS: usize = 64;
 
-/// A frozen codebook in the forms the kernels read: half-precision tiles, f32 rows, −½|e|², and what a code adds to itself and its neighbours.
+/// A frozen codebook in the formats that the kernels read: half-precision tiles, f32 rows, −½|e|²,
+/// and what a code adds to itself and its neighbours.
 pub struct Tables {
-    /// Serves `kernel_sm90.cu`.
+    /// Use `kernel_sm90.cu`.
     hopper: bool,
     /// bf16 rows, or f16 tiles: the bits.
     tiles: Buffer<u16>,
@@ -41,15 +44,16 @@ pub struct Tables {
     taps_count: usize,
 }
 
-/// Where ε_t comes from: an address of f32 [T,B,N,d], or the streams of `seed` and the indices u64 [B] at an address.
+/// The source of ε_t: an address of f32 [T,B,N,d], or the streams of `seed` and of the indices u64
+/// [B] at an address.
 #[derive(Debug, Clone, Copy)]
 pub enum NoiseAt {
     Given(u64),
     Drawn { seed: u64, indices: u64 },
 }
 
-/// Addresses of the step u32 [B] in 1..T at which each image stops, and of the images' numbers u32 [B] in the order in which they are taken;
-/// 0: as they come.
+/// Addresses of the step u32 [B] in 1..T at which each image stops, and of the images' indices u32
+/// [B] in processing order (0: unsorted).
 #[derive(Debug, Clone, Copy)]
 pub struct Until {
     pub t: u64,
@@ -57,7 +61,7 @@ pub struct Until {
 }
 
 impl Until {
-    /// The order in which the card ends soonest: who goes furthest first, and images that share a block alike.
+    /// Longest-first schedule, to balance blocks; images with equal t share a block.
     pub fn furthest_first(t: &[u32]) -> Vec<u32> {
         let mut order: Vec<u32> = (0..t.len() as u32).collect();
         order.sort_by_key(|&image| std::cmp::Reverse(t[image as usize]));
@@ -65,7 +69,7 @@ impl Until {
     }
 }
 
-/// Where the results of [`Tables::until`] go: ε_t and z'_{t−1} f32 [B,N,d], codes u32 [B,N].
+/// Destination of [`Tables::until`]: ε_t and z'_{t−1} f32 [B,N,d], codes u32 [B,N].
 #[derive(Debug, Clone, Copy)]
 pub struct ExamplesAt {
     pub noise: u64,
@@ -73,7 +77,8 @@ pub struct ExamplesAt {
     pub codes: u64,
 }
 
-/// Where the results of [`Tables::all`] go, 0 for nowhere: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t f32 [T,B,N,d].
+/// Destination of [`Tables::all`], 0 for none: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t
+/// f32 [T,B,N,d].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct QuantizedAt {
     pub codes: u64,
@@ -127,21 +132,21 @@ struct Step {
 }
 
 impl Tables {
-    /// Whether the kernels serve latents of `d` channels.
+    /// Whether the kernels support latents of `d` channels.
     pub fn serve(d: usize) -> bool {
         d.is_multiple_of(4)
     }
 
-    /// Whether one block holds an image of these sizes.
+    /// Whether an image of these sizes fits in one block.
     fn fit(d: usize, tokens: usize) -> bool {
         [16, 32, 64].contains(&d) && tokens <= POSITIONS
     }
 
-    /// Errors: the kernels do not serve d; shapes that do not fit each other.
+    /// Errors: the kernels do not support d; shapes that do not match.
     pub fn new(gpu: &Gpu, codebook: &Codebook, schedule: &Schedule) -> Result<Self> {
         let (k, d) = codebook.dims()?;
         if !Self::serve(d) {
-            bail!("the GPU's quantizer serves latents of a multiple of 4 channels, found {d}");
+            bail!("the GPU quantizer supports latents with a multiple of 4 channels, found {d}");
         }
         let on_cpu = |x: &Tensor| x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32);
         let embedding = on_cpu(&codebook.embedding)?;
@@ -165,13 +170,13 @@ impl Tables {
             tiles.resize(k.next_multiple_of(TILE) * d, 0);
             (tiles, [largest as f32, 0.0, 0.0, 0.0])
         };
-        let card = Device::Cuda(gpu.device().clone());
-        let on_card = |x: &Tensor| x.detach().to_device(&card)?.to_dtype(DType::F32);
+        let device = Device::Cuda(gpu.device().clone());
+        let on_gpu = |x: &Tensor| x.detach().to_device(&device)?.to_dtype(DType::F32);
         let (taps, taps_count) = match &codebook.bias {
-            None => (on_card(&embedding)?, 1),
+            None => (on_gpu(&embedding)?, 1),
             Some((weight, _)) => {
-                // [k,c]·[c, tap·out], and e itself in the middle.
-                let (weight, embedding) = (on_card(weight)?, on_card(&embedding)?);
+                // [k,c]·[c, offset·out], plus e itself at the centre offset.
+                let (weight, embedding) = (on_gpu(weight)?, on_gpu(&embedding)?);
                 let by_input = weight.permute((1, 2, 3, 0))?.contiguous()?;
                 let taps = embedding.matmul(&by_input.reshape((d, 9 * d))?)?;
                 let taps = taps.reshape((k, 9, d))?;
@@ -202,13 +207,15 @@ impl Tables {
         })
     }
 
-    /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0: none), and the count, 9 or 1.
+    /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0:
+    /// none), and the count, 9 or 1.
     pub fn lookup(&self) -> (u64, u64, usize) {
         let bias = self.bias.as_ref().map_or(0, Buffer::address);
         (self.taps, bias, self.taps_count)
     }
 
-    /// One training example an image: the latents f32 [B,h·w,d] at an address, stopped at each image's own step.
+    /// One training example per image: the latents f32 [B,h·w,d] at an address, stopped at each
+    /// image's own step.
     pub fn until(
         &self,
         gpu: &Gpu,
@@ -307,7 +314,8 @@ impl Tables {
         let kernel = gpu.kernel(op, &format!("quantize_{d}"), shared as u32)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&arguments);
-        // SAFETY: `Arguments` is the kernel's, and the caller's addresses reach over [B,h·w,d].
+        // SAFETY: `Arguments` matches the kernel's struct, and the caller's addresses cover
+        // [B,h·w,d].
         unsafe {
             launch.run(
                 (b.div_ceil(images) as u32, 1, 1),
@@ -317,7 +325,7 @@ impl Tables {
         }
     }
 
-    /// The same where an image does not fit one block.
+    /// The same for images that do not fit in one block.
     fn by_steps(&self, gpu: &Gpu, arguments: Arguments) -> Result<()> {
         let a = &arguments;
         let positions = (a.batch * a.height * a.width) as usize;
@@ -344,7 +352,8 @@ impl Tables {
                 let kernel = gpu.kernel("quantize_any", kernel, 0)?;
                 let mut launch = gpu.launch(&kernel);
                 launch.structure(&argument);
-                // SAFETY: `Step` is the kernels', the state is sized for the map, and the caller's addresses reach over [B,h·w,d].
+                // SAFETY: `Step` matches the kernels' struct, the state has the map's size, and the
+                // caller's addresses cover [B,h·w,d].
                 unsafe { launch.run((blocks as u32, 1, 1), ANY_THREADS as u32, 0) }?;
             }
         }
@@ -352,10 +361,10 @@ impl Tables {
     }
 }
 
-/// The codebook times a power of two, so that scores in half precision neither overflow nor vanish.
+/// The codebook times a power of two, so that half-precision scores neither overflow nor underflow.
 struct Scaled {
     scale: f64,
-    /// max |e|, as it is and scaled; max ½|e|² scaled.
+    /// max |e|, unscaled and scaled; max ½|e|² scaled.
     largest: f64,
     length: f64,
     half_square: f64,
@@ -363,7 +372,7 @@ struct Scaled {
 }
 
 impl Scaled {
-    /// Scaled lengths are at most 16, scaled half squares at most 1000.
+    /// Scaled norms are at most 16, scaled half squares at most 1000.
     fn new(largest: f64, d: usize) -> Self {
         let square = largest * largest;
         let exponent = (16.0 / largest)
@@ -380,7 +389,8 @@ impl Scaled {
         }
     }
 
-    /// [K/128][(d+16)/8][128][8] f16: ê, then −½|e|² in two parts, the rest zeros; −65504 beyond K.
+    /// [K/128][(d+16)/8][128][8] f16: ê, then −½|e|² in two parts, padded with zeros; −65504 beyond
+    /// K.
     fn tiles(&self, rows: &[Vec<f32>], squares: &[f64]) -> Vec<u16> {
         let d = rows.first().map_or(0, Vec::len);
         let chunks = (d + 16) / 8;
@@ -405,10 +415,11 @@ impl Scaled {
         tiles
     }
 
-    /// max |e|; a and b of how far two scores' errors can add up to, a·|v| + b; the largest |v| that does not overflow.
+    /// max |e|; a and b of the bound a·|v| + b on the error of the difference of two scores; the
+    /// largest |v| that does not overflow.
     ///
-    /// A factor is rounded by 2⁻¹¹ of itself, or 2⁻²⁵ where it is tiny; every product of 16 columns leaves a sum that was cut to eleven bits:
-    /// by at most 2⁻¹⁰ of |v||e| + ½|e|².
+    /// A factor has a rounding error of 2⁻¹¹ of itself, or 2⁻²⁵ if it is tiny. Every MMA over 16
+    /// columns truncates its sum to eleven bits: an error of at most 2⁻¹⁰ of |v||e| + ½|e|².
     fn bounds(&self, d: usize) -> [f32; 4] {
         let (cut, tiny) = (1.0 / 1024.0, (d as f64).sqrt() * (-25f64).exp2());
         let factors = 1.001 * cut + self.products * 1.01 * cut;

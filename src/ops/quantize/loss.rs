@@ -1,7 +1,9 @@
-//! L_quant = Σ_t γ_t·[mean(sg(v_t) − v'_t)² + δ·mean(v_t − sg(v'_t))²] / Σ_t γ_t (Eq. 4; without the division by `sum`).
+//! L_quant = Σ_t γ_t·[mean(sg(v_t) − v'_t)² + δ·mean(v_t − sg(v'_t))²] / Σ_t γ_t (Eq. 4; without
+//! the division by `sum`).
 //!
-//! v [B,h,w,d], v' [T,B,h,w,d] → a scalar. With n = B·h·w·d and w_t = γ_t / Σγ (or γ_t):
-//! ∂L/∂v = Σ_t w_t·δ·2α_t·(v_t − v'_t)/n, since v_t = α_t·v + (what is detached); ∂L/∂v'_t = −2w_t·(v_t − v'_t)/n.
+//! v [B,h,w,d], v' [T,B,h,w,d] → a scalar. With n = B·h·w·d and w_t = γ_t / Σγ (or γ_t): ∂L/∂v =
+//! Σ_t w_t·δ·2α_t·(v_t − v'_t)/n, since v_t = α_t·v + (what is detached); ∂L/∂v'_t = −2w_t·(v_t −
+//! v'_t)/n.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -10,13 +12,13 @@ use super::{Quantized, Schedule};
 use crate::config::Reduction;
 use crate::ops::{slices, tape};
 
-/// Elements a partial sum: fixed, so that the sum does not depend on the number of threads.
+/// Elements per partial sum; fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 4096;
 
 /// Eq. 4 as a scalar. `lookup` is v'_t [T,B,h,w,d], differentiable, of `quantized.codes`.
 ///
-/// Gradients go to `v` (the commitment half, weight `delta` = δ) and to `lookup` (the codebook half).
-/// Errors: shapes that do not fit each other.
+/// Gradients go to `v` (the commitment term, weight `delta` = δ) and to `lookup` (the codebook
+/// term). Errors: shapes that do not match.
 pub fn quantization_loss(
     v: &Tensor,
     lookup: &Tensor,
@@ -74,14 +76,14 @@ impl QuantizationLoss {
         slices::are_f32_on_cpu(&[v, lookup, &self.noisy])
     }
 
-    /// The same out of candle operations: for what has no kernel.
+    /// The same in candle operations, where there is no kernel.
     fn by_tensors(&self, v: &Tensor, lookup: &Tensor) -> Result<Tensor> {
         let n = v.elem_count() as f64;
         let mut total = Tensor::zeros((), v.dtype(), v.device())?;
         for (t, (&weight, &alpha)) in self.weight.iter().zip(&self.alpha).enumerate() {
             let (noisy, looked_up) = (self.noisy.get(t)?, lookup.get(t)?);
             let book = (&noisy - &looked_up)?.sqr()?.sum_all()?;
-            // v_t as a function of v: the value of `noisy`, the slope α_t.
+            // v_t as a function of v: the value of `noisy`, with slope α_t.
             let v_t = (noisy + ((v - v.detach())? * f64::from(alpha))?)?;
             let commit = (v_t - looked_up.detach())?.sqr()?.sum_all()?;
             let term = (book + (commit * f64::from(self.delta))?)?;

@@ -1,4 +1,4 @@
-//! L_quant on a GPU: one pass over the maps of all steps each way (`kernel_loss.cu`).
+//! L_quant on a GPU: one pass over the maps of all steps forward, one backward (`kernel_loss.cu`).
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, Layout, Result, Tensor};
@@ -7,9 +7,9 @@ use super::loss::QuantizationLoss;
 use crate::ops::cuda::{Gpu, Output, View, ViewMut};
 use crate::ops::sums;
 
-/// Steps that the kernels' argument has room for.
+/// Maximum number of steps in the kernels' argument.
 const STEPS: usize = 64;
-/// Blocks at most: n alone says how many, and so the order of the sums.
+/// Maximum number of blocks. It depends on n alone, and so does the summation order.
 const BLOCKS: usize = 2048;
 
 /// The kernels' argument, as in `kernel_loss.cu`.
@@ -92,7 +92,8 @@ impl<'a> Pass<'a> {
         let function = self.gpu.kernel("quantize_loss", &name, 0)?;
         let mut launch = self.gpu.launch(&function);
         launch.structure(&self.arguments);
-        // SAFETY: the argument is the kernel's; what it points to is as long as `new` and the callers ask for.
+        // SAFETY: the argument matches the kernel's struct; its pointers cover the sizes that `new`
+        // and the callers check.
         unsafe { launch.run((self.blocks() as u32, 1, 1), 256, 0) }
     }
 }
@@ -113,7 +114,7 @@ pub(super) fn forward(
     Ok(sums::of_blocks(&gpu, &partials, 1.0 / n as f64)?.storage())
 }
 
-/// Gradients at v and lookup, each where the graph tracks it.
+/// Gradients with respect to v and lookup, each if the graph tracks it.
 pub(super) fn backward(
     op: &QuantizationLoss,
     v: &Tensor,

@@ -1,10 +1,11 @@
 //! Recurrent quantization (Algorithm 1): T noisy residual steps against one codebook.
 //!
-//! r_1 = v; for t = 1..T: v_t = α_t·r_t + β_t·ε_t; c_t = argmin_k ‖v_t − e_k‖² (lowest index on a tie);
-//! v'_t = e_{c_t} + conv3×3(e_{c_t}); r_{t+1} = r_t − v'_t; z'_t = z'_{t−1} + v'_t.
+//! r_1 = v; for t = 1..T: v_t = α_t·r_t + β_t·ε_t; c_t = argmin_k ‖v_t − e_k‖² (lowest index on a
+//! tie); v'_t = e_{c_t} + conv3×3(e_{c_t}); r_{t+1} = r_t − v'_t; z'_t = z'_{t−1} + v'_t.
 //!
-//! v, ε_t, v_t, v'_t and z'_t are [B,h,w,d] f32, codes [B,h,w] u32; T stands in front of stacks.
-//! The recurrence itself has no gradient. [`Codebook::lookup`] and [`quantization_loss`] have.
+//! v, ε_t, v_t, v'_t and z'_t are [B,h,w,d] f32, codes [B,h,w] u32; stacks over steps have T in
+//! front. The recurrence itself has no gradient; [`Codebook::lookup`] and [`quantization_loss`]
+//! have.
 
 #[cfg(feature = "cuda")]
 pub mod check_loss;
@@ -41,12 +42,12 @@ impl Schedule {
     }
 }
 
-/// Where ε_t comes from.
+/// The source of ε_t.
 #[derive(Debug, Clone, Copy)]
 pub enum Noise<'a> {
     /// [T,B,h,w,d]
     Given(&'a Tensor),
-    /// Image b's from the stream (seed, [`Purpose::Noise`], indices[b], t).
+    /// For image b, from the stream (seed, [`Purpose::Noise`], indices[b], t).
     Drawn { seed: u64, indices: &'a [u64] },
 }
 
@@ -84,17 +85,18 @@ impl Noise<'_> {
     }
 }
 
-/// The codes' vectors and the shared convolution that reads a looked-up map.
+/// The codes' vectors, and the shared convolution over a looked-up map.
 #[derive(Debug, Clone)]
 pub struct Codebook {
     /// e [K,d]
     pub embedding: Tensor,
-    /// Weight [d,d,3,3] and bias [d]; without it v' = e.
+    /// Weight [d,d,3,3] and bias [d]; if absent, v' = e.
     pub bias: Option<(Tensor, Tensor)>,
 }
 
 impl Codebook {
-    /// v' = e_c + conv3×3(e_c): codes u32 [..,h,w] → [..,h,w,d], differentiable in embedding, weight and bias.
+    /// v' = e_c + conv3×3(e_c): codes u32 [..,h,w] → [..,h,w,d], differentiable in embedding,
+    /// weight and bias.
     pub fn lookup(&self, codes: &Tensor) -> Result<Tensor> {
         reference::lookup(self, codes)
     }
@@ -124,7 +126,7 @@ impl Codebook {
     }
 }
 
-/// All T steps of a batch. Nothing here carries a gradient.
+/// All T steps of a batch, without gradients.
 #[derive(Debug, Clone)]
 pub struct Quantized {
     /// c_t, u32 [T,B,h,w]
@@ -135,7 +137,7 @@ pub struct Quantized {
     pub noisy: Tensor,
 }
 
-/// One training example of the generator an image, at the image's own t.
+/// One training example of the generator per image, at the image's own t.
 #[derive(Debug, Clone)]
 pub struct Examples {
     /// ε_t [B,h,w,d]
@@ -146,9 +148,9 @@ pub struct Examples {
     pub codes: Tensor,
 }
 
-/// Algorithm 1 on v [B,h,w,d].
+/// Algorithm 1 for v [B,h,w,d].
 ///
-/// Errors: shapes that do not fit each other; anything but f32.
+/// Errors: shapes that do not match; dtypes other than f32.
 pub fn recurrent_quantize(
     v: &Tensor,
     codebook: &Codebook,
@@ -173,9 +175,9 @@ pub fn recurrent_quantize(
     }
 }
 
-/// Algorithm 1 on v [B,h,w,d], stopped for image b at its own step t[b] in 1..T.
+/// Algorithm 1 for v [B,h,w,d], stopped at the step t[b] in 1..T for image b.
 ///
-/// Errors: as [`recurrent_quantize`]; a t outside 1..T.
+/// Errors: as for [`recurrent_quantize`]; a t outside 1..T.
 pub fn quantize_until(
     v: &Tensor,
     codebook: &Codebook,

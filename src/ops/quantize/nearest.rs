@@ -1,16 +1,17 @@
 //! The nearest code of every row: argmin_k ‖v − e_k‖², exact.
 //!
-//! First the scores s_k = v·e_k − ½‖e_k‖² in f32, for a block of rows against panels of 16 codes. The true best
-//! can only be a code whose score is within twice the rounding bound of the largest; where that is more than one,
-//! their distances decide, in f64, the lowest index winning a tie. So the code of a row depends on nothing but the
-//! row and the codebook: not on the batch, the threads, or the machine.
+//! First, the scores s_k = v·e_k − ½‖e_k‖² are computed in f32, a block of rows against panels of
+//! 16 codes. Only codes whose score is within twice the rounding bound of the largest can be the
+//! true best. If there is more than one, their distances are compared in f64, and the lowest index
+//! wins a tie. So the code of a row depends only on the row and the codebook: not on the batch, the
+//! threads, or the machine.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Codes of a panel.
+/// Codes per panel.
 const PANEL: usize = 16;
-/// Rows whose scores against a panel stay in registers: 6 × 16 sums are 12 of AVX2's 16.
+/// Rows whose scores against a panel stay in registers: 6 × 16 sums use 12 of AVX2's 16 registers.
 const GROUP: usize = 6;
 /// Rows that share one pass over the codebook.
 const BLOCK: usize = 4 * GROUP;
@@ -19,9 +20,9 @@ const BLOCK: usize = 4 * GROUP;
 pub struct Nearest<'a> {
     embedding: &'a [f32],
     d: usize,
-    /// [K/16][d][16], zeros behind the last code
+    /// [K/16][d][16], padded with zeros after the last code
     panels: Vec<[f32; PANEL]>,
-    /// −½‖e_k‖² [K/16][16], −∞ behind the last code
+    /// −½‖e_k‖² [K/16][16], padded with −∞ after the last code
     offsets: Vec<[f32; PANEL]>,
     largest_norm: f64,
 }
@@ -71,8 +72,8 @@ impl<'a> Nearest<'a> {
             );
     }
 
-    /// How far a score of `row` can be from its exact value: every one of the d + 2 roundings is at most
-    /// 2⁻²⁴ of what has been summed up in absolute value, Σ|v_i e_i| + ½‖e‖² ≤ ‖v‖‖e‖ + ½‖e‖².
+    /// Error bound of a score of `row`: each of the d + 2 roundings is at most 2⁻²⁴ of the sum of
+    /// absolute values so far, Σ|v_i e_i| + ½‖e‖² ≤ ‖v‖‖e‖ + ½‖e‖².
     fn rounding(&self, row: &[f32]) -> f32 {
         let e = self.largest_norm;
         let size = norm2(row).sqrt() * e + 0.5 * e * e;
@@ -92,7 +93,7 @@ fn norm2(x: &[f32]) -> f64 {
     x.iter().map(|x| f64::from(*x).powi(2)).sum()
 }
 
-/// A thread's memory, used again from block to block.
+/// A thread's buffers, reused for every block.
 struct Scratch {
     /// [BLOCK/GROUP][d][GROUP]
     rows: Vec<[f32; GROUP]>,
@@ -169,7 +170,7 @@ impl WithSimd for SearchBlock<'_> {
     }
 }
 
-/// The candidate at the least distance; of equals the first.
+/// The candidate with the smallest distance; the first of equals.
 #[inline(always)]
 fn decide(nearest: &Nearest, row: &[f32], mut candidates: impl Iterator<Item = usize>) -> u32 {
     let codes = nearest.embedding.len() / nearest.d;

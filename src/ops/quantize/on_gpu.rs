@@ -1,4 +1,4 @@
-//! Algorithm 1 on tensors that lie on a GPU, for the sizes that the kernels serve.
+//! Algorithm 1 on tensors on a GPU, for the sizes that the kernels support.
 
 use candle_core::{CudaDevice, Result, Tensor};
 
@@ -6,7 +6,7 @@ use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use super::{Codebook, Examples, Noise, Quantized, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address, fresh};
 
-/// Whether the kernels serve latents v [B,h,w,d].
+/// Whether the kernels support latents v [B,h,w,d].
 pub fn serves(v: &Tensor) -> bool {
     v.dims4().is_ok_and(|(_, _, _, d)| Tables::serve(d))
 }
@@ -75,7 +75,7 @@ pub fn quantize_until(
     Ok(Examples { noise, sum, codes })
 }
 
-/// ε_t's address, and what must live until the launch.
+/// ε_t's address, and the tensors that must live until the launch.
 struct Source {
     at: NoiseAt,
     _given: Option<Tensor>,

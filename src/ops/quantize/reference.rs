@@ -1,4 +1,5 @@
-//! Algorithm 1 line by line out of candle operations, the slow oracle, and the differentiable lookup.
+//! Algorithm 1 line by line in candle operations, the slow reference, and the differentiable
+//! lookup.
 
 #[cfg(test)]
 use candle_core::DType;
@@ -23,10 +24,11 @@ pub fn lookup(codebook: &Codebook, codes: &Tensor) -> Result<Tensor> {
     arrange::reshape(&e, [dims, &[d]].concat())
 }
 
-/// Rows whose scores are in memory at once.
+/// Rows whose scores are in memory at a time.
 const ROWS: usize = 16 * 1024;
 
-/// argmax_k v·e_k − ½|e_k|², which is argmin_k ‖v − e_k‖² up to the rounding of f32: v [..,d] → u32 [..]
+/// argmax_k v·e_k − ½|e_k|², which is argmin_k ‖v − e_k‖² up to the rounding of f32: v [..,d] → u32
+/// [..]
 pub fn nearest_by_products(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
     let front = &v.dims()[..v.rank() - 1];
     let rows = v.flatten_to(v.rank() - 2)?.contiguous()?;
@@ -55,7 +57,7 @@ pub fn nearest(v: &Tensor, embedding: &Tensor) -> Result<Tensor> {
         .reshape(front)
 }
 
-/// Algorithm 1 with `nearest` (v [B,h,w,d], e [K,d]) → codes [B,h,w]; in f64 it is the oracle.
+/// Algorithm 1 with `nearest` (v [B,h,w,d], e [K,d]) → codes [B,h,w]; in f64 it is the reference.
 pub fn recurrent_quantize(
     v: &Tensor,
     codebook: &Codebook,
@@ -107,7 +109,7 @@ pub fn quantize_until(
     })
 }
 
-/// L_quant out of candle operations; gradients by autograd.
+/// L_quant in candle operations; gradients by autograd.
 #[cfg(test)]
 pub fn quantization_loss(
     v: &Tensor,

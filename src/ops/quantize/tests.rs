@@ -10,7 +10,7 @@ const POW: ScheduleConfig = ScheduleConfig {
     phi: 0.75,
 };
 
-/// Standard normal values that depend on `index` only.
+/// Standard normal values that depend only on `index`.
 fn random(index: u64, shape: &[usize]) -> Result<Tensor> {
     let mut values = vec![0f32; shape.iter().product()];
     Stream::new(11, Purpose::Init, index, 0).fill_normal(&mut values);
@@ -88,7 +88,7 @@ fn wrong_shapes_are_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Asserts that codes differ from the oracle's at ties only: walks on from the found codes.
+/// Asserts that codes differ from the reference's at ties only; continues from the codes found.
 fn assert_codes_are_nearest(found: &Quantized, embedding: &Tensor) -> Result<()> {
     let (k, d) = embedding.dims2()?;
     let book: Vec<f32> = embedding.flatten_all()?.to_vec1()?;
@@ -146,7 +146,8 @@ fn every_step_is_the_oracles_at_odd_sizes() -> Result<()> {
 
 #[test]
 fn near_ties_are_decided_by_true_distances() -> Result<()> {
-    // Codes in pairs a few units in the last place apart, far from the origin: in f32 their scores cannot be told apart.
+    // Pairs of codes that are a few ulp apart, far from the origin: in f32 their scores cannot be
+    // distinguished.
     let (k, d) = (64, 16);
     let mut values: Vec<f32> = (random(1, &[k, d])? + 40.0)?.flatten_all()?.to_vec1()?;
     for pair in values.chunks_exact_mut(2 * d) {
@@ -227,7 +228,7 @@ fn an_image_alone_gives_the_bits_it_gives_among_others() -> Result<()> {
         }
         let codes = |codes: &Tensor| codes.flatten_all()?.to_vec1::<u32>();
         assert_eq!(codes(&alone.codes)?, codes(&all.codes.narrow(1, i, 1)?)?);
-        // What the generator trains on is the walk at the image's own step.
+        // The generator is trained on the state at the image's own step.
         let step = t[i] as usize;
         assert_eq!(
             codes(&examples.codes.get(i)?)?,

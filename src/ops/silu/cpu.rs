@@ -1,4 +1,4 @@
-//! SiLU on the CPU: one pass each way.
+//! SiLU on the CPU: one pass forward, one backward.
 
 use crate::ops::{blocks, simd};
 

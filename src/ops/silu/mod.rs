@@ -1,4 +1,5 @@
-//! SiLU: y = x·σ(x). Any shape. Gradient: dy·σ(x)·(1 + x·(1 − σ(x))). The GPU's kernels are `activation`'s.
+//! SiLU: y = x·σ(x). Any shape. Gradient: dy·σ(x)·(1 + x·(1 − σ(x))). The GPU's kernels are
+//! `activation`'s.
 
 mod cpu;
 #[cfg(test)]

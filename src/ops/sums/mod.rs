@@ -1,10 +1,10 @@
-//! The last step of sums that a kernel's blocks began, on a GPU, in a fixed order.
+//! The last step of sums on a GPU, over the partial sums of a kernel's blocks, in a fixed order.
 
 use candle_core::Result;
 
 use super::cuda::{Gpu, Output, launch};
 
-/// Σ of the blocks' sums times `scale`: one value.
+/// Σ of the blocks' sums, times `scale`: one value.
 pub(super) fn of_blocks(gpu: &Gpu, partials: &Output<f32>, scale: f64) -> Result<Output<f32>> {
     let (partials, scale) = (partials.view(), scale as f32);
     let mut sum = Output::<f32>::new(gpu.device(), 1)?;
@@ -16,13 +16,13 @@ pub(super) fn of_blocks(gpu: &Gpu, partials: &Output<f32>, scale: f64) -> Result
     Ok(sum)
 }
 
-/// Each column of `values` [rows,columns] added up.
+/// Sums each column of `values` [rows,columns].
 pub(super) fn of_rows(gpu: &Gpu, values: &Output<f32>, columns: usize) -> Result<Output<f32>> {
     let values = values.view();
     assert!(values.len().is_multiple_of(columns));
     let (rows, blocks) = (values.len() / columns, columns.div_ceil(32) as u32);
     let mut sums = Output::<f32>::new(gpu.device(), columns)?;
-    // SAFETY: rows·columns values, and one a column.
+    // SAFETY: rows·columns values, and one per column.
     unsafe {
         launch!(gpu, "sums", "sum_rows", (blocks, 1, 1), 256, 0;
             values, sums.view_mut(), rows as i32, columns as i32)?

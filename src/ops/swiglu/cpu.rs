@@ -1,11 +1,11 @@
-//! SwiGLU on the CPU: one pass each way.
+//! SwiGLU on the CPU: one pass forward, one backward.
 
 use crate::ops::{blocks, simd, slices};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 pub(super) struct SwiGlu;
 
-/// y [N,F] of x [N,2F].
+/// y [N,F] for x [N,2F].
 pub(super) fn rows(x: &[f32], y: &mut [f32], f: usize) {
     simd::vectorized(
         #[inline(always)]

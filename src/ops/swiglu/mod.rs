@@ -24,7 +24,8 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     tape::plain([x], |[x]| reference::swiglu(x))
 }
 
-/// swiglu(x·wᵀ) of a weight [2F,I] that does not change, x [..,I] → [..,F]: the rows [2F] never leave the cache.
+/// swiglu(x·wᵀ) for a weight [2F,I] that does not change, x [..,I] → [..,F]: rows of [2F] never
+/// leave the cache.
 pub fn linear_swiglu(x: &Tensor, weight: &Tensor, packed: &Packed) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let width = check::last_dim("linear_swiglu", "x", x)?;

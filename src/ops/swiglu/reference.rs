@@ -1,4 +1,4 @@
-//! SwiGLU out of plain candle operations.
+//! SwiGLU in plain candle operations.
 
 use candle_core::{D, Result, Tensor};
 
