@@ -1,8 +1,10 @@
-//! An image of any size becomes a square of `size`: ADM's centre crop, a random crop, a random resized crop; a flip.
+//! Turns an image of any size into a square of `size`: ADM's center crop, a random crop, or a
+//! random resized crop; then an optional flip.
 //!
-//! Randomness is the stream (seed, Augment, running number of the example): the first uniform decides the flip, the
-//! following ones the crop, so that an example is flipped or not whatever its crop. Everything is resampled as
-//! Pillow's bicubic does (torchvision's and albumentations' bilinear is blurrier or aliased) **[ours]**.
+//! Random numbers come from the stream (seed, Augment, number of the example). The first uniform
+//! decides the flip and the following ones the crop, so that the flip does not depend on the kind
+//! of crop. All resampling uses Pillow's bicubic filter (the bilinear filters of torchvision and
+//! albumentations are blurrier or aliased) **[ours]**.
 
 use std::borrow::Cow;
 
@@ -13,26 +15,28 @@ use super::resize::{Filter, resize};
 use crate::config::Crop;
 use crate::rng::{Purpose, Stream};
 
-/// How a training image becomes a square.
+/// How a training image is cropped and flipped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Augment {
     /// Height and width of the result.
     pub size: usize,
     pub crop: Crop,
-    /// Mirrors every other image, drawn by lot.
+    /// Mirror images at random, half of them.
     pub flip: bool,
 }
 
-/// Areas (as a share of the image) and aspects of a random resized crop, and how often it is tried: torchvision's.
+/// Areas (as a share of the image) and aspect ratios of a random resized crop, and the number of
+/// attempts, as in torchvision.
 const AREA: (f64, f64) = (0.08, 1.0);
 const ASPECT: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 const TRIES: usize = 10;
 
-/// Uniforms an example may take: flip, place of a crop (2, and one to fill four), four for each try.
+/// Maximum number of uniforms per example: one for the flip, two for the position of a crop (and
+/// one for padding to four), four for each attempt.
 const DRAWS: usize = 4 + 4 * TRIES;
 
 impl Augment {
-    /// The image as example number `n` of a run sees it.
+    /// The image as used for example number `n` of a run.
     pub fn apply(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
         let mut u = [0f32; DRAWS];
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
@@ -66,13 +70,13 @@ fn is_flipped(u: f32) -> bool {
     u < 0.5
 }
 
-/// The image's mirror image.
+/// The mirrored image.
 pub fn mirrored(image: &RgbImage) -> RgbImage {
     imageops::flip_horizontal(image)
 }
 
-/// ADM's centre crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the shorter side is at
-/// least twice `size`, bicubic until it is `size`, then the middle.
+/// ADM's center crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the
+/// shorter side is at least twice `size`, then resized to `size` by bicubic, then cropped.
 pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
     let image = shorter_side(image, size);
     let (x, y) = (
@@ -82,7 +86,8 @@ pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
     cut(&image, x, y, size, size)
 }
 
-/// The whole image with its shorter side at `size`, as ADM scales it; smaller images are enlarged.
+/// The whole image with its shorter side resized to `size` as ADM does; smaller images are
+/// enlarged.
 fn shorter_side(image: &RgbImage, size: usize) -> RgbImage {
     let mut image = Cow::Borrowed(image);
     let shorter = |image: &RgbImage| image.width().min(image.height()) as usize;
@@ -101,7 +106,7 @@ fn shorter_side(image: &RgbImage, size: usize) -> RgbImage {
     )
 }
 
-/// torchvision's `RandomResizedCrop`; `u`: four uniforms a try (area, aspect, x, y).
+/// torchvision's `RandomResizedCrop`; `u` has four uniforms per attempt (area, aspect ratio, x, y).
 fn random_resized_crop(image: &RgbImage, size: usize, u: &[f32]) -> RgbImage {
     let (w, h) = (f64::from(image.width()), f64::from(image.height()));
     let between = |(low, high): (f64, f64), u: f32| low + (high - low) * f64::from(u);
@@ -120,7 +125,7 @@ fn random_resized_crop(image: &RgbImage, size: usize, u: &[f32]) -> RgbImage {
         })
     });
     let (x, y, cut_w, cut_h) = drawn.unwrap_or_else(|| {
-        // The largest cut from the middle within the allowed aspects.
+        // The largest center crop within the allowed aspect ratios.
         let cut_w = w.min((h * ASPECT.1).round_ties_even()) as usize;
         let cut_h = h.min((w / ASPECT.0).round_ties_even()) as usize;
         let middle = |side: f64, cut: usize| (side as usize - cut) / 2;
@@ -135,12 +140,12 @@ fn cut(image: &RgbImage, x: usize, y: usize, width: usize, height: usize) -> Rgb
     imageops::crop_imm(image, x, y, width, height).to_image()
 }
 
-/// Places beside the first at which a cut of `size` may start.
+/// Number of possible offsets of a crop of `size`, besides 0.
 fn spare(side: u32, size: usize) -> usize {
     side as usize - size
 }
 
-/// One of 0..=`last` by the uniform `u` in (0,1).
+/// Selects one of 0..=`last` by the uniform `u` in (0,1).
 fn pick(u: f32, last: usize) -> usize {
     ((f64::from(u) * (last + 1) as f64) as usize).min(last)
 }

@@ -1,9 +1,8 @@
-//! What a user may call a class: `--class`.
+//! Resolves what a user may call a class: `--class`.
 //!
-//! In this order: its exact name in the data, or wnid; a number, which is ImageNet's where all
-//! classes are wnids and the index elsewhere; its name or one of its words, in any case. `index:N`
-//! is the index whatever the classes are called. A number that can be read in two ways is read in
-//! the first, and a warning names the other.
+//! In this order: its exact name in the data, or wnid; a number, which is ImageNet's if all classes
+//! are wnids, else the index; its name or one of its words, ignoring case. `index:N` is always the
+//! index. If a number has two meanings, the first is used and a warning names the other.
 
 use super::Classes;
 use super::classes::imagenet_class;
@@ -12,10 +11,10 @@ use crate::error::{Error, Result, hinted, usage};
 impl Classes {
     /// The indices of the classes that `spec` names: one, a list separated by commas, or `all`.
     ///
-    /// A class's words contain commas, so the longest part of a list that names one class is taken
-    /// as one: `tench, Tinca tinca, 207` is two classes. Case does not matter, `_` is a blank.
-    /// Order and repetitions are kept. What names no class, or several, is a usage error with the
-    /// nearest names.
+    /// A class's words contain commas, so the longest part of a list that names a single class
+    /// counts as one: `tench, Tinca tinca, 207` is two classes. Case is ignored, and `_` counts as
+    /// a space. Order and repetitions are kept. A part that names no class, or several, is a usage
+    /// error that lists the nearest names.
     pub fn resolve(&self, spec: &str) -> Result<Vec<u32>> {
         let (found, notes) = self.read(spec)?;
         for note in notes {
@@ -24,7 +23,7 @@ impl Classes {
         Ok(found)
     }
 
-    /// The classes, and what else a number in `spec` may have meant.
+    /// The classes, and warnings about other meanings of a number in `spec`.
     fn read(&self, spec: &str) -> Result<(Vec<u32>, Vec<String>)> {
         if self.is_empty() {
             return Err(hinted(
@@ -64,7 +63,7 @@ impl Classes {
         Ok((found, notes))
     }
 
-    /// All classes that `name` may mean.
+    /// All classes that `name` may refer to.
     fn matches(&self, name: &str) -> Vec<u32> {
         let name = name.trim();
         if let Some(exact) = self.index_of(name) {
@@ -93,7 +92,7 @@ impl Classes {
         })
     }
 
-    /// The class with this number: ImageNet's where all classes are wnids.
+    /// The class with this number: ImageNet's number if all classes are wnids.
     fn by_number(&self, number: u32) -> Option<u32> {
         match self.are_wnids() {
             true => self.index_of(imagenet_class(number)?.0),
@@ -101,7 +100,8 @@ impl Classes {
         }
     }
 
-    /// What `name`, taken as the class `taken`, may have meant too: another class by its number.
+    /// What else `name`, resolved to the class `taken`, may have meant: another class by its
+    /// number.
     fn second_reading(&self, name: &str, taken: u32) -> Option<String> {
         let number = number(name)?;
         let by_index = self.get(number).map(|_| number);
@@ -161,8 +161,7 @@ impl Classes {
         )
     }
 
-    /// The five classes of which one name is most like `name`; a name that contains it counts as
-    /// very like.
+    /// The five classes with a name most similar to `name`; containing it counts as very similar.
     fn nearest(&self, name: &str) -> Vec<u32> {
         let name = normal(name);
         let likeness = |word: &str| {
@@ -182,7 +181,7 @@ impl Classes {
         scored.into_iter().take(5).map(|(_, i)| i).collect()
     }
 
-    /// The class at `index` for people, beginning with what [`Self::resolve`] takes for it.
+    /// A description of the class at `index`, beginning with a name that [`Self::resolve`] accepts.
     pub fn described(&self, index: u32) -> String {
         let Some(class) = self.get(index) else {
             return format!("index:{index}");
@@ -198,7 +197,7 @@ impl Classes {
     }
 }
 
-/// A number in digits alone.
+/// A number that consists of digits only.
 fn number(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
@@ -255,8 +254,7 @@ mod tests {
         (found, notes.join("\n"))
     }
 
-    /// Folders 0 to 11, sorted as text: the class called 10 has the index 2, the index 10 is called
-    /// 8.
+    /// Folders 0 to 11, sorted as text: the class named 10 has index 2, and index 10 is named 8.
     #[test]
     fn a_class_called_by_a_number_is_that_class_and_not_that_index() {
         let mut names: Vec<String> = (0..12).map(|n| n.to_string()).collect();
@@ -272,7 +270,7 @@ mod tests {
         assert_eq!(read(&classes, "index:10"), (vec![10], String::new()));
         assert_eq!(read(&classes, "0"), (vec![0], String::new()));
         assert_eq!(read(&classes, "10,index:10,11").0, [2, 10, 3]);
-        // Numbers in .cls are the indices themselves.
+        // Numbers in .cls files are the indices themselves.
         let numbered = Classes::named((0..12).map(|n| n.to_string()));
         assert_eq!(read(&numbered, "10"), (vec![10], String::new()));
     }
@@ -297,7 +295,7 @@ mod tests {
         );
         assert!(text.contains("index:2 is 207 (n02099601"), "{text}");
         assert_eq!(code, 2);
-        // One class with another name, and numbers are indices.
+        // If one class has another kind of name, numbers are indices.
         let mixed = Classes::named(["n01443537", "n01496331", "sofa"]);
         assert_eq!(read(&mixed, "2"), (vec![2], String::new()));
         assert!(mixed.read("207").is_err());

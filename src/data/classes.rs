@@ -1,8 +1,8 @@
-//! Classes: index, name in the data (ImageNet's wnid), words. What a user may call one:
+//! Classes: index, name in the data (ImageNet's wnid), words. Names that a user may use:
 //! [`super::class_spec`].
 //!
-//! Sorted names give the index, so ImageNet's thousand wnids get ImageNet's indices. The words of a
-//! wnid come from the embedded list of ImageNet-1k, whichever subset is used.
+//! Sorted names give the indices, so ImageNet's thousand wnids get ImageNet's indices. The words of
+//! a wnid come from the embedded list of ImageNet-1k, whichever subset is used.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -25,21 +25,21 @@ static IMAGENET: LazyLock<Vec<(&str, &str)>> = LazyLock::new(|| {
 
 static WORDS: LazyLock<HashMap<&str, &str>> = LazyLock::new(|| IMAGENET.iter().copied().collect());
 
-/// One class; its index is its place in [`Classes`].
+/// One class; its index is its position in [`Classes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Class {
-    /// Its name in the data: a folder, the content of a `.cls`, ImageNet's wnid.
+    /// Its name in the data: a folder name, the content of a `.cls`, ImageNet's wnid.
     pub wnid: String,
-    /// Its names in words, separated by commas; the name itself where no better is known.
+    /// Its names in words, separated by commas; by default the name itself.
     pub words: String,
 }
 
-/// The classes of a data set or a model, by index. None: the images have no labels.
+/// The classes of a data set or a model, by index. Empty: the images have no labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Entry>", into = "Vec<Entry>")]
 pub struct Classes(Vec<Class>);
 
-/// A class as a bundle's metadata holds it.
+/// A class as stored in a bundle's metadata.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Entry {
     index: usize,
@@ -69,7 +69,7 @@ impl TryFrom<Vec<Entry>> for Classes {
 }
 
 impl Classes {
-    /// Classes named in the order of their indices; wnids of ImageNet-1k get their words.
+    /// Classes with these names in index order; wnids of ImageNet-1k get their words.
     pub fn named<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         let class = |name: S| {
             let wnid: String = name.into();
@@ -108,20 +108,20 @@ impl Classes {
         self.0.iter().position(|c| c.wnid == wnid).map(|i| i as u32)
     }
 
-    /// The first of a class's words: what a label on a picture says.
+    /// The first of a class's words, for the label of an image.
     pub fn title(&self, index: u32) -> Option<&str> {
         let words = &self.get(index)?.words;
         Some(words.split(',').next().unwrap_or(words).trim())
     }
 
-    /// ImageNet-1k's number of the class at `index`, where all classes are called by wnids.
+    /// ImageNet-1k's number of the class at `index`, if all classes are named by wnids.
     pub fn imagenet_number(&self, index: u32) -> Option<u32> {
         let wnid = self.get(index)?.wnid.as_str();
         let number = IMAGENET.iter().position(|(known, _)| *known == wnid)?;
         self.are_wnids().then_some(number as u32)
     }
 
-    /// Whether all classes are called by wnids, some of them ImageNet-1k's.
+    /// Whether all classes are named by wnids, including some of ImageNet-1k.
     pub(super) fn are_wnids(&self) -> bool {
         self.0.iter().all(|class| is_wnid(&class.wnid))
             && self

@@ -1,9 +1,9 @@
-//! Which files are images: by name before they are opened, by content once they are.
+//! Which files are images: by name before they are opened, by content afterwards.
 //!
-//! A name decides whether a file belongs to a data set; what its bytes are decides how it is
-//! decoded, so a PNG that is called `.jpg` is read.
+//! The name decides whether a file belongs to a data set; the content decides how it is decoded, so
+//! that a PNG named `.jpg` can be read.
 
-/// The kinds that [`super::decode`] reads.
+/// The formats that [`super::decode`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageKind {
     Jpeg,
@@ -15,18 +15,18 @@ pub enum ImageKind {
     Tiff,
 }
 
-/// What the endings are called in hints.
+/// The suffixes, for hints.
 pub const ENDINGS: &str =
     ".jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .ppm, .pgm, .pbm, .pnm, .tif or .tiff";
 
-/// Endings of images that are not read, for which other programs may stand in.
+/// Suffixes of image formats that are not read.
 const UNREAD: [&str; 23] = [
     "apng", "avif", "cr2", "dds", "dib", "dng", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
     "jp2", "jpx", "jxl", "mpo", "nef", "pcx", "psd", "svg", "tga", "xcf",
 ];
 
 impl ImageKind {
-    /// The kind that a file of this name has, if it is one that is read.
+    /// The format that the file name indicates, if it is one that is read.
     pub fn of_name(name: &str) -> Option<ImageKind> {
         Some(match ending(name)?.as_str() {
             "jpg" | "jpeg" | "jpe" | "jfif" => ImageKind::Jpeg,
@@ -39,7 +39,7 @@ impl ImageKind {
         })
     }
 
-    /// The kind that these bytes begin as.
+    /// The format that these first bytes indicate.
     pub fn of_content(bytes: &[u8]) -> Option<ImageKind> {
         Some(match bytes {
             [0xFF, 0xD8, 0xFF, ..] => ImageKind::Jpeg,
@@ -61,7 +61,7 @@ impl ImageKind {
         })
     }
 
-    /// As messages call it.
+    /// The name in messages.
     pub fn name(self) -> &'static str {
         match self {
             ImageKind::Jpeg => "JPEG",
@@ -74,13 +74,12 @@ impl ImageKind {
     }
 }
 
-/// Whether a file of this name is taken for an image.
+/// Whether a file with this name is considered an image.
 pub fn is_image_name(name: &str) -> bool {
     ImageKind::of_name(name).is_some()
 }
 
-/// The ending, with its dot and in lower case, of a file that is an image of a kind that is not
-/// read.
+/// The suffix of a file in an image format that is not read, in lower case with its dot.
 pub fn unread_ending(name: &str) -> Option<String> {
     let ending = ending(name)?;
     UNREAD
@@ -88,7 +87,7 @@ pub fn unread_ending(name: &str) -> Option<String> {
         .then(|| format!(".{ending}"))
 }
 
-/// What bytes are that are no image of a kind that is read, where they say so.
+/// What the bytes are if they are not an image in a supported format, if recognised.
 pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
     let named: [(usize, &[u8], &str); 14] = [
         (0, b"GIF8", "GIF"),

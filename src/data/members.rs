@@ -1,9 +1,9 @@
-//! The files in a tar: by its headers alone, with what PAX, GNU and plain ustar say of names,
-//! sizes, links and holes.
+//! The files in a tar, found from its headers alone, including what PAX, GNU and plain ustar say
+//! about names, sizes, links and holes.
 //!
-//! As Python's `tarfile` reads them: contiguous members are files, hard links are the member they
-//! name, a type that is unknown is passed over. Beyond it, symbolic links within the shard are
-//! followed (as in a folder), and archives that lie one behind another are all read.
+//! Follows Python's `tarfile`: contiguous members are files, hard links are the member that they
+//! name, and unknown types are skipped. In addition, symbolic links within the shard are followed
+//! (as in a folder), and concatenated archives are all read.
 
 mod header;
 mod sparse;
@@ -14,25 +14,25 @@ use self::header::{BLOCK, Header, Kind, Pax, rounded};
 use super::part::{Listed, Place, Shard, Tally};
 use super::selection::printable;
 
-/// What a shard holds, as far as it is whole.
+/// The contents of the intact part of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     pub files: Vec<Listed>,
-    /// Folders that have a member of their own.
+    /// Folders that have their own member.
     pub folders: Vec<String>,
-    /// Links that lead to no file of the shard.
+    /// Links whose target is not a file of the shard.
     pub links: Tally,
-    /// Links that are read as the files they lead to.
+    /// Number of links read as their target files.
     pub followed: usize,
-    /// How many lie one behind another.
+    /// Number of concatenated archives.
     pub archives: u32,
-    /// How far it is whole.
+    /// Length of the intact part.
     pub end: u64,
-    /// What lies behind the last closing block and is no archive.
+    /// Bytes after the last closing block that are not an archive.
     pub behind: u64,
 }
 
-/// A member that stands for a file, and where it is.
+/// A member that is a file, and its position.
 struct Entry {
     name: String,
     archive: u32,
@@ -41,13 +41,13 @@ struct Entry {
 
 enum Target {
     Data(Place),
-    /// The last member of this name before it.
+    /// The last earlier member of this name.
     HardLink(String),
     /// Any member of this name.
     SymbolicLink(String),
 }
 
-/// Reads all headers of `tar`. The second value is what is wrong with it, if it ends early.
+/// Reads all headers of `tar`. The second value is the error, if the shard is not intact.
 pub(super) fn members(tar: &impl Shard) -> (Members, Option<String>) {
     let mut reader = Reader {
         tar,
@@ -63,10 +63,10 @@ pub(super) fn members(tar: &impl Shard) -> (Members, Option<String>) {
     (members, damage)
 }
 
-/// Why a shard is not whole.
+/// Why a shard is not intact.
 type Damage<T> = Result<T, String>;
 
-/// What the headers before a member say of it.
+/// What preceding headers say about a member.
 #[derive(Default)]
 struct Said {
     /// GNU's long names.
@@ -79,7 +79,7 @@ struct Reader<'a, S> {
     tar: &'a S,
     length: u64,
     said: Said,
-    /// What holds for all members of an archive.
+    /// Values that hold for all members of an archive.
     global: Pax,
     entries: Vec<Entry>,
     members: Members,
@@ -129,7 +129,8 @@ impl<S: Shard> Reader<'_, S> {
         }
     }
 
-    /// Takes in one header and what lies from `data` on; gives where the next one is.
+    /// Processes one header and the data after it, from `data` on; returns the position of the next
+    /// header.
     fn member(&mut self, data: u64, header: &Header) -> Damage<u64> {
         let kind = header.kind();
         match kind {
@@ -151,10 +152,10 @@ impl<S: Shard> Reader<'_, S> {
         pax.merge(said.pax.unwrap_or_default());
         let name = pax.sparse_name.take().or(pax.path.take()).or(said.name);
         let name = name.unwrap_or_else(|| header.name());
-        // The oldest tars have no letter for folders.
+        // The oldest tars have no type for folders.
         let is_folder = kind == Kind::Folder || (kind == Kind::File && name.ends_with(b"/"));
         let name = normal(&printable(&name));
-        // Of links, folders and devices the size says nothing.
+        // For links, folders and devices the size has no meaning.
         let size = match kind {
             Kind::HardLink | Kind::SymbolicLink | Kind::Folder | Kind::Device => 0,
             _ => pax.size.map_or_else(|| header.size(), Ok)?,
@@ -201,7 +202,7 @@ impl<S: Shard> Reader<'_, S> {
         Ok(rounded(end))
     }
 
-    /// The end of `what`, which begins at `data`.
+    /// The end of `what`, which starts at `data`.
     fn within(&self, data: u64, size: u64, what: &str) -> Damage<u64> {
         match data.saturating_add(size) {
             end if end <= self.length => Ok(end),
@@ -213,7 +214,7 @@ impl<S: Shard> Reader<'_, S> {
     }
 }
 
-/// Lists the files, each link as the file it leads to.
+/// Lists the files, with each link as its target file.
 fn resolve(entries: Vec<Entry>, members: &mut Members) {
     let any_link = |entry: &Entry| !matches!(entry.target, Target::Data(_));
     // Names take memory, and most shards have no links.
@@ -235,7 +236,7 @@ fn resolve(entries: Vec<Entry>, members: &mut Members) {
         Target::HardLink(_) => places.get(&(entry.archive, entry.name.as_str())).cloned(),
         Target::SymbolicLink(target) => {
             let mut key = (entry.archive, target.as_str());
-            // Links may lead to links, and in circles.
+            // Links may lead to links, and form cycles.
             for _ in 0..40 {
                 match (places.get(&key), symbolic.get(&key)) {
                     (Some(place), _) => return Some(place.clone()),
@@ -267,7 +268,7 @@ fn resolve(entries: Vec<Entry>, members: &mut Members) {
     }
 }
 
-/// The name of the member that a symbolic link called `name` leads to.
+/// The name of the member that a symbolic link named `name` leads to.
 fn beside(name: &str, target: &str) -> String {
     match name.rsplit_once('/') {
         Some((folder, _)) if !target.starts_with('/') => normal(&format!("{folder}/{target}")),
@@ -275,7 +276,7 @@ fn beside(name: &str, target: &str) -> String {
     }
 }
 
-/// A member's name without `./`, a leading `/`, and `..` where it can be resolved.
+/// A member's name without `./` or a leading `/`, with `..` resolved if possible.
 fn normal(name: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in name.split('/') {

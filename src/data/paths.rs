@@ -1,5 +1,5 @@
-//! Which paths a user's words stand for: a path itself, or a pattern with `*`, `?` or `[` for every
-//! path it matches.
+//! The paths that the user's arguments stand for: a path itself, or a pattern with `*`, `?` or `[`
+//! for every path that matches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use super::selection::{hides, printable};
 use super::shards::{is_shard_name, other_compression};
 use crate::error::{Context, Error, Result, usage};
 
-/// What is to be scanned as one.
+/// Paths that are scanned together.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Given {
     Folder(PathBuf),
@@ -23,7 +23,8 @@ pub(super) enum Given {
     /// Images of one folder.
     Images {
         folder: PathBuf,
-        /// What patterns match is data by the rule that holds for folders; what is named is data.
+        /// Matches of patterns are data by the same rule as files in a folder; named files always
+        /// are.
         images: BTreeSet<(OsString, Named)>,
     },
 }
@@ -35,7 +36,7 @@ pub(super) enum Named {
     ByPattern,
 }
 
-/// What `patterns` stand for, sorted by path, each path once, whatever it is called.
+/// The paths that `patterns` stand for, sorted, each path once, under whatever name.
 pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     if patterns.is_empty() {
         return Err(usage("no data given", "name folders, tar shards or images"));
@@ -43,7 +44,7 @@ pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     let mut paths = BTreeMap::new();
     for pattern in patterns {
         let path = Path::new(pattern);
-        // A path may hold the characters of a pattern.
+        // A path may contain a pattern's special characters.
         if path.exists() {
             is_data(path).map_err(|()| no_data(path))?;
             paths.insert(path.to_path_buf(), Named::ByItself);
@@ -63,7 +64,7 @@ pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     Ok(together(each_once(paths)))
 }
 
-/// Puts the images of a folder together.
+/// Groups the images of a folder.
 fn together(paths: Vec<(PathBuf, Named)>) -> Vec<Given> {
     let mut given: Vec<Given> = Vec::new();
     let mut folders: BTreeMap<PathBuf, usize> = BTreeMap::new();
@@ -88,7 +89,7 @@ fn together(paths: Vec<(PathBuf, Named)>) -> Vec<Given> {
     given
 }
 
-/// What a pattern matches and is data.
+/// The matches of a pattern that are data.
 fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     let (literal, parts) = literal_part(pattern);
     let mut found = BTreeSet::new();
@@ -124,7 +125,7 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The part of a pattern that exists as it is written, and the rest.
+/// The part of a pattern that exists literally, and the rest.
 fn literal_part(pattern: &str) -> (PathBuf, Vec<String>) {
     let mut literal = PathBuf::new();
     let mut rest = Path::new(pattern).components().peekable();
@@ -140,11 +141,11 @@ fn literal_part(pattern: &str) -> (PathBuf, Vec<String>) {
     (literal, rest.map(text).collect())
 }
 
-/// Adds what `parts` match in `folder`, part by part, as a shell does: hidden files where a part
-/// begins with a dot, those that systems make never, `**` for any number of folders. A part that
-/// exists as it is written is that.
+/// Adds what `parts` match in `folder`, part by part, as a shell does: hidden files only if a part
+/// begins with a dot, files of the operating system never, `**` for any number of folders. A part
+/// that exists literally is taken literally.
 ///
-/// The crate's own walk knows no names that are not UTF-8.
+/// The glob crate's own walk does not support names that are not UTF-8.
 fn walk(folder: &Path, parts: &[&str], found: &mut BTreeSet<PathBuf>) -> Result<()> {
     let Some((part, rest)) = parts.split_first() else {
         found.insert(folder.to_path_buf());
@@ -197,7 +198,7 @@ fn walk(folder: &Path, parts: &[&str], found: &mut BTreeSet<PathBuf>) -> Result<
 fn is_data(path: &Path) -> std::result::Result<(), ()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_file = || is_shard_name(&name) || is_image_name(&name);
-    // A link that leads nowhere is for its reader to report.
+    // Broken links are reported by the reader.
     match path.is_dir() || is_file() {
         true => Ok(()),
         false => Err(()),
@@ -246,7 +247,7 @@ fn absent(pattern: &str) -> Error {
     )
 }
 
-/// Leaves out paths that are others by another name, or lie in folders that are given too.
+/// Removes paths that are other names of given paths, or lie in folders that are also given.
 fn each_once(paths: BTreeMap<PathBuf, Named>) -> Vec<(PathBuf, Named)> {
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
     let (mut once, mut again) = (Vec::new(), Tally::default());
@@ -279,9 +280,9 @@ fn each_once(paths: BTreeMap<PathBuf, Named>) -> Vec<(PathBuf, Named)> {
         .collect()
 }
 
-/// The folder among those `taken` whose scan finds what is at `real` too.
+/// The folder in `taken` whose scan also finds the path `real`.
 fn around<'a>(real: &Path, taken: &'a HashMap<PathBuf, PathBuf>) -> Option<&'a PathBuf> {
-    // A folder does not read the shards in it.
+    // A scan of a folder does not read shards in it.
     if is_shard_name(&real.to_string_lossy()) && !real.is_dir() {
         return None;
     }
@@ -290,7 +291,7 @@ fn around<'a>(real: &Path, taken: &'a HashMap<PathBuf, PathBuf>) -> Option<&'a P
         part.is_none_or(|part| !hides(part))
     };
     let within = real.ancestors().take_while(visible).skip(1);
-    // The folder itself may be called what it likes.
+    // The given folder itself may have any name.
     let last = real.ancestors().find(|path| !visible(path));
     within
         .chain(last.filter(|last| *last != real))

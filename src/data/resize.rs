@@ -1,14 +1,15 @@
-//! Resampling as Pillow does it (`Resample.c`), with antialiasing: horizontal pass, then vertical.
+//! Resampling as in Pillow (`Resample.c`), with antialiasing: horizontal pass, then vertical.
 //!
-//! An output pixel x is a weighted mean of the input around (x + ½)·s, s = in / out; the filter's support is
-//! stretched by max(s, 1). For u8 the weights are fixed-point numbers of 22 bits and every pass rounds to u8: equal to
-//! Pillow bit for bit, up to its version 12; 13 begins with the cheaper pass, which rounds otherwise where a tall image
-//! is made smaller, and published figures come from earlier ones. For f32 sums are in f64 and nothing is clamped, as
-//! in Pillow's mode `F`.
+//! An output pixel x is a weighted mean of the input around (x + ½)·s, s = in / out; the filter's
+//! support is stretched by max(s, 1). For u8 the weights are fixed-point numbers with 22 fractional
+//! bits, and each pass rounds to u8. This is bit-identical to Pillow up to version 12. Version 13
+//! starts with the cheaper pass, which gives different rounding if a tall image is shrunk;
+//! published metrics come from earlier versions. For f32, sums are in f64 and nothing is clamped,
+//! as in Pillow's mode `F`.
 
 use image::RgbImage;
 
-/// Bits after the point of a weight: 32, less 8 of a pixel, less 2 for sums beyond 1 and the sign.
+/// Fractional bits of a weight: 32, minus 8 for a pixel, minus 2 for sums above 1 and the sign.
 const PRECISION: u32 = 32 - 8 - 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl Taps {
         let support = filter.support() * stretch;
         let tap = |x: usize| {
             let center = (x as f64 + 0.5) * scale;
-            // Both are cut towards 0, as C's conversion does.
+            // Both are truncated towards 0, as in C's conversion.
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(input);
             let mut weights: Vec<f64> = (first..end)
@@ -90,7 +91,7 @@ fn to_u8(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// `image` at width × height.
+/// `image` resized to width × height.
 pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     let half = 1i32 << (PRECISION - 1);
     let (from_w, from_h) = (image.width() as usize, image.height() as usize);
@@ -144,7 +145,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
     RgbImage::from_raw(width, height, pixels).expect("the buffer was made for width × height × 3")
 }
 
-/// [H,W,C] f32 at (width, height) `from`, resampled to `to`.
+/// Resamples [H,W,C] f32 from size (width, height) `from` to `to`.
 pub fn resize_f32(
     pixels: &[f32],
     from: (usize, usize),
@@ -198,7 +199,7 @@ pub fn resize_f32(
 pub(super) mod tests {
     use super::*;
 
-    /// The picture that scripts/test_images.py resamples with Pillow.
+    /// The image that scripts/test_images.py resamples with Pillow.
     pub fn formula(width: u32, height: u32) -> RgbImage {
         let value = |x: u32, y: u32, c: u32| (x * x * 3 + y * y * 5 + x * y * 7 + c * 91) / 4;
         RgbImage::from_fn(width, height, |x, y| {

@@ -1,8 +1,8 @@
-//! The demo's data: ten classes of drawn figures and textures, 32×32, a source without files.
+//! The demo's data: ten classes of drawn shapes and textures, 32×32; a source without files.
 //!
-//! Drawing i is a function of (seed, i) alone, its class is i mod 10. A bright figure of any hue stands on a dark
-//! ground of any colour with a linear ramp; each pixel is the mean of 3×3 samples. What is drawn, and within which
-//! ranges, is the recipe that a small model is known to learn in minutes.
+//! Drawing i is a function of (seed, i) only, and its class is i mod 10. A bright shape of any hue
+//! is on a dark background of any colour with a linear gradient; each pixel is the mean of 3×3
+//! samples. The shapes and ranges are a recipe that a small model is known to learn in minutes.
 
 use image::{Rgb, RgbImage};
 
@@ -21,20 +21,20 @@ pub const SIZE: usize = 32;
 /// Samples along a pixel's side.
 const SAMPLES: usize = 3;
 
-/// Ranges that a drawing is drawn from; the picture spans -1..1, colours -1..1.
+/// Ranges that a drawing's parameters are drawn from; both coordinates and colours are in -1..1.
 struct Ranges {
-    /// Half-width of the figure.
+    /// Half-width of the shape.
     scale: (f32, f32),
-    /// Radians.
+    /// Rotation in radians.
     rotation: (f32, f32),
-    /// Of the figure's centre, in x and in y.
+    /// Offset of the shape's centre, in x and y.
     shift: (f32, f32),
     saturation: (f32, f32),
-    /// Of each channel of the ground.
+    /// Each channel of the background.
     ground: (f32, f32),
-    /// Height of the ground's ramp.
+    /// Height of the background's gradient.
     ramp: (f32, f32),
-    /// Radius of the star's inner corners where that of its points is 1.
+    /// Radius of the star's inner corners, relative to that of its points.
     star: f32,
 }
 
@@ -87,7 +87,7 @@ impl Source for Shapes {
     }
 }
 
-/// Drawing number `index` as a figure of class `label`.
+/// Drawing number `index`, a shape of class `label`.
 fn draw(seed: u64, index: u64, label: u32) -> RgbImage {
     let mut u = [0f32; 12];
     Stream::new(seed, Purpose::Drawing, index, 0).fill_uniform(&mut u);
@@ -100,7 +100,7 @@ fn draw(seed: u64, index: u64, label: u32) -> RgbImage {
     let (ramp_y, ramp_x) = (u[9] * std::f32::consts::TAU).sin_cos();
     let ramp = within(u[10], RANGES.ramp);
 
-    // Where sample k of a side lies in -1..1.
+    // Position of sample k along a side, in -1..1.
     let place = |k: usize| (k as f32 + 0.5) / (SIZE * SAMPLES) as f32 * 2.0 - 1.0;
     RgbImage::from_fn(SIZE as u32, SIZE as u32, |px, py| {
         let (px, py) = (px as usize * SAMPLES, py as usize * SAMPLES);
@@ -132,7 +132,8 @@ fn bright(hue: f32, saturation: f32) -> [f32; 3] {
     })
 }
 
-/// Whether (u, v) belongs to the figure of class `label`; figures about fill the unit disc, the last three the plane.
+/// Whether (u, v) is inside the shape of class `label`; shapes about fill the unit disc, and the
+/// last three classes fill the plane.
 fn is_inside(label: u32, u: f32, v: f32) -> bool {
     let r2 = u * u + v * v;
     match label {
@@ -154,7 +155,8 @@ fn is_inside(label: u32, u: f32, v: f32) -> bool {
     }
 }
 
-/// A star of five points at radius 1.1: folded to half a point, one side of the line from point to inner corner.
+/// A five-pointed star of radius 1.1: folded to half a point, and one side of the line from point
+/// to inner corner.
 fn is_in_star(u: f32, v: f32) -> bool {
     use std::f32::consts::PI;
     let fifth = 2.0 * PI / 5.0;

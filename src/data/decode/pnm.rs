@@ -1,5 +1,5 @@
-//! PBM, PGM and PPM (P1 to P6): values from 0 to any maximum become 0 to 255, rounded as Pillow
-//! does.
+//! PBM, PGM and PPM (P1 to P6): values from 0 to any maximum are scaled to 0 to 255, rounded as in
+//! Pillow.
 
 use image::RgbImage;
 
@@ -44,7 +44,7 @@ pub fn decode(
             _ if largest < 256 => width as usize * samples,
             _ => width as usize * samples * 2,
         };
-        // One character of white space ends the header.
+        // One whitespace character ends the header.
         let data = bytes.get(reader.at + 1..).unwrap_or_default();
         let data = data
             .get(..row * height as usize)
@@ -75,7 +75,7 @@ pub fn decode(
     RgbImage::from_raw(width, height, rgb).ok_or_else(|| damaged("fewer pixels than it says"))
 }
 
-/// Numbers as text, between white space and comments.
+/// Reads numbers in text, between white space and comments.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -110,7 +110,7 @@ impl Reader<'_> {
             .ok_or_else(|| "damaged PNM: expected a number".to_string())
     }
 
-    /// A pixel of P1, where 1 is black and nothing need stand between pixels.
+    /// A pixel of P1: 1 is black, and separators are optional.
     fn bit(&mut self) -> Result<u8, String> {
         self.pass_space();
         let bit = self.bytes.get(self.at);

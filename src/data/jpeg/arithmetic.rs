@@ -6,19 +6,18 @@ use super::segments::{NATURAL, Scan, Tables};
 use super::walk::{Blocks, Entropy, walk};
 use super::{Result, damaged};
 
-/// A bin of statistics: the index into [`STATES`] and, in the highest bit, the more probable
-/// symbol.
+/// A statistics bin: the index into [`STATES`] and, in the highest bit, the more probable symbol.
 type Bin = u8;
 
-/// The bin of even odds, which never changes.
+/// The bin with fixed equal probabilities.
 const EVEN: Bin = 113;
 
-/// Bins of the magnitudes of large values, from the second bit on.
+/// Bins for the magnitudes of large values, from the second bit on.
 const DC_LARGE: usize = 20;
 const AC_LARGE_LOW: usize = 189;
 const AC_LARGE_HIGH: usize = 217;
 
-/// From a bin of a magnitude's length to that of its bits.
+/// Offset from the bin of a magnitude's length to the bin of its bits.
 const TO_BITS: usize = 14;
 
 struct Arithmetic<'a, 'b> {
@@ -26,13 +25,13 @@ struct Arithmetic<'a, 'b> {
     scan: &'a Scan,
     tables: &'a Tables,
     kind: Kind,
-    /// The code register, the interval, and how many bits of the register are not yet used.
+    /// The code register, the interval, and the number of unused bits in the register.
     code: u32,
     interval: u32,
     spare: i32,
     dc_bins: [[Bin; 64]; 16],
     ac_bins: [[Bin; 256]; 16],
-    /// Of each component of the scan: its last DC value and the class of its last difference.
+    /// For each component of the scan: its last DC value and the class of its last difference.
     dc: [u16; 4],
     class: [usize; 4],
     restarts: usize,
@@ -47,7 +46,7 @@ enum Kind {
     AcRefine,
 }
 
-/// Reads a scan into `blocks`.
+/// Decodes a scan into `blocks`.
 pub fn read(
     frame: &Frame,
     scan: &Scan,
@@ -113,7 +112,7 @@ impl Entropy for Arithmetic<'_, '_> {
         }
     }
 
-    /// Data that end early are zeros: encoders leave zeros at the end out.
+    /// After the end of the data, zeros are read: encoders omit trailing zeros.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -142,7 +141,7 @@ impl Arithmetic<'_, '_> {
         }
     }
 
-    /// A decision with the odds of `bin` (T.81, D.2).
+    /// Decodes a decision with the probabilities of `bin` (T.81, D.2).
     #[inline]
     fn bit(&mut self, bin: &mut Bin) -> Result<bool> {
         while self.interval < 0x8000 {
@@ -195,7 +194,7 @@ impl Arithmetic<'_, '_> {
         Ok(bit)
     }
 
-    /// The next DC value of a component (T.81, F.1.4.4.1).
+    /// Decodes the next DC value of a component (T.81, F.1.4.4.1).
     fn difference(&mut self, part: usize) -> Result<()> {
         let slot = self.scan.parts[part].dc;
         let mut at = self.class[part];
@@ -296,7 +295,7 @@ impl Arithmetic<'_, '_> {
         Ok(())
     }
 
-    /// One more bit of the coefficients of a band (T.81, G.1.3.3).
+    /// Decodes one more bit of a band's coefficients (T.81, G.1.3.3).
     fn refine(&mut self, block: &mut [i16; 64]) -> Result<()> {
         let Scan {
             first, last, low, ..
@@ -339,8 +338,9 @@ impl Arithmetic<'_, '_> {
     }
 }
 
-/// T.81, table D.3: the odds of the less probable symbol, the states after it and after the more
-/// probable one, and whether the two change places; at the end the state of even odds.
+/// T.81, table D.3: the probability of the less probable symbol, the states after it and after the
+/// more probable one, and whether the two are exchanged; the last entry is the state of equal
+/// probabilities.
 const STATES: [(u16, u8, u8, bool); 114] = [
     (0x5a1d, 1, 1, true),
     (0x2586, 14, 2, false),

@@ -1,4 +1,5 @@
-//! The bits of an entropy-coded segment: stuffed zeros taken out, a marker ends it (T.81, F.2.2.5).
+//! Reads the bits of an entropy-coded segment: removes stuffed zeros, and ends at a marker (T.81,
+//! F.2.2.5).
 
 use super::markers::Reader;
 use super::{Result, damaged};
@@ -6,10 +7,10 @@ use super::{Result, damaged};
 pub struct Bits<'a> {
     data: &'a [u8],
     at: usize,
-    /// The next bits, from the highest on; what lies below `count` is not valid.
+    /// The next bits, starting at the highest; bits below `count` are not valid.
     next: u64,
     count: u32,
-    /// Bits among them that the file does not hold: zeros behind its end.
+    /// Number of bits among them that are not in the file: zeros after its end.
     made_up: u32,
 }
 
@@ -24,7 +25,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Leaves the reader behind these bits; whole bytes that were not used are stray.
+    /// Moves the reader past these bits; whole unused bytes are stray.
     pub fn leave(&mut self, reader: &mut Reader<'a>) -> Result<()> {
         self.check()?;
         reader.stray += ((self.count - self.made_up) / 8) as usize;
@@ -33,7 +34,7 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// Whether only bits that are there were used.
+    /// Checks that only bits in the file were used.
     #[inline(always)]
     pub fn check(&self) -> Result<()> {
         match self.count < self.made_up {
@@ -42,7 +43,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Makes at least 32 bits ready.
+    /// Makes at least 32 bits available.
     #[inline(always)]
     pub fn fill(&mut self) {
         if self.count >= 32 {
@@ -52,7 +53,7 @@ impl<'a> Bits<'a> {
             let mut eight = [0; 8];
             eight.copy_from_slice(bytes);
             let word = u64::from_be_bytes(eight);
-            // No byte is FF: none of the complement is zero.
+            // No byte is FF: the complement has no zero byte.
             let inverse = !word;
             let zero = inverse.wrapping_sub(0x0101_0101_0101_0101) & word & 0x8080_8080_8080_8080;
             if zero == 0 {
@@ -69,7 +70,7 @@ impl<'a> Bits<'a> {
     #[cold]
     #[inline(never)]
     fn fill_by_bytes(&mut self) {
-        // What lies below `count` may be the beginning of the byte that comes now.
+        // Below `count` may be the first bits of the byte that is read next.
         self.next &= !(u64::MAX >> self.count);
         while self.count <= 48 {
             let byte = match self.data.get(self.at) {
@@ -101,7 +102,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// The next `n` bits, 1 to 16 of them, which must be ready.
+    /// The next `n` bits, 1 to 16, which must be available.
     #[inline(always)]
     pub fn peek(&self, n: u32) -> u32 {
         (self.next >> (64 - n)) as u32
@@ -110,7 +111,7 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     pub fn skip(&mut self, n: u32) {
         self.next <<= n;
-        // Damaged data may ask for more than there is: what is missing is noticed by `check`.
+        // Damaged data may request more bits than there are; `check` detects this.
         self.count = self.count.wrapping_sub(n);
     }
 
@@ -127,8 +128,7 @@ impl<'a> Bits<'a> {
         self.take(1) != 0
     }
 
-    /// `n` bits, 0 to 16, as the number that they stand for where half of the range is negative
-    /// (T.81, F.12).
+    /// Reads `n` bits, 0 to 16, as a number whose lower half of the range is negative (T.81, F.12).
     #[inline(always)]
     pub fn signed(&mut self, n: u32) -> i32 {
         match n {

@@ -1,16 +1,16 @@
-//! A component's coefficients, kept while several scans bring them.
+//! A component's coefficients, kept until all scans are read.
 
 use super::Result;
 use super::frame::Component;
 use super::walk::Blocks;
 
 pub struct Coefficients {
-    /// Blocks in a row, whole MCUs.
+    /// Blocks per row, in whole MCUs.
     pub wide: usize,
-    /// [rows,wide] of 64 in natural order, not yet multiplied by the steps of quantization.
+    /// [rows,wide] of 64 coefficients in natural order, not yet dequantized.
     pub blocks: Vec<[i16; 64]>,
-    /// Of each coefficient, the lowest bits that no scan has brought yet; −1 where there was none
-    /// at all.
+    /// For each coefficient, the number of low bits that no scan has given yet; −1 if no scan has
+    /// given any.
     pub missing: [i8; 64],
 }
 

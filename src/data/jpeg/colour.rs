@@ -1,4 +1,4 @@
-//! What a file's components mean, and their conversion to RGB.
+//! The colour space of a file's components, and the conversion to RGB.
 
 use super::frame::{Coding, Frame};
 use super::{Result, unsupported};
@@ -12,7 +12,7 @@ pub enum Space {
     Ycck,
 }
 
-/// What the application segments say of colours.
+/// What the application segments say about colours.
 #[derive(Debug, Default)]
 pub struct Colours {
     jfif: bool,
@@ -32,7 +32,7 @@ impl Colours {
         }
     }
 
-    /// JFIF, then Adobe's marker, then the components' ids decide, as in libjpeg.
+    /// Decided by JFIF, then by Adobe's marker, then by the components' ids, as in libjpeg.
     pub fn space(&self, frame: &Frame) -> Result<Space> {
         let lossless = frame.coding == Coding::Lossless;
         let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
@@ -68,8 +68,8 @@ pub fn rgb([r, g, b]: [&[u8]; 3], rgb: &mut [u8]) {
     }
 }
 
-/// JFIF's R = Y + 1.402 Cr, G = Y − 0.34414 Cb − 0.71414 Cr, B = Y + 1.772 Cb in 16 bits behind the
-/// point.
+/// JFIF's R = Y + 1.402 Cr, G = Y − 0.34414 Cb − 0.71414 Cr, B = Y + 1.772 Cb, in fixed point with
+/// 16 fractional bits.
 #[inline(always)]
 fn ycc_pixel(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
@@ -90,9 +90,8 @@ pub fn ycc([y, cb, cr]: [&[u8]; 3], rgb: &mut [u8]) {
     }
 }
 
-/// Pillow takes all four components as inverted, with Adobe's marker or without: what is left of
-/// white by each ink goes through what is left by black, (255 − C)·(255 − K)/255 = K' − C·K'/255
-/// with K' as stored.
+/// Pillow treats all four components as inverted, with or without Adobe's marker. The result is
+/// (255 − C)·(255 − K)/255 = K' − C·K'/255, with K' as stored.
 #[inline(always)]
 pub fn through_black(ink: u8, stored_black: u8) -> u8 {
     let product = u32::from(ink) * u32::from(stored_black) + 128;

@@ -1,4 +1,4 @@
-//! The frame header: size, coding, and how each component is sampled (T.81, B.2.2 and A.1.1).
+//! The frame header: size, coding, and each component's sampling (T.81, B.2.2 and A.1.1).
 
 use super::segments::{Scan, Tables};
 use super::{Result, damaged, unsupported};
@@ -10,31 +10,31 @@ pub enum Coding {
     Lossless,
 }
 
-/// A component; its units are blocks of 8×8, or samples where the coding is lossless.
+/// A component. Its units are blocks of 8×8, or samples in lossless coding.
 #[derive(Debug)]
 pub struct Component {
     pub id: u8,
     /// Sampling factors, H and V.
     pub h: usize,
     pub v: usize,
-    /// Samples that show, [height,width].
+    /// Size in visible samples, [height,width].
     pub width: usize,
     pub height: usize,
-    /// Units that hold them.
+    /// Size in units.
     pub wide: usize,
     pub high: usize,
-    /// The same, filled up to whole MCUs.
+    /// Size in units, padded to whole MCUs.
     pub padded_wide: usize,
     pub padded_high: usize,
     table: usize,
-    /// The steps of quantization in natural order, as they were at its first scan.
+    /// The quantization steps in natural order, as defined at the component's first scan.
     quantization: Option<[u16; 64]>,
-    /// Whether a scan has brought it.
+    /// Whether a scan has contained it.
     pub seen: bool,
 }
 
 impl Component {
-    /// The steps of quantization; a component whose scan has begun has them.
+    /// The quantization steps, which a component has once its first scan has begun.
     pub fn steps(&self) -> [u16; 64] {
         self.quantization.unwrap_or([0; 64])
     }
@@ -138,8 +138,8 @@ impl Frame {
         }
     }
 
-    /// Keeps the quantization tables of components whose first scan this is: a file may define
-    /// others afterwards.
+    /// Copies the quantization tables of components whose first scan this is, because a file may
+    /// redefine them afterwards.
     pub fn latch_quantization(&mut self, scan: &Scan, tables: &Tables) -> Result<()> {
         for part in &scan.parts {
             let component = &mut self.components[part.component];
@@ -155,7 +155,7 @@ impl Frame {
         Ok(())
     }
 
-    /// How many units a scan brings.
+    /// Number of units in a scan.
     pub fn units(&self, scan: &Scan) -> u64 {
         let of = |wide: usize, high: usize| wide as u64 * high as u64;
         let components = || {

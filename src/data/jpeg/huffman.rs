@@ -1,34 +1,34 @@
-//! Huffman codes as files define them, and tables that decode them quickly (T.81, annex C and
+//! Huffman codes as files define them, and tables for decoding them quickly (T.81, annex C and
 //! F.2.2.3).
 
 use super::bits::{Bits, extend};
 use super::{Result, damaged};
 
-/// How many codes there are of each length from 1 to 16, and their symbols in order.
+/// The number of codes of each length from 1 to 16, and their symbols in order.
 #[derive(Clone)]
 pub struct Codes {
     pub counts: [u8; 16],
     pub values: [u8; 256],
 }
 
-/// Bits that one look into the table covers: most codes with their value.
+/// Bits of a table lookup, which cover most codes and their values.
 const LOOK: u32 = 9;
 
-/// An entry of the table: the bits to skip in its low five bits; then whether these include the
-/// value; the symbol; the value itself. 0 is a longer code.
+/// A table entry: the number of bits to skip in the low five bits; then whether these include the
+/// value; the symbol; the value itself. 0 marks a longer code.
 const WITH_VALUE: u32 = 1 << 5;
 
 pub struct Huffman {
     look: [u32; 1 << LOOK],
-    /// By length: one more than the last code, filled up to 16 bits; what to add to a code to find
-    /// its symbol.
+    /// By length: one more than the last code, left-aligned to 16 bits; and the offset from a code
+    /// to its symbol's index.
     ends: [u32; 17],
     offsets: [i32; 17],
     values: [u8; 256],
 }
 
 impl Huffman {
-    /// `largest`: the largest symbol that a table of DC differences may hold.
+    /// `largest`: the largest symbol that a table of DC differences may contain.
     pub fn new(codes: Option<&Option<Codes>>, largest: Option<u8>) -> Result<Huffman> {
         let Some(Some(codes)) = codes else {
             return damaged("a scan uses a Huffman table that is not there");
@@ -56,7 +56,7 @@ impl Huffman {
                 code += 1;
                 symbol += 1;
             }
-            // No code consists of ones alone.
+            // No code consists only of ones.
             if count > 0 && code >= 1 << length {
                 return damaged("a wrong Huffman table");
             }
@@ -66,7 +66,7 @@ impl Huffman {
         Ok(table)
     }
 
-    /// Fills in all entries that begin with a code.
+    /// Sets all entries that begin with a code.
     fn enter(&mut self, code: u32, length: u32, symbol: u8) {
         let size = u32::from(symbol & 15);
         let first = code << (LOOK - length);
@@ -81,7 +81,7 @@ impl Huffman {
         }
     }
 
-    /// The next symbol, of at most 16 bits, which must be ready.
+    /// Decodes the next symbol, of at most 16 bits, which must be available.
     #[inline(always)]
     pub fn symbol(&self, bits: &mut Bits) -> Result<u32> {
         let entry = self.look[bits.peek(LOOK) as usize];
@@ -98,7 +98,7 @@ impl Huffman {
         Ok(symbol)
     }
 
-    /// The next symbol and the value of the bits behind it, as many as its low half says.
+    /// Decodes the next symbol and the value after it, whose length is the symbol's low half.
     #[inline(always)]
     pub fn symbol_and_value(&self, bits: &mut Bits) -> Result<(u32, i32)> {
         let entry = self.look[bits.peek(LOOK) as usize];

@@ -1,20 +1,20 @@
 //! The inverse DCT: libjpeg's accurate integer method, in the 16-bit arithmetic of its vector code.
 //!
-//! Loeffler, Ligtenberg and Moschytz's factorisation with constants of 13 bits: columns first, then
-//! rows. libjpeg-turbo runs it in vectors of 16 bits, where what is multiplied wraps and what a
-//! pass gives saturates. Only damaged or contrived files show the difference from wider arithmetic,
-//! but they are the same to the bit here too.
+//! Loeffler, Ligtenberg and Moschytz's factorization with 13-bit constants: columns first, then
+//! rows. libjpeg-turbo uses vectors of 16 bits, where multiplications wrap and the results of a
+//! pass saturate. Only damaged or contrived files show the difference from wider arithmetic, but
+//! these are bit-identical here too.
 
 /// Rows of samples.
 pub type Samples = [[u8; 8]; 8];
 
-/// A way of computing it.
+/// An implementation.
 pub trait Idct: Copy {
     /// `block` and `steps` [8,8] in natural order.
     fn block(self, block: &[i16; 64], steps: &[i16; 64]) -> Samples;
 }
 
-/// Work that is compiled for the fastest way.
+/// Code that is compiled for the fastest implementation.
 pub trait WithIdct {
     type Output;
     fn run(self, idct: impl Idct) -> Self::Output;
@@ -46,11 +46,11 @@ const F_2_053: i32 = 16819;
 const F_2_562: i32 = 20995;
 const F_3_072: i32 = 25172;
 
-/// Bits that a pass takes off: constants have 13, and 2 more are kept between the passes.
+/// Bits that a pass shifts out: constants have 13, and 2 more are kept between the passes.
 const AFTER_COLUMNS: i32 = 11;
 const AFTER_ROWS: i32 = 18;
 
-/// A block of which only the DC coefficient is not zero.
+/// A block in which only the DC coefficient is not zero.
 #[inline(always)]
 fn flat(dc: i16, step: i16) -> u8 {
     let value = i32::from(dc.wrapping_mul(step) << 2);
@@ -210,7 +210,7 @@ mod avx {
             let difference = |a: [__m128i; 2], b: [__m128i; 2]| {
                 [s._mm_sub_epi32(a[0], b[0]), s._mm_sub_epi32(a[1], b[1])]
             };
-            // In the high half of 32 bits, then down to ×2¹³.
+            // Placed in the high half of 32 bits, then shifted down to ×2¹³.
             let widened = |a: __m128i| {
                 let zero = s._mm_setzero_si128();
                 [

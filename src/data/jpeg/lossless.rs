@@ -1,4 +1,4 @@
-//! Lossless scans: differences from what neighbours predict (T.81, annex H).
+//! Lossless scans: differences from predicted values (T.81, annex H).
 
 use super::bits::Bits;
 use super::frame::{Component, Frame};
@@ -8,22 +8,22 @@ use super::segments::{Scan, Tables};
 use super::upsample::Plane;
 use super::{Result, damaged};
 
-/// The category of the difference 32768, which has no further bits.
+/// The category of the difference 32768, which has no extra bits.
 const LARGEST: u8 = 16;
 
-/// Bits a sample.
+/// Bits per sample.
 const PRECISION: u32 = 8;
 
-/// One component while its scan is read.
+/// A component while its scan is read.
 struct Line {
-    /// Differences of the rows of an MCU, [V,W], and the row that was made last.
+    /// The differences of an MCU's rows, [V,W], and the last reconstructed row.
     differences: Vec<u16>,
     before: Vec<u16>,
-    /// Whether the next row begins a scan or follows a restart.
+    /// Whether the next row starts a scan or follows a restart.
     first: bool,
 }
 
-/// Reads a scan into `planes`.
+/// Decodes a scan into `planes`.
 pub fn read(
     frame: &Frame,
     scan: &Scan,
@@ -109,7 +109,7 @@ pub fn read(
     bits.leave(reader)
 }
 
-/// Rows of a component that an MCU row holds.
+/// Number of a component's rows in an MCU row.
 fn rows_of(component: &Component, mcu_y: usize) -> usize {
     component.v.min(component.high - mcu_y * component.v)
 }
@@ -123,7 +123,7 @@ impl Line {
         }
     }
 
-    /// Adds a row of differences to what is predicted (T.81, table H.1); sums are modulo 2¹⁶.
+    /// Adds a row of differences to the prediction (T.81, table H.1); sums are modulo 2¹⁶.
     fn predict(&mut self, component: &Component, row: usize, scan: &Scan) {
         let start = row * component.padded_wide;
         let differences = &self.differences[start..start + component.wide];

@@ -1,10 +1,10 @@
-//! The markers of a JPEG file and the segments behind them (T.81, annex B).
+//! The markers of a JPEG file and the segments after them (T.81, annex B).
 
 use super::{Result, damaged, unsupported};
 
 const NOT_WHOLE: &str = "truncated, it has no end marker";
 
-/// What a marker announces.
+/// The meaning of a marker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marker {
     /// SOFn: the frame header, by its code.
@@ -16,7 +16,7 @@ pub enum Marker {
     RestartInterval,
     /// APPn.
     Application(u8),
-    /// A segment that does not concern the pixels.
+    /// A segment that does not affect the pixels.
     Skipped,
     /// A marker without a segment.
     Alone,
@@ -24,7 +24,7 @@ pub enum Marker {
     End,
 }
 
-/// A place in the file.
+/// A position in the file.
 pub struct Reader<'a> {
     pub data: &'a [u8],
     pub at: usize,
@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
         Ok(byte)
     }
 
-    /// The code of the next marker. Fill bytes before it are legal, others are counted.
+    /// The code of the next marker. Fill bytes before it are legal; other bytes are counted.
     fn code(&mut self) -> Result<u8> {
         loop {
             while self.byte()? != 0xFF {
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The content of the segment that begins here.
+    /// The content of the segment that starts here.
     pub fn segment(&mut self) -> Result<&'a [u8]> {
         let length = usize::from(self.byte()?) << 8 | usize::from(self.byte()?);
         if length < 2 {
@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
         Ok(segment)
     }
 
-    /// Passes the restart marker that must follow, the `number`th of its scan.
+    /// Skips the restart marker that must follow, the `number`th of its scan.
     pub fn restart(&mut self, number: usize) -> Result<()> {
         let expected = 0xD0 + (number % 8) as u8;
         match self.code()? {

@@ -1,10 +1,10 @@
-//! JPEG to RGB (ITU-T T.81): every 8-bit kind that libjpeg-turbo decodes, with its pixels to the
-//! bit.
+//! JPEG to RGB (ITU-T T.81): every 8-bit kind that libjpeg-turbo decodes, with bit-identical
+//! pixels.
 //!
 //! The reference is Pillow 13.0.0 with libjpeg-turbo 3.2.0, `Image.open(f).convert("RGB")`: the
-//! accurate integer inverse DCT, "fancy" upsampling, the smoothing of progressive files that end
-//! early, colours told by JFIF and Adobe markers and component ids, CMYK taken as inverted.
-//! `scripts/jpeg_corpus.py` makes the files that this is tested with.
+//! accurate integer inverse DCT, "fancy" upsampling, smoothing of progressive files that end early,
+//! colours determined by JFIF and Adobe markers and component ids, CMYK taken as inverted.
+//! `scripts/jpeg_corpus.py` makes the test files.
 //!
 //! | coding | scans | file |
 //! | --- | --- | --- |
@@ -13,9 +13,9 @@
 //! | arithmetic, SOF9 and SOF10 | the same | `arithmetic.rs` |
 //! | lossless Huffman, SOF3 | the same | `lossless.rs` |
 //!
-//! It is stricter than libjpeg in one way: what libjpeg fills in with a warning where data are
-//! missing or damaged is an error here. Stray bytes between segments are passed over and counted,
-//! as libjpeg warns of them.
+//! It is stricter than libjpeg in one way: missing or damaged data, which libjpeg fills in with a
+//! warning, is an error here. Stray bytes between segments are skipped and counted, because libjpeg
+//! warns about them.
 
 mod arithmetic;
 mod bits;
@@ -47,14 +47,14 @@ use segments::{Scan, Tables};
 use upsample::Plane;
 use walk::Blocks;
 
-/// Why a file is not decoded.
+/// Why a file cannot be decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Data are missing or contradict each other.
+    /// Data is missing or contradictory.
     Damaged(String),
-    /// A kind that libjpeg-turbo's 8-bit decoder does not know either.
+    /// A kind that libjpeg-turbo's 8-bit decoder does not support either.
     Unsupported(String),
-    /// The caller's limit.
+    /// The size exceeds the caller's limit.
     TooLarge(String),
 }
 
@@ -68,10 +68,11 @@ pub fn unsupported<T>(what: impl Into<String>) -> Result<T> {
     Err(Refusal::Unsupported(what.into()))
 }
 
-/// Blocks that all scans may bring, 60 scans of a picture of 100 megapixels: a file of few bytes
-/// could keep its reader busy for hours. Each scan counts as so many at least.
+/// Maximum number of blocks in all scans: 60 scans of an image of 100 megapixels. Otherwise a file
+/// of few bytes could keep its reader busy for hours.
 const MAX_UNITS: u64 = 1 << 28;
-const UNITS_A_SCAN: u64 = 1 << 10;
+/// Each scan counts as at least this many.
+const MIN_UNITS_PER_SCAN: u64 = 1 << 10;
 
 /// A decoded file.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ pub struct Picture {
     pub height: usize,
     /// [H,W,3]
     pub rgb: Vec<u8>,
-    /// Bytes between segments that belong to none.
+    /// Number of stray bytes between segments.
     pub stray: usize,
 }
 
@@ -129,9 +130,9 @@ pub fn decode(
     image.finish(reader.stray)
 }
 
-/// What the scans fill.
+/// The destination of the scans.
 enum Store {
-    /// Samples, where one scan brings all of a sequential frame, or where the coding is lossless.
+    /// Samples, if one scan contains a whole sequential frame, or if the coding is lossless.
     Samples(Vec<Plane>),
     /// Coefficients of all components, until the last scan is read.
     Coefficients(Vec<Coefficients>),
@@ -152,7 +153,7 @@ struct Image {
     frame: Frame,
     space: colour::Space,
     store: Option<Store>,
-    /// Units that the scans have brought.
+    /// Number of units in the scans so far.
     units: u64,
 }
 
@@ -174,7 +175,7 @@ impl Image {
     fn read_scan(&mut self, reader: &mut Reader, tables: &Tables) -> Result<()> {
         let Image { frame, store, .. } = self;
         let scan = Scan::parse(reader.segment()?, frame)?;
-        self.units += UNITS_A_SCAN + frame.units(&scan);
+        self.units += MIN_UNITS_PER_SCAN + frame.units(&scan);
         if frame.coding != Coding::Lossless && self.units > MAX_UNITS {
             return damaged("so many scans that it would be read for minutes");
         }
@@ -307,12 +308,12 @@ impl<I: Idct> Blocks for Transformed<'_, I> {
     }
 }
 
-/// Steps of quantization as the inverse DCT multiplies with them.
+/// Quantization steps as the inverse DCT uses them.
 fn wrapped_steps(component: &Component) -> [i16; 64] {
     component.steps().map(|step| step as i16)
 }
 
-/// All coefficients to samples.
+/// Converts all coefficients to samples.
 struct Inverse<'a> {
     frame: &'a Frame,
     blocks: &'a [Coefficients],

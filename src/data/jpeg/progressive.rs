@@ -11,7 +11,7 @@ use super::sequential::LARGEST_DC;
 use super::walk::{Entropy, walk};
 use super::{Result, damaged};
 
-/// Notes which bits a scan brings.
+/// Records which bits a scan contains.
 pub fn note(scan: &Scan, frame: &Frame, blocks: &mut [Coefficients]) {
     if frame.coding != Coding::Progressive {
         return;
@@ -21,14 +21,14 @@ pub fn note(scan: &Scan, frame: &Frame, blocks: &mut [Coefficients]) {
     }
 }
 
-/// What all four kinds of scans share.
+/// State that all four kinds of scans share.
 struct State<'a, 'b> {
     reader: &'a mut Reader<'b>,
     bits: Bits<'b>,
     scan: &'a Scan,
     restarts: usize,
     dc: [i32; 4],
-    /// Blocks of this band that have no more coefficients.
+    /// Number of following blocks without more coefficients in this band.
     ended: u32,
 }
 
@@ -43,7 +43,7 @@ impl State<'_, '_> {
         Ok(())
     }
 
-    /// The length of a run of ended blocks, this one included: 2ʳ and r bits.
+    /// The length of a run of ended blocks, including this one: 2ʳ plus r bits.
     #[inline(always)]
     fn run_of_ended(&mut self, r: u32) -> u32 {
         let more = if r == 0 { 0 } else { self.bits.take(r) };
@@ -203,7 +203,7 @@ impl Entropy for AcRefine<'_, '_> {
                     1 => -bit,
                     _ => return damaged("a new coefficient of more than one bit"),
                 };
-                // Zeros are passed over until the run is used up, others get their next bit.
+                // Skips zeros until the run is used up; other coefficients get their next bit.
                 while k <= state.scan.last {
                     let coefficient = &mut block[usize::from(NATURAL[k])];
                     if *coefficient != 0 {

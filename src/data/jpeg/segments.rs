@@ -4,7 +4,7 @@ use super::frame::{Coding, Frame};
 use super::huffman::{self, Codes};
 use super::{Result, damaged};
 
-/// Where the k-th coefficient of a zigzag stands; places past the end lead to the last.
+/// The natural position of the k-th zigzag coefficient; positions past the end map to the last.
 pub const NATURAL: [u8; 80] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
     13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59,
@@ -12,16 +12,16 @@ pub const NATURAL: [u8; 80] = [
     63, 63, 63, 63, 63, 63,
 ];
 
-/// What the segments between scans define.
+/// Definitions in the segments between scans.
 pub struct Tables {
     pub quantization: [Option<[u16; 64]>; 4],
     pub dc: [Option<Codes>; 4],
     pub ac: [Option<Codes>; 4],
-    /// Bounds L and U of small DC differences in arithmetic coding, and K that divides its AC
+    /// The bounds L and U of small DC differences in arithmetic coding, and K, which divides its AC
     /// categories.
     pub dc_bounds: [(u8, u8); 16],
     pub ac_bound: [u8; 16],
-    /// MCUs between restart markers; 0 is none.
+    /// MCUs between restart markers; 0: none.
     pub restart: usize,
 }
 
@@ -37,7 +37,7 @@ impl Tables {
         }
     }
 
-    /// Motion JPEG leaves the tables of annex K.3 out.
+    /// Motion JPEG omits the tables of annex K.3.
     pub fn fill_standard_huffman(&mut self) {
         for (i, (dc, ac)) in huffman::standard().into_iter().enumerate() {
             self.dc[i].get_or_insert(dc);
@@ -122,7 +122,7 @@ impl Tables {
     }
 }
 
-/// A component's part in a scan.
+/// A component in a scan.
 #[derive(Debug)]
 pub struct Part {
     /// Its index in the frame.
@@ -138,7 +138,7 @@ pub struct Scan {
     /// Ss and Se: the first and the last coefficient; Ss is the predictor of lossless coding.
     pub first: usize,
     pub last: usize,
-    /// Ah and Al: the bits that earlier scans and this one leave out.
+    /// Ah and Al: the number of low bits missing before and after this scan.
     pub high: u32,
     pub low: u32,
 }

@@ -1,5 +1,4 @@
-//! Huffman-coded sequential scans: one difference and the zigzag's runs for every block (T.81,
-//! F.2.2).
+//! Huffman-coded sequential scans: one DC difference and zigzag runs per block (T.81, F.2.2).
 
 use super::Result;
 use super::bits::Bits;
@@ -15,14 +14,14 @@ pub const LARGEST_DC: u8 = 15;
 struct Sequential<'a, 'b> {
     reader: &'a mut Reader<'b>,
     bits: Bits<'b>,
-    /// Of each component of the scan: its DC and AC codes.
+    /// For each component of the scan: its DC and AC codes.
     codes: Vec<(Huffman, Huffman)>,
-    /// Its last DC value.
+    /// The last DC value of each.
     dc: [i32; 4],
     restarts: usize,
 }
 
-/// Reads a scan into `blocks`.
+/// Decodes a scan into `blocks`.
 #[inline(always)]
 pub fn read(
     frame: &Frame,
@@ -77,8 +76,8 @@ impl Entropy for Sequential<'_, '_> {
             let run = (symbol >> 4) as usize;
             if symbol & 15 != 0 {
                 k += run;
-                // A run past the end, which only damaged data have, hits the last place, as in
-                // libjpeg.
+                // A run past the end, which only occurs in damaged data, writes to the last
+                // position, as in libjpeg.
                 block[usize::from(NATURAL[k])] = value as i16;
                 k += 1;
             } else if run == 15 {

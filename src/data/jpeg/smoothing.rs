@@ -1,9 +1,9 @@
-//! Smoothing between blocks of progressive files that end before all bits are there, as
-//! libjpeg-turbo does it.
+//! Smoothing between blocks of progressive files that end before all bits are present, as in
+//! libjpeg-turbo.
 //!
 //! The first AC coefficients that are unknown and zero are estimated from the DC values of a block
-//! and its 24 neighbours (T.81, K.8, in a wider window). Where no AC coefficient is known at all,
-//! DC values are smoothed too.
+//! and its 24 neighbours (T.81, K.8, with a wider window). If no AC coefficient is known at all, DC
+//! values are smoothed too.
 
 use super::coefficients::Coefficients;
 use super::frame::{Coding, Component, Frame};
@@ -12,7 +12,7 @@ use super::segments::NATURAL;
 /// Weights of the DC values around a block, [5,5].
 type Window = [[i64; 5]; 5];
 
-/// Estimates of AC coefficients 1 to 9 in zigzag order, where no AC coefficient is known.
+/// Estimates of AC coefficients 1 to 9 in zigzag order, if no AC coefficient is known.
 const FROM_DC_ALONE: [Window; 9] = [
     [
         [-1, -1, 0, 1, 1],
@@ -67,7 +67,7 @@ const FROM_DC_ALONE: [Window; 9] = [
     [[0; 5], [0, 1, 2, 1, 0], [0; 5], [0, -1, -2, -1, 0], [0; 5]],
 ];
 
-/// The DC value itself, then.
+/// The DC value in this case.
 const DC: Window = [
     [-2, -6, -8, -6, -2],
     [-6, 6, 42, 6, -6],
@@ -76,7 +76,7 @@ const DC: Window = [
     [-2, -6, -8, -6, -2],
 ];
 
-/// AC coefficients 1 to 5, where some AC coefficients are known.
+/// AC coefficients 1 to 5, if some AC coefficients are known.
 const BESIDE_AC: [Window; 5] = [
     [[0; 5], [0; 5], [-7, 50, 0, -50, 7], [0; 5], [0; 5]],
     [
@@ -103,10 +103,11 @@ const BESIDE_AC: [Window; 5] = [
     [[0; 5], [0; 5], [-1, 13, -24, 13, -1], [0; 5], [0; 5]],
 ];
 
-/// The coefficients that may be estimated, and their steps of quantization that must not be 0.
+/// The coefficients that may be estimated, whose quantization steps must not be 0.
 const ESTIMATED: usize = 9;
 
-/// Whether libjpeg smooths: all DC values are there, but not all bits of the first AC coefficients.
+/// Whether libjpeg smooths: all DC values are present, but not all bits of the first AC
+/// coefficients.
 pub fn applies(frame: &Frame, blocks: &[Coefficients]) -> bool {
     let divisible = |component: &Component| {
         let steps = component.steps();
@@ -156,7 +157,7 @@ pub fn block(
         }
         let (mut size, negative) = estimate(window, steps[place]);
         if missing > 0 {
-            // More would have shown in the bits that are there.
+            // A larger value would be visible in the known bits.
             size = size.min((1 << missing) - 1);
         }
         block[place] = if negative { -size } else { size } as i16;
@@ -168,15 +169,15 @@ pub fn block(
     block
 }
 
-/// The DC values of a block and its neighbours, [5,5]; at the edges the outermost are repeated.
+/// The DC values of a block and its neighbours, [5,5], replicated at the edges.
 fn surroundings(
     frame: &Frame,
     component: &Component,
     of: &Coefficients,
     (x, y): (usize, usize),
 ) -> Window {
-    // libjpeg counts rows as if every MCU row had as many as this one, so that in the last one
-    // fewer count as being below an edge.
+    // libjpeg counts rows as if every MCU row had as many as this one, so in the last MCU row fewer
+    // rows count as being below an edge.
     let mcu = y / component.v;
     let rows_here = component.v.min(component.high - mcu * component.v);
     let (row, rows) = (

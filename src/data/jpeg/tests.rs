@@ -1,4 +1,5 @@
-//! Pixels against Pillow's digests, the two inverse DCTs against each other, and damaged files.
+//! Pixels compared with Pillow's hashes, the two inverse DCTs compared with each other, and damaged
+//! files.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ fn read(bytes: &[u8]) -> Result<Picture> {
     decode(bytes, |_, _| Ok(()))
 }
 
-/// Lines of a folder's golden.txt that are not right.
+/// Incorrect lines of a folder's golden.txt.
 fn wrong(folder: &Path) -> (usize, Vec<String>) {
     let golden = std::fs::read_to_string(folder.join("golden.txt")).unwrap();
     let wrong = golden.lines().filter_map(|line| {
@@ -52,7 +53,7 @@ fn jpeg_corpus() {
     println!("{files} files as libjpeg-turbo reads them");
 }
 
-/// A generator for test data alone.
+/// A random generator for test data only.
 struct Random(u64);
 
 impl Random {
@@ -77,7 +78,7 @@ fn vectors_and_plain_code_give_the_same_samples() {
         fn run(self, idct: impl Idct) {
             let mut random = Random(1);
             for round in 0..20_000 {
-                // Few and many coefficients, small ones and such as overflow.
+                // Few and many coefficients, small and overflowing ones.
                 let (count, largest) = (random.below(65), 1 << (round % 16));
                 let (mut block, mut steps) = ([0; 64], [0; 64]);
                 for _ in 0..count {
@@ -115,7 +116,7 @@ fn a_file_cut_short_anywhere_is_an_error() {
     }
 }
 
-/// Also where an end marker hides it.
+/// Also if an end marker hides it.
 #[test]
 fn a_scan_cut_short_is_an_error() {
     for name in ["baseline-37x29-2x2", "restart-3B-37x29", "lossless-5-37x29"] {
@@ -162,7 +163,7 @@ fn a_size_may_be_refused_before_anything_is_allocated() {
     );
 }
 
-/// Few bytes must not keep their reader busy for long.
+/// A small file must not keep its reader busy for long.
 #[test]
 fn endless_scans_are_refused() {
     let file = std::fs::read(folder().join("progressive-37x29-2x2.jpg")).unwrap();
@@ -173,7 +174,7 @@ fn endless_scans_are_refused() {
     let mut head = file[..last].to_vec();
     let frame = head.windows(2).position(|two| two == [0xFF, 0xC2]).unwrap();
     head[frame + 5..frame + 9].copy_from_slice(&[0x20, 0, 0x20, 0]);
-    // One scan of a luma band, all blocks of which have ended: runs of up to 2¹⁵ blocks.
+    // One scan of a luma band in which all blocks have ended: runs of up to 2¹⁵ blocks.
     let started = Instant::now();
     match read(&head) {
         Err(Refusal::Damaged(_)) => {}
@@ -182,8 +183,7 @@ fn endless_scans_are_refused() {
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
-/// Changes, cuts and joins files until the time is over: no panic, nothing that takes long, little
-/// memory.
+/// Changes, cuts and joins files until the time is over: no panic, nothing slow, little memory.
 #[test]
 #[ignore = "runs for RDPM_FUZZ_SECONDS"]
 fn damaged_files_do_no_harm() {
@@ -258,7 +258,7 @@ fn mutate(file: &mut Vec<u8>, files: &[Vec<u8>], random: &mut Random) {
             file.splice(at..at, other[from..to].iter().copied());
         }
         6 => {
-            // A byte of a segment's head.
+            // A byte of a segment's header.
             let marks: Vec<usize> = (0..file.len() - 1)
                 .filter(|&i| file[i] == 0xFF && file[i + 1] >= 0xC0)
                 .collect();

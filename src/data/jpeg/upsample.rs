@@ -1,7 +1,7 @@
-//! From samples of components, some of them coarser than the picture, to rows of the picture.
+//! Converts components' samples, which may have lower resolution, to rows of the image.
 //!
-//! Where a component has half of the columns or rows, neighbours are mixed 3 : 1, which libjpeg
-//! calls fancy; other ratios repeat samples.
+//! A component with half the columns or rows is interpolated with weights 3 : 1, which libjpeg
+//! calls fancy upsampling; other ratios replicate samples.
 
 use super::colour::{self, Space};
 use super::frame::{Coding, Component, Frame};
@@ -28,7 +28,7 @@ impl Plane {
         }
     }
 
-    /// Sets the block in column `x` and row `y` of blocks.
+    /// Sets the block in block column `x` and block row `y`.
     #[inline(always)]
     pub fn put(&mut self, x: usize, y: usize, samples: Samples) {
         let from = 8 * (y * self.stride + x);
@@ -47,14 +47,14 @@ impl Plane {
         &self.data[y * self.stride..][..self.width]
     }
 
-    /// The row, or the nearest one that there is.
+    /// The row, or the nearest existing one.
     #[inline(always)]
     fn row_near(&self, y: Option<usize>) -> &[u8] {
         self.row(y.unwrap_or(0).min(self.height - 1))
     }
 }
 
-/// How a component's samples become as many as the picture has.
+/// How a component is upsampled to the image's resolution.
 #[derive(Clone, Copy)]
 enum Way {
     AsTheyAre,
@@ -79,7 +79,7 @@ impl Way {
     }
 }
 
-/// Ratios of sampling factors must be whole, for libjpeg too.
+/// Ratios of sampling factors must be integers, as in libjpeg.
 pub fn supported(frame: &Frame) -> Result<()> {
     let whole = |c: &Component| frame.h_max.is_multiple_of(c.h) && frame.v_max.is_multiple_of(c.v);
     match frame.components.iter().all(whole) {
@@ -88,7 +88,7 @@ pub fn supported(frame: &Frame) -> Result<()> {
     }
 }
 
-/// The picture, [H,W,3].
+/// The image, [H,W,3].
 pub fn to_rgb(frame: &Frame, space: Space, planes: &[Plane]) -> Vec<u8> {
     pulp::Arch::new().dispatch(
         #[inline(always)]
@@ -100,7 +100,7 @@ pub fn to_rgb(frame: &Frame, space: Space, planes: &[Plane]) -> Vec<u8> {
 fn rows_to_rgb(frame: &Frame, space: Space, planes: &[Plane]) -> Vec<u8> {
     let mut rgb = vec![0; frame.width * frame.height * 3];
     let ways: Vec<Way> = frame.components.iter().map(|c| Way::of(frame, c)).collect();
-    // Up to four samples for one, and a row of sums.
+    // Up to four output samples per input sample, and a row of sums.
     let mut buffers = vec![vec![0; frame.width + 16]; planes.len()];
     let mut sums = vec![0; frame.width + 16];
     for (y, rgb) in rgb.chunks_exact_mut(frame.width * 3).enumerate() {
@@ -122,10 +122,10 @@ fn rows_to_rgb(frame: &Frame, space: Space, planes: &[Plane]) -> Vec<u8> {
     rgb
 }
 
-/// Row `y` of the picture from one component.
+/// Row `y` of the image from one component.
 #[inline(always)]
 fn fill_row(plane: &Plane, way: Way, y: usize, out: &mut [u8], sums: &mut [u16]) {
-    // Of two rows that one sample covers, the upper one is nearer to the samples above.
+    // Of the two rows that one sample covers, the upper is nearer to the samples above.
     let beside = match y % 2 {
         0 => (y / 2).checked_sub(1),
         _ => Some(y / 2 + 1),
@@ -156,8 +156,8 @@ fn fill_row(plane: &Plane, way: Way, y: usize, out: &mut [u8], sums: &mut [u16])
     }
 }
 
-/// Twice as many columns: 3 parts of the nearer sample and 1 of the other, rounded up and down in
-/// turn.
+/// Doubles the columns: 3 parts of the nearer sample and 1 of the other, alternately rounded up and
+/// down.
 #[inline(always)]
 fn mix_columns(samples: &[u8], out: &mut [u8]) {
     let last = samples.len() - 1;
@@ -171,7 +171,7 @@ fn mix_columns(samples: &[u8], out: &mut [u8]) {
     pairs[last] = [mix(samples[last], samples[last - 1], 1), samples[last]];
 }
 
-/// The same of sums of rows, which are four times as large.
+/// The same for sums of rows, which are four times as large.
 #[inline(always)]
 fn mix_sums(sums: &[u16], out: &mut [u8]) {
     let last = sums.len() - 1;

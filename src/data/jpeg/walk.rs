@@ -1,5 +1,5 @@
-//! The order in which a scan brings blocks: MCU by MCU, or block by block where it holds one
-//! component (T.81, A.2).
+//! The order of blocks in a scan: MCU by MCU, or block by block if the scan has a single component
+//! (T.81, A.2).
 
 use super::Result;
 use super::frame::Frame;
@@ -7,19 +7,19 @@ use super::segments::Scan;
 
 /// An entropy decoder.
 pub trait Entropy {
-    /// Passes a restart marker and forgets what came before.
+    /// Skips a restart marker and resets the state.
     fn restart(&mut self) -> Result<()>;
 
-    /// Reads a block of the scan's `part`th component.
+    /// Decodes a block of the scan's `part`th component.
     fn block(&mut self, part: usize, block: &mut [i16; 64]) -> Result<()>;
 
-    /// Whether the file still holds what was read.
+    /// Checks that the file contains everything that was read.
     fn check(&self) -> Result<()>;
 }
 
-/// Where blocks are kept.
+/// Storage for blocks.
 pub trait Blocks {
-    /// Lets `fill` write into the block of `component` in column `x` and row `y`.
+    /// Lets `fill` write the block of `component` in block column `x` and block row `y`.
     fn with(
         &mut self,
         component: usize,

@@ -122,7 +122,7 @@ fn a_spread_batch_reaches_over_the_whole_source() {
     assert_eq!(spread(&[], 64), (0..10).collect::<Vec<_>>());
 }
 
-/// Drawings of which some cannot be read, and one makes its reader panic.
+/// A source in which some drawings cannot be read, and one makes its reader panic.
 struct Damaged {
     shapes: Shapes,
     bad: Vec<usize>,

@@ -1,17 +1,17 @@
-//! One block of a tar: what its fields say, and the PAX records that may stand before it.
+//! One block of a tar: its fields, and the PAX records that may precede it.
 
 use super::super::part::Shard;
 use super::Damage;
 
 pub(super) const BLOCK: u64 = 512;
 
-/// Beyond it, what says how a member is called is a mistake.
+/// Maximum length of a header that gives a name; a longer one is an error.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// What a header is of.
+/// The type of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A contiguous one too.
+    /// Including contiguous files.
     File,
     /// GNU's old form.
     Sparse,
@@ -23,7 +23,7 @@ pub(super) enum Kind {
     LongLink,
     Pax,
     GlobalPax,
-    /// Its data are passed over.
+    /// A member whose data is skipped.
     Unknown,
 }
 
@@ -36,7 +36,7 @@ impl Header {
         let with_blanks = |byte: &(usize, &u8)| !(148..156).contains(&byte.0);
         let bytes = || block.iter().enumerate().filter(with_blanks);
         let unsigned: i64 = 256 + bytes().map(|(_, byte)| i64::from(*byte)).sum::<i64>();
-        // Some old programs added bytes with their sign.
+        // Some old programs summed signed bytes.
         let signed: i64 = 256 + bytes().map(|(_, byte)| i64::from(*byte as i8)).sum::<i64>();
         let said = i64::try_from(said).ok()?;
         (said == unsigned || said == signed)
@@ -53,14 +53,14 @@ impl Header {
             b'S' => Kind::Sparse,
             b'L' => Kind::LongName,
             b'K' => Kind::LongLink,
-            // Solaris' own letter for the same.
+            // Solaris's own letter for the same type.
             b'x' | b'X' => Kind::Pax,
             b'g' => Kind::GlobalPax,
             _ => Kind::Unknown,
         }
     }
 
-    /// Bytes behind the header.
+    /// Size of the data after the header.
     pub fn size(&self) -> Damage<u64> {
         number(&self.0.as_old().size).ok_or_else(|| {
             let name = super::printable(&self.name());
@@ -76,13 +76,13 @@ impl Header {
         self.0.link_name_bytes().unwrap_or_default().into_owned()
     }
 
-    /// The fields that GNU's old sparse form adds.
+    /// The extra fields of GNU's old sparse format.
     pub fn gnu(&self) -> Option<&tar::GnuHeader> {
         self.0.as_gnu()
     }
 }
 
-/// A number in octal digits, or behind a set high bit in binary. An empty field is 0.
+/// A number in octal digits or, with the high bit set, in binary. An empty field is 0.
 pub(super) fn number(field: &[u8]) -> Option<u64> {
     let (first, rest) = field.split_first()?;
     if *first & 0x80 == 0 {
@@ -92,7 +92,7 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
             digits => u64::from_str_radix(digits, 8).ok(),
         };
     }
-    // 0xFF begins a negative one.
+    // 0xFF begins a negative number.
     let first = u64::from(*first & 0x7F);
     rest.iter().try_fold(first, |number, byte| {
         number.checked_mul(256)?.checked_add(u64::from(*byte))
@@ -104,7 +104,7 @@ pub(super) fn until_nul(text: &[u8]) -> &[u8] {
     &text[..end.unwrap_or(text.len())]
 }
 
-/// Where the next header is.
+/// The position of the next header.
 pub(super) fn rounded(end: u64) -> u64 {
     end.saturating_add(BLOCK - 1) / BLOCK * BLOCK
 }
@@ -119,23 +119,23 @@ pub(super) fn text(tar: &impl Shard, at: u64, size: u64) -> Damage<Vec<u8>> {
     Ok(text)
 }
 
-/// The PAX records that say where a file is and how it is called.
+/// The PAX records about a file's position and name.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Pax {
     pub path: Option<Vec<u8>>,
     pub link_path: Option<Vec<u8>>,
     pub size: Option<u64>,
     pub sparse_name: Option<Vec<u8>>,
-    /// Of a sparse file, with its holes.
+    /// Size of a sparse file, including its holes.
     pub real_size: Option<u64>,
-    /// Version 1.0: the map stands before the data.
+    /// Version 1.0: the map precedes the data.
     pub sparse_major: Option<u64>,
-    /// Versions 0.0 and 0.1: places and lengths in turn.
+    /// Versions 0.0 and 0.1: alternating offsets and lengths.
     pub map: Option<Vec<u64>>,
 }
 
 impl Pax {
-    /// Records `LENGTH KEY=VALUE\n`; a value may hold anything.
+    /// Parses records `LENGTH KEY=VALUE\n`; a value may contain any bytes.
     pub fn parse(text: &[u8]) -> Damage<Self> {
         let (mut pax, mut rest) = (Self::default(), text);
         while !rest.is_empty() && rest[0] != 0 {
@@ -180,7 +180,7 @@ impl Pax {
             && (self.map.is_some() || self.sparse_major.is_some_and(|major| major > 0))
     }
 
-    /// Lays `over` over what is there.
+    /// Overrides values with those of `over`.
     pub fn merge(&mut self, over: Pax) {
         self.path = over.path.or(self.path.take());
         self.link_path = over.link_path.or(self.link_path.take());
@@ -192,7 +192,7 @@ impl Pax {
     }
 }
 
-/// The first record without its length, and what follows it.
+/// The first record without its length, and the rest.
 fn record(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let blank = text.iter().position(|byte| *byte == b' ')?;
     let length: usize = std::str::from_utf8(&text[..blank]).ok()?.parse().ok()?;

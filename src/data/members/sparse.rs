@@ -1,4 +1,4 @@
-//! Sparse members: the map of what was stored, in GNU's old form and in PAX's 0.0, 0.1 and 1.0.
+//! Sparse members: the map of the stored data, in GNU's old format and in PAX's 0.0, 0.1 and 1.0.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use super::super::part::{Piece, Place, Shard, Sparse};
 use super::Damage;
 use super::header::{BLOCK, Header, Pax, number};
 
-/// A member is read into memory whole, and a hole takes nothing in a shard.
+/// Maximum size: a member is read into memory as a whole, and holes take no space in a shard.
 const MAX_SIZE: u64 = 1 << 30;
 
-/// Pieces of one member.
+/// Maximum number of pieces per member.
 const MAX_PIECES: usize = 1 << 20;
 
-/// GNU's old form: four pieces in the header, the others in blocks behind it. Gives the place, and
-/// where its data end.
+/// GNU's old format: four pieces in the header, the others in blocks after it. Returns the
+/// position, and the end of the data.
 pub(super) fn old(tar: &impl Shard, data: u64, size: u64, header: &Header) -> Damage<(Place, u64)> {
     let Some(gnu) = header.gnu() else {
         return Err("sparse, without GNU's header".to_string());
@@ -41,7 +41,7 @@ pub(super) fn old(tar: &impl Shard, data: u64, size: u64, header: &Header) -> Da
     Ok((readable(place), data.saturating_add(size)))
 }
 
-/// PAX's forms.
+/// PAX's formats.
 pub(super) fn pax(tar: &impl Shard, data: u64, size: u64, pax: &Pax) -> Place {
     let real_size = pax.real_size.unwrap_or(0);
     readable(match &pax.map {
@@ -51,13 +51,13 @@ pub(super) fn pax(tar: &impl Shard, data: u64, size: u64, pax: &Pax) -> Place {
     })
 }
 
-/// The place, or why it cannot be read: the members behind it are whole.
+/// The position, or why it cannot be read; the members after it are intact.
 fn readable(place: Damage<Place>) -> Place {
     place.unwrap_or_else(|reason| Place::Refused(format!("sparse, and {reason}").into()))
 }
 
-/// Version 1.0: a count, then places and lengths in turn, a decimal number a line, in whole blocks.
-/// Gives their bytes too.
+/// Version 1.0: a count, then alternating offsets and lengths, one decimal number per line, in
+/// whole blocks. Also returns their length in bytes.
 fn map_before_data(tar: &impl Shard, data: u64, size: u64) -> Damage<(Vec<u64>, u64)> {
     let wrong = || "its map of holes cannot be read".to_string();
     let (mut line, mut numbers) = (Vec::new(), Vec::new());
@@ -86,7 +86,7 @@ fn map_before_data(tar: &impl Shard, data: u64, size: u64) -> Damage<(Vec<u64>, 
     Err(wrong())
 }
 
-/// Checks the map and lays the pieces one behind another, from `data` on.
+/// Checks the map and places the pieces one after another, from `data` on.
 fn place(data: u64, stored: u64, size: u64, map: &[u64]) -> Damage<Place> {
     if size > MAX_SIZE {
         return Err(format!(

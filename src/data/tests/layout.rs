@@ -1,5 +1,5 @@
-//! Which folder names a class, what is data, and what is said of it: the same for a folder and for
-//! its tar.
+//! Which folder names a class, which files are data, and which warnings are given: the same for a
+//! folder and for its tar.
 
 use std::fs;
 use std::path::Path;
@@ -20,8 +20,8 @@ fn text(text: &str) -> Vec<u8> {
     text.as_bytes().to_vec()
 }
 
-/// Classes, then key and label of every image, of the files as a folder and as a shard; sorted, for
-/// a shard has its own order.
+/// The classes, and the key and label of every image, for the files as a folder and as a shard;
+/// sorted, because a shard has its own order.
 fn both(files: &Files) -> (Vec<String>, Vec<(String, u32)>, Vec<String>) {
     let root = tempfile::tempdir().unwrap();
     write(&root.path().join("d"), files);
@@ -53,7 +53,7 @@ fn a_level_with_one_folder_for_all_images_names_no_class() {
             &["n01", "n02"],
         ),
         (&["set/a/n01/x/a.png", "set/a/n02/b.png"], &["n01", "n02"]),
-        // As ImageFolder: what lies deeper is of the first level's class.
+        // As in ImageFolder: deeper files belong to the class of the first level.
         (
             &["n01/x/a.png", "n01/y/b.png", "n02/x/c.png"],
             &["n01", "n02"],
@@ -68,7 +68,7 @@ fn a_level_with_one_folder_for_all_images_names_no_class() {
             &["train/n01440764/a.png", "val/x/n01443537/images/b.png"],
             &["n01440764", "n01443537"],
         ),
-        // One class in all: the first folder that is no part's name.
+        // A single class: the first folder that is not the name of a split.
         (&["cats/a.png", "cats/b.png"], &["cats"]),
         (
             &["train/cats/images/a.png", "train/cats/images/b.png"],
@@ -244,13 +244,13 @@ fn captions_are_no_labels_and_that_is_said() {
         doubts[0].contains("41 of the classes 0 to 42 have no image: 0, 1, 2"),
         "{doubts:?}"
     );
-    // Where folders name classes, a number in .txt may be a score.
+    // If folders name classes, a number in a .txt may be a score.
     let mut scored = images(&["cat/a.png", "dog/b.png"]);
     scored.extend([("cat/a.txt", text("5")), ("dog/b.txt", text("6"))]);
     assert_eq!(self::classes(&scored), ["cat", "dog"]);
 }
 
-/// A file of any kind in a folder; a field of the image's key in a shard.
+/// Files of any kind in a folder, or fields of the image's key in a shard.
 #[test]
 fn what_else_lies_beside_images_is_said_of_shards() {
     let root = tempfile::tempdir().unwrap();
@@ -377,7 +377,7 @@ fn images_with_and_without_labels_are_not_mixed() {
     }
 }
 
-/// Names in Latin-1, as old archives have them.
+/// Names in Latin-1, as in old archives.
 #[test]
 fn names_that_are_not_utf_8_matter_for_classes_only() {
     use std::ffi::OsStr;
@@ -439,7 +439,7 @@ fn broken_links_are_named_or_left_out() {
     assert_eq!(opened(root.path(), &["d"], true).unwrap().len(), 2);
     symlink("nothing.tar", root.path().join("s.tar")).unwrap();
     assert!(failure(opened(root.path(), &["s.tar"], false)).contains("a broken link"));
-    // In a circle through two folders.
+    // In a cycle through two folders.
     symlink("../n02", root.path().join("d/n01/other")).unwrap();
     symlink("../n01", root.path().join("d/n02/other")).unwrap();
     assert!(failure(opened(root.path(), &["d"], true)).contains("leads back"));

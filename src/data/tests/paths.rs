@@ -92,7 +92,7 @@ fn a_file_given_twice_is_taken_once() {
             .len(),
         1
     );
-    // A folder does not read the shards in it.
+    // A scan of a folder does not read shards in it.
     assert_eq!(
         opened(root.path(), &["ok", "s.tar"], false).unwrap().len(),
         3
@@ -121,7 +121,7 @@ fn what_a_pattern_matches_is_data_by_the_same_rule() {
         let source = opened(root.path(), &[pattern], false).unwrap();
         assert_eq!(contents(&*source), expected, "{pattern}");
     }
-    // A mask that is named is what is asked for.
+    // A mask that is named explicitly is used.
     assert_eq!(
         opened(root.path(), &["d/0.seg.png"], false).unwrap().len(),
         1

@@ -1,5 +1,5 @@
-//! Tars in all their forms, against what Python's tarfile and webdataset read of the same files
-//! (scripts/test_shards.py).
+//! Tars in all their formats, compared with what Python's tarfile and webdataset read from the same
+//! files (scripts/test_shards.py).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ fn labels_in_fields_are_webdatasets() {
         let samples = samples.as_array().unwrap();
         assert_eq!(labels.len(), samples.len(), "{name}");
         for (label, sample) in labels.into_iter().zip(samples) {
-            // What webdataset gives as text, for its user to read, is a label here.
+            // What webdataset returns as text, to be parsed by its user, is a label here.
             match &sample[2] {
                 Value::Null => assert!(label < 2, "{name}"),
                 expected => assert_eq!(&Value::from(label), expected, "{name}: {}", sample[0]),
@@ -141,7 +141,7 @@ fn archives_one_behind_another_are_all_read() {
             "{name}"
         );
     }
-    // The second archive is cut.
+    // The second archive is truncated.
     fs::write(
         root.path().join("cut.tar"),
         [a.clone(), b[..600].to_vec()].concat(),
