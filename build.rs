@@ -7,10 +7,12 @@
 #[path = "build/trampolines.rs"]
 mod trampolines;
 
+use std::collections::BTreeMap;
 use std::env;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
+use std::sync::Mutex;
 
 const DEFAULT_ARCHS: &str = "80 90a 80+PTX";
 const TOOLKIT: &str = "set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh";
@@ -38,21 +40,20 @@ fn main() {
     trampolines::write(&nvcc(), &out).unwrap_or_else(|e| fail(&format!("{e}; {TOOLKIT}")));
     let kernels = kernels();
     list(&kernels, &out);
-    let compilations: Vec<_> = kernels
-        .into_iter()
-        .map(|source| {
-            std::thread::spawn({
-                let flags = code_flags(&source, &archs);
-                let to = out.join(fat_binary_name(&source));
-                move || compile(&source, &to, &flags)
-            })
-        })
-        .collect();
-    for compilation in compilations {
-        compilation
-            .join()
-            .expect("a compilation reports its failure by exiting");
-    }
+    let version = compiler_version();
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    let waiting = Mutex::new(kernels.into_iter());
+    let next = || waiting.lock().ok()?.next();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.unwrap_or(1) {
+            scope.spawn(|| {
+                while let Some(source) = next() {
+                    let to = out.join(fat_binary_name(&source));
+                    compile(&source, &to, &code_flags(&source, &archs), &version);
+                }
+            });
+        }
+    });
 }
 
 /// Every `src/ops/<op>/kernel*.cu`.
@@ -118,21 +119,18 @@ fn code_flags(source: &Path, archs: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn compile(source: &Path, to: &Path, flags: &[String]) {
+fn compile(source: &Path, to: &Path, flags: &[String], version: &str) {
     if flags.is_empty() {
         std::fs::write(to, []).expect("OUT_DIR can be written"); // no such card in RDPM_CUDA_ARCHS
         return;
     }
-    let made_with = to.with_extension("flags");
-    let flags_text = flags.join(" ");
-    if std::fs::read_to_string(&made_with).is_ok_and(|text| text == flags_text)
-        && newest(source)
-            .zip(modified(to))
-            .is_some_and(|(source, made)| source < made)
-    {
+    // By content, not by time: in a new clone every file is new.
+    let made_from = to.with_extension("made-from");
+    let wanted = format!("{version}\n{flags:?}\n{:016x}", digest(source));
+    if to.exists() && std::fs::read_to_string(&made_from).is_ok_and(|text| text == wanted) {
         return;
     }
-    let _ = std::fs::remove_file(&made_with);
+    let _ = std::fs::remove_file(&made_from);
     let status = Command::new(nvcc())
         .args(["-O3", "-std=c++17", "-fatbin"])
         .args(flags)
@@ -142,31 +140,42 @@ fn compile(source: &Path, to: &Path, flags: &[String]) {
         .status();
     match status {
         Ok(status) if status.success() => {
-            std::fs::write(&made_with, flags_text).expect("OUT_DIR can be written");
+            std::fs::write(&made_from, wanted).expect("OUT_DIR can be written");
         }
         Ok(status) => fail(&format!("nvcc failed on {} ({status})", source.display())),
         Err(e) => fail(&format!("nvcc cannot be started ({e}); {TOOLKIT}")),
     }
 }
 
-/// When a kernel or any of the headers was last changed.
-fn newest(source: &Path) -> Option<SystemTime> {
-    let mut newest = modified(source)?;
-    for folder in std::fs::read_dir("src/ops").ok()?.flatten() {
-        let Ok(files) = std::fs::read_dir(folder.path()) else {
+/// A digest of a kernel's text and that of every header it includes.
+fn digest(source: &Path) -> u64 {
+    let mut texts = BTreeMap::new();
+    let mut unread = vec![source.to_path_buf()];
+    while let Some(path) = unread.pop() {
+        if texts.contains_key(&path) {
             continue;
-        };
-        for file in files.flatten().map(|f| f.path()) {
-            if file.extension().is_some_and(|e| e == "cuh") {
-                newest = newest.max(modified(&file)?);
-            }
         }
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|e| fail(&format!("{} cannot be read: {e}", path.display())));
+        let folder = path.parent().expect("a kernel lies in a folder");
+        unread.extend(
+            text.lines()
+                .filter_map(|line| line.strip_prefix("#include \"")?.split('"').next())
+                .map(|included| folder.join(included)),
+        );
+        texts.insert(path, text);
     }
-    Some(newest)
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    hasher.finish()
 }
 
-fn modified(file: &Path) -> Option<SystemTime> {
-    std::fs::metadata(file).ok()?.modified().ok()
+/// What the compiler says of its version.
+fn compiler_version() -> String {
+    match Command::new(nvcc()).arg("--version").output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(e) => fail(&format!("nvcc cannot be started ({e}); {TOOLKIT}")),
+    }
 }
 
 fn fail(message: &str) -> ! {
