@@ -1,8 +1,10 @@
-//! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that the program carries, and readies the
-//! link without CUDA's libraries (build/trampolines.rs). Only with the feature `cuda`.
+//! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that are embedded in the
+//! program, and prepares linking without CUDA's libraries (build/trampolines.rs). Only with the
+//! feature `cuda`.
 //!
-//! `RDPM_CUDA_ARCHS` lists what for, separated by spaces or commas: `80` is machine code for compute capability 8.0,
-//! `80+PTX` the intermediate code that a driver compiles for later cards. A `kernel*_sm90.cu` is compiled for `90a` alone.
+//! `RDPM_CUDA_ARCHS` lists the targets, separated by spaces or commas: `80` is machine code for
+//! compute capability 8.0, `80+PTX` is PTX, which a driver compiles for later GPUs. A
+//! `kernel*_sm90.cu` is compiled only for `90a`.
 
 #[path = "build/trampolines.rs"]
 mod trampolines;
@@ -64,7 +66,7 @@ fn kernels() -> Vec<PathBuf> {
         let Ok(files) = std::fs::read_dir(&folder) else {
             continue;
         };
-        // A file that is added is a change of its folder.
+        // Adding a file changes its folder.
         println!("cargo:rerun-if-changed={}", folder.display());
         for file in files.flatten().map(|f| f.path()) {
             let extension = file.extension().and_then(|e| e.to_str());
@@ -80,7 +82,7 @@ fn kernels() -> Vec<PathBuf> {
     found
 }
 
-/// What `src/ops/cuda/mod.rs` includes: each fat binary by the name of its operation.
+/// Writes what `src/ops/cuda/mod.rs` includes: each fat binary under its operation's name.
 fn list(kernels: &[PathBuf], out: &Path) {
     let entries: String = kernels
         .iter()
@@ -95,7 +97,8 @@ fn list(kernels: &[PathBuf], out: &Path) {
         .expect("OUT_DIR can be written");
 }
 
-/// `attention/kernel_sm90.cu` becomes `attention_sm90.fatbin`, `attention/kernel.cu` `attention.fatbin`.
+/// `attention/kernel_sm90.cu` becomes `attention_sm90.fatbin`, `attention/kernel.cu`
+/// `attention.fatbin`.
 fn fat_binary_name(source: &Path) -> String {
     let part = |p: Option<&std::ffi::OsStr>| {
         p.expect("a kernel lies in a folder")
@@ -121,7 +124,7 @@ fn code_flags(source: &Path, archs: &[&str]) -> Vec<String> {
 
 fn compile(source: &Path, to: &Path, flags: &[String], version: &str) {
     if flags.is_empty() {
-        std::fs::write(to, []).expect("OUT_DIR can be written"); // no such card in RDPM_CUDA_ARCHS
+        std::fs::write(to, []).expect("OUT_DIR can be written"); // not in RDPM_CUDA_ARCHS
         return;
     }
     // By content, not by time: in a new clone every file is new.

@@ -1,15 +1,17 @@
-//! Lists the functions of CUDA's libraries for `src/ops/cuda/trampolines.rs`, and keeps the linker from those libraries.
+//! Generates one jump stub per function of CUDA's libraries, resolved lazily
+//! (`src/ops/cuda/trampolines.rs`), so that the linker does not need the libraries.
 //!
-//! candle asks the linker for `-lcuda`, `-lcublas` and others as shared libraries. A folder of empty archives of
-//! these names, searched first, answers it: the functions themselves are trampolines in this crate, one for
-//! every function that the toolkit's headers declare. `-lcudart` becomes the toolkit's static runtime.
+//! candle asks the linker for `-lcuda`, `-lcublas` and others as shared libraries. A folder with
+//! empty archives of these names is searched first and satisfies the linker. The functions
+//! themselves are trampolines in this crate, one for every function that the toolkit's headers
+//! declare. `-lcudart` becomes the toolkit's static runtime.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
-/// The library's name, its header, and what its functions' names begin with; the longer beginning first.
+/// The library's name, its header, and the prefixes of its functions' names, longer prefixes first.
 const LIBRARIES: [(&str, &str, &str); 5] = [
     ("cublasLt", "cublasLt.h", "cublasLt"),
     ("cublas", "cublas_v2.h", "cublas"),
@@ -20,10 +22,11 @@ const LIBRARIES: [(&str, &str, &str); 5] = [
 
 /// An archive without members.
 const EMPTY_ARCHIVE: &[u8] = b"!<arch>\n";
-/// What the static runtime needs stood in libraries of their own before glibc 2.34.
+/// Before glibc 2.34, the static runtime's dependencies were separate libraries.
 const STATIC_RUNTIME: &str = "INPUT ( -lcudart_static AS_NEEDED ( -ldl -lrt -lpthread ) )\n";
 
-/// Writes `trampolines.s` and `functions.rs` to `out`, and the folder that the linker searches first.
+/// Writes `trampolines.s` and `functions.rs` to `out`, and the folder that the linker searches
+/// first.
 pub fn write(nvcc: &Path, out: &Path) -> Result<(), String> {
     let mut functions = BTreeSet::new();
     for declared in declared_functions(&declarations(nvcc, out)?) {
@@ -56,7 +59,8 @@ pub fn write(nvcc: &Path, out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The libraries' headers after the preprocessor, which gives a function the name that is linked (`cuMemAlloc_v2`).
+/// The preprocessed headers of the libraries; preprocessing gives functions the names that are
+/// linked (`cuMemAlloc_v2`).
 fn declarations(nvcc: &Path, out: &Path) -> Result<String, String> {
     let source = out.join("declarations.c");
     let includes: String = LIBRARIES
@@ -78,7 +82,7 @@ fn declarations(nvcc: &Path, out: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Every name that a parenthesis follows.
+/// Every name that is followed by a parenthesis.
 fn declared_functions(source: &str) -> impl Iterator<Item = String> {
     source.match_indices('(').filter_map(|(at, _)| {
         let before = source[..at].trim_end();

@@ -61,7 +61,7 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
-/// σ(x) = 1/(1 + e⁻ˣ); never below 1e-37.
+/// σ(x) = 1/(1 + e⁻ˣ); saturates at e⁻⁸⁷ ≈ 1.6e-38.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     let (p, n) = exp_parts(-x, -87.0, 87.0);

@@ -1,4 +1,5 @@
-//! Sampling on the user's own card against the CPU: the choice of codes from the same logits, the noise's bits, and whole samples of a small model.
+//! Compares sampling on the user's GPU with the CPU: the choice of codes from the same logits, the
+//! bits of the noise, and whole samples of a small model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::store::Scope;
 const SEED: u64 = (3 << 40) + 17;
 const CLASSES: usize = 7;
 
-/// The kernels alone: every range of K, and codes added to the sums.
+/// The kernels alone: every range of K, and the update of the sums.
 pub fn sample(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for k in [520, 4096, 4104, 9000] {
@@ -47,7 +48,8 @@ fn row(name: impl Into<String>, error: f64, allowed: f64) -> Row {
     }
 }
 
-/// The same logits, the same uniforms: the same codes. With `ties` the logits are few numbers, so that cuts go through equal ones.
+/// Same logits and uniforms, so the same codes. With `ties` the logits take few values, so that
+/// top-k and top-p cut between equal ones.
 fn choices(gpu: &Gpu, k: usize, ties: bool) -> Result<Vec<Row>> {
     let (b, n, t) = (2, 5, 4);
     let indices = [9u64, 1 << 35];
@@ -121,7 +123,8 @@ fn choices(gpu: &Gpu, k: usize, ties: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The sums with a step's codes added, and the next step's rows twice, at an odd size.
+/// The sums with a step's codes added, and the next step's input rows for both halves, at an odd
+/// size.
 fn advanced(gpu: &Gpu, bias: bool) -> Result<Vec<Row>> {
     let (b, h, w, d, k, t) = (2, 3, 5, 16, 40, 3);
     let random = |seed, shape: &[usize]| {
@@ -195,7 +198,7 @@ fn seeded(gpu: &Gpu, indices: &[u64]) -> Result<(Buffer<u32>, Buffer<u64>)> {
     ))
 }
 
-/// Runs in which a kernel that does not wait for the one before it should show.
+/// Enough runs to detect a kernel that does not wait for the previous one.
 const EARLY_RUNS: usize = 100;
 
 fn options() -> SampleOptions {
@@ -209,7 +212,8 @@ fn options() -> SampleOptions {
     }
 }
 
-/// A small model whose codes do not touch their neighbours, so that an equal vector is an equal code.
+/// A small model whose codes do not affect their neighbours, so that equal vectors mean equal
+/// codes.
 pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut config = small(8, true);
     (config.quantizer.steps, config.quantizer.bias) = (3, false);
@@ -237,7 +241,7 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     };
     let on_gpu = sampler_on(gpu.clone())?;
     let sample = |from, to| sample_on(&on_gpu, from, to);
-    // Ahead of the batch of 12, whose buffers would serve a single image too.
+    // Before the batch of 12, whose buffers could also hold a single image.
     let mut one_by_one = Vec::new();
     for i in 0..12 {
         one_by_one.extend(flat(&sample(i, i + 1)?[2])?);
@@ -270,10 +274,11 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         differing(&one_by_one, &whole, d),
         0.15,
     ));
-    // Where a batch is large for the card, branches are added to the stream within their products.
+    // If a batch is large for the GPU, branches are added to the residual stream within their
+    // GEMMs.
     let on_few = sampler_on(Arc::new(gpu.taken_for(false, 4)))?;
     rows.push(row(
-        "sampling: sums of a batch large for the card that differ from the CPU's in f32, share",
+        "sampling: sums of a batch large for the GPU that differ from the CPU's in f32, share",
         differing(
             &flat(&sample_on(&on_few, 0, 12)?[2])?,
             &flat(&expected[2])?,
@@ -290,7 +295,7 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
             most = most.max(share_that_differs(&found, &expected));
         }
         rows.push(row(
-            format!("sampling: sums of {to} images by kernels that begin before the last one has ended, bits that differ"),
+            format!("sampling: sums of {to} images by kernels that start before the previous one has ended, bits that differ"),
             most,
             0.0,
         ));
@@ -302,14 +307,14 @@ fn flat(x: &Tensor) -> Result<Vec<f32>> {
     x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
 }
 
-/// The share of vectors of d that are not alike.
+/// The share of vectors of length d that differ.
 fn differing(a: &[f32], b: &[f32], d: usize) -> f64 {
     let alike = |(a, b): (&[f32], &[f32])| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
     let vectors = a.chunks_exact(d).zip(b.chunks_exact(d));
     vectors.filter(|&pair| !alike(pair)).count() as f64 / (b.len() / d) as f64
 }
 
-/// The input rows' noise is the CPU's, rounded to bf16.
+/// The noise in the input rows is the CPU's, rounded to bf16.
 fn noise(gpu: &Gpu, config: &Config, indices: &[u64], sampler: &GpuSampler) -> Result<f64> {
     let (b, side, d) = (indices.len(), config.grid(), config.tokenizer.embed_dim);
     let rows = Buffer::<bf16>::zeros(gpu, b * side * side * 2 * d)?;

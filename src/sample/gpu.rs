@@ -1,7 +1,9 @@
-//! Sampling on a GPU by the hand-written kernels in bf16: Algorithm 2 as one captured graph over preallocated buffers.
+//! Sampling on a GPU with custom bf16 kernels: Algorithm 2 as one captured CUDA graph over
+//! preallocated buffers.
 //!
-//! All T steps of a batch are one launch from the host. Conditions and modulations of every t are computed once, before the first step;
-//! a step with λ_t = 0 leaves out the unconditional half; noise and uniforms are the CPU's bit for bit, drawn where they are used.
+//! All T steps of a batch are one launch from the host. Conditions and modulations of every t are
+//! computed once, before the first step. A step with λ_t = 0 skips the unconditional half. Noise
+//! and uniforms are bit-identical to the CPU's, and drawn where they are used.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,7 +20,7 @@ use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 
-/// A generator's weights on the card, and the graph of the batch size and options that were asked for last.
+/// A generator's weights on the GPU, and the graph for the last batch size and options.
 pub struct GpuSampler {
     network: Network,
     tables: Tables,
@@ -27,11 +29,11 @@ pub struct GpuSampler {
     plan: Mutex<Option<CapturedBatch>>,
 }
 
-/// The buffers of a batch and the work over them.
+/// The buffers of a batch and the captured work.
 struct CapturedBatch {
     batch: usize,
     options: SampleOptions,
-    /// Images a pass of the transformer: the batch, twice with guidance.
+    /// Images per pass of the transformer: the batch, or twice the batch with guidance.
     rows: usize,
     /// [T, rows]
     conditions: Conditions,
@@ -47,11 +49,11 @@ struct CapturedBatch {
 
 struct Graph(CudaGraph);
 
-// SAFETY: a plan, and so its graph, is used behind a lock, by one thread at a time.
+// SAFETY: the captured batch, and so its graph, is used behind a lock, by one thread at a time.
 unsafe impl Send for Graph {}
 
 impl GpuSampler {
-    /// Errors: sizes that the kernels do not serve, by name; a parameter is missing.
+    /// Errors: sizes that the kernels do not support, by name; a missing parameter.
     pub fn new(
         gpu: Arc<Gpu>,
         config: &Config,
@@ -70,7 +72,7 @@ impl GpuSampler {
         })
     }
 
-    /// Errors: sizes that the kernels do not serve, by name.
+    /// Errors: sizes that the kernels do not support, by name.
     pub fn serves(config: &Config, classes: usize) -> Result<()> {
         Sizes::of(config, classes, 1).map(|_| ())
     }
@@ -83,7 +85,7 @@ impl GpuSampler {
         &self.network.gpu
     }
 
-    /// z'_1 .. z'_T, each [B,h,w,d], of labels [B] and the samples' numbers [B].
+    /// z'_1 .. z'_T, each [B,h,w,d], for labels [B] and the samples' numbers [B].
     ///
     /// Errors: logits that are not finite.
     pub fn latents(
@@ -112,7 +114,7 @@ impl GpuSampler {
             .collect()
     }
 
-    /// Launches the last batch's work again, as it is: for timing.
+    /// Launches the last batch again with the same inputs, for timing.
     pub fn repeat(&self) -> Result<()> {
         match &*self.lock() {
             Some(plan) => plan.launch(),
@@ -126,7 +128,8 @@ impl GpuSampler {
             .expect("no thread panics while it holds this lock")
     }
 
-    /// The plan for these options and at least `batch` images: the last one where it serves.
+    /// A captured batch for these options and at least `batch` images; the last one is reused if it
+    /// fits.
     fn ready<'a>(
         &self,
         plan: &'a mut Option<CapturedBatch>,
@@ -167,7 +170,7 @@ impl GpuSampler {
             .flat_map(|t| std::iter::repeat_n(t, rows))
             .collect();
         plan.conditions.t.write(&t)?;
-        // Once as it is: kernels are loaded and algorithms chosen outside the capture.
+        // A first run outside the capture loads kernels and chooses algorithms.
         self.launch_all(&plan)?;
         gpu.synchronize()?;
         let stream = gpu.stream();
@@ -181,7 +184,7 @@ impl GpuSampler {
         Ok(plan)
     }
 
-    /// What a run reads; images beyond the labels repeat the first.
+    /// Writes a run's inputs; images beyond the labels repeat the first.
     fn give(
         &self,
         plan: &mut CapturedBatch,
@@ -209,7 +212,7 @@ impl GpuSampler {
             seed: plan.seed.address(),
             indices: plan.indices.address(),
         };
-        // z'_t, none for t = 0
+        // z'_t; 0 (none) for t = 0
         let sum = |t: usize| match t {
             0 => 0,
             t => plan.sums.at((t - 1) * map.iter().product::<usize>()),

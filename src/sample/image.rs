@@ -1,23 +1,23 @@
-//! Tensor to picture: [B,H,W,3] in [-1,1] becomes bytes by round((x+1)·127.5), clamped [ours].
+//! Tensors to images: [B,H,W,3] in [-1,1] becomes 8-bit by round((x+1)·127.5), clamped [ours].
 
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Context, Error, Result, hinted};
 
-/// The B pictures of `images` [B,H,W,3]; a half rounds to the even byte, as PyTorch does.
+/// The B images of `images` [B,H,W,3]; ties round to even, as in PyTorch.
 ///
-/// Errors: a picture holds NaN or infinity; it is named by its place.
+/// Errors: an image holds NaN or infinity; it is named by its index.
 pub fn to_rgb(images: &Tensor) -> Result<Vec<RgbImage>> {
-    named_rgb(images, |i| format!("picture {i} of the batch"))
+    named_rgb(images, |i| format!("image {i} of the batch"))
 }
 
-/// As [`to_rgb`]; an error calls picture i `name(i)`.
+/// Like [`to_rgb`]; errors call image i `name(i)`.
 pub fn named_rgb(images: &Tensor, name: impl Fn(usize) -> String) -> Result<Vec<RgbImage>> {
     let (_, h, w, c) = images.dims4()?;
     anyhow::ensure!(
         c == 3,
-        "a picture has 3 channels in the last dimension, found {c}"
+        "an image has 3 channels in the last dimension, found {c}"
     );
     let values = images
         .to_device(&Device::Cpu)?
@@ -32,21 +32,21 @@ pub fn named_rgb(images: &Tensor, name: impl Fn(usize) -> String) -> Result<Vec<
                 return Err(not_finite(&name(i), "its pixels"));
             }
             let bytes = picture.iter().map(|&x| byte(x)).collect();
-            RgbImage::from_raw(w as u32, h as u32, bytes).context("an empty picture")
+            RgbImage::from_raw(w as u32, h as u32, bytes).context("an empty image")
         })
         .collect()
 }
 
-/// The error of an image that came to NaN or infinity; `what` of it did.
+/// The error for an image with NaN or infinity in its `what`.
 pub fn not_finite(image: &str, what: &str) -> Error {
     hinted(
         format!("{image}: {what} are not finite (NaN or infinity)"),
-        "the model has diverged, or its weights are damaged: name another, or an earlier checkpoint of its run \
+        "the model has diverged, or its weights are damaged: use another, or an earlier checkpoint of its run \
          (RUN/checkpoints/step-N)",
     )
 }
 
-/// Equal pictures as [B,H,W,3] in [-1,1].
+/// Images of equal size as [B,H,W,3] in [-1,1].
 pub fn from_rgb(pictures: &[RgbImage], device: &Device) -> Result<Tensor> {
     let (w, h) = pictures.first().context("no picture")?.dimensions();
     let values: Vec<f32> = pictures
@@ -74,7 +74,7 @@ mod tests {
         let pictures = to_rgb(&Tensor::from_vec(x, (2, 1, 2, 3), &Device::Cpu)?)?;
         assert_eq!(pictures.len(), 2);
         assert_eq!(pictures[0].dimensions(), (2, 1));
-        // 127.5 rounds to the even 128; 63.75, 159.375.
+        // 127.5 rounds to the even 128; the others are 63.75 and 159.375.
         assert_eq!(pictures[0].as_raw(), &[0, 255, 128, 0, 255, 64]);
         assert_eq!(pictures[1].as_raw(), &[159, 254, 1, 140, 153, 166]);
         let again = to_rgb(&from_rgb(&pictures, &Device::Cpu)?)?;

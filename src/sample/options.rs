@@ -36,7 +36,8 @@ impl SampleOptions {
         self.choice(t, steps).lambda != 0.0
     }
 
-    /// What is done to the logits of step t of `steps`; λ_t is λ, or λ(t−1)/(T−1), or λ where T = 1 [ours: the line's ends].
+    /// The operations on the logits of step t of `steps`. λ_t is λ, or with the linear schedule
+    /// λ(t−1)/(T−1), and λ if T = 1 [ours: the endpoints of the line].
     pub(super) fn choice(&self, t: usize, steps: usize) -> Choice {
         let lambda = match self.cfg_schedule {
             CfgSchedule::Linear if steps > 1 => self.cfg * (t - 1) as f64 / (steps - 1) as f64,

@@ -1,4 +1,4 @@
-//! A trained model ready for use: the tensors of a bundle or a run in their modules.
+//! A trained model ready for use: the tensors of a bundle or a run, loaded into modules.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::store::bundle::{Bundle, Tensors};
 use crate::store::model::{self, Weights};
 use crate::store::{Scope, digest};
 
-/// A tokenizer and, where there is one, its generator.
+/// A tokenizer and, if there is one, its generator.
 pub struct Pretrained {
     pub path: PathBuf,
     pub config: Config,
@@ -21,13 +21,14 @@ pub struct Pretrained {
     pub classes: Classes,
     pub tokenizer: Tokenizer,
     pub device: Device,
-    /// With the number of its classes.
+    /// With its number of classes.
     generator: Option<(Generator, usize)>,
     bundle: Bundle,
 }
 
 impl Pretrained {
-    /// The model of `--model` (see [`model::locate`]), its moving average, on `device`.
+    /// The model of `--model` (see [`model::locate`]) on `device`, with the weights of the moving
+    /// average.
     pub fn open(asked: Option<&Path>, device: &Device) -> Result<Self> {
         let path = model::locate(asked)?;
         let bundle = model::load(&path, Weights::Ema)?;
@@ -67,7 +68,8 @@ impl Pretrained {
         Ok(sampler)
     }
 
-    /// What [`Pretrained::sampler`] computes by: samples of two such differ.
+    /// The name of the implementation behind [`Pretrained::sampler`]; different implementations
+    /// give different samples.
     pub fn sampler_name(&self) -> &'static str {
         #[cfg(feature = "cuda")]
         if let Some((_, classes)) = &self.generator
@@ -94,7 +96,7 @@ impl Pretrained {
         self.config.grid()
     }
 
-    /// A digest of all weights, the tokenizer's and the generator's.
+    /// A hash of all weights of the tokenizer and the generator.
     pub fn hash(&self) -> Result<String> {
         let mut tensors = self.bundle.tokenizer.clone();
         for (name, tensor) in self.bundle.generator.iter().flatten() {
@@ -103,12 +105,12 @@ impl Pretrained {
         digest::of_tensors(&tensors)
     }
 
-    /// A digest of the configuration.
+    /// A hash of the configuration.
     pub fn config_hash(&self) -> Result<String> {
         Ok(digest::of_bytes(self.config.to_json()?.as_bytes()))
     }
 
-    /// What ties codes to this tokenizer.
+    /// The hash that ties codes to this tokenizer.
     pub fn tokenizer_hash(&self) -> Result<String> {
         self.bundle.tokenizer_hash()
     }
@@ -126,18 +128,18 @@ fn generator(tensors: &Tensors, config: &Config, device: &Device) -> Result<(Gen
     Ok((generator, classes))
 }
 
-/// A module of exactly these tensors.
+/// A module that consists of exactly these tensors.
 fn built<M>(
     tensors: &Tensors,
     device: &Device,
     make: impl FnOnce(&Scope) -> candle_core::Result<M>,
 ) -> Result<M> {
     let scope = Scope::load(tensors, device).frozen();
-    let damaged = "the file is damaged, or its configuration is another model's";
+    let damaged = "the file is damaged, or its configuration belongs to another model";
     let module = make(&scope).map_err(|e| hinted(e.to_string(), damaged))?;
     match scope.unused().first() {
         Some(name) => Err(hinted(
-            format!("`{name}` belongs to no part of the model"),
+            format!("`{name}` is not part of the model"),
             damaged,
         )),
         None => Ok(module),

@@ -1,7 +1,8 @@
-//! Sampling (Algorithm 2): from labels to z'_T, a step of codes after the other, with classifier-free guidance.
+//! Sampling (Algorithm 2): from labels to z'_T, the codes of one step after the other, with
+//! classifier-free guidance.
 //!
-//! z'_0 = 0; for t = 1..T: ε_t ~ N(0,1), v̂ = f(ε_t, y, t, z'_{t−1}), guided by λ_t; ĉ_t chosen from v̂ (Eq. 8, see
-//! [`choose`](super::choose)); z'_t = z'_{t−1} + v'(ĉ_t). The image is D(z'_T).
+//! z'_0 = 0; for t = 1..T: ε_t ~ N(0,1), v̂ = f(ε_t, y, t, z'_{t−1}), guided by λ_t; ĉ_t chosen
+//! from v̂ (Eq. 8, see [`choose`](super::choose)); z'_t = z'_{t−1} + v'(ĉ_t). The image is D(z'_T).
 //! Labels u32 [B]; ε_t and z'_t [B,h,w,d]; v̂ [B,N,K]; images [B,H,W,3].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,13 +21,14 @@ use crate::model::tokenizer::Tokenizer;
 use crate::ops::{self, Noise, finite};
 use crate::rng::{Purpose, uniform};
 
-/// Images decoded at once on a GPU: the decoder's maps are many times the size of the latents.
+/// Number of images decoded at a time on a GPU: the decoder's activations are many times the size
+/// of the latents.
 const DECODED_AT_ONCE: usize = 64;
 
-/// Where a batch's random numbers come from.
+/// The source of a batch's random numbers.
 #[derive(Debug, Clone, Copy)]
 pub enum Draws<'a> {
-    /// By seed and each sample's number, so that they do not depend on the batch.
+    /// From a seed and each sample's number, so that they do not depend on the batch.
     Seeded { seed: u64, indices: &'a [u64] },
     /// ε [T,B,h,w,d] and uniforms in (0,1) [T,B,N,K], to compare with other implementations.
     Given {
@@ -43,7 +45,7 @@ impl Draws<'_> {
         }
     }
 
-    /// Of some images: [B,N,K].
+    /// For some images: [B,N,K].
     fn uniform(
         &self,
         t: usize,
@@ -89,8 +91,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The same by the GPU's kernels in bf16, where the tokenizer lies on one and they serve the model's sizes; `parameters` are the
-    /// generator's.
+    /// The same with the GPU's bf16 kernels, if the tokenizer is on a GPU and the kernels support
+    /// the model's sizes; `parameters` are the generator's.
     #[cfg(feature = "cuda")]
     pub fn on_gpu(
         mut self,
@@ -107,7 +109,7 @@ impl<'a> Sampler<'a> {
                     let sampler = GpuSampler::new(gpu, config, classes, parameters, quantizer)?;
                     self.gpu = Some(sampler);
                 }
-                Err(e) => tracing::warn!("sampling by plain tensor operations in f32: {e}"),
+                Err(e) => tracing::warn!("sampling with plain tensor operations in f32: {e}"),
             }
         }
         Ok(self)
@@ -115,7 +117,8 @@ impl<'a> Sampler<'a> {
 
     /// z'_1 .. z'_T, each [B,h,w,d].
     ///
-    /// Errors: a label that is no class; draws of another batch; logits that are not finite.
+    /// Errors: a label outside the classes; random numbers for another batch size; logits that are
+    /// not finite.
     pub fn latents(
         &self,
         labels: &[u32],
@@ -123,7 +126,10 @@ impl<'a> Sampler<'a> {
         options: &SampleOptions,
     ) -> Result<Vec<Tensor>> {
         if let Some(label) = labels.iter().find(|&&l| l as usize >= self.classes) {
-            anyhow::bail!("label {label} is no class: there are {}", self.classes);
+            anyhow::bail!(
+                "label {label} is out of range: there are {} classes",
+                self.classes
+            );
         }
         #[cfg(feature = "cuda")]
         if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
@@ -143,7 +149,8 @@ impl<'a> Sampler<'a> {
                 let of = |x: &Tensor| x.narrow(0, images.start, images.len());
                 let (noise, sum) = (of(&noise)?, of(&sum)?);
                 let modulation = conditions.of(images.clone())?;
-                let logits = logits(generator, &noise, &sum, &modulation, choice.lambda)?; // [B,N,K]
+                // [B,N,K]
+                let logits = logits(generator, &noise, &sum, &modulation, choice.lambda)?;
                 let uniform = match options.gumbel {
                     true => Some(draws.uniform(t, images.clone(), logits.dims3()?)?),
                     false => None,
@@ -166,7 +173,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The modulations of step t, computed once for each label, whichever images have it.
+    /// The modulations of step t, computed once per distinct label.
     fn conditions(&self, labels: &[u32], t: usize, guided: bool) -> Result<Conditions> {
         let device = self.tokenizer.quantizer.codebook.embedding.device();
         let distinct: BTreeSet<u32> = labels.iter().copied().collect();
@@ -187,7 +194,8 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// The error of step `t`'s choice of images from `first` on, with the number of the one whose logits are not finite.
+/// The error of step `t`'s choice for the images from `first` on, with the number of the image
+/// whose logits are not finite.
 fn named(
     logits: &Tensor,
     draws: &Draws,
@@ -205,16 +213,16 @@ fn named(
     ))
 }
 
-/// The modulations of the labels of a batch: a row each, or its own and the empty condition's.
+/// The modulations of a batch's labels: one row per label, or two with the empty condition's.
 struct Conditions {
     modulation: Modulation,
-    /// Of each image's label, its first row.
+    /// The first row of each image's label.
     first: Vec<u32>,
     rows: u32,
 }
 
 impl Conditions {
-    /// Of some images: their own rows, then the empty condition's as often.
+    /// The rows of some images, followed by as many rows of the empty condition.
     fn of(&self, images: Range<usize>) -> candle_core::Result<Modulation> {
         let first = &self.first[images];
         let numbers = (0..self.rows).flat_map(|row| first.iter().map(move |first| first + row));
@@ -222,9 +230,10 @@ impl Conditions {
     }
 }
 
-/// v̂ [B,N,K] from ε_t and z'_{t−1}, [B,h,w,d] each; `modulation` has the unconditional half's rows too where λ is not 0.
+/// v̂ [B,N,K] from ε_t and z'_{t−1}, [B,h,w,d] each; if λ is not 0, `modulation` also has the rows
+/// of the unconditional half.
 ///
-/// The head is linear, so that c + λ(c − u) is taken in front of it: half of its work.
+/// The head is linear, so c + λ(c − u) is applied before it, which halves its work.
 fn logits(
     generator: &Generator,
     noise: &Tensor,
@@ -236,7 +245,7 @@ fn logits(
     if lambda == 0.0 {
         return generator.head(&generator.transform(&x, modulation)?);
     }
-    // Both halves in one batch: an image's bits do not depend on what it is batched with.
+    // Both halves in one batch: an image's bits do not depend on the rest of its batch.
     let x = generator.transform(&Tensor::cat(&[&x, &x], 0)?, modulation)?;
     let halves = x.chunk(2, 0)?;
     let (c, u) = (&halves[0], &halves[1]);
@@ -250,8 +259,9 @@ pub fn decode(tokenizer: &Tokenizer, z: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// What `f` makes of `b` images, one below the other. On a CPU it takes them one by one, side by side: what an image
-/// needs stays in its core's caches, and where every thread has one, none waits for another. Elsewhere `at_once`.
+/// Concatenates the results of `f` for `b` images. On a CPU, images are processed one by one, in
+/// parallel: an image's data stays in its core's caches, and no thread waits for another. Elsewhere
+/// `at_once` images are processed at a time.
 fn side_by_side(
     b: usize,
     device: &Device,
@@ -297,7 +307,7 @@ mod tests {
         config
     }
 
-    /// Both models with every parameter random: at their start, logits are all zero.
+    /// Both models with random parameters; with their initial values, all logits would be zero.
     fn models(config: &Config, classes: usize) -> Result<(Generator, Tokenizer)> {
         let scope = Scope::init(5, &Device::Cpu);
         let generator = Generator::new(config, classes, &scope.push("generator"))?;

@@ -97,7 +97,7 @@ impl GpuTrainer {
         self.activations.conditions.t.write(examples.t)?;
         self.activations.conditions.labels.write(examples.labels)?;
         self.indices.write(examples.indices)?;
-        self.order.write(&Until::furthest_first(examples.t))?;
+        self.order.write(&Until::longest_first(examples.t))?;
         let a = &self.activations;
         let to = ExamplesAt {
             noise: a.noise.address(),

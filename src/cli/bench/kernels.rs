@@ -90,7 +90,7 @@ impl Bench {
             control: Buffer::from_host(&gpu, &control)?,
             partials: Buffer::zeros(&gpu, 1024)?,
             indices: Buffer::from_host(&gpu, &(0..batch as u64).collect::<Vec<_>>())?,
-            order: Buffer::from_host(&gpu, &Until::furthest_first(&t))?,
+            order: Buffer::from_host(&gpu, &Until::longest_first(&t))?,
             seed: Buffer::from_host(&gpu, &[7, 0])?,
             codes: Buffer::zeros(&gpu, s.steps * s.rows())?,
             sums: Buffer::zeros(&gpu, s.rows() * d)?,

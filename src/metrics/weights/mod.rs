@@ -51,7 +51,7 @@ pub fn read_hashed(path: &Path) -> Result<(BTreeMap<String, Tensor>, String)> {
     Ok((tensors::read_network(path)?, digest::sha256(path)?))
 }
 
-/// Contains `://` after a first word, which no existing path begins with.
+/// Whether `asked` is an address, by its scheme.
 fn is_address(asked: &str) -> bool {
     ["http://", "https://", "hf://"]
         .iter()

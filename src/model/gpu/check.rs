@@ -229,7 +229,7 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
     let latents = Buffer::from_host(gpu, &all(&v)?)?;
     let given = Buffer::from_host(gpu, &all(&given)?)?;
     let indices = Buffer::from_host(gpu, &indices)?;
-    let order = Buffer::from_host(gpu, &Until::furthest_first(&t))?;
+    let order = Buffer::from_host(gpu, &Until::longest_first(&t))?;
     let t = Buffer::from_host(gpu, &t)?;
     let until = Until {
         t: t.address(),

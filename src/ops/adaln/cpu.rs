@@ -1,5 +1,5 @@
-//! Modulated RMSNorm and the gated residual on the CPU. Rows go forward in blocks; on the way back images stand side by
-//! side, because each has sums of its own.
+//! Modulated RMSNorm and the gated residual on the CPU. The forward pass is parallel over blocks of
+//! rows, the backward pass over images, because each image has its own sums.
 
 use crate::ops::{blocks, simd, slices};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -53,7 +53,8 @@ impl CustomOp3 for RmsNormModulate {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    /// With x̂ = x·r and g = dy·(1 + scale): dx = r·(g − x̂·mean(g·x̂)), dshift = Σ dy, dscale = Σ dy·x̂.
+    /// With x̂ = x·r and g = dy·(1 + scale): dx = r·(g − x̂·mean(g·x̂)), dshift = Σ dy, dscale = Σ
+    /// dy·x̂.
     fn bwd(
         &self,
         x: &Tensor,

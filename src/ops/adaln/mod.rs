@@ -1,9 +1,12 @@
-//! The two ends of an AdaLN-Zero branch (DiT, section 3.2; the paper's section 4.2), shift, scale and gate one row an image.
+//! The two ends of an AdaLN-Zero branch (DiT, section 3.2; the paper's section 4.2), with one row
+//! of shift, scale and gate per image.
 //!
-//! - `rms_norm_modulate`: y = x/√(mean(x²) + eps)·(1 + scale) + shift, the mean over C (RMSNorm without weight).
+//! - `rms_norm_modulate`: y = x/√(mean(x²) + eps)·(1 + scale) + shift, the mean over C (RMSNorm
+//!   without weight).
 //! - `gate_residual`: y = x + gate·branch.
 //!
-//! x, branch [B,N,C]; shift, scale, gate [B,C] → [B,N,C]. Gradients to all inputs; those of [B,C] are sums over N.
+//! x, branch [B,N,C]; shift, scale, gate [B,C] → [B,N,C]. Gradients to all inputs; those of [B,C]
+//! are sums over N.
 
 mod cpu;
 mod reference;

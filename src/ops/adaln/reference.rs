@@ -1,4 +1,4 @@
-//! Modulated RMSNorm and the gated residual out of plain candle operations.
+//! Modulated RMSNorm and the gated residual in plain candle operations.
 
 use candle_core::{Result, Tensor};
 

@@ -70,7 +70,7 @@ fn gradients_have_the_same_bits_on_any_number_of_threads() -> Result<()> {
 
 #[test]
 fn rows_of_a_wider_matrix_are_taken_as_they_are() -> Result<()> {
-    // Shift, scale and gate come as columns of one product.
+    // Shift, scale and gate are columns of one matmul's result.
     let wide = normal(5, (3, 3 * 8));
     let x = normal(1, (3, 5, 8));
     let column = |i: usize| wide.narrow(1, i * 8, 8);

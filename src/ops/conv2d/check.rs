@@ -1,4 +1,5 @@
-//! Convolutions of odd sizes: kernels, strides and paddings of every network here, channels that fill vectors and not.
+//! Checks convolutions of odd sizes: kernels, strides and paddings of all networks here, with
+//! channels that do and do not fill vectors.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -53,7 +54,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What is fused into a convolution, at sizes that a kernel takes and not.
+/// Operations fused into a convolution, at sizes that a kernel does and does not support.
 fn fused(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (b, h, w, i, o) in [
@@ -101,7 +102,8 @@ fn fused(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Values that bf16 holds: where the weights were rounded, a ReLU would cut other values than the reference's.
+/// Values that bf16 can represent: if the weights were rounded, a ReLU would cut other values than
+/// the reference's.
 fn in_bf16(x: Tensor) -> Result<Tensor> {
     x.to_dtype(DType::BF16)?.to_dtype(DType::F32)
 }

@@ -1,7 +1,7 @@
-//! The CPU's side: gathered windows times packed weights, a block of windows at a time.
+//! The CPU version: gathered windows times packed weights, one block of windows at a time.
 //!
-//! The gradient for x is a convolution of dy as well, one for each remainder (i mod s, j mod s) of an input's
-//! position: only every s-th tap of the kernel reaches it, so nothing is multiplied by a zero.
+//! The gradient for x is also a convolution of dy, one for each remainder (i mod s, j mod s) of an
+//! input's position: only every s-th kernel offset reaches it, so nothing is multiplied by zero.
 
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -106,7 +106,8 @@ impl Conv2d {
                 continue;
             }
             let weight = pack::by_input(weight, o, i, self.taps(), &taps);
-            let part = times(&windows, &Panels::of_rows(&weight, i), None); // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
+            // [B,⌈(H−y)/s⌉,⌈(W−x)/s⌉,I]
+            let part = times(&windows, &Panels::of_rows(&weight, i), None);
             let (lines, columns) = windows.output;
             dx.par_chunks_mut(height * width * i)
                 .zip(part.par_chunks(lines * columns * i))
@@ -123,7 +124,8 @@ impl Conv2d {
         dx
     }
 
-    /// The windows of `grad` that reach the inputs (phase.0 + s·u, phase.1 + s·v), and the taps by which they do.
+    /// The windows of `grad` that reach the inputs (phase.0 + s·u, phase.1 + s·v), and the kernel
+    /// offsets by which they do.
     fn reaching<'a>(&self, grad: &'a [f32], phase: (usize, usize)) -> (Gather<'a>, Vec<usize>) {
         let Window { kernel, output, .. } = self.window;
         let [down, across] = self.reach(phase);

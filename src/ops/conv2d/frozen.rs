@@ -1,7 +1,9 @@
-//! A convolution with frozen weights and a ReLU behind it, for networks that only look: y = max(0, conv(x) + bias).
+//! A convolution with frozen weights, followed by a ReLU, for networks without training: y = max(0,
+//! conv(x) + bias).
 //!
-//! The weights are packed once instead of at every call, and the ReLU is taken while a block of the result is in the
-//! cache. x [B,H,W,I] → y [B,H',W',O] as [`conv2d`](super::conv2d); not differentiable.
+//! The weights are packed once instead of in every call, and the ReLU is applied while a block of
+//! the result is in cache. x [B,H,W,I] → y [B,H',W',O] as in [`conv2d`](super::conv2d); not
+//! differentiable.
 
 use candle_core::{Result, Tensor};
 
@@ -17,7 +19,7 @@ pub struct FrozenConv2d {
     bias: Tensor,
     stride: usize,
     padding: Padding,
-    /// The weight as the CPU's side reads it.
+    /// The weight in the CPU version's layout.
     panels: Option<Panels>,
 }
 

@@ -1,10 +1,11 @@
-//! The rows of a convolution: for every window, what lies under it, in the order (row, column, channel).
+//! The rows of a convolution: the input values of each window, in the order (row, column, channel).
 
 use std::ops::Range;
 
 use crate::ops::product::{Matrix, Rows};
 
-/// Windows over maps [B,H,W,C] in memory, moved by `stride` from `origin` on, which may lie outside the map.
+/// Windows over maps [B,H,W,C] in memory, moved by `stride` from `origin`, which may be outside the
+/// map.
 pub(super) struct Gather<'a> {
     pub maps: &'a [f32],
     pub size: (usize, usize),
@@ -46,7 +47,8 @@ impl Gather<'_> {
         let (i, j) = (index / columns % lines, index % columns);
         let map = index / (lines * columns);
         let (height, width) = self.size;
-        // A line of the kernel is `span` numbers that lie side by side in the map's line of `length` numbers.
+        // One line of the kernel is `span` contiguous numbers in the map's line of `length`
+        // numbers.
         let span = self.kernel.1 * self.channels;
         let length = width * self.channels;
         let left = (self.origin.1 + (j * self.stride) as isize) * self.channels as isize;
@@ -64,7 +66,7 @@ impl Gather<'_> {
             }
             let source = &self.maps[(map * height + y as usize) * length..][..length];
             let start = left + from as isize;
-            // What lies before and behind the map's line is zero.
+            // Values before and after the map's line are zero.
             let before = ((-start).max(0) as usize).min(part.len());
             let inside = (length as isize - start).clamp(before as isize, part.len() as isize);
             let inside = inside as usize;

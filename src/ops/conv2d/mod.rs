@@ -1,8 +1,9 @@
-//! Convolution of maps: y[b,i,j,o] = bias[o] + Σ_{c,p,q} x[b, s·i+p−top, s·j+q−left, c] · w[o,c,p,q].
+//! Convolution of maps: y[b,i,j,o] = bias[o] + Σ_{c,p,q} x[b, s·i+p−top, s·j+q−left, c] ·
+//! w[o,c,p,q].
 //!
-//! x [B,H,W,I], w [O,I,kh,kw] (PyTorch's shape), bias [O] → y [B,H',W',O], H' = ⌊(H + top + bottom − kh)/s⌋ + 1.
-//! Gradients: dx is the transposed convolution of dy, dw the correlation of x with dy, dbias the sum of dy over
-//! positions; each only where the graph tracks the input.
+//! x [B,H,W,I], w [O,I,kh,kw] (PyTorch's shape), bias [O] → y [B,H',W',O], H' = ⌊(H + top + bottom
+//! − kh)/s⌋ + 1. Gradients: dx is the transposed convolution of dy, dw the correlation of x with
+//! dy, dbias the sum of dy over positions; each only if the graph tracks the input.
 
 #[cfg(feature = "cuda")]
 pub mod check;
@@ -56,7 +57,7 @@ pub fn conv2d(
     conv2d_packed(x, weight, bias, stride, padding, None)
 }
 
-/// [`conv2d`]; `packed` is this weight's, which must not change after.
+/// [`conv2d`] with a packed copy of this weight, which must not change afterwards.
 pub fn conv2d_packed(
     x: &Tensor,
     weight: &Tensor,
@@ -86,7 +87,7 @@ pub fn conv2d_packed(
     }
 }
 
-/// `residual` [B,H',W',O] + [`conv2d`]: on a Hopper GPU in one pass.
+/// `residual` [B,H',W',O] + [`conv2d`]; on a Hopper GPU in one pass.
 pub fn conv2d_add(
     residual: &Tensor,
     x: &Tensor,
@@ -104,7 +105,7 @@ pub fn conv2d_add(
     add(residual, &conv2d(x, weight, bias, stride, padding)?)
 }
 
-/// [`leaky_relu`](super::leaky_relu) of [`conv2d`], `slope` 0 for a ReLU: on a Hopper GPU in one pass.
+/// [`leaky_relu`](super::leaky_relu) of [`conv2d`] (`slope` 0: ReLU); on a Hopper GPU in one pass.
 pub fn conv2d_relu(
     x: &Tensor,
     weight: &Tensor,
@@ -122,8 +123,9 @@ pub fn conv2d_relu(
     leaky_relu(&conv2d(x, weight, bias, stride, padding)?, slope)
 }
 
-/// A 3×3 [`conv2d`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O]. On a Hopper GPU the
-/// repetition is folded into the weight: four convolutions of 2×2 taps, 4/9 of the FLOP.
+/// A 3×3 [`conv2d`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O]. On a
+/// Hopper GPU the repetition is folded into the weight: four convolutions with 2×2 kernels, 4/9 of
+/// the FLOP.
 pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let Some(y) = fuse(x, weight, bias, 1, Padding::same(1), || {
@@ -135,7 +137,7 @@ pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> R
     conv2d(&x, weight, bias, 1, Padding::same(1))
 }
 
-/// A convolution with more in its pass, where a kernel takes that.
+/// A convolution with a fused operation, if a kernel supports it.
 #[cfg(feature = "cuda")]
 fn fuse(
     x: &Tensor,
@@ -169,7 +171,8 @@ fn fuse(
     op::Fused { op, with }.apply(x, weight, bias).map(Some)
 }
 
-/// The gradient of [`conv2d`] for its weight alone, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O]: not differentiable.
+/// The gradient of [`conv2d`] for its weight only, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O];
+/// not differentiable.
 pub fn conv2d_weight_grad(
     x: &Tensor,
     grad: &Tensor,
@@ -203,7 +206,7 @@ pub fn conv2d_weight_grad(
     Tensor::from_vec(dw, (o, i, kernel.0, kernel.1), x.device())
 }
 
-/// Out of candle operations, for types that have no kernels.
+/// In candle operations, for dtypes without kernels.
 fn by_reference(
     x: &Tensor,
     weight: &Tensor,
@@ -244,7 +247,7 @@ fn window(
     }
 }
 
-/// Refuses tensors without elements, whose rows have no size.
+/// Refuses tensors without elements.
 pub(super) fn check_elements(op: &str, tensors: &[&Tensor]) -> Result<()> {
     match tensors.iter().find(|t| t.elem_count() == 0) {
         Some(empty) => bail!("{op}: a tensor {:?} has no elements", empty.dims()),
@@ -256,7 +259,7 @@ pub(super) fn check_elements(op: &str, tensors: &[&Tensor]) -> Result<()> {
 pub(super) fn check_bias(op: &str, bias: Option<&Tensor>, outputs: usize) -> Result<()> {
     match bias {
         Some(bias) if bias.dims() != [outputs] => bail!(
-            "{op}: the bias must be [{outputs}], one an output, found {:?}",
+            "{op}: the bias must be [{outputs}], one per output, found {:?}",
             bias.dims()
         ),
         _ => Ok(()),

@@ -1,4 +1,5 @@
-//! A convolution as a candle operation: its geometry, and who computes it on which device.
+//! A convolution as a candle operation: its geometry, and which implementation runs on which
+//! device.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -17,14 +18,14 @@ pub(super) struct Conv2d {
     pub window: Window,
     /// I and O.
     pub channels: (usize, usize),
-    /// Of a weight that does not change, on a CPU.
+    /// Set if the weight does not change, on a CPU.
     pub packed: Option<Packed>,
 }
 
-/// Along one axis, the taps by which outputs reach the inputs phase + s·u, u under `positions`, in the order of the
-/// outputs: the first output of input u is `origin` + u.
+/// Along one axis, the kernel offsets by which outputs reach the inputs phase + s·u, u below
+/// `positions`, in the order of the outputs: the first output for input u is `origin` + u.
 pub(super) struct Reach {
-    /// The taps of the first output, and by how much each next one is less.
+    /// The kernel offset of the first output, and the decrement for each following one.
     pub highest: usize,
     pub step: usize,
     pub count: usize,
@@ -33,7 +34,8 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Input phase + s·u lies under output m by tap phase + s·u + padding − s·m: tap first + s·q for m = u + base − q.
+    /// Output m reads input phase + s·u at kernel offset phase + s·u + padding − s·m: offset first
+    /// + s·q for m = u + base − q.
     fn new(phase: usize, padding: usize, kernel: usize, input: usize, stride: usize) -> Self {
         let (first, base) = ((phase + padding) % stride, (phase + padding) / stride);
         let count = kernel.saturating_sub(first).div_ceil(stride);
@@ -72,27 +74,28 @@ impl Conv2d {
         ]
     }
 
-    /// The phases of an input's positions: those of each reach outputs by taps of their own.
+    /// The phases of input positions, each with its own kernel offsets.
     pub fn phases(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (stride, (height, width)) = (self.window.stride, self.window.input);
         (0..stride.min(height)).flat_map(move |y| (0..stride.min(width)).map(move |x| (y, x)))
     }
 
-    /// Counts a product over all windows of `maps` maps.
+    /// Counts a matmul over all windows of `maps` maps.
     pub fn count(&self, maps: usize) {
         let windows = maps * self.window.output.0 * self.window.output.1;
         let (i, o) = self.channels;
         flop::count(windows, i * self.taps(), o);
     }
 
-    /// As [`Conv2d::count`], of a 3×3 convolution behind an upsampling, folded into four of 2×2 taps.
+    /// Like [`Conv2d::count`], for a 3×3 convolution after upsampling, folded into four 2×2
+    /// convolutions.
     #[cfg(feature = "cuda")]
     pub fn count_folded(&self, maps: usize) {
         let windows = maps * self.window.output.0 * self.window.output.1;
         flop::count(windows, 4 * self.channels.0, self.channels.1);
     }
 
-    /// Gradients of x, the weight and the bias, each where the graph tracks it.
+    /// Gradients of x, the weight and the bias, each if the graph tracks it.
     pub fn gradients(
         &self,
         x: &Tensor,
@@ -202,28 +205,29 @@ impl CustomOp3 for Conv2d {
     }
 }
 
-/// A convolution with what a GPU does in its pass: (x, weight, bias) to y.
+/// A convolution with an operation that a GPU fuses into it: (x, weight, bias) to y.
 #[cfg(feature = "cuda")]
 pub(super) struct Fused {
-    /// Of `upsampled` x, the convolution of the doubled map.
+    /// For `upsampled` x, the convolution of the doubled map.
     pub op: Conv2d,
     pub with: With,
 }
 
-/// What is fused into a convolution.
+/// The operation fused into a convolution.
 #[cfg(feature = "cuda")]
 pub(super) enum With {
-    /// A map of y's shape is added. The tape notes it as an input too; candle's own graph does not know of it.
+    /// Adds a map of y's shape. The tape records it as an input too; candle's own graph does not
+    /// know it.
     Residual(Tensor),
-    /// Below zero y is multiplied by this: a ReLU's 0, a leaky one's slope.
+    /// Multiplies y by this where it is negative: 0 for a ReLU, the slope of a leaky one.
     Slope(f32),
-    /// x is doubled by repetition first.
+    /// First doubles x by repetition.
     Upsampling,
 }
 
 #[cfg(feature = "cuda")]
 impl Fused {
-    /// y, noted on the tape, which walks all training on a GPU.
+    /// y, recorded on the tape, which all training on a GPU uses.
     pub fn apply(self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let Self { op, with } = self;
         let [x, weight, bias] = [x, weight, bias].map(tape::contiguous);

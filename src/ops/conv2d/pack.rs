@@ -1,8 +1,8 @@
-//! A convolution's weights [O,I,kh,kw] in the order that a product reads them, and back.
+//! A convolution's weights [O,I,kh,kw] in the order in which a matmul reads them, and back.
 
 use rayon::prelude::*;
 
-/// [O,I,kh,kw] → [taps·O,I], only the taps given (numbers ky·kw + kx), in their order.
+/// [O,I,kh,kw] → [offsets·O,I], for the given kernel offsets only (indices ky·kw + kx), in order.
 pub(super) fn by_input(
     weight: &[f32],
     outputs: usize,
@@ -25,7 +25,8 @@ pub(super) fn by_input(
     packed
 }
 
-/// [O,kh·kw·I] → [O,I,kh,kw]: a gradient in the order of gathered windows as one of the weights.
+/// [O,kh·kw·I] → [O,I,kh,kw]: converts a gradient in the order of gathered windows to the weight's
+/// layout.
 pub(super) fn from_windows(gradient: Vec<f32>, inputs: usize, taps: usize) -> Vec<f32> {
     if taps == 1 {
         return gradient;

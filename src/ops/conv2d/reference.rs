@@ -1,4 +1,4 @@
-//! The oracle: gather the kh·kw taps of every window into a row, then one matrix product.
+//! The reference: gather the kh·kw values of every window into a row, then one matmul.
 
 use candle_core::{Result, Tensor};
 

@@ -7,7 +7,7 @@ use crate::ops::testing::*;
 /// Kernel, stride, padding, map.
 type Case = ((usize, usize), usize, Padding, (usize, usize));
 
-/// What the models and the metrics use, and odder.
+/// The cases of the models and metrics, and odder ones.
 const CASES: [Case; 14] = [
     ((1, 1), 1, Padding::same(0), (5, 7)),
     ((1, 1), 2, Padding::same(0), (5, 7)),
@@ -80,7 +80,8 @@ fn values_and_gradients_are_the_oracles() -> Result<()> {
     Ok(())
 }
 
-/// Deep enough for several calls of `gemm` a block, and several chunks and groups of the weight's gradient.
+/// Deep enough for several calls of `gemm` per block, and several chunks and groups of the weight
+/// gradient.
 #[test]
 fn large_sums_are_the_oracles() -> Result<()> {
     let (x, weight) = (normal(1, (3, 19, 17, 70)), normal(2, (150, 70, 3, 3)));

@@ -62,7 +62,7 @@ pub struct Until {
 
 impl Until {
     /// Longest-first schedule, to balance blocks; images with equal t share a block.
-    pub fn furthest_first(t: &[u32]) -> Vec<u32> {
+    pub fn longest_first(t: &[u32]) -> Vec<u32> {
         let mut order: Vec<u32> = (0..t.len() as u32).collect();
         order.sort_by_key(|&image| std::cmp::Reverse(t[image as usize]));
         order

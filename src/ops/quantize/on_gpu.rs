@@ -50,7 +50,7 @@ pub fn quantize_until(
     let (b, h, w, d) = v.dims4()?;
     let (gpu, v) = (Gpu::of(device)?, v.contiguous()?);
     let source = Source::new(&gpu, noise)?;
-    let order = Buffer::from_host(&gpu, &Until::furthest_first(t))?;
+    let order = Buffer::from_host(&gpu, &Until::longest_first(t))?;
     let t = Buffer::from_host(&gpu, t)?;
     let until = Until {
         t: t.address(),

@@ -1,6 +1,8 @@
-//! Sampling's own kernels on the GPU (Algorithm 2, Eq. 8): logits to codes, and codes to the next step's inputs (`kernel.cu`).
+//! Custom GPU kernels for sampling (Algorithm 2, Eq. 8): from logits to codes, and from codes to
+//! the next step's inputs (`kernel.cu`).
 //!
-//! Their reference is the CPU's [`choose`](crate::sample::choose), `Codebook::lookup` and `rng`: the same uniforms and normals bit for bit.
+//! Their reference is the CPU's [`choose`](crate::sample::choose), `Codebook::lookup` and `rng`:
+//! uniforms and normals are bit-identical.
 
 use candle_core::{Result, bail};
 
@@ -8,17 +10,17 @@ use super::cuda::Gpu;
 
 const THREADS: u32 = 256;
 
-/// Addresses of u32 [2], the seed, and u64 [B], the samples' numbers.
+/// Addresses of the seed, u32 [2], and of the samples' numbers, u64 [B].
 #[derive(Debug, Clone, Copy)]
 pub struct Streams {
     pub seed: u64,
     pub indices: u64,
 }
 
-/// What is done to the logits of step t.
+/// The operations on the logits of step t.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cuts {
-    /// λ_t, 0 without an unconditional half.
+    /// λ_t, 0 if there is no unconditional half.
     pub lambda: f32,
     pub tau: f32,
     pub top_k: Option<usize>,
@@ -27,9 +29,10 @@ pub struct Cuts {
     pub t: usize,
 }
 
-/// Logits bf16 [B,N,K], with λ ≠ 0 followed by the unconditional ones, to codes u32 [B,N]; the first damaged row to u32 [1].
+/// From logits bf16 [B,N,K], followed by the unconditional ones if λ ≠ 0, to codes u32 [B,N]; the
+/// first damaged row goes to u32 [1].
 ///
-/// Errors: K is not what the kernel serves.
+/// Errors: the kernel does not support K.
 #[allow(clippy::too_many_arguments)] // sizes, three addresses and what to do
 pub fn choose(
     gpu: &Gpu,
@@ -41,7 +44,7 @@ pub fn choose(
     cuts: &Cuts,
 ) -> Result<()> {
     if !k.is_multiple_of(8) || k > 16384 {
-        bail!("sample: the kernel serves up to 16384 codes, a multiple of 8, found {k}");
+        bail!("sample: the kernel supports up to 16384 codes, a multiple of 8, found {k}");
     }
     let chunks = (k.div_ceil(8 * THREADS as usize)).next_power_of_two();
     let cut = cuts.top_k.is_some() || cuts.top_p.is_some();
@@ -67,11 +70,12 @@ pub fn choose(
     launch.value(cuts.top_k.unwrap_or(0) as i32);
     launch.value(i32::from(cuts.gumbel));
     launch.value(cuts.t as i32);
-    // SAFETY: the arguments are the kernel's; the caller's addresses reach over the shapes named above.
+    // SAFETY: the arguments match the kernel's; the caller's addresses cover the shapes named
+    // above.
     unsafe { launch.run(((b * n) as u32, 1, 1), THREADS, 0) }
 }
 
-/// What [`advance`] reads and writes: addresses, 0 for none.
+/// Inputs and outputs of [`advance`]: addresses, 0 for none.
 #[derive(Debug, Clone, Copy)]
 pub struct Advance {
     /// c_{t−1} u32 [B,N]; none before the first step.
@@ -85,7 +89,8 @@ pub struct Advance {
     pub t: usize,
 }
 
-/// z'_{t−1} from the codes of the step before, and step t's input rows; `lookup` is the quantizer's (taps, bias, count).
+/// z'_{t−1} from the codes of the previous step, and step t's input rows; `lookup` is the
+/// quantizer's (taps, bias, count).
 pub fn advance(
     gpu: &Gpu,
     [b, h, w, d]: [usize; 4],
