@@ -370,6 +370,7 @@ mod tests {
             fall_back: false,
             workers: 1,
             skip_bad: false,
+            scale: Scale::Auto,
         };
         let mut new = request.begin("train-vae", &source)?;
         new.record_frozen_hash("VGG16", "a".into())?;

@@ -118,6 +118,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         interval: StepMetrics::default(),
         interrupt: Interrupt::listen()?,
         save_first: true,
+        scale: Scale::Times(3),
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();
