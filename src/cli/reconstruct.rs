@@ -40,8 +40,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let inputs = args.images.open(context)?;
     if !matches!(output, Output::Grid(..)) {
-        // Names of files and `arr_1` hold labels.
-        inputs.source.warn_of_doubts();
+        // File names and `arr_1` contain labels.
+        inputs.warn_of_labels();
     }
     let (tokenizer, size) = (&inputs.model.tokenizer, inputs.model.config.data.image_size);
     let mut quality = Vec::new();

@@ -31,7 +31,7 @@ pub fn make(root: &Path) -> Result<()> {
     }
     let val = root.join("tiny-imagenet-200/val/images");
     fs::create_dir_all(&val)?;
-    for i in (0..22).chain([100, 101]) {
+    for i in [0, 1, 10, 100] {
         fs::write(val.join(format!("val_{i}.JPEG")), noise(7, i)?)?;
     }
     imagenet(&root.join("ILSVRC2012_img_train.tar"))?;

@@ -53,7 +53,7 @@ const NO_COMMANDS: [&str; 2] = ["text", "bibtex"];
 
 /// What is replaced in commands.
 const SHORTER: [(&str, &str); 3] = [
-    ("--num 10000", "--num 24"),
+    ("--num 10000", "--num 20"),
     ("cfg=0,1,2,4", "cfg=0,4"),
     // Of Inception's weights the first stage is there.
     ("--metrics fid,kid,pr", "--metrics fid"),
@@ -216,4 +216,46 @@ fn every_command_and_option_in_running_text_exists() {
             }
         }
     }
+}
+
+/// GitHub's anchor of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_to_a_file_or_a_heading_leads_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut links = 0;
+    for page in pages() {
+        let folder = root
+            .join(&page.name)
+            .parent()
+            .expect("a folder")
+            .to_path_buf();
+        for target in page.text.split("](").skip(1) {
+            let target = target.split(')').next().unwrap_or_default();
+            if target.starts_with("http") {
+                continue;
+            }
+            links += 1;
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => root.join(&page.name),
+                file => folder.join(file),
+            };
+            assert!(file.exists(), "{}: no {target}", page.name);
+            if !heading.is_empty() {
+                let text = std::fs::read_to_string(&file).expect("a page");
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let found = headings.any(|line| anchor(line) == heading);
+                assert!(found, "{}: no heading for {target}", page.name);
+            }
+        }
+    }
+    assert!(links > 20, "{links} links");
 }
