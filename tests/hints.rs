@@ -46,6 +46,17 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/metrics/weights/mod.rs", &["eval-fid", "eval-vae"]),
     ("src/metrics", &["eval-fid"]),
     ("src/sample/output.rs", &["sample", "reconstruct", "decode"]),
+    (
+        "src/sample/grid.rs",
+        &[
+            "sample",
+            "reconstruct",
+            "decode",
+            "demo",
+            "train-vae",
+            "train-gen",
+        ],
+    ),
     ("src/store/run.rs", TRAINING),
     (
         "src/store/model.rs",

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Tensor};
 use serde_json::json;
 
-use super::Context;
+use super::{Context, ScaleArgs};
 use crate::error::{Result, hinted, usage};
 use crate::model::Tokenizer;
-use crate::sample::{Output, Picture, Pretrained, decode, named_rgb};
+use crate::sample::{Output, Picture, Pictures, Pretrained, decode, named_rgb};
 use crate::store::codes::Codes;
 use crate::telemetry::Progress;
 
@@ -34,10 +34,12 @@ pub struct Args {
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    scale: ScaleArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let output = Output::from_path(&args.out)?;
+    let output = Output::from_path(&args.out, args.scale.scale)?;
     let codes = Codes::read(&args.codes)?;
     let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
     let hash = model.tokenizer_hash()?;
@@ -66,8 +68,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (_, count, h, w) = codes.codes.dims4()?;
     let pixels = model.config.data.image_size / model.side();
     let mut progress = Progress::new("decode", count as u64, 0);
-    let columns = (count as f64).sqrt().ceil() as usize;
-    output.write(count, (w * pixels, h * pixels), columns, |put| {
+    let pictures = Pictures {
+        count,
+        width: w * pixels,
+        height: h * pixels,
+        columns: (count as f64).sqrt().ceil() as usize,
+        beside: 1,
+    };
+    output.write(pictures, |put| {
         let batch = args.batch_size as usize;
         for begin in (0..count).step_by(batch) {
             let part = codes.codes.narrow(1, begin, batch.min(count - begin))?;
@@ -79,7 +87,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             let images = named_rgb(&decode(&model.tokenizer, &z)?, name)?;
             for (image, number) in images.into_iter().zip(begin..) {
                 put(Picture {
-                    image,
+                    images: vec![image],
                     label: codes.labels.get(number).copied().unwrap_or(0),
                     number: number as u64,
                 })?;

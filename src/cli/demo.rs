@@ -7,17 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::Device;
-use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::Context;
+use super::{Context, ScaleArgs};
 use crate::config::Config;
 use crate::data::shapes::{NAMES, Shapes};
 use crate::data::{Source, augment, open};
 use crate::error::{self, Context as _, Error, Result, hinted, interrupted, usage};
 use crate::ops::Noise;
-use crate::sample::{Draws, Pretrained, SampleOptions, decode, enlarge, grid, named_rgb, save_png};
+use crate::sample::{Draws, Pretrained, SampleOptions, decode, grid, named_rgb, save_png};
 use crate::store::atomic;
 use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
@@ -32,7 +31,6 @@ const VAL: usize = 100;
 /// Per class on the sheets.
 const PAIRS: usize = 4;
 const SAMPLES: usize = 10;
-const ENLARGED: u32 = 2;
 
 /// Train a small model on drawn shapes and sample it: no download, minutes on two CPU cores
 ///
@@ -48,6 +46,8 @@ pub struct Args {
     /// Change one value of configs/demo.toml (repeatable)
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
+    #[command(flatten)]
+    scale: ScaleArgs,
 }
 
 /// The folder of a demo.
@@ -78,8 +78,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut config = Config::load(Some("demo"), &args.sets)?;
     config.data.train = vec![place.at("drawings/train").display().to_string()];
     config.data.val = vec![place.at("drawings/val").display().to_string()];
-    let request =
-        |stage: &str| request(&place, stage, args.seed, &config, &device, context.threads);
+    let request = |stage: &str| request(&place, stage, args, &config, &device, context.threads);
     let vae = start_vae::train(&request("train-vae")?, None).map_err(again)?;
     let generator = request("train-gen")?;
     let options = start_generator::Options {
@@ -93,8 +92,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let unfinished = place.at(".demo.safetensors");
     model::load(&run, Weights::Ema)?.write(&unfinished, false)?;
     let trained = Pretrained::open(Some(&unfinished), &device)?;
-    let psnr = reconstructions(&trained, &place, args.seed)?;
-    samples(&trained, &place.at("samples.png"), args.seed)?;
+    let psnr = reconstructions(&trained, &place, args)?;
+    samples(&trained, &place.at("samples.png"), args)?;
     std::fs::rename(&unfinished, place.bundle())?;
     super::print(&farewell(&place, psnr, begin.elapsed().as_secs_f64()))
 }
@@ -113,12 +112,12 @@ fn again(error: Error) -> Error {
 fn request(
     place: &Place,
     stage: &str,
-    seed: u64,
+    args: &Args,
     config: &Config,
     device: &Device,
     threads: usize,
 ) -> Result<Request> {
-    let path = place.at(stage);
+    let (path, seed) = (place.at(stage), args.seed);
     // A run without a checkpoint cannot be continued: it starts from scratch.
     let begun = RunFolder::open(&path)
         .ok()
@@ -146,6 +145,7 @@ fn request(
         fall_back: false,
         workers: threads,
         skip_bad: false,
+        scale: args.scale.scale,
     })
 }
 
@@ -178,7 +178,7 @@ fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
 }
 
 /// One row per class: pairs of a held-out drawing and its reconstruction. Returns their mean PSNR.
-fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64> {
+fn reconstructions(trained: &Pretrained, place: &Place, args: &Args) -> Result<f64> {
     let folder = place.at("drawings/val").display().to_string();
     let (source, size) = (open(&[folder], false)?, trained.config.data.image_size);
     let tokenizer = &trained.tokenizer;
@@ -193,7 +193,7 @@ fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64
             .collect::<Result<Vec<_>>>()?;
         let v = tokenizer.encode(&crate::sample::from_rgb(&originals, &trained.device)?)?;
         let noise = Noise::Drawn {
-            seed,
+            seed: args.seed,
             indices: &numbers,
         };
         let sums = tokenizer.quantizer.quantize(&v, &noise)?.sums;
@@ -206,12 +206,13 @@ fn reconstructions(trained: &Pretrained, place: &Place, seed: u64) -> Result<f64
             sheet.extend([original, image]);
         }
     }
-    save(&sheet, 2 * PAIRS, &place.at("reconstructions.png"))?;
+    let sheet = grid(&sheet, 2 * PAIRS, args.scale.scale)?;
+    save_png(&sheet, &place.at("reconstructions.png"))?;
     Ok(psnr)
 }
 
 /// One row per class, sorted by name.
-fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
+fn samples(trained: &Pretrained, path: &Path, args: &Args) -> Result<()> {
     let sampler = trained.sampler()?;
     let options = SampleOptions::from(&trained.config.sample);
     let classes = trained.classes.len();
@@ -221,7 +222,7 @@ fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
         // The image numbers that `rdpm sample --class all` gives this class.
         let indices: Vec<u64> = (0..SAMPLES).map(|i| (i * classes + class) as u64).collect();
         let draws = Draws::Seeded {
-            seed,
+            seed: args.seed,
             indices: &indices,
         };
         let labels = vec![class as u32; SAMPLES];
@@ -229,11 +230,7 @@ fn samples(trained: &Pretrained, path: &Path, seed: u64) -> Result<()> {
         sheet.extend(named_rgb(&images, |i| format!("image {}", indices[i]))?);
         progress.set(sheet.len() as u64, "");
     }
-    save(&sheet, SAMPLES, path)
-}
-
-fn save(pictures: &[RgbImage], columns: usize, path: &Path) -> Result<()> {
-    save_png(&enlarge(&grid(pictures, columns)?, ENLARGED), path)
+    save_png(&grid(&sheet, SAMPLES, args.scale.scale)?, path)
 }
 
 /// The losses of both stages, read from their metrics logs.

@@ -40,6 +40,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let inputs = args.images.open(context)?;
+    inputs.warn_of_labels();
     let model = &inputs.model;
     let quantizer = &model.tokenizer.quantizer;
     let given = args.noise.as_deref().map(read_noise).transpose()?; // [T,N,h,w,d]

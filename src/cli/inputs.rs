@@ -58,9 +58,22 @@ impl ImageArgs {
 }
 
 impl Inputs {
+    /// Says what is doubtful about the labels: for commands that write them.
+    pub fn warn_of_labels(&self) {
+        self.source.warn_of_doubts();
+        let (data, model) = (self.source.classes(), &self.model.classes);
+        let unknown = data.iter().find(|c| model.index_of(&c.wnid).is_none());
+        if let Some(class) = unknown.filter(|_| !model.is_empty()) {
+            tracing::warn!(
+                "the model does not know class \"{}\": labels are the data's own numbers, not the model's",
+                class.wnid
+            );
+        }
+    }
+
     /// Calls `work` with every batch: its images on the model's device, and its labels in the
     /// model's numbering. If the model does not know all of the data's classes, labels keep the
-    /// data's numbering and a warning says so.
+    /// data's numbering.
     ///
     /// Returns the number of images read and the number skipped.
     ///
@@ -74,13 +87,6 @@ impl Inputs {
         let device = &self.model.device;
         let (data, model) = (self.source.classes(), &self.model.classes);
         let numbering = numbering(data, model);
-        let unknown = data.iter().find(|c| model.index_of(&c.wnid).is_none());
-        if let Some(class) = unknown.filter(|_| !model.is_empty()) {
-            tracing::warn!(
-                "the model does not know class \"{}\": labels are the data's own numbers, not the model's",
-                class.wnid
-            );
-        }
         let mut progress = Progress::new(what, self.source.len() as u64, 0);
         let interrupt = Interrupt::listen()?;
         let mut loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;

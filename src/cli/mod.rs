@@ -19,6 +19,7 @@ mod inputs;
 pub mod inspect;
 pub mod reconstruct;
 pub mod sample;
+mod sheet;
 mod train;
 pub mod train_gen;
 pub mod train_vae;
@@ -34,6 +35,7 @@ use crate::telemetry;
 
 pub use config::ConfigArgs;
 pub use device::DeviceChoice;
+pub use sheet::ScaleArgs;
 
 /// Autograd walks and drops its graph recursively: a deep network needs a deep stack.
 const STACK_BYTES: usize = 256 << 20;

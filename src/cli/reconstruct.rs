@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
 use super::inputs::ImageArgs;
+use super::{Context, ScaleArgs};
 use crate::error::{Result, usage};
 use crate::metrics::psnr;
 use crate::ops::Noise;
-use crate::sample::{Output, Picture, decode, grid, named_rgb, to_rgb};
+use crate::sample::{Output, Picture, Pictures, decode, named_rgb, to_rgb};
 
 /// Pairs per row of a sheet.
 const PAIRS: usize = 4;
@@ -25,10 +25,12 @@ pub struct Args {
     /// Print the PSNR of every image and the mean as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    scale: ScaleArgs,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let output = Output::from_path(&args.out)?;
+    let output = Output::from_path(&args.out, args.scale.scale)?;
     let alone = matches!(output, Output::Npz(_));
     if alone && args.images.skip_bad_images {
         return Err(usage(
@@ -37,9 +39,20 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ));
     }
     let inputs = args.images.open(context)?;
+    if !matches!(output, Output::Grid(..)) {
+        // File names and `arr_1` contain labels.
+        inputs.warn_of_labels();
+    }
     let (tokenizer, size) = (&inputs.model.tokenizer, inputs.model.config.data.image_size);
     let mut quality = Vec::new();
-    output.write(inputs.source.len(), (size, size), PAIRS, |put| {
+    let pictures = Pictures {
+        count: inputs.source.len(),
+        width: size,
+        height: size,
+        columns: PAIRS,
+        beside: if alone { 1 } else { 2 },
+    };
+    output.write(pictures, |put| {
         inputs.each("reconstruct", |batch| {
             let v = tokenizer.encode(&batch.images)?;
             let noise = Noise::Drawn {
@@ -57,10 +70,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             for (i, (original, image)) in before.into_iter().zip(after).enumerate() {
                 quality.push((batch.indices[i], psnr(&original, &image)));
                 put(Picture {
-                    image: if alone {
-                        image
+                    images: if alone {
+                        vec![image]
                     } else {
-                        grid(&[original, image], 2)?
+                        vec![original, image]
                     },
                     label: batch.labels[i],
                     number: batch.indices[i],

@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::Context;
+use super::{Context, ScaleArgs};
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
 use crate::error::{Result, usage};
-use crate::sample::{Draws, Output, Picture, Pretrained, SampleOptions, decode, grid, named_rgb};
+use crate::sample::{
+    Draws, Output, Picture, Pictures, Pretrained, SampleOptions, decode, named_rgb,
+};
 use crate::telemetry::Progress;
 
 /// Without --num: at least this many images, the same number for every class.
@@ -53,6 +55,8 @@ pub struct Args {
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    scale: ScaleArgs,
     #[command(flatten)]
     drawing: DrawingArgs,
 }
@@ -179,7 +183,7 @@ impl SampleSheet {
         let count = asked.map_or(SHEET.next_multiple_of(c), |n| n as usize);
         let a_class = count.div_ceil(c);
         let mut numbers: Vec<u64> = (0..count as u64).collect();
-        let by_row = matches!(output, Output::Grid(_))
+        let by_row = matches!(output, Output::Grid(..))
             && c > 1
             && (2..=LONGEST_ROW).contains(&a_class)
             && count.is_multiple_of(c);
@@ -219,7 +223,7 @@ impl Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let output = Output::from_path(&args.out)?;
+    let output = Output::from_path(&args.out, args.scale.scale)?;
     if args.show_steps && matches!(output, Output::Npz(_)) {
         return Err(usage(
             "--show-steps makes strips, which an .npz cannot hold",
@@ -231,7 +235,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let options = args.drawing.options(&model.config.sample)?;
     let plan = SampleSheet::new(args.classes(&model.classes)?, args.num, &output);
     let sampler = model.sampler()?;
-    if !matches!(output, Output::Grid(_)) {
+    if !matches!(output, Output::Grid(..)) {
         say_indices(&plan.classes, &model.classes);
     }
     let columns = if args.show_steps { 1 } else { plan.columns };
@@ -240,7 +244,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .map_or(model.config.sample.batch_size, |b| b as usize);
     let (side, begin) = (model.config.data.image_size, Instant::now());
     let mut progress = Progress::new("sample", plan.count as u64, 0);
-    output.write(plan.count, (side, side), columns, |put| {
+    let pictures = Pictures {
+        count: plan.count,
+        width: side,
+        height: side,
+        columns,
+        beside: if args.show_steps {
+            model.config.quantizer.steps
+        } else {
+            1
+        },
+    };
+    output.write(pictures, |put| {
         for numbers in plan.numbers.chunks(batch) {
             let labels: Vec<u32> = numbers.iter().map(|n| plan.label(*n)).collect();
             let draws = Draws::Seeded {
@@ -261,9 +276,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 })
                 .collect::<Result<Vec<_>>>()?;
             for (i, (number, label)) in numbers.iter().zip(labels).enumerate() {
-                let strip: Vec<_> = steps.iter().map(|images| images[i].clone()).collect();
                 put(Picture {
-                    image: grid(&strip, strip.len())?,
+                    images: steps.iter().map(|images| images[i].clone()).collect(),
                     label,
                     number: *number,
                 })?;
@@ -378,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_sheet_has_a_row_a_class_and_files_alternate() {
-        let sheet = Output::Grid("a.png".into());
+        let sheet = Output::Grid("a.png".into(), Default::default());
         let plan = SampleSheet::new(vec![7, 3], Some(6), &sheet);
         assert_eq!(
             (plan.columns, &plan.numbers[..]),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigArgs, Context};
+use super::{ConfigArgs, Context, ScaleArgs};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
 use crate::store::run::RunFolder;
@@ -43,6 +43,8 @@ pub struct TrainArgs {
     /// Skip images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_bad_images: bool,
+    #[command(flatten)]
+    pub scale: ScaleArgs,
 }
 
 impl TrainArgs {
@@ -81,6 +83,7 @@ impl TrainArgs {
             fall_back: self.is_auto(),
             workers: self.workers,
             skip_bad: self.skip_bad_images,
+            scale: self.scale.scale,
         })
     }
 

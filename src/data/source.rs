@@ -52,9 +52,16 @@ pub trait Source: Send + Sync {
         format!("{} images of {} classes", self.len(), self.classes().len())
     }
 
-    /// What of its labels is hard to believe, a sentence each: whoever uses the labels says so.
+    /// What of its labels is hard to believe, a sentence each.
     fn doubts(&self) -> &[String] {
         &[]
+    }
+
+    /// Says what of its labels is hard to believe; for whoever uses them.
+    fn warn_of_doubts(&self) {
+        for doubt in self.doubts() {
+            tracing::warn!("{doubt}");
+        }
     }
 
     /// A digest of what the source holds (names, sizes, labels): equal for equal data wherever it

@@ -13,9 +13,9 @@ pub mod pretrained;
 pub mod sampler;
 
 pub use choose::{Choice, choose};
-pub use grid::{enlarge, grid, save_png};
+pub use grid::{Scale, grid, save_png};
 pub use image::{from_rgb, named_rgb, not_finite, to_rgb};
 pub use options::SampleOptions;
-pub use output::{Output, Picture, Put};
+pub use output::{Output, Picture, Pictures, Put};
 pub use pretrained::Pretrained;
 pub use sampler::{Draws, Sampler, decode};

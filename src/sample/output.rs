@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ::image::RgbImage;
 
-use super::grid::{grid, save_png};
+use super::grid::{Layout, Scale, grid, save_png};
 use crate::error::{Result, hinted, usage};
 use crate::interrupt::Interrupt;
 use crate::store::atomic;
@@ -56,7 +56,7 @@ const OTHER_FILES: [&str; 33] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// `.png`: all pictures on one sheet.
-    Grid(PathBuf),
+    Grid(PathBuf, Scale),
     /// No ending of a file: a PNG a picture, named `indexCLASS-NUMBER.png`.
     Folder(PathBuf),
     /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the classes' indices, as the archive's comment says.
@@ -66,10 +66,24 @@ pub enum Output {
 /// One picture on its way out.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    pub image: RgbImage,
+    /// Beside one another: one, a pair, or a strip.
+    pub images: Vec<RgbImage>,
     /// The index of its class.
     pub label: u32,
     pub number: u64,
+}
+
+/// What pictures are written.
+#[derive(Debug, Clone, Copy)]
+pub struct Pictures {
+    pub count: usize,
+    /// Of an image.
+    pub width: usize,
+    pub height: usize,
+    /// Pictures in a row of a sheet.
+    pub columns: usize,
+    /// Images of a picture.
+    pub beside: usize,
 }
 
 /// Takes one picture after the other.
@@ -79,16 +93,17 @@ impl Output {
     /// By the ending, whatever its case; what ends in a slash, or is a folder already, is a folder. `run-1.5` is one too:
     /// a dot in a name makes no file of it.
     ///
-    /// Errors: the ending of another kind of file; a folder that holds something already, or something that is no folder.
-    pub fn from_path(path: &Path) -> Result<Self> {
+    /// Errors: the ending of another kind of file; a folder that holds something already, or
+    /// something that is no folder; a `scale` for what is no sheet.
+    pub fn from_path(path: &Path, scale: Scale) -> Result<Self> {
         atomic::sweep_beside(path);
         let ending = path
             .extension()
             .map(|e| e.to_string_lossy().to_ascii_lowercase());
         let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let ending = ending.filter(|_| !slash && !path.is_dir());
-        match ending.as_deref() {
-            Some("png") => Ok(Output::Grid(path.to_path_buf())),
+        let output = match ending.as_deref() {
+            Some("png") => Ok(Output::Grid(path.to_path_buf(), scale)),
             Some("npz") => Ok(Output::Npz(path.to_path_buf())),
             Some(other) if OTHER_FILES.contains(&other) => Err(usage(
                 format!("--out {}: no output of kind `.{other}`", path.display()),
@@ -104,25 +119,38 @@ impl Output {
                 }
                 Ok(Output::Folder(path.to_path_buf()))
             }
+        }?;
+        match (scale, &output) {
+            (Scale::Auto, _) | (_, Output::Grid(..)) => Ok(output),
+            (Scale::Times(_), _) => Err(usage(
+                format!("--scale {scale}: {} is no sheet", path.display()),
+                "only a sheet (.png) is enlarged; folders and .npz hold images as they are",
+            )),
         }
     }
 
     pub fn path(&self) -> &Path {
         match self {
-            Output::Grid(path) | Output::Folder(path) | Output::Npz(path) => path,
+            Output::Grid(path, _) | Output::Folder(path) | Output::Npz(path) => path,
         }
     }
 
-    /// Writes the `count` pictures of `width`×`height` that `produce` puts; a grid has `columns`.
+    /// Writes the pictures that `produce` puts.
     ///
-    /// Errors: what `produce` returns; a signal that asks to stop, after which nothing is written.
+    /// Errors: what `produce` returns; a sheet that would be too large; a signal that asks to stop,
+    /// after which nothing is written.
     pub fn write(
         &self,
-        count: usize,
-        (width, height): (usize, usize),
-        columns: usize,
+        pictures: Pictures,
         produce: impl FnOnce(&mut Put) -> Result<()>,
     ) -> Result<()> {
+        let Pictures {
+            count,
+            width,
+            height,
+            columns,
+            beside,
+        } = pictures;
         let interrupt = Interrupt::listen()?;
         let mut done = 0;
         let produce = |put: &mut Put| {
@@ -139,16 +167,22 @@ impl Output {
             })
         };
         match self {
-            Output::Grid(path) => {
-                let mut pictures = Vec::with_capacity(count);
+            Output::Grid(path, scale) => {
+                // A sheet that is too large says so before its images are made.
+                let side = (width as u32, height as u32);
+                Layout::new(count * beside, side, columns * beside, *scale)?;
+                let mut images = Vec::with_capacity(count * beside);
                 produce(&mut |p| {
-                    pictures.push(p.image);
+                    images.extend(p.images);
                     Ok(())
                 })?;
-                save_png(&grid(&pictures, columns)?, path)
+                save_png(&grid(&images, columns * beside, *scale)?, path)
             }
             Output::Folder(path) => atomic::write_folder(path, |folder| {
-                produce(&mut |p| save_png(&p.image, &folder.join(file_name(p.label, p.number))))
+                produce(&mut |p| {
+                    let picture = grid(&p.images, p.images.len(), Scale::Times(1))?;
+                    save_png(&picture, &folder.join(file_name(p.label, p.number)))
+                })
             }),
             Output::Npz(path) => atomic::write_with(path, |file| {
                 write_npz(file, [count, height, width, 3], produce)
@@ -167,7 +201,9 @@ fn write_npz(
     let mut labels = Vec::with_capacity(shape[0] * 8);
     produce(&mut |p| {
         labels.extend(i64::from(p.label).to_le_bytes());
-        npz.write(p.image.as_raw())
+        p.images
+            .iter()
+            .try_for_each(|image| npz.write(image.as_raw()))
     })?;
     npz.array("arr_1", Element::I64, &shape[..1])?;
     npz.write(&labels)?;
@@ -187,10 +223,22 @@ mod tests {
     use super::*;
     use crate::error::report;
 
+    const THREE: Pictures = Pictures {
+        count: 3,
+        width: 4,
+        height: 4,
+        columns: 2,
+        beside: 1,
+    };
+
+    fn output(path: &Path) -> Result<Output> {
+        Output::from_path(path, Scale::Auto)
+    }
+
     fn put_three(put: &mut Put) -> Result<()> {
         for number in 0..3u64 {
             put(Picture {
-                image: RgbImage::from_pixel(4, 4, ::image::Rgb([number as u8; 3])),
+                images: vec![RgbImage::from_pixel(4, 4, ::image::Rgb([number as u8; 3]))],
                 label: 10 + number as u32,
                 number,
             })?;
@@ -202,11 +250,11 @@ mod tests {
     fn the_ending_decides_what_is_written() -> Result<()> {
         let root = tempfile::tempdir()?;
         for name in ["a.png", "folder", "a.npz"] {
-            let output = Output::from_path(&root.path().join(name))?;
-            output.write(3, (4, 4), 2, put_three)?;
+            output(&root.path().join(name))?.write(THREE, put_three)?;
         }
         let sheet = ::image::open(root.path().join("a.png"))?.into_rgb8();
-        assert_eq!(sheet.dimensions(), (10, 10));
+        // 32 times larger.
+        assert_eq!(sheet.dimensions(), (258, 258));
         let one = ::image::open(root.path().join("folder/index0012-000002.png"))?.into_rgb8();
         assert_eq!(one.as_raw(), &[2; 48]);
         let mut npz = zip::ZipArchive::new(File::open(root.path().join("a.npz"))?)?;
@@ -220,9 +268,63 @@ mod tests {
             .collect();
         assert_eq!(labels[128..], expected);
         for other in ["a.jpg", "a.JPEG", "a.npy", "a.tar"] {
-            let error = Output::from_path(&root.path().join(other)).unwrap_err();
+            let error = output(&root.path().join(other)).unwrap_err();
             assert_eq!(report(&error).1, 2);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn only_a_sheet_is_enlarged() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let at = |name: &str| root.path().join(name);
+        let pairs = |put: &mut Put| {
+            for number in 0..2 {
+                let image = |value| RgbImage::from_pixel(4, 4, ::image::Rgb([value; 3]));
+                put(Picture {
+                    images: vec![image(0), image(100)],
+                    label: 0,
+                    number,
+                })?;
+            }
+            Ok(())
+        };
+        let two = Pictures {
+            count: 2,
+            beside: 2,
+            ..THREE
+        };
+        let sides = |name: &str| ::image::image_dimensions(at(name));
+        Output::from_path(&at("a.png"), Scale::Times(3))?.write(two, pairs)?;
+        assert_eq!(sides("a.png")?, (4 * 12 + 3 * 2, 12));
+        Output::from_path(&at("b.png"), Scale::Times(1))?.write(two, pairs)?;
+        assert_eq!(sides("b.png")?, (4 * 4 + 3 * 2, 4));
+        output(&at("pairs"))?.write(two, pairs)?;
+        assert_eq!(sides("pairs/index0000-000001.png")?, (4 + 2 + 4, 4));
+        for other in ["a.npz", "folder"] {
+            let error = Output::from_path(&at(other), Scale::Times(2)).unwrap_err();
+            let (text, code) = report(&error);
+            assert!(text.contains("--scale 2: ") && code == 2, "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_sheet_that_is_too_large_is_refused_before_its_images_are_made() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let output = Output::from_path(&root.path().join("a.png"), Scale::Times(64))?;
+        let many = Pictures {
+            count: 1_000_000,
+            columns: 1000,
+            ..THREE
+        };
+        let mut asked = false;
+        let error = output.write(many, |_| {
+            asked = true;
+            Ok(())
+        });
+        assert!(report(&error.unwrap_err()).0.contains("--scale"));
+        assert!(!asked);
         Ok(())
     }
 
@@ -240,13 +342,13 @@ mod tests {
             "new.png/",
             ".hidden",
         ] {
-            let output = Output::from_path(&at(name))?;
-            assert!(matches!(output, Output::Folder(_)), "{name}: {output:?}");
-            output.write(3, (4, 4), 2, put_three)?;
+            let folder = output(&at(name))?;
+            assert!(matches!(folder, Output::Folder(_)), "{name}: {folder:?}");
+            folder.write(THREE, put_three)?;
             assert!(at(name).join("index0012-000002.png").is_file(), "{name}");
         }
-        assert!(matches!(Output::from_path(&at("A.PNG"))?, Output::Grid(_)));
-        assert!(matches!(Output::from_path(&at("A.NPZ"))?, Output::Npz(_)));
+        assert!(matches!(output(&at("A.PNG"))?, Output::Grid(..)));
+        assert!(matches!(output(&at("A.NPZ"))?, Output::Npz(_)));
         Ok(())
     }
 
@@ -256,7 +358,7 @@ mod tests {
         let at = |name: &str| root.path().join(name);
         std::fs::write(at(".x.npz.partial"), "half")?;
         std::fs::create_dir(at(".folder.partial"))?;
-        Output::from_path(&at("y.npz"))?;
+        output(&at("y.npz"))?;
         assert_eq!(std::fs::read_dir(root.path())?.count(), 0);
         Ok(())
     }
@@ -265,7 +367,7 @@ mod tests {
     fn an_input_that_cannot_be_read_is_not_called_an_output_that_cannot_be_written() -> Result<()> {
         use crate::error::Context;
         let root = tempfile::tempdir()?;
-        let failed = Output::from_path(&root.path().join("a.npz"))?.write(1, (4, 4), 1, |_| {
+        let failed = output(&root.path().join("a.npz"))?.write(THREE, |_| {
             std::fs::read("no/such.png").context("could not read no/such.png")?;
             Ok(())
         });
@@ -282,7 +384,7 @@ mod tests {
         let root = tempfile::tempdir()?;
         let path = root.path().join("a.npz");
         std::fs::write(&path, "before")?;
-        let failed = Output::from_path(&path)?.write(3, (4, 4), 2, |put| {
+        let failed = output(&path)?.write(THREE, |put| {
             put_three(put)?;
             Err(hinted("no more", "the hint"))
         });
@@ -299,13 +401,13 @@ mod tests {
         let root = tempfile::tempdir()?;
         let folder = root.path().join("samples");
         std::fs::create_dir(&folder)?;
-        Output::from_path(&folder)?;
+        output(&folder)?;
         std::fs::write(folder.join("x"), "")?;
         // A device such as /dev/null would be replaced.
         let socket = root.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
         for path in [folder, socket] {
-            let error = Output::from_path(&path).unwrap_err();
+            let error = output(&path).unwrap_err();
             assert!(report(&error).0.contains("choose another --out"));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Bundles: a tokenizer and, optionally, a generator in one safetensors file, with everything that
-//! is needed to use them.
+//! Bundles (docs/design.md, section 3): a tokenizer and, optionally, a generator in one safetensors
+//! file, with everything that is needed to use them.
 //!
 //! Tensors are under `tokenizer.` and `generator.` with their own names and PyTorch's shapes;
 //! `__metadata__` holds `format`, `config`, `classes`, `metrics` and `provenance`, the last four as

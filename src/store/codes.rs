@@ -1,4 +1,4 @@
-//! Codes files: what `encode` writes and `decode` reads.
+//! Codes files (docs/design.md, section 3): what `encode` writes and `decode` reads.
 //!
 //! In the file, PyTorch's order: `codes` u16 or u32 [N,T,h,w], `labels` i64 [N], `noise` f32
 //! [N,T,d,h,w], `latents` f32 [N,d,h,w]; `__metadata__` holds the tokenizer's hash and the seed. In

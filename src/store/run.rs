@@ -1,5 +1,5 @@
-//! Run folders: the paths in a run, the lock of the single process that writes, the newest
-//! checkpoint.
+//! Run folders (docs/design.md, section 3): the paths in a run, the lock of the single process that
+//! writes, the newest checkpoint.
 //!
 //! ```text
 //! config.toml  metrics.jsonl  classes.json  tokenizer.safetensors (train-gen)  images/

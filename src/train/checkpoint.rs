@@ -1,5 +1,6 @@
-//! Checkpoints: `checkpoints/step-00000200/` holds the tensors of the model, the moving average and
-//! the optimizer, and `state.json`; `checkpoints/latest` names the newest.
+//! Checkpoints (docs/design.md, section 3): `checkpoints/step-00000200/` holds the tensors of the
+//! model, the moving average and the optimizer, and `state.json`; `checkpoints/latest` names the
+//! newest.
 //!
 //! A folder appears completely or not at all, and `latest` is replaced afterwards. Whatever happens
 //! to the process, `latest` names a checkpoint that can be loaded.

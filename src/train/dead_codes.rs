@@ -1,4 +1,5 @@
-//! Dead-code restarts [ours]: a code that is hardly ever chosen is replaced by a noisy vector v_t.
+//! Dead-code restarts [ours] (docs/design.md, section 1): a code that is hardly ever chosen is
+//! replaced by a noisy vector v_t.
 //!
 //! Usage is a decayed count of choices over all t. At regular intervals, each code below 1 % of the
 //! mean count is replaced by a v_t of the step's images, taken from any of its micro-batches and

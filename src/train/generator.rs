@@ -1,6 +1,6 @@
-//! Training the generator. Every image gives one example at one uniformly drawn step t [ours],
-//! (ε_t, z'_{t−1}) → c_t, with fresh noise at every training step; the loss is cross-entropy over
-//! the tokens.
+//! Training the generator (docs/design.md, section 1). Every image gives one example at one uniformly
+//! drawn step t [ours], (ε_t, z'_{t−1}) → c_t, with fresh noise at every training step; the loss is
+//! cross-entropy over the tokens.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::{Noise, Tape, arrange, cross_entropy};
 use crate::rng::{Purpose, Stream};
-use crate::sample::{Draws, SampleOptions, Sampler, enlarge, grid, save_png, to_rgb};
+use crate::sample::{Draws, SampleOptions, Sampler, Scale, grid, save_png, to_rgb};
 use crate::store::Scope;
 
 /// Rows and columns of the sample grid, one row per class.
@@ -187,18 +187,12 @@ impl Checkpointed for GeneratorStage {
     }
 
     /// Samples of the moving average, with the same noise and classes every time.
-    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
+    fn images(&mut self, path: &Path, scale: Scale) -> Result<Map<String, Value>> {
         // The average does not change while the images are made.
         let scope = Scope::load(&self.optimizer.average(), &self.device).frozen();
         let average = Generator::new(&self.config, self.classes, &scope)?;
         let sampler = Sampler::new(&average, &self.tokenizer, &self.config, self.classes);
-        picture(
-            &sampler,
-            &self.config,
-            self.classes,
-            self.seed,
-            &folder.join(format!("step-{step:08}.png")),
-        )?;
+        picture(&sampler, &self.config, self.classes, self.seed, path, scale)?;
         Ok(Map::new())
     }
 
@@ -232,6 +226,7 @@ pub fn picture(
     classes: usize,
     seed: u64,
     path: &Path,
+    scale: Scale,
 ) -> Result<()> {
     let shown = classes.min(CLASSES_SHOWN);
     let labels: Vec<u32> = (0..shown * SAMPLES_PER_CLASS)
@@ -244,8 +239,7 @@ pub fn picture(
     };
     let options = SampleOptions::from(&config.sample);
     let pictures = to_rgb(&sampler.images(&labels, &draws, &options)?)?;
-    let times = (64 / pictures[0].width()).max(1);
-    save_png(&enlarge(&grid(&pictures, SAMPLES_PER_CLASS)?, times), path)
+    save_png(&grid(&pictures, SAMPLES_PER_CLASS, scale)?, path)
 }
 
 /// Sum and number of the token values of each t; `t` has one entry per image, `values` one per

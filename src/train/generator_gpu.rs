@@ -22,8 +22,8 @@ use crate::error::{Context, Error, Result, hinted, usage};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::{Gpu, address};
-use crate::sample::Sampler;
 use crate::sample::gpu::GpuSampler;
+use crate::sample::{Sampler, Scale};
 use crate::store::Scope;
 
 /// Name in a checkpoint of the counts for the log line in progress, [T,3].
@@ -149,7 +149,7 @@ impl Checkpointed for GpuGeneratorStage {
         Ok(line)
     }
 
-    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
+    fn images(&mut self, path: &Path, scale: Scale) -> Result<Map<String, Value>> {
         let [_, average, _, _] = self.trainer.contents()?;
         let generator = Generator::new(
             &self.config,
@@ -158,13 +158,7 @@ impl Checkpointed for GpuGeneratorStage {
         )?;
         let sampler = Sampler::new(&generator, &self.tokenizer, &self.config, self.classes)
             .on_gpu(&self.config, &average)?;
-        picture(
-            &sampler,
-            &self.config,
-            self.classes,
-            self.seed,
-            &folder.join(format!("step-{step:08}.png")),
-        )?;
+        picture(&sampler, &self.config, self.classes, self.seed, path, scale)?;
         Ok(Map::new())
     }
 

@@ -17,6 +17,7 @@ use crate::config::TrainConfig;
 use crate::error::{Result, hinted, interrupted};
 use crate::interrupt::Interrupt;
 use crate::ops::global_norm;
+use crate::sample::Scale;
 use crate::store::run::Run;
 use crate::telemetry::Progress;
 
@@ -45,9 +46,8 @@ pub struct Update {
 pub trait Checkpointed {
     /// What a log line has besides the means of the steps' metrics.
     fn metrics(&mut self) -> Result<Map<String, Value>>;
-    /// Writes the images of `step` (steps done) into `folder`, and returns metrics that are
-    /// expensive to compute.
-    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>>;
+    /// Writes a sheet of images to `path`, and returns metrics that are expensive to compute.
+    fn images(&mut self, path: &Path, scale: Scale) -> Result<Map<String, Value>>;
     fn contents(&self) -> Result<Contents>;
     /// Continues from what [`Checkpointed::contents`] and [`Checkpointed::counters`] returned.
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()>;
@@ -124,6 +124,8 @@ pub struct Job<'a> {
     pub interrupt: Interrupt,
     /// Whether the current position is not saved yet.
     pub save_first: bool,
+    /// Of the sheets of images.
+    pub scale: Scale,
 }
 
 impl Job<'_> {
@@ -231,7 +233,8 @@ impl Job<'_> {
             clock.restart();
         }
         if due(step, self.config.image_every) || last {
-            match stage.images(step, &self.run.images()) {
+            let path = self.run.images().join(format!("step-{step:08}.png"));
+            match stage.images(&path, self.scale) {
                 Ok(metrics) => {
                     warn_of_bad(step, &metrics);
                     line.extend(metrics);

@@ -12,6 +12,7 @@ use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
 use crate::interrupt::Interrupt;
+use crate::sample::Scale;
 use crate::store::atomic;
 use crate::store::run::{Locked, Run, RunFolder};
 
@@ -32,6 +33,8 @@ pub struct Request {
     pub workers: usize,
     /// Skip images that cannot be decoded instead of stopping.
     pub skip_bad: bool,
+    /// Of the sheets of images that the run writes.
+    pub scale: Scale,
 }
 
 /// A run before its first step in this process.
@@ -149,6 +152,7 @@ impl Begun {
             interval,
             interrupt,
             save_first: new || shortened,
+            scale: request.scale,
         };
         job.train(stage)?;
         Ok(path)
@@ -164,9 +168,7 @@ pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc
         ));
     }
     let source = source::open(&config.data.train, skip_bad)?;
-    for doubt in source.doubts() {
-        tracing::warn!("{doubt}");
-    }
+    source.warn_of_doubts();
     Ok(source)
 }
 
@@ -368,6 +370,7 @@ mod tests {
             fall_back: false,
             workers: 1,
             skip_bad: false,
+            scale: Scale::Auto,
         };
         let mut new = request.begin("train-vae", &source)?;
         new.record_frozen_hash("VGG16", "a".into())?;

@@ -117,7 +117,7 @@ fn perceptual(config: &Config) -> Result<Option<Perceptual>> {
             usage(
                 format!("the perceptual loss needs {what}"),
                 format!(
-                    "scripts/weights.sh downloads it (README, \"The perceptual loss\"), {option} FILE names it; \
+                    "scripts/weights.sh downloads it (README, \"Weights\"), {option} FILE names it; \
                      --set loss.perceptual=none trains without"
                 ),
             )

@@ -1,4 +1,5 @@
-//! Training the tokenizer: squared error + L_quant + perceptual + η·λ·adversarial loss.
+//! Training the tokenizer (docs/design.md, section 1): squared error + L_quant + perceptual +
+//! η·λ·adversarial loss.
 //!
 //! The graph is cut at the reconstructed image o. The gradients at o of the reconstruction losses
 //! and of the adversarial loss are computed once each, weighted against each other (λ) and summed.
@@ -32,6 +33,7 @@ use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::{Tokenizer, straight_through};
 use crate::ops::tape::plain;
 use crate::ops::{Noise, Quantized, Tape, global_norm};
+use crate::sample::Scale;
 use crate::store::Scope;
 use crate::store::tensors;
 
@@ -277,10 +279,9 @@ impl Checkpointed for VaeStage {
         Ok(metrics)
     }
 
-    fn images(&mut self, step: u64, folder: &Path) -> Result<Map<String, Value>> {
-        let path = folder.join(format!("step-{step:08}.png"));
+    fn images(&mut self, path: &Path, scale: Scale) -> Result<Map<String, Value>> {
         self.validation
-            .picture(&self.average, self.lpips.as_ref(), &path)
+            .picture(&self.average, self.lpips.as_ref(), path, scale)
     }
 
     fn contents(&self) -> Result<Contents> {

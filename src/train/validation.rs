@@ -14,7 +14,7 @@ use crate::model::losses::psnr;
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::{Noise, finite};
-use crate::sample::{enlarge, grid, named_rgb, save_png};
+use crate::sample::{Scale, grid, named_rgb, save_png};
 
 /// The maximum number of images in the grid, spread over the batch.
 const SHOWN: usize = 8;
@@ -58,6 +58,7 @@ impl Validation {
         tokenizer: &Tokenizer,
         lpips: Option<&Lpips>,
         path: &Path,
+        scale: Scale,
     ) -> crate::error::Result<Map<String, Value>> {
         let (_, sums) = self.sums(tokenizer)?;
         let steps = sums.dim(0)? - 1;
@@ -75,8 +76,7 @@ impl Validation {
             .map(|row| row * count / shown)
             .flat_map(|at| columns.iter().map(move |column| column[at].clone()))
             .collect();
-        let times = (64 / pictures[0].width()).max(1);
-        save_png(&enlarge(&grid(&pictures, columns.len())?, times), path)?;
+        save_png(&grid(&pictures, columns.len(), scale)?, path)?;
         let mut metrics = Map::new();
         let curve = |values: Result<Vec<f64>>| -> Result<Value> {
             Ok(values?.into_iter().map(round).collect())
@@ -157,7 +157,9 @@ mod tests {
             let metrics = validation.metrics(&tokenizer)?;
             assert_eq!(metrics["psnr"], Value::Null, "{value}");
             assert!(metrics["latent_std"].is_number());
-            let error = validation.picture(&tokenizer, None, &path).unwrap_err();
+            let error = validation
+                .picture(&tokenizer, None, &path, Scale::Auto)
+                .unwrap_err();
             let text = crate::error::report(&error).0;
             assert!(
                 text.contains("validation image 0: its pixels are not finite"),

@@ -53,10 +53,11 @@ impl Checkpointed for Told {
         Ok(Map::from_iter([("psnr".to_string(), psnr)]))
     }
 
-    fn images(&mut self, step: u64, _: &Path) -> Result<Map<String, Value>> {
-        match step {
-            4 => Err(hinted("cannot write step-00000004.png", "")),
-            _ => Ok(Map::from_iter([("psnr_t".to_string(), json!([1.0, 2.0]))])),
+    fn images(&mut self, path: &Path, scale: Scale) -> Result<Map<String, Value>> {
+        assert_eq!(scale, Scale::Times(3));
+        match path.ends_with("step-00000004.png") {
+            true => Err(hinted("cannot write step-00000004.png", "")),
+            false => Ok(Map::from_iter([("psnr_t".to_string(), json!([1.0, 2.0]))])),
         }
     }
 
@@ -117,6 +118,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         interval: StepMetrics::default(),
         interrupt: Interrupt::listen()?,
         save_first: true,
+        scale: Scale::Times(3),
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();
