@@ -275,7 +275,9 @@ fn side_by_side(
             false => f(i..i + 1),
         };
         let images = (0..b).into_par_iter().with_max_len(1);
-        images.map(one).collect::<Result<Vec<_>>>()?
+        // The error of the first image counts, whichever thread fails first.
+        let results: Vec<_> = images.map(one).collect();
+        results.into_iter().collect::<Result<Vec<_>>>()?
     } else {
         let starts = (0..b).step_by(at_once);
         starts

@@ -98,10 +98,7 @@ impl TraceFile {
     fn or_end(&mut self, result: io::Result<()>) {
         if let Err(e) = result {
             self.failed = true;
-            tracing::warn!(
-                "cannot write to the trace {}, which ends here: {e}",
-                self.path.display()
-            );
+            tracing::warn!("the trace {} ends early: {e}", self.path.display());
         }
     }
 }

@@ -97,7 +97,7 @@ fn wrong_shapes_are_refused_by_name() -> Result<()> {
     );
     assert_refused(
         norm(&normal(1, (1, 1, 1, 8)), &x[1], &x[2]),
-        &["batch_norm", "one value a channel"],
+        &["batch_norm", "one value per channel"],
     );
     assert_refused(
         batch_norm_inference(&x[0], &short, &x[1], &x[1], &x[2], 1e-5, LEAKY),

@@ -370,7 +370,7 @@ mod tests {
         let cut = folder.path().join("cut.npz");
         std::fs::write(&cut, &bytes[..bytes.len() / 2])?;
         let error = Npz::open(&cut).err().map(|e| e.to_string());
-        assert!(error.is_some_and(|e| e.contains("not written whole")));
+        assert!(error.is_some_and(|e| e.contains("not written completely")));
         assert!(Npz::open(&folder.path().join("none.npz")).is_err());
         Ok(())
     }

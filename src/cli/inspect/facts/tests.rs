@@ -137,7 +137,7 @@ fn codes_and_other_peoples_weights_are_told() -> Result<()> {
 fn what_is_nothing_of_ours_is_refused() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let text = |path: &Path| report(&of(path, false).unwrap_err()).0;
-    assert!(text(folder.path()).contains("no run folder"));
+    assert!(text(folder.path()).contains("not a run folder"));
     assert!(text(&folder.path().join("none")).contains("cannot read"));
     let path = folder.path().join("a.safetensors");
     fs::write(&path, b"")?;
