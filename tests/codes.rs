@@ -249,7 +249,7 @@ fn a_sheet_shows_images_at_a_size_that_people_see() -> Result<()> {
         "sample --class star --model model.safetensors --out a.npz --scale 2",
     );
     assert!(
-        errors.contains("is no sheet") && code == Some(2),
+        errors.contains("is not a sheet") && code == Some(2),
         "{errors}"
     );
     Ok(())

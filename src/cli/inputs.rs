@@ -58,7 +58,7 @@ impl ImageArgs {
 }
 
 impl Inputs {
-    /// Says what is doubtful about the labels: for commands that write them.
+    /// Warns if labels are doubtful, for commands that write them.
     pub fn warn_of_labels(&self) {
         self.source.warn_of_doubts();
         let (data, model) = (self.source.classes(), &self.model.classes);
@@ -94,7 +94,7 @@ impl Inputs {
         for batch in loader.by_ref() {
             interrupt.check(
                 || format!("after {count} of {} images", self.source.len()),
-                || "nothing was written; the same command starts again".into(),
+                || "nothing was written; the same command starts from scratch".into(),
             )?;
             let mut batch = batch?;
             count += batch.labels.len();

@@ -15,8 +15,8 @@ pub struct Args {
     /// The tokenizer: a train-vae run or a bundle; its moving average (EMA) is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
-    /// Keep latents in FILE: written at the start if it is missing (each image and its mirror image,
-    /// encoded once, in bf16), and read from then on
+    /// Keep latents in FILE: written at the start if it is missing (each image and its mirror
+    /// image, encoded once, in bf16), and read from then on
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
 }

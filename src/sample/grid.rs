@@ -1,5 +1,5 @@
-//! Contact sheets: equal images in rows and columns, two pixels of white between them. Small images
-//! are enlarged by a whole factor, so that a person sees them.
+//! Image grids: images of equal size in rows and columns, separated by two white pixels. Small
+//! images are enlarged by an integer factor, so that they are easy to see.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,23 +12,24 @@ use crate::store::atomic;
 
 const GAP: u64 = 2;
 
-/// An image is at least this wide on a sheet where the factor is automatic,
+/// With an automatic factor, images on a sheet are at least this wide,
 const SEEN: u64 = 128;
 
-/// unless the sheet would be longer than this.
+/// unless the sheet would become wider or higher than this.
 const LONGEST: u64 = 4096;
 
-/// No sheet is longer: many programs open no longer image, and it takes 12 GiB.
+/// Maximum width and height of a sheet: many programs cannot open larger images, and it takes 12
+/// GiB.
 const LIMIT: u64 = 1 << 16;
 
-/// How many times larger than they are images are drawn on a sheet.
+/// The factor by which images are enlarged on a sheet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// The smallest whole factor that makes an image 128 pixels wide, or what keeps the sheet within
-    /// 4096 pixels.
+    /// The smallest integer factor that makes images 128 pixels wide, or the largest that keeps the
+    /// sheet within 4096 pixels.
     #[default]
     Auto,
-    /// Every pixel so many times in both directions; 1 draws them as they are.
+    /// Repeats every pixel this many times in both directions; 1 keeps the size.
     Times(u32),
 }
 
@@ -55,21 +56,21 @@ impl std::fmt::Display for Scale {
     }
 }
 
-/// The measures of a sheet.
+/// The dimensions of a sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     columns: usize,
-    /// Of an image as it is.
+    /// Size of an image, not enlarged.
     image: (u32, u32),
     times: u32,
-    /// Of the whole.
+    /// Size of the sheet.
     pub size: (u32, u32),
 }
 
 impl Layout {
     /// A sheet of `count` images of `width`×`height` in rows of `columns`.
     ///
-    /// Errors: it would be longer than any program opens.
+    /// Errors: the sheet would be larger than most programs can open.
     pub fn new(count: usize, image: (u32, u32), columns: usize, scale: Scale) -> Result<Self> {
         let columns = columns.clamp(1, count.max(1));
         let rows = count.div_ceil(columns);
@@ -104,7 +105,7 @@ impl Layout {
     }
 }
 
-/// `images` in rows of `columns`; a last row that is not full ends in white.
+/// `images` in rows of `columns`; an incomplete last row is padded with white.
 pub fn grid(images: &[RgbImage], columns: usize, scale: Scale) -> Result<RgbImage> {
     let size = images
         .first()
@@ -138,7 +139,7 @@ fn enlarge(image: &RgbImage, times: u32) -> RgbImage {
     })
 }
 
-/// Writes a PNG, whole or not at all.
+/// Writes a PNG, completely or not at all.
 pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = Vec::new();
     image
@@ -202,9 +203,9 @@ mod tests {
         assert_eq!(times(16, 100, 4)?.0, 2);
         assert_eq!(times(16, 128, 4)?.0, 1);
         assert_eq!(times(16, 256, 4)?.0, 1);
-        // 32 images of 4 · 32 pixels would be longer than 4096.
+        // 32 images of 4 · 32 pixels would exceed 4096.
         assert_eq!(times(1000, 32, 32)?, (3, (3134, 3134)));
-        // As they are, even where that is longer.
+        // Images keep their size even if the sheet is larger.
         assert_eq!(times(1000, 256, 32)?.0, 1);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Algorithm 2 and what its images are written to.
+//! Algorithm 2 and the files that images are written to.
 
 #[cfg(feature = "cuda")]
 pub mod check;

@@ -1,7 +1,8 @@
-//! Where pictures go, by the ending of `--out`: one PNG (a grid), a folder of PNGs, or ADM's `.npz`.
+//! Where images are written, by the suffix of `--out`: one PNG (a sheet), a folder of PNGs, or
+//! ADM's `.npz`.
 //!
-//! Each is written whole or not at all; a signal that asks to stop leaves nothing. The folder and the `.npz` take pictures as
-//! they come.
+//! Each is written completely or not at all; a signal that asks to stop leaves nothing. The folder
+//! and the `.npz` are written as images arrive.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -15,7 +16,8 @@ use crate::interrupt::Interrupt;
 use crate::store::atomic;
 use crate::store::npz::{Element, NpzWriter};
 
-/// Endings of files that are not written here: whoever names one does not mean a folder.
+/// Suffixes of files that cannot be written here: a path with one of these is not meant as a
+/// folder.
 const OTHER_FILES: [&str; 33] = [
     "jpg",
     "jpeg",
@@ -52,49 +54,50 @@ const OTHER_FILES: [&str; 33] = [
     "yaml",
 ];
 
-/// The kind of output that a path's ending asks for.
+/// The kind of output that a path's suffix selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// `.png`: all pictures on one sheet.
     Grid(PathBuf, Scale),
-    /// No ending of a file: a PNG a picture, named `indexCLASS-NUMBER.png`.
+    /// No file suffix: one PNG per picture, named `indexCLASS-NUMBER.png`.
     Folder(PathBuf),
-    /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the classes' indices, as the archive's comment says.
+    /// `.npz`: `arr_0` u8 [N,H,W,3], `arr_1` i64 [N], the classes' indices, as the archive's
+    /// comment says.
     Npz(PathBuf),
 }
 
-/// One picture on its way out.
+/// One picture to write: one or more images side by side.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Beside one another: one, a pair, or a strip.
+    /// Images side by side: one, a pair, or a strip.
     pub images: Vec<RgbImage>,
     /// The index of its class.
     pub label: u32,
     pub number: u64,
 }
 
-/// What pictures are written.
+/// The number and size of the pictures to write.
 #[derive(Debug, Clone, Copy)]
 pub struct Pictures {
     pub count: usize,
-    /// Of an image.
+    /// Size of an image.
     pub width: usize,
     pub height: usize,
-    /// Pictures in a row of a sheet.
+    /// Pictures per row of a sheet.
     pub columns: usize,
-    /// Images of a picture.
+    /// Images per picture.
     pub beside: usize,
 }
 
-/// Takes one picture after the other.
+/// Receives one picture after the other.
 pub type Put<'a> = dyn FnMut(Picture) -> Result<()> + 'a;
 
 impl Output {
-    /// By the ending, whatever its case; what ends in a slash, or is a folder already, is a folder. `run-1.5` is one too:
-    /// a dot in a name makes no file of it.
+    /// By the suffix, ignoring case. A path that ends in a slash, or is an existing folder, is a
+    /// folder. `run-1.5` is one too: not every dot in a name starts a file suffix.
     ///
-    /// Errors: the ending of another kind of file; a folder that holds something already, or
-    /// something that is no folder; a `scale` for what is no sheet.
+    /// Errors: the suffix of another kind of file; a folder that is not empty, or a path that is
+    /// not a folder; a `scale` for anything but a sheet.
     pub fn from_path(path: &Path, scale: Scale) -> Result<Self> {
         atomic::sweep_beside(path);
         let ending = path
@@ -123,7 +126,7 @@ impl Output {
         match (scale, &output) {
             (Scale::Auto, _) | (_, Output::Grid(..)) => Ok(output),
             (Scale::Times(_), _) => Err(usage(
-                format!("--scale {scale}: {} is no sheet", path.display()),
+                format!("--scale {scale}: {} is not a sheet", path.display()),
                 "only a sheet (.png) is enlarged; folders and .npz hold images as they are",
             )),
         }
@@ -137,7 +140,7 @@ impl Output {
 
     /// Writes the pictures that `produce` puts.
     ///
-    /// Errors: what `produce` returns; a sheet that would be too large; a signal that asks to stop,
+    /// Errors: any error of `produce`; a sheet that would be too large; a signal that asks to stop,
     /// after which nothing is written.
     pub fn write(
         &self,
@@ -159,7 +162,9 @@ impl Output {
                     || format!("after {done} of {count} images"),
                     || {
                         let out = self.path().display();
-                        format!("nothing was written to {out}; the same command starts again")
+                        format!(
+                            "nothing was written to {out}; the same command starts from scratch"
+                        )
                     },
                 )?;
                 done += 1;
@@ -168,7 +173,7 @@ impl Output {
         };
         match self {
             Output::Grid(path, scale) => {
-                // A sheet that is too large says so before its images are made.
+                // A sheet that is too large is refused before its images are made.
                 let side = (width as u32, height as u32);
                 Layout::new(count * beside, side, columns * beside, *scale)?;
                 let mut images = Vec::with_capacity(count * beside);
@@ -253,7 +258,7 @@ mod tests {
             output(&root.path().join(name))?.write(THREE, put_three)?;
         }
         let sheet = ::image::open(root.path().join("a.png"))?.into_rgb8();
-        // 32 times larger.
+        // Enlarged 32 times.
         assert_eq!(sheet.dimensions(), (258, 258));
         let one = ::image::open(root.path().join("folder/index0012-000002.png"))?.into_rgb8();
         assert_eq!(one.as_raw(), &[2; 48]);

@@ -1,6 +1,6 @@
-//! Training the generator (docs/design.md, section 1). Every image gives one example at one uniformly
-//! drawn step t [ours], (ε_t, z'_{t−1}) → c_t, with fresh noise at every training step; the loss is
-//! cross-entropy over the tokens.
+//! Training the generator (docs/design.md, section 1). Every image gives one example at one
+//! uniformly drawn step t [ours], (ε_t, z'_{t−1}) → c_t, with fresh noise at every training step;
+//! the loss is cross-entropy over the tokens.
 
 use std::collections::BTreeMap;
 use std::path::Path;

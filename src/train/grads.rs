@@ -1,5 +1,5 @@
-//! Gradients as an ordered map from parameter name to tensor (docs/design.md, decision 5). Only this
-//! module knows how they were computed.
+//! Gradients as an ordered map from parameter name to tensor (docs/design.md, decision 5). Only
+//! this module knows how they were computed.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The files that the printed commands name, small: images of noise where Tiny ImageNet and ImageNet
-//! would lie, networks of random weights.
+//! Small versions of the files that the printed commands name: noise images in place of Tiny
+//! ImageNet and ImageNet, networks with random weights.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use rdpm::store::safetensors;
 
 const WNIDS: [&str; 2] = ["n01443537", "n02099601"];
 
-/// Where the weights lie, as in a cache folder of the user.
+/// Folder of the weights, like a user's cache folder.
 pub const WEIGHTS: &str = "cache/rdpm/weights";
 
 /// Makes all files in `root`.
@@ -44,7 +44,7 @@ pub fn make(root: &Path) -> Result<()> {
     inception(&weights.join("fid_inception.safetensors"))
 }
 
-/// A picture of 64×64. What it is, its content says, whatever it is called.
+/// A noise image of 64×64. Its content decides its format, whatever its name.
 fn noise(seed: u64, index: u64) -> Result<Vec<u8>> {
     let shape = [64 * 64 * 3];
     let draw = normal(seed, Purpose::Init, &[index], 0, &shape, &Device::Cpu)?;
@@ -57,7 +57,7 @@ fn noise(seed: u64, index: u64) -> Result<Vec<u8>> {
     Ok(png.into_inner())
 }
 
-/// A tar that holds a tar for each class.
+/// A tar that holds one tar per class.
 fn imagenet(path: &Path) -> Result<()> {
     let mut outer = tar::Builder::new(File::create(path)?);
     for (class, wnid) in WNIDS.iter().enumerate() {
@@ -83,7 +83,7 @@ fn add(tar: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8]) ->
     Ok(())
 }
 
-/// Inception's first stage, of 64 features.
+/// The first stage of Inception, with 64 features.
 fn inception(path: &Path) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (name, o, i) in [

@@ -1,7 +1,7 @@
-//! Every command that README and docs print is run by a shell as it is printed, in the order of the
-//! pages, in one folder; or it stands in [`NOT_RUN`] with the reason.
+//! Runs every command in README and docs in a shell as printed, in the order of the pages, in one
+//! folder. Commands that are not run are listed in [`NOT_RUN`] with the reason.
 //!
-//! Only what makes models small and runs short is changed: [`SHORTER`] and [`ADDED`].
+//! The only changes, [`SHORTER`] and [`ADDED`], make models small and runs short.
 
 mod fixture;
 mod pages;
@@ -15,7 +15,7 @@ use pages::pages;
 use rdpm::cli::Cli;
 use rdpm::error::Result;
 
-/// Commands with this in them are not run here, and why.
+/// Commands that contain one of these are not run here, and why.
 const NOT_RUN: [(&str, &str); 17] = [
     (
         "cargo build",
@@ -42,24 +42,24 @@ const NOT_RUN: [(&str, &str); 17] = [
     ("scripts/pytorch_interop.py", "PyTorch"),
 ];
 
-/// The first lines of blocks in Python, and what running them would take.
+/// The first lines of Python blocks, and what running them would take.
 const PYTHON: [(&str, &str); 2] = [
     ("import json", "matplotlib"),
     ("from safetensors.torch import load_file", "PyTorch"),
 ];
 
-/// Languages of blocks that hold no commands.
+/// Languages of blocks without commands.
 const NO_COMMANDS: [&str; 2] = ["text", "bibtex"];
 
-/// What is replaced in commands.
+/// Replacements in commands.
 const SHORTER: [(&str, &str); 3] = [
     ("--num 10000", "--num 20"),
     ("cfg=0,1,2,4", "cfg=0,4"),
-    // Of Inception's weights the first stage is there.
+    // Only the first stage of Inception's weights exists.
     ("--metrics fid,kid,pr", "--metrics fid"),
 ];
 
-/// What is added to commands that begin so; the first that fits.
+/// Arguments added to commands with this beginning; the first match applies.
 const ADDED: [(&str, &str); 6] = [
     (
         "rdpm train-vae ",
@@ -83,7 +83,7 @@ const ADDED: [(&str, &str); 6] = [
     ("rdpm ", ""),
 ];
 
-/// Options that name what a command writes.
+/// Options that name a file that a command writes.
 const WRITTEN: [&str; 5] = ["--out", "--json", "--plot", "--save-stats", "--cache"];
 
 #[test]
@@ -136,7 +136,7 @@ fn every_printed_command_runs_as_printed_or_is_listed_with_a_reason() -> Result<
     Ok(())
 }
 
-/// Runs a command, shortened, and looks for what it should have written.
+/// Runs a command, shortened, and checks for the files that it should have written.
 fn run(command: &str, folder: &Path, changed: &mut BTreeSet<&str>) -> Result<()> {
     let mut line = command.to_string();
     for (from, to) in SHORTER {
@@ -180,7 +180,7 @@ fn run(command: &str, folder: &Path, changed: &mut BTreeSet<&str>) -> Result<()>
     Ok(())
 }
 
-/// The long options of a command and of those below it.
+/// The long options of a command and of its subcommands.
 fn options(command: &clap::Command) -> BTreeSet<String> {
     let long = command.get_arguments().filter_map(|a| a.get_long());
     let mut found: BTreeSet<String> = long.map(|name| format!("--{name}")).collect();
@@ -199,7 +199,7 @@ fn every_command_and_option_in_running_text_exists() {
         for code in page.inline_code() {
             let words: Vec<&str> = code.split_whitespace().collect();
             let known = match words[..] {
-                // A placeholder stands for any command.
+                // A placeholder for any command.
                 ["rdpm", name, ..] if name != "COMMAND" => {
                     let command = cli.find_subcommand(name);
                     assert!(command.is_some(), "{}: no command `{code}`", page.name);
@@ -210,7 +210,7 @@ fn every_command_and_option_in_running_text_exists() {
             };
             for option in words.iter().filter(|word| word.starts_with("--")) {
                 let option = option.split('=').next().unwrap_or_default();
-                // The last is of scripts/bench_cpu.py.
+                // The last one is an option of scripts/bench_cpu.py.
                 let exists = known.contains(option) || option == "--help" || option == "--only";
                 assert!(exists, "{}: no option {option} in `{code}`", page.name);
             }
@@ -218,7 +218,7 @@ fn every_command_and_option_in_running_text_exists() {
     }
 }
 
-/// GitHub's anchor of a heading.
+/// GitHub's anchor for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = kept

@@ -1,5 +1,5 @@
-//! README and docs, as far as tests read them: fenced blocks, the commands in them, code in running
-//! text.
+//! README and docs, as far as tests read them: fenced blocks, the commands in them, and code in
+//! running text.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub struct Block<'a> {
     pub text: String,
 }
 
-/// README first, then all of docs by name.
+/// README first, then all pages of docs by name.
 pub fn pages() -> Vec<Page> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("a folder");
@@ -56,7 +56,7 @@ impl Page {
         blocks
     }
 
-    /// What stands between backticks in running text.
+    /// Code between backticks in running text.
     pub fn inline_code(&self) -> Vec<String> {
         let mut fenced = false;
         let outside = self.text.lines().filter(|line| {
@@ -71,7 +71,7 @@ impl Page {
 }
 
 impl Block<'_> {
-    /// The lines of a block of commands, those that end in a backslash with the next one.
+    /// The lines of a block of commands; a line that ends in a backslash is joined with the next.
     pub fn commands(&self) -> Vec<String> {
         let mut commands = Vec::new();
         let mut command = String::new();
