@@ -135,7 +135,7 @@ pub(super) fn assert_refused(result: Result<Tensor>, parts: &[&str]) {
     }
 }
 
-/// Runs `f` with so many threads.
+/// Runs `f` with this number of threads.
 pub(super) fn on_threads<R: Send>(count: usize, f: impl FnOnce() -> R + Send) -> R {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
     pool.expect("a thread pool").install(f)
