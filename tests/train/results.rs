@@ -200,7 +200,7 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
         told.contains("from scratch: quantize.embedding.weight ([8, 4], the file has [24, 4])"),
         "{told}"
     );
-    assert_eq!(told.matches("fresh:").count(), 1, "{told}");
+    assert_eq!(told.matches("from scratch:").count(), 1, "{told}");
     let read = |name: &str| {
         candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
     };
@@ -220,7 +220,7 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
     let bundle = ["--init", "bundle.safetensors"];
     let output = lab.output(&lab.start(VAE, "third", &[&sets[..], &bundle].concat()));
     let told = stderr(&output);
-    assert_eq!(told.matches("fresh:").count(), 1, "{told}");
+    assert_eq!(told.matches("from scratch:").count(), 1, "{told}");
     let output = lab.output(&lab.start(VAE, "fourth", &["--init", "tiny.toml"]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
