@@ -60,7 +60,7 @@ const SHORTER: [(&str, &str); 3] = [
 ];
 
 /// Arguments added to commands with this beginning; the first match applies.
-const ADDED: [(&str, &str); 6] = [
+const ADDED: [(&str, &str); 5] = [
     (
         "rdpm train-vae ",
         " --steps 2 --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 \
@@ -70,10 +70,6 @@ const ADDED: [(&str, &str); 6] = [
         "rdpm train-gen ",
         " --steps 2 --set generator.depth=1 --set generator.width=64 --set generator.heads=2 \
          --set train_gen.batch_size=2",
-    ),
-    (
-        "rdpm eval-fid --samples tiny-imagenet-200/val --save-stats",
-        " --dims 64",
     ),
     ("rdpm eval-fid ", " --dims 64 --metrics fid"),
     (
