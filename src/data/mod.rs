@@ -14,6 +14,7 @@ mod jpeg;
 mod labelling;
 mod labels;
 pub mod latent_cache;
+pub mod latent_loader;
 pub mod loader;
 mod members;
 mod numbering;
@@ -25,6 +26,7 @@ mod selection;
 pub mod shapes;
 mod shards;
 pub mod source;
+mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
