@@ -6,6 +6,8 @@
 //! the next one does. Where every path has a wnid of ImageNet in it, that is the class at any
 //! level.
 
+use std::sync::Arc;
+
 use super::labels::is_wnid;
 use super::part::{Bare, ClassName, Found, Kind, Label, Part};
 use crate::error::{Result, hinted};
@@ -132,9 +134,14 @@ fn by_folder(parts: &mut [Part], kind: Kind, origin: &mut Origin) -> Result<()> 
             part.bare.clear();
             continue;
         }
+        let mut last: Option<Arc<str>> = None;
         for found in &mut part.found {
             let class = level.class(&found.name);
-            found.class = class.map(|name| ClassName::Name(name.to_string()));
+            // Most images are of the class of the one before them.
+            if last.as_deref() != class {
+                last = class.map(Arc::from);
+            }
+            found.class = last.clone().map(ClassName::Name);
         }
         if kind == Kind::Folder {
             no_loose(part)?;
@@ -176,7 +183,7 @@ impl Level {
         let images = || {
             parts()
                 .flat_map(|part| &part.found)
-                .map(|found| found.name.as_str())
+                .map(|found| &*found.name)
         };
         let mut wnids = images().map(|name| folders(name).any(is_wnid)).peekable();
         if wnids.peek().is_some() && wnids.all(|has| has) {
@@ -239,14 +246,14 @@ impl Level {
 
 /// Refuses images beside class folders: they have no class.
 fn no_loose(part: &Part) -> Result<()> {
-    let (loose, in_folders): (Vec<&Found>, Vec<&Found>) =
-        part.found.iter().partition(|found| found.class.is_none());
-    match (loose.first(), in_folders.first()) {
+    let mut loose = part.found.iter().filter(|found| found.class.is_none());
+    let mut in_folders = part.found.iter().filter(|found| found.class.is_some());
+    match (loose.next(), in_folders.next()) {
         (Some(one), Some(other)) => Err(hinted(
             format!(
                 "{}: {} images (`{}`, ...) lie beside class folders (`{}`, ...)",
                 part.path.display(),
-                loose.len(),
+                1 + loose.count(),
                 one.name,
                 folders(&other.name).next().unwrap_or_default()
             ),

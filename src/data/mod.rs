@@ -10,6 +10,7 @@ pub mod classes;
 mod decode;
 mod folder;
 mod image_kind;
+mod index;
 mod jpeg;
 mod labelling;
 mod labels;
@@ -26,13 +27,14 @@ mod selection;
 pub mod shapes;
 mod shards;
 pub mod source;
+mod stamp;
 mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
-pub use source::{Example, Source, open, open_numbered};
+pub use source::{Example, Kept, Source, keep_index, open, open_numbered};
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
     let (mut names, mut largest) = (BTreeSet::new(), None);
     // The first image without a class, with a number, with a name.
     let mut first: [Option<String>; 3] = [None, None, None];
+    let mut last = None;
     for part in parts {
         for found in &part.found {
             let kind = match &found.class {
@@ -21,7 +22,9 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
                     1
                 }
                 Some(ClassName::Name(name)) => {
-                    names.insert(name.as_str());
+                    if last.replace(name) != Some(name) {
+                        names.insert(&**name);
+                    }
                     2
                 }
             };

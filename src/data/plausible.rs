@@ -177,7 +177,7 @@ fn unused(classes: &Classes, labels: &BTreeSet<u32>) -> Option<String> {
 }
 
 /// Folders, or the files in them, that were named one by one: their names are no labels.
-fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
+pub(super) fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
     if !classes.is_empty() {
         return None;
     }

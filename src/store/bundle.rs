@@ -149,6 +149,14 @@ const KINDS: [(&str, &str, &str); 3] = [
     ),
 ];
 
+/// What a file of ours is, and where it is used; none for other files.
+pub fn kind_of(path: &Path) -> Option<(&'static str, &'static str)> {
+    let header = Reader::open(path).ok()?.header().ok()?;
+    let word = header.metadata.get("format")?.split('/').next()?;
+    let kind = KINDS.iter().find(|(name, ..)| *name == word)?;
+    Some((kind.1, kind.2))
+}
+
 /// Refuses a file of another format or version by name.
 pub fn check_format(path: &Path, found: Option<&str>, expected: &str) -> Result<()> {
     let word = |format: &str| format.split('/').next().unwrap_or_default().to_string();
