@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::image_kind::{ENDINGS, is_image_name};
-use super::part::{Found, Kind, Label, Listed, Part, Place, Tally, UNKNOWN};
+use super::part::{Kind, Label, Listed, Part, Place, Tally, UNKNOWN};
 use super::paths::Named;
 use super::selection::{Rest, bare, hides, is_other, printable, select, take};
 use super::shards::{is_shard_name, shard_ending};
@@ -46,8 +46,6 @@ pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
     // As if each folder were followed by what is in it.
     all.sort_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
     let mut part = Part::new(root.to_path_buf(), Kind::Folder);
-    part.found
-        .reserve_exact(all.iter().map(|walked| walked.part.found.len()).sum());
     let (mut folders, mut rest) = (Vec::new(), Rest::default());
     for walked in all {
         part.merge(walked.part);
@@ -126,14 +124,9 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
     }
     for (name, _) in images.iter().filter(|(_, named)| *named == Named::ByItself) {
         let Listed { name, place, .. } = listed(name);
-        part.found.push(Found {
-            name: name.into(),
-            label: Label::None,
-            class: None,
-            place,
-        });
+        part.found.push(&name, Label::None, place);
     }
-    part.found.sort_by(|a, b| a.name.cmp(&b.name));
+    part.found.sort();
     Ok(part)
 }
 
@@ -233,8 +226,8 @@ impl Walk<'_> {
         };
         take(files, &broken, &mut part, &mut rest, &mut read);
         part.fields = fields;
+        part.found.shrink();
         part.unprintable |= unprintable;
-        part.found.shrink_to_fit();
         let below = folders
             .into_iter()
             .map(|(name, path, is_as_printed)| Folder {

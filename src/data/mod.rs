@@ -9,6 +9,7 @@ mod class_spec;
 pub mod classes;
 mod decode;
 mod folder;
+mod found;
 mod image_kind;
 mod index;
 mod jpeg;

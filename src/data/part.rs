@@ -9,12 +9,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::found::FoundList;
 use super::stamp::Stamp;
 use super::transient::patiently;
 use crate::error::{Error, Result};
 
 /// A class as the data names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum ClassName {
     /// The index itself.
     Number(u32),
@@ -81,17 +82,6 @@ pub(super) enum Label {
     Bad(String),
     /// What cannot be read, and may be silent about it; says why.
     Unreadable(String),
-}
-
-/// An image as a scan finds it.
-#[derive(Debug)]
-pub(super) struct Found {
-    /// Relative to the path of its part.
-    pub name: Box<str>,
-    pub label: Label,
-    /// Decided when all parts are known: one image's label depends on what the others have.
-    pub class: Option<ClassName>,
-    pub place: Place,
 }
 
 /// What kind of path a part is.
@@ -181,7 +171,7 @@ pub(super) struct Part {
     pub kind: Kind,
     /// A gzipped shard, decompressed.
     pub memory: Option<Vec<u8>>,
-    pub found: Vec<Found>,
+    pub found: FoundList,
     pub bare: Vec<Bare>,
     pub passed: PassedOver,
     /// Fields beside images that have no class, by ending.
@@ -215,7 +205,7 @@ impl Part {
             path,
             kind,
             memory: None,
-            found: Vec::new(),
+            found: FoundList::default(),
             bare: Vec::new(),
             passed: PassedOver::default(),
             silent: BTreeMap::new(),

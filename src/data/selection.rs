@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::found::FoundList;
 use super::image_kind::{ImageKind, is_image_name, unread_ending};
 use super::labels;
-use super::part::{Bare, Found, Kind, Label, Listed, Part};
+use super::part::{Bare, Kind, Label, Listed, Part};
 
 /// Folders that systems make beside the user's.
 const SYSTEM: [&str; 5] = [
@@ -198,13 +199,7 @@ pub(super) fn take(
     }
     for (file, label) in seen.into_iter().zip(labels) {
         if let Some(label) = label {
-            let Listed { name, place, .. } = file;
-            part.found.push(Found {
-                name: name.into(),
-                label,
-                class: None,
-                place,
-            });
+            part.found.push(&file.name, label, file.place);
         }
     }
 }
@@ -384,11 +379,11 @@ fn folder(name: &str) -> &str {
 
 /// The folders with no image in or below them: those listed, and those that hold pictures that are
 /// not read.
-pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &[Found]) -> Vec<Bare> {
+pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &FoundList) -> Vec<Bare> {
     let Rest { pictures, others } = rest;
     let (mut with_images, mut last) = (BTreeSet::new(), None);
-    for image in found {
-        let mut folder = folder(&image.name);
+    for image in found.iter() {
+        let mut folder = folder(image.name);
         // Most images lie beside the one before them.
         if last.replace(folder) == Some(folder) {
             continue;

@@ -31,9 +31,12 @@ pub(super) fn is_shard_name(name: &str) -> bool {
 
 /// The ending that makes a file of this name a shard.
 pub(super) fn shard_ending(name: &str) -> Option<&'static str> {
-    let name = name.to_ascii_lowercase();
-    let endings = [".tar.gz", ".tgz", ".tar"].into_iter();
-    endings.into_iter().find(|ending| name.ends_with(ending))
+    let ends = |ending: &&str| {
+        let at = name.len().checked_sub(ending.len());
+        let last = at.and_then(|at| name.get(at..));
+        last.is_some_and(|last| last.eq_ignore_ascii_case(ending))
+    };
+    [".tar.gz", ".tgz", ".tar"].into_iter().find(ends)
 }
 
 /// How a shard of this name is compressed, if that cannot be read.

@@ -5,6 +5,7 @@
 //! in which they were named.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,10 +15,10 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::decode::decode;
-use super::index::{self, Builder, Item, Saved, Table};
+use super::index::{self, Item, Saved, Table};
 use super::labelling::label;
 use super::numbering::{numbering, unknown_class};
-use super::part::{Changed, ClassName, Found, Part, Place};
+use super::part::{Changed, ClassName, Part, Place};
 use super::paths::{Given, expand};
 use super::plausible;
 use super::selection::stem;
@@ -26,7 +27,7 @@ use crate::error::{Context, Error, Result, hinted, usage};
 use crate::store::digest::hex;
 
 /// Threads that look at files: they wait for a disk, or a file server, longer than they compute.
-const THREADS: usize = 16;
+const THREADS: usize = 8;
 
 /// Images of a set that an index is kept of unasked: fewer are soon found.
 const MANY: usize = 10_000;
@@ -332,25 +333,24 @@ pub(super) fn table(parts: &mut [Part], classes: &Classes) -> Result<Table> {
         .map(|class| class.wnid.as_str())
         .zip(0..)
         .collect();
-    let found = || parts.iter().flat_map(|part| &part.found);
-    let names = found().map(|found| found.name.len()).sum();
-    let mut table = Builder::new(found().count(), names);
-    for (number, part) in parts.iter_mut().enumerate() {
-        for found in std::mem::take(&mut part.found) {
-            let Found {
-                name, class, place, ..
-            } = found;
-            let label = match &class {
+    let mut lists = Vec::new();
+    for part in parts.iter_mut() {
+        let mut labels = Vec::new();
+        for (number, class) in (0..).zip(part.found.used()) {
+            labels.push(match class {
                 None => 0,
-                Some(ClassName::Number(number)) => *number,
-                Some(ClassName::Name(class)) => *indices
-                    .get(&**class)
-                    .ok_or_else(|| unknown_class(&part.path_of(&name), class, classes))?,
-            };
-            table.push(number, label, &name, place);
+                Some(ClassName::Number(label)) => *label,
+                Some(ClassName::Name(name)) => *indices.get(&**name).ok_or_else(|| {
+                    let mut found = part.found.iter();
+                    let first = found.find(|found| found.class == Some(number));
+                    let path = part.path_of(first.map_or("", |found| found.name));
+                    unknown_class(&path, name, classes)
+                })?,
+            });
         }
+        lists.push((std::mem::take(&mut part.found), labels));
     }
-    Ok(table.table())
+    Ok(Table::of_lists(lists))
 }
 
 /// A shell may have turned a pattern into thousands of paths.
@@ -396,7 +396,7 @@ impl Source for Images {
         if let Some(known) = &self.fingerprint {
             return Ok(known.clone());
         }
-        let mut digest = Sha256::new();
+        let (mut digest, mut line) = (Sha256::new(), String::new());
         for index in 0..self.table.len() {
             let Item {
                 part,
@@ -408,7 +408,9 @@ impl Source for Images {
             let size = part
                 .size(name, &place)
                 .with_context(|| format!("could not read {}", part.path_of(name)))?;
-            digest.update(format!("{name}\0{size}\0{label}\n"));
+            line.clear();
+            write!(line, "{name}\0{size}\0{label}\n")?;
+            digest.update(&line);
         }
         Ok(hex(&digest.finalize()))
     }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::table::Bounds;
-pub(super) use self::table::{Builder, Item, Table};
+pub(super) use self::table::{Item, Table};
 use super::Classes;
 use super::part::{Kind, Notice, Part};
 use super::paths::Given;

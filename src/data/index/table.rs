@@ -2,19 +2,19 @@
 //! and its name, whatever the number of images.
 //!
 //! A record is `name_end` u64 (where the name ends among all names), `place` u64, `size` u64, `part`
-//! u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, with [`RARE`] a number
-//! of [`Table::rare`], else the offset in the part's shard.
+//! u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, else the offset in the
+//! part's shard.
 
 use std::io::{self, Write};
 use std::ops::Range;
 
 use memmap2::Mmap;
 
+use crate::data::found::FoundList;
 use crate::data::part::Place;
 
 const RECORD: usize = 32;
 const FILE: u64 = u64::MAX;
-const RARE: u64 = 1 << 63;
 
 /// An image of the set.
 #[derive(Debug)]
@@ -28,16 +28,14 @@ pub(in crate::data) struct Item<'a> {
 #[derive(Debug)]
 pub(in crate::data) struct Table {
     columns: Columns,
-    /// Places that do not fit into a record: none of them in a file.
-    rare: Vec<Place>,
+    /// Where each part's list begins, and after them all the end; a mapped one has none.
+    starts: Vec<usize>,
 }
 
 #[derive(Debug)]
 enum Columns {
-    Memory {
-        records: Vec<u8>,
-        names: Vec<u8>,
-    },
+    /// Of each part, with the label of each of its classes.
+    Memory(Vec<(FoundList, Vec<u32>)>),
     Mapped {
         map: Mmap,
         records: Range<usize>,
@@ -57,45 +55,63 @@ pub(super) struct Bounds<'a> {
 }
 
 impl Table {
-    pub fn len(&self) -> usize {
-        self.records().len() / RECORD
-    }
-
-    fn records(&self) -> &[u8] {
-        match &self.columns {
-            Columns::Memory { records, .. } => records,
-            Columns::Mapped { map, records, .. } => &map[records.clone()],
+    /// Of each part the images, and the label of each of their classes.
+    pub fn of_lists(lists: Vec<(FoundList, Vec<u32>)>) -> Self {
+        let mut starts = vec![0];
+        for (list, _) in &lists {
+            starts.push(starts.last().copied().unwrap_or(0) + list.len());
         }
+        let columns = Columns::Memory(lists);
+        Self { columns, starts }
     }
 
-    fn names(&self) -> &[u8] {
+    pub fn len(&self) -> usize {
         match &self.columns {
-            Columns::Memory { names, .. } => names,
-            Columns::Mapped { map, names, .. } => &map[names.clone()],
+            Columns::Memory(_) => self.starts.last().copied().unwrap_or(0),
+            Columns::Mapped { records, .. } => records.len() / RECORD,
         }
     }
 
     /// Whether it has what [`Table::write`] cannot write.
     pub fn has_rare(&self) -> bool {
-        !self.rare.is_empty()
+        match &self.columns {
+            Columns::Memory(lists) => lists.iter().any(|(list, _)| list.has_rare()),
+            Columns::Mapped { .. } => false,
+        }
     }
 
     pub fn item(&self, index: usize) -> Item<'_> {
-        let records = self.records();
+        let (map, records, names) = match &self.columns {
+            Columns::Memory(lists) => {
+                let part = self.starts.partition_point(|start| *start <= index) - 1;
+                let (list, labels) = &lists[part];
+                let found = list.get(index - self.starts[part]);
+                return Item {
+                    part,
+                    label: found.class.map_or(0, |class| labels[class as usize]),
+                    name: found.name,
+                    place: found.place(),
+                };
+            }
+            Columns::Mapped {
+                map,
+                records,
+                names,
+            } => (map, &map[records.clone()], names),
+        };
         let record = Record::read(&records[index * RECORD..]);
         let begin = match index {
             0 => 0,
             _ => Record::read(&records[(index - 1) * RECORD..]).name_end as usize,
         };
-        let name = &self.names()[begin..record.name_end as usize];
+        let name = &map[names.clone()][begin..record.name_end as usize];
         Item {
             part: record.part as usize,
             label: record.label,
-            // Checked where the table was made.
+            // Checked where the table was opened.
             name: std::str::from_utf8(name).unwrap_or_default(),
             place: match record.place {
                 FILE => Place::File { size: record.size },
-                rare if rare & RARE != 0 => self.rare[(rare & !RARE) as usize].clone(),
                 offset => Place::Member {
                     offset,
                     size: record.size,
@@ -106,13 +122,35 @@ impl Table {
 
     /// Bytes of all names.
     pub fn names_len(&self) -> usize {
-        self.names().len()
+        (0..self.len()).map(|i| self.item(i).name.len()).sum()
     }
 
     /// The records, then the names.
+    ///
+    /// Errors: what has no record ([`Table::has_rare`]).
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        out.write_all(self.records())?;
-        out.write_all(self.names())
+        let mut name_end = 0;
+        for index in 0..self.len() {
+            let item = self.item(index);
+            name_end += item.name.len() as u64;
+            let (place, size) = match item.place {
+                Place::File { size } => (FILE, size),
+                Place::Member { offset, size } => (offset, size),
+                _ => return Err(io::ErrorKind::Unsupported.into()),
+            };
+            let record = Record {
+                name_end,
+                place,
+                size,
+                part: item.part as u32,
+                label: item.label,
+            };
+            out.write_all(&record.bytes())?;
+        }
+        for index in 0..self.len() {
+            out.write_all(self.item(index).name.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// The table that lies in `map` from byte `begin` on, for nothing but [`Bounds`] to be trusted.
@@ -132,17 +170,25 @@ impl Table {
                 records: begin..middle,
                 names: middle..end,
             },
-            rare: Vec::new(),
+            starts: Vec::new(),
         };
         table.check(bounds)?;
         Ok(table)
     }
 
     fn check(&self, bounds: &Bounds) -> Result<(), &'static str> {
-        let names = std::str::from_utf8(self.names()).map_err(|_| "a name is not UTF-8")?;
+        let Columns::Mapped {
+            map,
+            records,
+            names,
+        } = &self.columns
+        else {
+            return Ok(());
+        };
+        let names = std::str::from_utf8(&map[names.clone()]).map_err(|_| "a name is not UTF-8")?;
         let any_upwards = names.contains("..");
         let mut begin = 0;
-        for record in self.records().chunks_exact(RECORD) {
+        for record in map[records.clone()].chunks_exact(RECORD) {
             let record = Record::read(record);
             let end = usize::try_from(record.name_end).unwrap_or(usize::MAX);
             let name = names
@@ -156,7 +202,7 @@ impl Table {
             let shard = bounds.shards.get(record.part as usize);
             let fits = match (shard.ok_or("an image is of no part")?, record.place) {
                 (None, FILE) => true,
-                (Some(length), offset) if offset & RARE == 0 => offset
+                (Some(length), offset) => offset
                     .checked_add(record.size)
                     .is_some_and(|end| end <= *length),
                 _ => false,
@@ -205,52 +251,5 @@ impl Record {
             out.copy_from_slice(&word.to_le_bytes());
         }
         bytes
-    }
-}
-
-/// Makes a table in memory, image by image.
-pub(in crate::data) struct Builder {
-    records: Vec<u8>,
-    names: Vec<u8>,
-    rare: Vec<Place>,
-}
-
-impl Builder {
-    pub fn new(images: usize, names: usize) -> Self {
-        Self {
-            records: Vec::with_capacity(images * RECORD),
-            names: Vec::with_capacity(names),
-            rare: Vec::new(),
-        }
-    }
-
-    pub fn push(&mut self, part: usize, label: u32, name: &str, place: Place) {
-        self.names.extend_from_slice(name.as_bytes());
-        let (place, size) = match place {
-            Place::File { size } => (FILE, size),
-            Place::Member { offset, size } if offset & RARE == 0 => (offset, size),
-            rare => {
-                self.rare.push(rare);
-                (RARE | (self.rare.len() - 1) as u64, 0)
-            }
-        };
-        let record = Record {
-            name_end: self.names.len() as u64,
-            place,
-            size,
-            part: part as u32,
-            label,
-        };
-        self.records.extend_from_slice(&record.bytes());
-    }
-
-    pub fn table(self) -> Table {
-        Table {
-            columns: Columns::Memory {
-                records: self.records,
-                names: self.names,
-            },
-            rare: self.rare,
-        }
     }
 }

@@ -253,7 +253,9 @@ fn a_hostile_index_is_refused_or_means_what_it_says() {
 fn a_name_that_leads_out_of_its_folder_is_refused() {
     let root = animals();
     let (mut parts, classes) = look(root.path());
-    parts[0].found[0].name = "../../etc/x.png".into();
+    let place = crate::data::part::Place::File { size: 1 };
+    let label = crate::data::part::Label::None;
+    parts[0].found.push("../../etc/x.png", label, place);
     let table = source::table(&mut parts, &classes).unwrap();
     let contents = Contents {
         parts: &parts,
