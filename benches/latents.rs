@@ -84,7 +84,7 @@ fn time(path: &Path) -> Result<()> {
         let mut loader = LatentLoader::start(cache, order)?;
         let mut filling = 0.0;
         for _ in 0..TAKEN / BATCH {
-            let batch = loader.next()?;
+            let batch = loader.next_batch()?;
             let filled = Instant::now();
             batch.fill(&mut values);
             filling += filled.elapsed().as_secs_f64();

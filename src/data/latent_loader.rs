@@ -38,7 +38,7 @@ pub struct LatentOrder {
     pub start: u64,
 }
 
-/// An iterator without end over batches; dropping it ends its threads.
+/// Batches without end; dropping it ends its threads.
 pub struct LatentLoader {
     /// Emptied to end the threads.
     queues: Vec<Receiver<Result<Piece>>>,
@@ -94,7 +94,7 @@ impl LatentLoader {
     /// The next batch.
     ///
     /// Errors: the cache cannot be read.
-    pub fn next(&mut self) -> Result<Latents> {
+    pub fn next_batch(&mut self) -> Result<Latents> {
         let mut pieces = Vec::new();
         for _ in 0..self.batch_size.div_ceil(PIECE) {
             let queue = &self.queues[self.piece % self.queues.len()];
@@ -205,7 +205,7 @@ mod tests {
     fn examples(mut loader: LatentLoader, count: usize) -> Vec<(f32, u32, u64)> {
         let (mut found, size) = (Vec::new(), meta().shape.iter().product::<usize>());
         while found.len() < count {
-            let batch = loader.next().unwrap();
+            let batch = loader.next_batch().unwrap();
             let mut values = vec![f32::NAN; batch.indices.len() * size];
             batch.fill(&mut values);
             for (i, latent) in values.chunks(size).enumerate() {
@@ -250,7 +250,7 @@ mod tests {
         let mut loader = loader(folder.path(), 4, 0, 2);
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(1100).unwrap();
-        let error = (0..100).find_map(|_| loader.next().err()).unwrap();
+        let error = (0..100).find_map(|_| loader.next_batch().err()).unwrap();
         let text = crate::error::report(&error).0;
         assert!(
             text.contains("latents-4-0-2") && text.contains("shorter"),

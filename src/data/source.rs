@@ -27,7 +27,7 @@ use crate::error::{Context, Error, Result, hinted, usage};
 use crate::store::digest::hex;
 
 /// Threads that look at files: they wait for a disk, or a file server, longer than they compute.
-const THREADS: usize = 8;
+const THREADS: usize = 16;
 
 /// Images of a set that an index is kept of unasked: fewer are soon found.
 const MANY: usize = 10_000;
@@ -409,7 +409,7 @@ impl Source for Images {
                 .size(name, &place)
                 .with_context(|| format!("could not read {}", part.path_of(name)))?;
             line.clear();
-            write!(line, "{name}\0{size}\0{label}\n")?;
+            writeln!(line, "{name}\0{size}\0{label}")?;
             digest.update(&line);
         }
         Ok(hex(&digest.finalize()))

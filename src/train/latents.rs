@@ -67,7 +67,7 @@ pub struct Cached {
 
 impl Cached {
     fn next(&mut self, device: &Device) -> Result<LatentBatch> {
-        let ([h, w, d], latents) = (self.shape, self.latents.next()?);
+        let ([h, w, d], latents) = (self.shape, self.latents.next_batch()?);
         let shape = (latents.indices.len(), h, w, d);
         let v = match device {
             #[cfg(feature = "cuda")]
