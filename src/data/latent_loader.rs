@@ -18,7 +18,7 @@ use super::loader::Order;
 use crate::error::{Context, Result};
 
 /// Threads that wait for the disk: they take no core while they do.
-const READERS: usize = 8;
+const READERS: usize = 16;
 
 /// Latents that one read of the queue holds.
 const PIECE: usize = 32;

@@ -27,7 +27,7 @@ use crate::error::{Context, Error, Result, hinted, usage};
 use crate::store::digest::hex;
 
 /// Threads that look at files: they wait for a disk, or a file server, longer than they compute.
-const THREADS: usize = 16;
+const THREADS: usize = 8;
 
 /// Images of a set that an index is kept of unasked: fewer are soon found.
 const MANY: usize = 10_000;
