@@ -15,6 +15,7 @@ pub mod encode;
 pub mod eval_fid;
 pub mod eval_vae;
 pub mod export;
+pub mod index;
 mod inputs;
 pub mod inspect;
 pub mod reconstruct;
@@ -72,6 +73,7 @@ subcommands! {
     EvalFid => eval_fid,
     Export => export,
     EvalVae => eval_vae,
+    Index => index,
     Inspect => inspect,
     Bench => bench,
     Doctor => doctor,

@@ -2,42 +2,59 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::fs::{self, DirEntry, File};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
 
 use super::image_kind::{ENDINGS, is_image_name};
-use super::part::{Found, Kind, Label, Listed, Part, Place, Tally};
+use super::part::{Kind, Label, Listed, Part, Place, Tally, UNKNOWN};
 use super::paths::Named;
-use super::selection::{hides, is_other, printable, select};
+use super::selection::{Rest, bare, hides, is_other, printable, select, take};
 use super::shards::{is_shard_name, shard_ending};
+use super::stamp::Stamp;
+use super::transient::patiently;
 use crate::error::{Context, Result, hinted};
+
+/// Entries of a folder that one thread looks at before another may help.
+const CHUNK: usize = 2048;
 
 /// Finds the images of the folder `root`, sorted by name within every folder.
 ///
 /// With `skip_bad`, an image behind a broken link is reported and left out instead of an error.
 pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
-    let mut part = Part::new(root.to_path_buf(), Kind::Folder);
-    let mut walk = Walk {
-        skip_bad,
+    let walk = Walk { root, skip_bad };
+    let first = Folder {
+        path: root.to_path_buf(),
+        name: String::new(),
+        is_as_printed: true,
         around: Vec::new(),
-        files: Vec::new(),
-        folders: Vec::new(),
-        broken: Vec::new(),
-        part: &mut part,
     };
-    let metadata = fs::metadata(root).with_context(|| listing(root))?;
-    walk.folder(root, "", &metadata)?;
-    let Walk {
-        files,
-        folders,
-        broken,
-        ..
-    } = walk;
-    part.bad = broken.len();
-    select(files, folders, &broken, &mut part, &mut reader(root));
+    let (mut level, mut all) = (vec![first], Vec::new());
+    while !level.is_empty() {
+        let walked: Vec<_> = level.par_iter().map(|folder| walk.folder(folder)).collect();
+        level = Vec::new();
+        for walked in walked {
+            let (walked, below) = walked?;
+            all.push(walked);
+            level.extend(below);
+        }
+    }
+    // As if each folder were followed by what is in it.
+    all.sort_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
+    let mut part = Part::new(root.to_path_buf(), Kind::Folder);
+    let (mut folders, mut rest) = (Vec::new(), Rest::default());
+    for walked in all {
+        part.merge(walked.part);
+        rest.merge(walked.rest);
+        if !walked.name.is_empty() {
+            folders.push(walked.name);
+        }
+    }
+    part.bare = bare(folders, &rest, &part.found);
     if part.found.is_empty() {
         let shards = part
             .passed
@@ -71,8 +88,11 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
     let listed = |name: &OsString| {
         let printed = printable(name.as_bytes());
         let place = match printed == *name.to_string_lossy() && name.to_str().is_some() {
-            true => Place::File,
-            false => Place::Unprintable(root.join(name).into()),
+            true => Place::File { size: UNKNOWN },
+            false => Place::Unprintable {
+                path: root.join(name).into(),
+                size: UNKNOWN,
+            },
         };
         Listed {
             name: printed,
@@ -97,34 +117,33 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
         }
         // Images are found in the order of their names.
         files.sort_by(|a, b| a.name.cmp(&b.name));
-        select(files, Vec::new(), &[], &mut part, &mut reader(root));
+        let mut read = |file: &Listed, limit| Ok(read(root, file, limit)?.0);
+        select(files, Vec::new(), &[], &mut part, &mut read);
         // Labels of images that no pattern matches.
         part.passed.strays = Tally::default();
     }
     for (name, _) in images.iter().filter(|(_, named)| *named == Named::ByItself) {
         let Listed { name, place, .. } = listed(name);
-        part.found.push(Found {
-            name,
-            label: Label::None,
-            class: None,
-            place,
-        });
+        part.found.push(&name, Label::None, place);
     }
-    part.found.sort_by(|a, b| a.name.cmp(&b.name));
+    part.found.sort();
     Ok(part)
 }
 
-/// Reads files of the folder `root`.
-fn reader(root: &Path) -> impl FnMut(&Listed, u64) -> std::io::Result<Vec<u8>> {
-    |file, limit| {
-        let path = match &file.place {
-            Place::Unprintable(path) => path.to_path_buf(),
-            _ => root.join(&file.name),
-        };
+/// Reads at most so many bytes, and one more, of a file of the folder `root`; its stamp tells when
+/// they change.
+fn read(root: &Path, file: &Listed, limit: u64) -> io::Result<(Vec<u8>, Stamp)> {
+    let path = match &file.place {
+        Place::Unprintable { path, .. } => path.to_path_buf(),
+        _ => root.join(&file.name),
+    };
+    patiently(&path.display(), || {
+        let file = File::open(&path)?;
+        let stamp = Stamp::of(&file.metadata()?);
         let mut bytes = Vec::new();
-        File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    }
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+        Ok((bytes, stamp))
+    })
 }
 
 fn listing(folder: &Path) -> String {
@@ -132,21 +151,49 @@ fn listing(folder: &Path) -> String {
 }
 
 struct Walk<'a> {
+    root: &'a Path,
     skip_bad: bool,
-    /// Device and number of the folders that the walk is in.
+}
+
+/// A folder to be listed.
+struct Folder {
+    path: PathBuf,
+    /// Relative to the walk's root, as it is printed.
+    name: String,
+    /// Whether the system calls it that.
+    is_as_printed: bool,
+    /// Device and number of the folders that it is in.
     around: Vec<(u64, u64)>,
+}
+
+/// What a folder holds itself.
+struct Walked {
+    name: String,
+    part: Part,
+    rest: Rest,
+}
+
+/// What a folder lists.
+#[derive(Default)]
+struct Entries {
     files: Vec<Listed>,
-    folders: Vec<String>,
+    /// With whether the system calls them that.
+    folders: Vec<(String, PathBuf, bool)>,
     /// Images that links name and nobody finds.
     broken: Vec<String>,
-    part: &'a mut Part,
 }
 
 impl Walk<'_> {
-    /// Lists the folder at `path`, called `name`: its files, then the folders in it, each sorted.
-    fn folder(&mut self, path: &Path, name: &str, metadata: &Metadata) -> Result<()> {
+    /// Lists a folder: what its files are, and the folders in it, each sorted.
+    fn folder(&self, folder: &Folder) -> Result<(Walked, Vec<Folder>)> {
+        let Folder {
+            path, name, around, ..
+        } = folder;
+        let mut part = Part::new(self.root.to_path_buf(), Kind::Folder);
+        let metadata = patiently(&path.display(), || fs::metadata(path));
+        let metadata = metadata.with_context(|| listing(path))?;
         let itself = (metadata.dev(), metadata.ino());
-        if self.around.contains(&itself) {
+        if around.contains(&itself) {
             let target = path.canonicalize().unwrap_or_default();
             return Err(hinted(
                 format!(
@@ -157,62 +204,152 @@ impl Walk<'_> {
                 "remove the link",
             ));
         }
-        self.around.push(itself);
-        let (mut files, mut folders) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(path).with_context(|| listing(path))? {
-            let entry = entry.with_context(|| listing(path))?;
-            let own = printable(entry.file_name().as_bytes());
-            if hides(&own) {
-                continue;
-            }
-            let printed = match name.is_empty() {
-                true => own,
-                false => format!("{name}/{own}"),
-            };
-            let kind = entry.file_type().with_context(|| listing(path))?;
-            if kind.is_file() {
-                files.push((printed, entry.path()));
-            } else if kind.is_dir() || kind.is_symlink() {
-                match fs::metadata(entry.path()) {
-                    // A pipe or a device would keep its reader waiting.
-                    Ok(target) if target.is_file() => files.push((printed, entry.path())),
-                    Ok(target) if target.is_dir() => folders.push((printed, entry.path(), target)),
-                    Ok(_) => {}
-                    Err(e) => self.broken(printed, &entry.path(), &e)?,
-                }
-            }
-        }
-        files.sort();
-        folders.sort_by(|a, b| a.0.cmp(&b.0));
-        for (name, path) in files {
-            if let Some(ending) = shard_ending(&name) {
-                let kinds = &mut self.part.passed.kinds;
-                kinds.entry(ending.to_string()).or_default().add(|| name);
-                continue;
-            }
-            let as_printed = path.strip_prefix(&self.part.path).ok().map(Path::as_os_str);
-            let place = match as_printed.is_some_and(|own| own == name.as_str()) {
-                true => Place::File,
-                false => Place::Unprintable(path.into()),
-            };
-            let archive = 0;
-            self.files.push(Listed {
+        part.unprintable = !folder.is_as_printed;
+        // What changes from here on changes the folder's time.
+        let stamp = Stamp::of(&metadata);
+        part.found_in.push((name.as_str().into(), stamp));
+        let Entries {
+            mut files,
+            mut folders,
+            broken,
+        } = self.entries(folder, &mut part)?;
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        folders.sort();
+        part.bad = broken.len();
+        let (mut rest, mut fields) = (Rest::default(), Vec::new());
+        let mut unprintable = false;
+        let mut read = |file: &Listed, limit| {
+            let (bytes, stamp) = read(self.root, file, limit)?;
+            unprintable |= matches!(file.place, Place::Unprintable { .. });
+            fields.push((file.name.as_str().into(), stamp));
+            Ok(bytes)
+        };
+        take(files, &broken, &mut part, &mut rest, &mut read);
+        part.fields = fields;
+        part.found.shrink();
+        part.unprintable |= unprintable;
+        let below = folders
+            .into_iter()
+            .map(|(name, path, is_as_printed)| Folder {
+                path,
                 name,
-                place,
-                archive,
+                is_as_printed,
+                around: around.iter().copied().chain([itself]).collect(),
             });
+        let below = below.collect();
+        let name = name.clone();
+        Ok((Walked { name, part, rest }, below))
+    }
+
+    fn entries(&self, folder: &Folder, part: &mut Part) -> Result<Entries> {
+        let path = &folder.path;
+        let listed = patiently(&path.display(), || {
+            fs::read_dir(path)?.collect::<io::Result<Vec<DirEntry>>>()
+        });
+        let mut listed = listed.with_context(|| listing(path))?;
+        // Inodes lie on the disk in the order of their numbers, and names in a folder in any.
+        listed.sort_unstable_by_key(DirEntryExt::ino);
+        let looked: Vec<Result<Entries>> = listed
+            .par_chunks(CHUNK)
+            .map(|entries| {
+                let mut found = Entries::default();
+                for entry in entries {
+                    self.entry(folder, entry, &mut found)?;
+                }
+                Ok(found)
+            })
+            .collect();
+        let mut all = Entries::default();
+        for found in looked {
+            let found = found?;
+            all.folders.extend(found.folders);
+            all.broken.extend(found.broken);
+            all.files.extend(found.files);
         }
-        for (name, path, metadata) in folders {
-            self.folders.push(name.clone());
-            self.folder(&path, &name, &metadata)?;
+        let is_shard = |file: &Listed| shard_ending(&file.name).is_some();
+        let (mut shards, files): (Vec<_>, Vec<_>) = all.files.into_iter().partition(is_shard);
+        shards.sort_by(|a, b| a.name.cmp(&b.name));
+        for Listed { name, .. } in shards {
+            let ending = shard_ending(&name).unwrap_or_default().to_string();
+            part.passed.kinds.entry(ending).or_default().add(|| name);
         }
-        self.around.pop();
+        all.broken.sort();
+        // Links that may have been classes.
+        let (images, others): (Vec<_>, Vec<_>) =
+            all.broken.into_iter().partition(|name| is_image_name(name));
+        for name in others {
+            part.passed.links.add(|| name);
+        }
+        Ok(Entries {
+            files,
+            folders: all.folders,
+            broken: images,
+        })
+    }
+
+    /// Takes in an entry of a folder.
+    fn entry(&self, folder: &Folder, entry: &DirEntry, found: &mut Entries) -> Result<()> {
+        let (own, path) = (entry.file_name(), || entry.path());
+        let printed = printable(own.as_bytes());
+        if hides(&printed) {
+            return Ok(());
+        }
+        let is_as_printed = folder.is_as_printed && own == printed.as_str();
+        let name = match folder.name.is_empty() {
+            true => printed,
+            false => format!("{}/{printed}", folder.name),
+        };
+        let context = || listing(&folder.path);
+        let kind = entry.file_type().with_context(context)?;
+        let size = if kind.is_file() {
+            // Only of images does the size say anything.
+            match is_image_name(&name) {
+                true => {
+                    let metadata = patiently(&name, || entry.metadata());
+                    let metadata = metadata
+                        .with_context(|| format!("could not look at {}", path().display()))?;
+                    metadata.len()
+                }
+                false => UNKNOWN,
+            }
+        } else if kind.is_dir() || kind.is_symlink() {
+            match patiently(&name, || fs::metadata(path())) {
+                // A pipe or a device would keep its reader waiting.
+                Ok(target) if target.is_file() => target.len(),
+                Ok(target) if target.is_dir() => {
+                    found.folders.push((name, path(), is_as_printed));
+                    return Ok(());
+                }
+                Ok(_) => return Ok(()),
+                Err(error) => return self.broken(name, &path(), &error, found),
+            }
+        } else {
+            return Ok(());
+        };
+        let place = match is_as_printed {
+            true => Place::File { size },
+            false => Place::Unprintable {
+                path: path().into(),
+                size,
+            },
+        };
+        found.files.push(Listed {
+            name,
+            place,
+            archive: 0,
+        });
         Ok(())
     }
 
     /// Takes in a link that cannot be followed: an image of the set, or a folder that may have been
     /// a class.
-    fn broken(&mut self, name: String, path: &Path, error: &std::io::Error) -> Result<()> {
+    fn broken(
+        &self,
+        name: String,
+        path: &Path,
+        error: &io::Error,
+        found: &mut Entries,
+    ) -> Result<()> {
         let target = fs::read_link(path).unwrap_or_default();
         let message = format!(
             "{}: a broken link to {} ({error})",
@@ -227,9 +364,9 @@ impl Walk<'_> {
                 ));
             }
             tracing::warn!("{message}");
-            self.broken.push(name);
+            found.broken.push(name);
         } else if !name.rsplit('/').next().unwrap_or_default().contains('.') {
-            self.part.passed.links.add(|| name);
+            found.broken.push(name);
         }
         Ok(())
     }

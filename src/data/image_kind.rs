@@ -28,14 +28,22 @@ const UNREAD: [&str; 23] = [
 impl ImageKind {
     /// The format that the file name indicates, if it is one that is read.
     pub fn of_name(name: &str) -> Option<ImageKind> {
-        Some(match ending(name)?.as_str() {
-            "jpg" | "jpeg" | "jpe" | "jfif" => ImageKind::Jpeg,
-            "png" => ImageKind::Png,
-            "webp" => ImageKind::WebP,
-            "bmp" => ImageKind::Bmp,
-            "pbm" | "pgm" | "ppm" | "pnm" => ImageKind::Pnm,
-            "tif" | "tiff" => ImageKind::Tiff,
-            _ => return None,
+        let ending = ending(name)?;
+        let is = |known: &[&str]| known.iter().any(|known| known.eq_ignore_ascii_case(ending));
+        Some(if is(&["jpg", "jpeg", "jpe", "jfif"]) {
+            ImageKind::Jpeg
+        } else if is(&["png"]) {
+            ImageKind::Png
+        } else if is(&["webp"]) {
+            ImageKind::WebP
+        } else if is(&["bmp"]) {
+            ImageKind::Bmp
+        } else if is(&["pbm", "pgm", "ppm", "pnm"]) {
+            ImageKind::Pnm
+        } else if is(&["tif", "tiff"]) {
+            ImageKind::Tiff
+        } else {
+            return None;
         })
     }
 
@@ -81,7 +89,7 @@ pub fn is_image_name(name: &str) -> bool {
 
 /// The suffix of a file in an image format that is not read, in lower case with its dot.
 pub fn unread_ending(name: &str) -> Option<String> {
-    let ending = ending(name)?;
+    let ending = ending(name)?.to_ascii_lowercase();
     UNREAD
         .contains(&ending.as_str())
         .then(|| format!(".{ending}"))
@@ -118,9 +126,9 @@ pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
         .map(|(.., name)| name)
 }
 
-fn ending(name: &str) -> Option<String> {
+fn ending(name: &str) -> Option<&str> {
     let (stem, ending) = name.rsplit_once('.')?;
-    (!stem.is_empty() && !stem.ends_with('/')).then(|| ending.to_ascii_lowercase())
+    (!stem.is_empty() && !stem.ends_with('/')).then_some(ending)
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@
 //! the next one does. Where every path has a wnid of ImageNet in it, that is the class at any
 //! level.
 
+use super::found::{Decision, Found, named};
 use super::labels::is_wnid;
-use super::part::{Bare, ClassName, Found, Kind, Label, Part};
+use super::part::{Bare, ClassName, Kind, Label, Part};
 use crate::error::{Result, hinted};
 
 /// Folders that name the parts of a data set, not classes.
@@ -52,8 +53,8 @@ pub(super) fn label(parts: &mut [Part], skip_bad: bool) -> Result<Origin> {
     let any = |parts: &[Part], is: fn(&Label) -> bool| {
         parts
             .iter()
-            .flat_map(|part| &part.found)
-            .any(|found| is(&found.label))
+            .flat_map(|part| part.found.iter())
+            .any(|found| is(found.label))
     };
     let mut origin = Origin {
         fields: any(parts, |label| {
@@ -71,16 +72,26 @@ pub(super) fn label(parts: &mut [Part], skip_bad: bool) -> Result<Origin> {
         && several_classes(parts).is_none();
     for part in parts.iter_mut() {
         let mut problems = Vec::new();
-        part.found.retain_mut(|found| {
-            match &found.label {
-                Label::Field(class) => found.class = Some(class.clone()),
-                Label::Text(class) if origin.texts => found.class = Some(class.clone()),
-                Label::Bad(problem) => problems.push(problem.clone()),
-                // Where other images have labels in fields, this one's is lost.
-                Label::Unreadable(problem) if origin.fields => problems.push(problem.clone()),
-                _ => return true,
+        part.found.decide(|found| {
+            let left_out = match found.label {
+                Label::Field(class) => return Decision::Class(Some(class.clone())),
+                Label::Text(class) if origin.texts => {
+                    return Decision::Class(Some(class.clone()));
+                }
+                Label::Bad(problem) => Some(problem),
+                Label::Unreadable(problem) => {
+                    // Where other images have labels in fields, this one's is lost.
+                    Some(problem).filter(|_| origin.fields)
+                }
+                _ => None,
+            };
+            match left_out {
+                Some(problem) => {
+                    problems.push(problem.clone());
+                    Decision::LeaveOut
+                }
+                None => Decision::Keep,
             }
-            !matches!(found.label, Label::Bad(_) | Label::Unreadable(_))
         });
         let whole = part.found.len();
         for problem in &problems {
@@ -103,10 +114,10 @@ pub(super) fn label(parts: &mut [Part], skip_bad: bool) -> Result<Origin> {
 
 /// The first two classes that folders name, if they name two.
 fn several_classes(parts: &[Part]) -> Option<[&ClassName; 2]> {
-    let mut classes = parts
-        .iter()
-        .flat_map(|part| &part.found)
-        .filter_map(|f| f.class.as_ref());
+    let mut classes = parts.iter().flat_map(|part| {
+        let found = part.found.iter();
+        found.filter_map(|found| part.found.class(&found))
+    });
     let first = classes.next()?;
     classes
         .find(|class| *class != first)
@@ -126,16 +137,26 @@ fn by_folder(parts: &mut [Part], kind: Kind, origin: &mut Origin) -> Result<()> 
     let of_kind = |part: &&mut Part| part.kind == kind;
     let level = Level::of(parts, kind);
     for part in parts.iter_mut().filter(of_kind) {
-        let has_fields = |found: &Found| matches!(found.label, Label::Field(_) | Label::Bad(_));
+        let has_fields = |found: Found| matches!(found.label, Label::Field(_) | Label::Bad(_));
         if part.found.iter().any(has_fields) {
             // Folders may hold what they like.
             part.bare.clear();
             continue;
         }
-        for found in &mut part.found {
-            let class = level.class(&found.name);
-            found.class = class.map(|name| ClassName::Name(name.to_string()));
-        }
+        let mut last: Option<ClassName> = None;
+        part.found.decide(|found| {
+            let class = level.class(found.name);
+            // Most images are of the class of the one before them.
+            let is_last = match (&last, class) {
+                (Some(ClassName::Name(last)), Some(class)) => **last == *class,
+                (None, None) => true,
+                _ => false,
+            };
+            if !is_last {
+                last = class.map(named);
+            }
+            Decision::Class(last.clone())
+        });
         if kind == Kind::Folder {
             no_loose(part)?;
         }
@@ -148,10 +169,10 @@ fn by_folder(parts: &mut [Part], kind: Kind, origin: &mut Origin) -> Result<()> 
             let first = parts
                 .iter()
                 .filter(|part| part.kind == kind)
-                .flat_map(|p| &p.found)
+                .flat_map(|part| part.found.iter())
                 .next();
             origin.below = first.map(|found| {
-                folders(&found.name)
+                folders(found.name)
                     .take(depth)
                     .collect::<Vec<_>>()
                     .join("/")
@@ -175,8 +196,8 @@ impl Level {
         let parts = || parts.iter().filter(|part| part.kind == kind);
         let images = || {
             parts()
-                .flat_map(|part| &part.found)
-                .map(|found| found.name.as_str())
+                .flat_map(|part| part.found.iter())
+                .map(|found| found.name)
         };
         let mut wnids = images().map(|name| folders(name).any(is_wnid)).peekable();
         if wnids.peek().is_some() && wnids.all(|has| has) {
@@ -239,16 +260,16 @@ impl Level {
 
 /// Refuses images beside class folders: they have no class.
 fn no_loose(part: &Part) -> Result<()> {
-    let (loose, in_folders): (Vec<&Found>, Vec<&Found>) =
-        part.found.iter().partition(|found| found.class.is_none());
-    match (loose.first(), in_folders.first()) {
+    let mut loose = part.found.iter().filter(|found| found.class.is_none());
+    let mut in_folders = part.found.iter().filter(|found| found.class.is_some());
+    match (loose.next(), in_folders.next()) {
         (Some(one), Some(other)) => Err(hinted(
             format!(
                 "{}: {} images (`{}`, ...) lie beside class folders (`{}`, ...)",
                 part.path.display(),
-                loose.len(),
+                1 + loose.count(),
                 one.name,
-                folders(&other.name).next().unwrap_or_default()
+                folders(other.name).next().unwrap_or_default()
             ),
             "move them into a class folder, or name the folders with labels and those without \
              separately",
@@ -264,7 +285,7 @@ fn bare_classes(part: &mut Part, level: Level) -> Vec<Bare> {
         return Vec::new();
     };
     bare.into_iter()
-        .filter(|bare| level.is_class(&bare.name, &image.name))
+        .filter(|bare| level.is_class(&bare.name, image.name))
         // A folder of texts cannot be taken out of a shard, and may be there for good reason.
         .filter(|bare| part.kind == Kind::Folder || bare.is_empty || bare.holds.is_some())
         .map(|bare| Bare {

@@ -46,7 +46,7 @@ fn class_name(text: &str) -> Label {
     let looks_like_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c))
         && text.parse::<f64>().is_ok();
     match (looks_like_a_number, text.parse::<u32>()) {
-        (false, _) => Label::Field(ClassName::Name(text.to_string())),
+        (false, _) => Label::Field(ClassName::Name(text.into())),
         (true, Ok(number)) if number < MAX_CLASSES => Label::Field(ClassName::Number(number)),
         (true, _) => Label::Bad(format!("class {text} is not in 0..{MAX_CLASSES}")),
     }

@@ -1,4 +1,4 @@
-//! Latents of a whole data set in one memory-mapped file: what train-gen reads instead of running the encoder.
+//! Latents of a whole data set in one file: what train-gen reads instead of running the encoder.
 //!
 //! The file is a safetensors file: `latents` BF16 [F,N,h,w,d] (before noise; with flips F is 2, and the second half is of
 //! the mirrored images, see [`Augment::flips`](super::Augment::flips)), `labels` U32 [N]. Its metadata tie it to what it
@@ -7,18 +7,23 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Tensor};
 use half::bf16;
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use sha2::{Digest, Sha256};
 
+use super::transient::{Patient, patiently};
 use crate::error::{Context, Error, Result, hinted};
-use crate::store::atomic;
+use crate::store::bundle::check_format;
 use crate::store::digest::hex;
+use crate::store::safetensors::Reader;
+use crate::store::{atomic, foreign};
 
 const FORMAT: &str = "rdpm-latents/1";
 
@@ -49,7 +54,11 @@ impl CacheMeta {
 /// An open cache.
 #[derive(Debug)]
 pub struct LatentCache {
-    map: Mmap,
+    path: PathBuf,
+    /// Another one once a file server no longer knows the first.
+    file: RwLock<Arc<File>>,
+    /// What any file at `path` must begin with to be this one: its checksum is in it.
+    header: Vec<u8>,
     labels: Vec<u32>,
     /// Values of one latent: h·w·d.
     size: usize,
@@ -105,46 +114,78 @@ impl LatentCache {
     ///
     /// Errors: a stale cache, with what differs; one of another format; a truncated or damaged one.
     pub fn open(path: &Path, expected: &CacheMeta) -> Result<Self> {
-        let file =
-            File::open(path).with_context(|| format!("could not open {}", path.display()))?;
-        // SAFETY: the file is only ever replaced by the rename of a temporary that one process wrote under a lock, which
-        // leaves this mapping what it is.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| path.display().to_string())?;
+        let name = path.display();
+        let file = File::open(path).with_context(|| format!("could not open {name}"))?;
+        let reading = || format!("could not read {name}");
+        let length = file.metadata().with_context(reading)?.len();
         let damaged = |what: &dyn std::fmt::Display| {
             refused(path, format!("not a whole latent cache ({what})"))
         };
-        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        let mut rest = Patient {
+            inner: &file,
+            what: &name,
+        };
+        let mut header = Vec::new();
+        let read = rest.by_ref().take(HEADER as u64).read_to_end(&mut header);
+        read.with_context(reading)?;
+        let is_ours = header.first_chunk() == Some(&((HEADER - 8) as u64).to_le_bytes());
+        let found = header.get(8..).filter(|_| is_ours);
+        let found = found.and_then(|json| serde_json::from_slice::<Metadata>(json).ok());
+        let found = match found {
+            Some(found) => found,
+            None => {
+                another_kind(path)?;
+                return Err(damaged(&"its header is not one"));
+            }
+        };
+        let metadata = found.metadata().clone().unwrap_or_default();
+        let format = metadata.get("format").map(String::as_str);
+        check_format(path, format, FORMAT)?;
         compare(path, &metadata, expected)?;
-        let tensors = SafeTensors::deserialize(&map).map_err(|e| damaged(&e))?;
-        let latents = tensors.tensor("latents").map_err(|e| damaged(&e))?;
-        let labels = tensors.tensor("labels").map_err(|e| damaged(&e))?;
-        let (h_w_d, count) = (expected.shape, labels.shape().first().copied().unwrap_or(0));
+        let info = |tensor| {
+            let info = found.info(tensor);
+            info.ok_or_else(|| damaged(&format!("it has no `{tensor}`")))
+        };
+        let (latents, labels) = (info("latents")?, info("labels")?);
+        let (h_w_d, count) = (expected.shape, labels.shape.first().copied().unwrap_or(0));
         let shape = [expected.copies(), count, h_w_d[0], h_w_d[1], h_w_d[2]];
-        if latents.dtype() != Dtype::BF16
-            || labels.dtype() != Dtype::U32
-            || latents.shape() != shape
-        {
+        let size: usize = h_w_d.iter().product();
+        if latents.dtype != Dtype::BF16 || labels.dtype != Dtype::U32 || latents.shape != shape {
             let found = format!(
                 "{:?} {:?}, expected BF16 {shape:?}",
-                latents.dtype(),
-                latents.shape()
+                latents.dtype, latents.shape
             );
             return Err(refused(path, format!("its latents are {found}")));
         }
-        if map.len() <= HEADER
-            || Some(&hex(&Sha256::digest(&map[HEADER..]))) != metadata.get("sha256")
+        let end = latents.data_offsets.1;
+        if header.len() < HEADER
+            || latents.data_offsets != (0, shape.iter().product::<usize>() * 2)
+            || labels.data_offsets != (end, end + count * 4)
+            || length != (HEADER + end + count * 4) as u64
         {
+            return Err(damaged(&format!("it has {length} bytes")));
+        }
+        let (mut digest, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+        let (mut labels, mut at) = (Vec::new(), 0);
+        loop {
+            let read = rest.read(&mut piece).with_context(reading)?;
+            if read == 0 {
+                break;
+            }
+            digest.update(&piece[..read]);
+            labels.extend_from_slice(&piece[read.min(end.saturating_sub(at))..read]);
+            at += read;
+        }
+        if Some(&hex(&digest.finalize())) != metadata.get("sha256") {
             return Err(damaged(&"its checksum differs"));
         }
-        let labels = labels.data().chunks_exact(4);
-        let labels = labels
-            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        let (labels, _) = labels.as_chunks::<4>();
         Ok(Self {
-            map,
-            labels,
-            size: h_w_d.iter().product(),
+            path: path.to_path_buf(),
+            labels: labels.iter().map(|b| u32::from_le_bytes(*b)).collect(),
+            file: RwLock::new(Arc::new(file)),
+            header,
+            size,
         })
     }
 
@@ -161,15 +202,64 @@ impl LatentCache {
         self.labels[image]
     }
 
-    /// Copies the latent [h,w,d] of `image` (or, in a cache with flips, of its mirror image) to `out`.
-    pub fn read(&self, image: usize, mirrored: bool, out: &mut [f32]) {
-        assert_eq!(out.len(), self.size, "values of a latent");
+    /// Bytes of one latent.
+    pub fn bytes_of_one(&self) -> usize {
+        self.size * 2
+    }
+
+    /// Reads the latent [h,w,d] of `image` (or, in a cache with flips, of its mirror image): bf16,
+    /// little-endian.
+    pub fn read(&self, image: usize, mirrored: bool, out: &mut [u8]) -> Result<()> {
+        assert_eq!(out.len(), self.bytes_of_one(), "bytes of a latent");
         assert!(image < self.len(), "image {image} of {}", self.len());
-        let at = HEADER + (usize::from(mirrored) * self.len() + image) * self.size * 2;
-        let bytes = self.map[at..at + self.size * 2].chunks_exact(2);
-        for (out, b) in out.iter_mut().zip(bytes) {
-            *out = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+        let at = usize::from(mirrored) * self.len() + image;
+        let at = (HEADER + at * self.bytes_of_one()) as u64;
+        let name = self.path.display();
+        patiently(&name, || {
+            let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+            let file = file.clone();
+            let read = file.read_exact_at(out, at);
+            if let Err(error) = &read
+                && error.kind() == io::ErrorKind::StaleNetworkFileHandle
+            {
+                self.open_again()?;
+            }
+            read
+        })
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => refused(
+                &self.path,
+                "it has become shorter since it was opened".to_string(),
+            ),
+            _ => Error::from(error).context(format!("could not read {name}")),
+        })
+    }
+
+    /// Opens the file anew, if it is still the same.
+    fn open_again(&self) -> io::Result<()> {
+        let file = File::open(&self.path)?;
+        let mut header = vec![0; HEADER];
+        file.read_exact_at(&mut header, 0)?;
+        if header != self.header {
+            return Err(io::Error::other("another file has taken its place"));
         }
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        Ok(())
+    }
+}
+
+/// Refuses a file that is something else by name: a hint to remove it would lose it.
+fn another_kind(path: &Path) -> Result<()> {
+    if foreign::of(path).is_some_and(|kind| kind != foreign::SAFETENSORS) {
+        return foreign::refusal(path, "a cache of latents").map_or(Ok(()), Err);
+    }
+    match Reader::open(path).and_then(|reader| reader.header()) {
+        Ok(header) => check_format(
+            path,
+            header.metadata.get("format").map(String::as_str),
+            FORMAT,
+        ),
+        Err(_) => Ok(()),
     }
 }
 
@@ -219,7 +309,6 @@ fn compare(path: &Path, metadata: &HashMap<String, String>, expected: &CacheMeta
     let size = expected.image_size.to_string();
     let flip = expected.flip.to_string();
     let pairs = [
-        ("format", FORMAT),
         ("tokenizer", expected.tokenizer.as_str()),
         ("data", expected.data.as_str()),
         ("image_size", size.as_str()),
@@ -245,11 +334,11 @@ fn refused(path: &Path, what: String) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use candle_core::Device;
 
-    fn meta() -> CacheMeta {
+    pub fn meta() -> CacheMeta {
         CacheMeta {
             tokenizer: "ab".repeat(32),
             data: "cd".repeat(32),
@@ -280,16 +369,28 @@ mod tests {
         ]
     }
 
+    /// A cache of [`blocks`], made at `path`.
+    pub fn cache(path: &Path) -> LatentCache {
+        LatentCache::create(path, &meta(), blocks()).unwrap()
+    }
+
+    fn read(cache: &LatentCache, image: usize, mirrored: bool) -> Vec<f32> {
+        let mut bytes = vec![0; cache.bytes_of_one()];
+        cache.read(image, mirrored, &mut bytes).unwrap();
+        let (pairs, _) = bytes.as_chunks::<2>();
+        let values = pairs.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32());
+        values.collect()
+    }
+
     #[test]
     fn what_was_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("latents");
         let cache = LatentCache::create(&path, &meta(), blocks()).unwrap();
         assert_eq!(cache.len(), 5);
-        let mut out = [0f32; 24];
         for (i, flip) in [(0, false), (4, false), (0, true), (3, true)] {
-            cache.read(i, flip, &mut out);
-            assert_eq!(out, [(100 * u32::from(flip) + i as u32) as f32; 24]);
+            let expected = [(100 * u32::from(flip) + i as u32) as f32; 24];
+            assert_eq!(read(&cache, i, flip), expected);
             assert_eq!(cache.label(i), i as u32 + 7);
         }
         // Any reader of safetensors can read it.
@@ -320,9 +421,8 @@ mod tests {
         };
         let cache = LatentCache::create(&path, &meta, blocks().into_iter().take(2)).unwrap();
         assert_eq!(cache.len(), 5);
-        let mut out = [0f32; 24];
-        cache.read(4, false, &mut out);
-        assert_eq!((out, cache.label(4)), ([4.0; 24], 11));
+        assert_eq!(read(&cache, 4, false), [4.0; 24]);
+        assert_eq!(cache.label(4), 11);
     }
 
     #[test]
@@ -392,6 +492,39 @@ mod tests {
             bytes[at] ^= 1;
             refuses(&bytes);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_something_else_is_named_and_not_to_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let refusal = || crate::error::report(&LatentCache::open(&path, &meta()).unwrap_err()).0;
+        std::fs::write(&path, b"\x89PNG\r\n\x1a\n and more").unwrap();
+        assert!(refusal().contains("is a PNG image; expected a cache of latents"));
+        let metadata = [("format".to_string(), "rdpm-bundle/1".to_string())];
+        let none = std::collections::BTreeMap::new();
+        crate::store::safetensors::write(&path, &none, &metadata.into()).unwrap();
+        let text = refusal();
+        assert!(
+            text.contains("is a bundle (rdpm-bundle/1)") && !text.contains("remove"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_cache_is_opened_again_only_as_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents");
+        let cache = cache(&path);
+        cache.open_again().unwrap();
+        assert_eq!(read(&cache, 4, false), [4.0; 24]);
+        let other = CacheMeta {
+            data: "ef".repeat(32),
+            ..meta()
+        };
+        LatentCache::create(&path, &other, blocks()).unwrap();
+        let error = cache.open_again().unwrap_err();
+        assert!(error.to_string().contains("another file"), "{error}");
     }
 
     #[test]

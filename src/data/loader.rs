@@ -16,7 +16,7 @@ use image::RgbImage;
 use tracing::debug_span;
 
 use super::augment::{Augment, center_crop, mirrored};
-use super::source::{Example, Source};
+use super::source::{DataChanged, Example, Source};
 use crate::error::{Context, Result, hinted};
 use crate::rng::{Purpose, Stream};
 
@@ -334,7 +334,7 @@ impl Plan {
         }
         match self.source.read(place) {
             Ok(example) => Ok(Some(example)),
-            Err(error) if self.skip_bad => {
+            Err(error) if self.skip_bad && !error.is::<DataChanged>() => {
                 if lock(&self.skipped).insert(place) {
                     tracing::warn!("skipped: {error:#}");
                 }

@@ -9,11 +9,14 @@ mod class_spec;
 pub mod classes;
 mod decode;
 mod folder;
+mod found;
 mod image_kind;
+mod index;
 mod jpeg;
 mod labelling;
 mod labels;
 pub mod latent_cache;
+pub mod latent_loader;
 pub mod loader;
 mod members;
 mod numbering;
@@ -25,12 +28,14 @@ mod selection;
 pub mod shapes;
 mod shards;
 pub mod source;
+mod stamp;
+mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
-pub use source::{Example, Source, open, open_numbered};
+pub use source::{Example, Kept, Source, keep_index, open, open_numbered};
 
 #[cfg(test)]
 mod tests;

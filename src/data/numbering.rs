@@ -12,20 +12,23 @@ pub(super) fn numbering(parts: &[Part], given: Option<&Classes>) -> Result<Class
     let (mut names, mut largest) = (BTreeSet::new(), None);
     // The first image without a class, with a number, with a name.
     let mut first: [Option<String>; 3] = [None, None, None];
+    let mut last = None;
     for part in parts {
-        for found in &part.found {
-            let kind = match &found.class {
+        for found in part.found.iter() {
+            let kind = match part.found.class(&found) {
                 None => 0,
                 Some(ClassName::Number(number)) => {
                     largest = largest.max(Some(*number));
                     1
                 }
                 Some(ClassName::Name(name)) => {
-                    names.insert(name.as_str());
+                    if last.replace(name) != Some(name) {
+                        names.insert(&**name);
+                    }
                     2
                 }
             };
-            first[kind].get_or_insert_with(|| part.path_of(&found.name));
+            first[kind].get_or_insert_with(|| part.path_of(found.name));
         }
     }
     let mixed = |what: &str, a: &str, b: &str| {

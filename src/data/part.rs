@@ -2,27 +2,37 @@
 //! of their class.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::found::FoundList;
+use super::stamp::Stamp;
+use super::transient::patiently;
+use crate::error::{Error, Result};
+
 /// A class as the data names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum ClassName {
     /// The index itself.
     Number(u32),
-    Name(String),
+    /// One text for the images of a folder: there are millions.
+    Name(Arc<str>),
 }
+
+/// The size of a file that nobody has looked at yet.
+pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// Where a file's bytes are.
 #[derive(Debug, Clone)]
 pub(super) enum Place {
     /// A file of its own, of the name it was found by.
-    File,
+    File { size: u64 },
     /// A file whose name is not UTF-8, as the system has it.
-    Unprintable(Arc<Path>),
+    Unprintable { path: Arc<Path>, size: u64 },
     /// A member of a tar shard.
     Member { offset: u64, size: u64 },
     /// A member that was stored without its holes.
@@ -72,17 +82,6 @@ pub(super) enum Label {
     Bad(String),
     /// What cannot be read, and may be silent about it; says why.
     Unreadable(String),
-}
-
-/// An image as a scan finds it.
-#[derive(Debug)]
-pub(super) struct Found {
-    /// Relative to the path of its part.
-    pub name: String,
-    pub label: Label,
-    /// Decided when all parts are known: one image's label depends on what the others have.
-    pub class: Option<ClassName>,
-    pub place: Place,
 }
 
 /// What kind of path a part is.
@@ -172,7 +171,7 @@ pub(super) struct Part {
     pub kind: Kind,
     /// A gzipped shard, decompressed.
     pub memory: Option<Vec<u8>>,
-    pub found: Vec<Found>,
+    pub found: FoundList,
     pub bare: Vec<Bare>,
     pub passed: PassedOver,
     /// Fields beside images that have no class, by ending.
@@ -183,6 +182,21 @@ pub(super) struct Part {
     pub captions: bool,
     /// Images, or pieces of a damaged shard, that were left out.
     pub bad: usize,
+    /// What is said of it whenever it is opened.
+    pub notices: Vec<Notice>,
+    /// What it was found from, and when that last changed: a shard, or the folders of a folder.
+    pub found_in: Vec<(Box<str>, Stamp)>,
+    /// The files beside images that were read for their classes.
+    pub fields: Vec<(Box<str>, Stamp)>,
+    /// A name in `found_in` or `fields` is not what the system calls it.
+    pub unprintable: bool,
+}
+
+/// A line of the log about a part, without its path.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Notice {
+    pub warns: bool,
+    pub text: String,
 }
 
 impl Part {
@@ -191,14 +205,53 @@ impl Part {
             path,
             kind,
             memory: None,
-            found: Vec::new(),
+            found: FoundList::default(),
             bare: Vec::new(),
             passed: PassedOver::default(),
             silent: BTreeMap::new(),
             empty: None,
             captions: false,
             bad: 0,
+            notices: Vec::new(),
+            found_in: Vec::new(),
+            fields: Vec::new(),
+            unprintable: false,
         }
+    }
+
+    pub fn notice(&mut self, warns: bool, text: String) {
+        self.notices.push(Notice { warns, text });
+    }
+
+    /// Writes what there is to say of it to the log.
+    pub fn say(&self) {
+        let path = self.path.display();
+        for Notice { warns, text } in &self.notices {
+            match warns {
+                true => tracing::warn!("{path}: {text}"),
+                false => tracing::info!("{path}: {text}"),
+            }
+        }
+    }
+
+    /// Adds what was found in a folder of this one.
+    pub fn merge(&mut self, folder: Part) {
+        self.found.extend(folder.found);
+        self.passed.merge(&folder.passed);
+        for (ending, count) in folder.silent {
+            *self.silent.entry(ending).or_default() += count;
+        }
+        self.captions |= folder.captions;
+        self.bad += folder.bad;
+        self.found_in.extend(folder.found_in);
+        self.fields.extend(folder.fields);
+        self.unprintable |= folder.unprintable;
+    }
+
+    /// The size of the shard, as it was found.
+    pub fn shard_size(&self) -> Option<u64> {
+        let stamp = self.found_in.first().map(|(_, stamp)| stamp.size());
+        stamp.filter(|_| self.kind == Kind::Shard)
     }
 
     /// What was passed over where there are no images, as a message ends.
@@ -226,29 +279,86 @@ impl Part {
     }
 
     /// All bytes of the file `name` at `place`.
-    pub fn bytes(&self, name: &str, place: &Place) -> io::Result<Vec<u8>> {
+    ///
+    /// Errors: [`Changed`], or what the system says.
+    pub fn bytes(&self, name: &str, place: &Place) -> Result<Vec<u8>> {
         match place {
-            Place::File => std::fs::read(self.path.join(name)),
-            Place::Unprintable(path) => std::fs::read(path),
+            Place::File { size } => whole(&self.path.join(name), *size),
+            Place::Unprintable { path, size } => whole(path, *size),
             Place::Member { .. } | Place::Sparse(_) | Place::Refused(_) => match &self.memory {
-                Some(tar) => place.read(&tar.as_slice()),
-                // Opened for every image: thousands of shards would exceed the limit of open files.
-                None => place.read(&&File::open(&self.path)?),
+                Some(tar) => Ok(place.read(&tar.as_slice())?),
+                None => self.member(place),
             },
+        }
+    }
+
+    fn member(&self, place: &Place) -> Result<Vec<u8>> {
+        let (found, bytes) = patiently(&self.path.display(), || {
+            // Opened for every image: thousands of shards would exceed the limit of open files.
+            let file = File::open(&self.path)?;
+            let found = Stamp::of(&file.metadata()?);
+            match self.found_in.first() {
+                Some((_, stamp)) if *stamp != found => Ok((found, Vec::new())),
+                _ => Ok((found, place.read(&&file)?)),
+            }
+        })?;
+        match self.found_in.first() {
+            Some((_, stamp)) if *stamp != found => Err(Error::new(Changed {
+                found: found.size(),
+                expected: stamp.size(),
+            })),
+            _ => Ok(bytes),
         }
     }
 
     /// How many bytes the file `name` at `place` has.
     pub fn size(&self, name: &str, place: &Place) -> io::Result<u64> {
+        let look = |path: &Path| patiently(&path.display(), || std::fs::metadata(path));
         match place {
-            Place::File => Ok(std::fs::metadata(self.path.join(name))?.len()),
-            Place::Unprintable(path) => Ok(std::fs::metadata(path)?.len()),
+            Place::File { size: UNKNOWN } => Ok(look(&self.path.join(name))?.len()),
+            Place::Unprintable {
+                path,
+                size: UNKNOWN,
+            } => Ok(look(path)?.len()),
+            Place::File { size } | Place::Unprintable { size, .. } => Ok(*size),
             Place::Member { size, .. } => Ok(*size),
             Place::Sparse(sparse) => Ok(sparse.size),
             Place::Refused(_) => Ok(0),
         }
     }
 }
+
+/// All bytes of the file at `path`, which had `expected` when it was found.
+fn whole(path: &Path, expected: u64) -> Result<Vec<u8>> {
+    let bytes = patiently(&path.display(), || std::fs::read(path))?;
+    let found = bytes.len() as u64;
+    match expected == UNKNOWN || found == expected {
+        true => Ok(bytes),
+        false => Err(Error::new(Changed { found, expected })),
+    }
+}
+
+/// The error of a file that is not what it was when it was found.
+#[derive(Debug)]
+pub(super) struct Changed {
+    pub found: u64,
+    pub expected: u64,
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.found == self.expected {
+            true => write!(f, "it has been written to since it was indexed"),
+            false => write!(
+                f,
+                "it has {} bytes, and had {} when it was indexed",
+                self.found, self.expected
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Changed {}
 
 /// A shard that can be read anywhere.
 pub(super) trait Shard {
@@ -263,6 +373,24 @@ impl Shard for &File {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+}
+
+/// A shard whose reads are tried again.
+pub(super) struct OnDisk<'a> {
+    pub file: &'a File,
+    pub path: &'a Path,
+}
+
+impl Shard for OnDisk<'_> {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        patiently(&self.path.display(), || {
+            self.file.read_exact_at(bytes, offset)
+        })
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
     }
 }
 
@@ -309,7 +437,9 @@ impl Place {
                 Ok(bytes)
             }
             Place::Refused(reason) => Err(io::Error::other(reason.to_string())),
-            Place::File | Place::Unprintable(_) => Err(io::ErrorKind::Unsupported.into()),
+            Place::File { .. } | Place::Unprintable { .. } => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
 }

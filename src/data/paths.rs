@@ -14,6 +14,7 @@ use super::part::Tally;
 use super::selection::{hides, printable};
 use super::shards::{is_shard_name, other_compression};
 use crate::error::{Context, Error, Result, usage};
+use crate::store::{bundle, foreign};
 
 /// Paths that are scanned together.
 #[derive(Debug, PartialEq, Eq)]
@@ -214,6 +215,17 @@ fn no_data(path: &Path) -> Error {
                 path.display()
             ),
             "unpack it: shards are .tar, .tar.gz and .tgz",
+        );
+    }
+    let known = foreign::of(path).filter(|kind| kind.name != "text");
+    let known = known.map(|kind| (kind.name, kind.remedy));
+    if let Some((name, hint)) = bundle::kind_of(path).or(known) {
+        return usage(
+            format!(
+                "{} is {name}; expected a folder, a tar shard or an image",
+                path.display()
+            ),
+            hint,
         );
     }
     usage(

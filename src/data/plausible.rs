@@ -93,7 +93,7 @@ pub(super) fn doubts(
     given: bool,
 ) -> Vec<String> {
     let mut doubts = Vec::new();
-    let found = || parts.iter().flat_map(|part| &part.found);
+    let found = || parts.iter().flat_map(|part| part.found.iter());
     let by_folder = !classes.is_empty() && !origin.fields && !origin.texts;
     if classes.len() == 1 {
         let name = classes.get(0).map_or("", |class| class.wnid.as_str());
@@ -113,8 +113,8 @@ pub(super) fn doubts(
         doubts.extend(unused(classes, labels));
     }
     let is_silent = |label: &Label| matches!(label, Label::Silent | Label::Text(_));
-    let silent = found().filter(|found| is_silent(&found.label)).count();
-    let unread = found().filter_map(|found| match &found.label {
+    let silent = found().filter(|found| is_silent(found.label)).count();
+    let unread = found().filter_map(|found| match found.label {
         Label::Unreadable(problem) => Some(problem.as_str()),
         _ => None,
     });
@@ -177,7 +177,7 @@ fn unused(classes: &Classes, labels: &BTreeSet<u32>) -> Option<String> {
 }
 
 /// Folders, or the files in them, that were named one by one: their names are no labels.
-fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
+pub(super) fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
     if !classes.is_empty() {
         return None;
     }
@@ -199,10 +199,10 @@ fn unlabelled_folders(parts: &[Part], classes: &Classes) -> Option<String> {
 
 /// The classes' numbers that images have.
 pub(super) fn used(parts: &[Part]) -> BTreeSet<u32> {
-    let found = parts.iter().flat_map(|part| &part.found);
-    let number = found.filter_map(|found| match &found.class {
-        Some(ClassName::Number(number)) => Some(*number),
-        _ => None,
+    let classes = parts.iter().flat_map(|part| part.found.used()).flatten();
+    let number = classes.filter_map(|class| match class {
+        ClassName::Number(number) => Some(*number),
+        ClassName::Name(_) => None,
     });
     number.collect()
 }

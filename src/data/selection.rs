@@ -13,9 +13,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::found::FoundList;
 use super::image_kind::{ImageKind, is_image_name, unread_ending};
 use super::labels;
-use super::part::{Bare, Found, Kind, Label, Listed, Part};
+use super::part::{Bare, Kind, Label, Listed, Part};
 
 /// Folders that systems make beside the user's.
 const SYSTEM: [&str; 5] = [
@@ -123,9 +124,40 @@ pub(super) fn select(
     part: &mut Part,
     read: &mut Read,
 ) {
-    let (mut pictures, mut others) = (BTreeMap::new(), BTreeSet::new());
+    let mut rest = Rest::default();
+    take(files, broken, part, &mut rest, read);
+    part.bare = bare(folders, &rest, &part.found);
+}
+
+/// Which folders hold files that are no images of the set.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    /// Those with pictures that are not read, and what these are.
+    pictures: BTreeMap<String, String>,
+    /// Those with files that are no pictures.
+    others: BTreeSet<String>,
+}
+
+impl Rest {
+    pub fn merge(&mut self, folder: Rest) {
+        self.others.extend(folder.others);
+        for (name, what) in folder.pictures {
+            self.pictures.entry(name).or_insert(what);
+        }
+    }
+}
+
+/// Adds to `part` what of `files` is data, all files of a folder together, and to `rest` the others.
+pub(super) fn take(
+    files: Vec<Listed>,
+    broken: &[String],
+    part: &mut Part,
+    rest: &mut Rest,
+    read: &mut Read,
+) {
     for name in broken {
-        pictures.insert(folder(name).to_string(), "a broken link".to_string());
+        let what = "a broken link".to_string();
+        rest.pictures.insert(folder(name).to_string(), what);
     }
     let (mut seen, mut roles) = (Vec::new(), Vec::new());
     for file in files {
@@ -138,13 +170,13 @@ pub(super) fn select(
         }
         if let Role::Unread(ending) = &role {
             let what = format!("files of kinds that are not read ({ending})");
-            pictures
+            rest.pictures
                 .entry(folder(&file.name).to_string())
                 .or_insert(what);
             let tally = part.passed.kinds.entry(ending.clone()).or_default();
             tally.add(|| file.name.clone());
-        } else if !matches!(role, Role::Image) && !others.contains(folder(&file.name)) {
-            others.insert(folder(&file.name).to_string());
+        } else if !matches!(role, Role::Image) && !rest.others.contains(folder(&file.name)) {
+            rest.others.insert(folder(&file.name).to_string());
         }
         seen.push(file);
         roles.push(role);
@@ -167,16 +199,9 @@ pub(super) fn select(
     }
     for (file, label) in seen.into_iter().zip(labels) {
         if let Some(label) = label {
-            let Listed { name, place, .. } = file;
-            part.found.push(Found {
-                name,
-                label,
-                class: None,
-                place,
-            });
+            part.found.push(&file.name, label, file.place);
         }
     }
-    part.bare = bare(folders, &pictures, &others, &part.found);
 }
 
 /// The files of one key.
@@ -352,16 +377,17 @@ fn folder(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// The folders with no image in or below them: those listed, and those that hold `pictures`.
-fn bare(
-    folders: Vec<String>,
-    pictures: &BTreeMap<String, String>,
-    others: &BTreeSet<String>,
-    found: &[Found],
-) -> Vec<Bare> {
-    let mut with_images: BTreeSet<&str> = BTreeSet::new();
-    for image in found {
-        let mut folder = folder(&image.name);
+/// The folders with no image in or below them: those listed, and those that hold pictures that are
+/// not read.
+pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &FoundList) -> Vec<Bare> {
+    let Rest { pictures, others } = rest;
+    let (mut with_images, mut last) = (BTreeSet::new(), None);
+    for image in found.iter() {
+        let mut folder = folder(image.name);
+        // Most images lie beside the one before them.
+        if last.replace(folder) == Some(folder) {
+            continue;
+        }
         while !folder.is_empty() && with_images.insert(folder) {
             folder = self::folder(folder);
         }

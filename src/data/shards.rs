@@ -7,7 +7,7 @@
 //! anything else there a warning tells.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,9 +15,11 @@ use flate2::bufread::GzDecoder;
 
 use super::image_kind::{ENDINGS, other_content};
 use super::members::{Members, members};
-use super::part::{Kind, Part, Place, Shard};
+use super::part::{Kind, OnDisk, Part, Place, Shard};
 use super::selection::select;
-use crate::error::{Context, Result, hinted};
+use super::stamp::Stamp;
+use super::transient::{Patient, patiently};
+use crate::error::{Context, Error, Result, hinted};
 
 /// What all gzipped shards of a source may take in memory.
 pub(super) const GZIP_LIMIT: u64 = 2 << 30;
@@ -29,9 +31,12 @@ pub(super) fn is_shard_name(name: &str) -> bool {
 
 /// The ending that makes a file of this name a shard.
 pub(super) fn shard_ending(name: &str) -> Option<&'static str> {
-    let name = name.to_ascii_lowercase();
-    let endings = [".tar.gz", ".tgz", ".tar"].into_iter();
-    endings.into_iter().find(|ending| name.ends_with(ending))
+    let ends = |ending: &&str| {
+        let at = name.len().checked_sub(ending.len());
+        let last = at.and_then(|at| name.get(at..));
+        last.is_some_and(|last| last.eq_ignore_ascii_case(ending))
+    };
+    [".tar.gz", ".tgz", ".tar"].into_iter().find(ends)
 }
 
 /// How a shard of this name is compressed, if that cannot be read.
@@ -55,27 +60,38 @@ pub(super) fn other_compression(name: &str) -> Option<&'static str> {
 /// up to `limit`.
 pub(super) fn scan(path: &Path, skip_bad: bool, unpacked: &AtomicU64, limit: u64) -> Result<Part> {
     let context = || format!("could not read the shard {}", path.display());
-    let mut file = File::open(path).with_context(context)?;
+    let name = path.display();
+    let (file, stamp) = patiently(&name, || {
+        let file = File::open(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        Ok((file, stamp))
+    })
+    .with_context(context)?;
     let mut part = Part::new(path.to_path_buf(), Kind::Shard);
+    part.found_in.push(("".into(), stamp));
+    let on_disk = OnDisk { file: &file, path };
     let mut start = [0u8; 2];
-    let is_gzip = file.read_exact(&mut start).is_ok() && start == [0x1F, 0x8B];
-    file.rewind().with_context(context)?;
+    let is_gzip = match on_disk.read_at(&mut start, 0) {
+        Ok(()) => start == [0x1F, 0x8B],
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => false,
+        Err(e) => return Err(Error::from(e).context(context())),
+    };
     let mut damage = None;
     let found = if is_gzip {
-        let unpacked = unpack(file, path, unpacked, limit)?;
+        let unpacked = unpack(&file, path, unpacked, limit)?;
         damage = unpacked.damage;
         if unpacked.behind > 0 {
-            tracing::warn!(
-                "{}: what lies behind its gzip stream is passed over ({} bytes)",
-                path.display(),
+            let text = format!(
+                "what lies behind its gzip stream is passed over ({} bytes)",
                 unpacked.behind
             );
+            part.notice(true, text);
         }
         let found = index(&unpacked.tar.as_slice(), &mut part);
         part.memory = Some(unpacked.tar);
         found
     } else {
-        index(&&file, &mut part)
+        index(&on_disk, &mut part)
     };
     // A gzip stream that ended early explains why its tar does.
     damage = damage.or(found.damage);
@@ -92,7 +108,9 @@ pub(super) fn scan(path: &Path, skip_bad: bool, unpacked: &AtomicU64, limit: u64
         part.bad += 1;
     }
     if found.is_empty {
-        part.empty = Some("an empty tar: it holds no files".to_string());
+        let reason = "an empty tar: it holds no files".to_string();
+        part.notice(true, reason.clone());
+        part.empty = Some(reason);
     } else if whole + part.bad == 0 {
         return Err(hinted(
             format!(
@@ -125,21 +143,22 @@ fn index(tar: &impl Shard, part: &mut Part) -> Found {
         end,
         behind,
     } = members;
-    let path = part.path.display().to_string();
     if archives > 1 {
-        tracing::warn!(
-            "{path}: {archives} tar archives one behind another; all are read, where most readers \
-             stop at the first's end"
+        let text = format!(
+            "{archives} tar archives one behind another; all are read, where most readers stop at \
+             the first's end"
         );
+        part.notice(true, text);
     }
     if followed > 0 {
-        tracing::info!(
-            "{path}: {followed} links are read as the files they lead to; WebDataset passes over \
-             links"
+        let text = format!(
+            "{followed} links are read as the files they lead to; WebDataset passes over links"
         );
+        part.notice(false, text);
     }
     if behind > 0 && !is_zero(tar, behind) {
-        tracing::warn!("{path}: what lies behind its closing block is no tar ({behind} bytes)");
+        let text = format!("what lies behind its closing block is no tar ({behind} bytes)");
+        part.notice(true, text);
     }
     let is_empty = damage.is_none() && files.is_empty() && folders.is_empty();
     let damage = damage.map(|damage| match (tar.length(), first_bytes(tar)) {
@@ -183,9 +202,14 @@ struct Unpacked {
 
 /// Decompresses all streams of the file, one behind another, with zeros between and behind them as
 /// on a tape.
-fn unpack(file: File, path: &Path, unpacked: &AtomicU64, limit: u64) -> Result<Unpacked> {
+fn unpack(file: &File, path: &Path, unpacked: &AtomicU64, limit: u64) -> Result<Unpacked> {
     let context = || format!("could not read the shard {}", path.display());
     let length = file.metadata().with_context(context)?.len();
+    let name = path.display();
+    let file = Patient {
+        inner: file,
+        what: &name,
+    };
     let (mut input, mut tar) = (BufReader::with_capacity(1 << 16, file), Vec::new());
     loop {
         let buffer = input.fill_buf().with_context(context)?;
@@ -196,7 +220,9 @@ fn unpack(file: File, path: &Path, unpacked: &AtomicU64, limit: u64) -> Result<U
             Some(0x1F) => {}
             None if zeros > 0 => continue,
             _ => {
-                let behind = length.saturating_sub(input.stream_position().with_context(context)?);
+                let mut place: &File = input.get_ref().inner;
+                let read = place.stream_position().with_context(context)?;
+                let behind = length.saturating_sub(read) + input.buffer().len() as u64;
                 return Ok(Unpacked {
                     tar,
                     damage: None,

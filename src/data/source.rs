@@ -5,6 +5,8 @@
 //! in which they were named.
 
 use std::collections::HashMap;
+use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -13,15 +15,22 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::decode::decode;
+use super::index::{self, Item, Saved, Table};
 use super::labelling::label;
 use super::numbering::{numbering, unknown_class};
-use super::part::{ClassName, Found, Part, Place};
+use super::part::{Changed, ClassName, Part, Place};
 use super::paths::{Given, expand};
 use super::plausible;
 use super::selection::stem;
 use super::{Classes, folder, shards};
-use crate::error::{Context, Result, hinted};
+use crate::error::{Context, Error, Result, hinted, usage};
 use crate::store::digest::hex;
+
+/// Threads that look at files: they wait for a disk, or a file server, longer than they compute.
+const THREADS: usize = 8;
+
+/// Images of a set that an index is kept of unasked: fewer are soon found.
+const MANY: usize = 10_000;
 
 /// One decoded image.
 #[derive(Debug, Clone)]
@@ -72,9 +81,32 @@ pub trait Source: Send + Sync {
 /// Opens folders, shards and globs of them as one source, classes numbered by their sorted names.
 ///
 /// With `skip_bad`, what cannot be read of a damaged shard is reported and left out instead of an
-/// error.
+/// error. A large set is looked through once: its index is kept, see [`super::index`].
 pub fn open(patterns: &[String], skip_bad: bool) -> Result<Arc<dyn Source>> {
-    Ok(Arc::new(Images::open(patterns, None, skip_bad)?))
+    let asked = Asked {
+        patterns,
+        classes: None,
+        skip_bad,
+    };
+    let given = expand(patterns)?;
+    if let Some(saved) = index::find(&given) {
+        let images = asked.of_index(saved);
+        images.say(&asked);
+        return Ok(Arc::new(images));
+    }
+    let mut images = asked.look(given)?;
+    images.say(&asked);
+    if images.table.len() >= MANY {
+        match index::obstacle(&images.parts, &images.table) {
+            Some(what) => tracing::debug!("no index is kept of {what}"),
+            None => {
+                if let Err(error) = images.keep() {
+                    tracing::warn!("no index is kept, every start is slow: {error:#}");
+                }
+            }
+        }
+    }
+    Ok(Arc::new(images))
 }
 
 /// As [`open`], with the numbering of `classes`: a validation set takes its training set's. An
@@ -84,113 +116,241 @@ pub fn open_numbered(
     classes: &Classes,
     skip_bad: bool,
 ) -> Result<Arc<dyn Source>> {
-    Ok(Arc::new(Images::open(patterns, Some(classes), skip_bad)?))
+    let asked = Asked {
+        patterns,
+        classes: Some(classes),
+        skip_bad,
+    };
+    let images = asked.look(expand(patterns)?)?;
+    images.say(&asked);
+    Ok(Arc::new(images))
+}
+
+/// An index that is kept, see [`keep_index`].
+#[derive(Debug)]
+pub struct Kept {
+    pub path: PathBuf,
+    pub images: usize,
+    /// It was made now, not found.
+    pub is_new: bool,
+}
+
+/// Makes the index of a set, of any size, where there is none that fits; with `refresh`, also where
+/// there is one.
+///
+/// Errors: those of [`open`]; a set of which none can be kept.
+pub fn keep_index(patterns: &[String], refresh: bool) -> Result<Kept> {
+    let asked = Asked {
+        patterns,
+        classes: None,
+        skip_bad: false,
+    };
+    let given = expand(patterns)?;
+    let kept = |path, images: &Images, is_new| Kept {
+        path,
+        images: images.table.len(),
+        is_new,
+    };
+    if !refresh && let Some(saved) = index::find(&given) {
+        let path = saved.path.clone();
+        return Ok(kept(path, &asked.of_index(saved), false));
+    }
+    let mut images = asked.look(given)?;
+    images.say(&asked);
+    // What has just changed may change again without a trace.
+    index::settle(&images.parts);
+    let path = images.keep()?;
+    Ok(kept(path, &images, true))
+}
+
+/// Threads that look at files.
+pub(super) fn lookers() -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(THREADS)
+        .thread_name(|number| format!("rdpm-look-{number}"))
+        .build()
+        .context("could not start threads")
+}
+
+/// What a set is opened for.
+struct Asked<'a> {
+    patterns: &'a [String],
+    /// The numbering of another set.
+    classes: Option<&'a Classes>,
+    skip_bad: bool,
 }
 
 /// Files and members of shards as one source.
 struct Images {
     parts: Vec<Part>,
-    items: Vec<Item>,
+    table: Table,
     classes: Classes,
     summary: String,
     doubts: Vec<String>,
+    /// What was passed over.
+    passed: Vec<String>,
+    sharing: Option<String>,
+    /// Where it is known without looking at files.
+    fingerprint: Option<String>,
+    /// What it was opened by, as a command line names it.
+    named: String,
 }
 
-struct Item {
-    part: u32,
-    label: u32,
-    place: Place,
-    name: Box<str>,
-}
-
-impl Images {
-    fn open(patterns: &[String], given: Option<&Classes>, skip_bad: bool) -> Result<Self> {
+impl Asked<'_> {
+    /// Looks through all that is given.
+    fn look(&self, given: Vec<Given>) -> Result<Images> {
         let unpacked = AtomicU64::new(0);
-        let scanned: Vec<Result<Part>> = expand(patterns)?
-            .into_par_iter()
-            .map(|given| scan(given, skip_bad, &unpacked))
-            .collect();
+        let scanned: Vec<Result<Part>> = lookers()?.install(|| {
+            let scanned = given.into_par_iter();
+            scanned
+                .map(|given| scan(given, self.skip_bad, &unpacked))
+                .collect()
+        });
         let mut parts = scanned.into_iter().collect::<Result<Vec<Part>>>()?;
         for part in &parts {
             tracing::debug!("{}: {} images", part.path.display(), part.found.len());
         }
-        let origin = label(&mut parts, skip_bad)?;
-        let classes = numbering(&parts, given)?;
+        let origin = label(&mut parts, self.skip_bad)?;
+        let classes = numbering(&parts, self.classes)?;
         let used = plausible::used(&parts);
-        let doubts = plausible::doubts(&parts, &classes, &origin, &used, given.is_some());
-        let items = items(&mut parts, &classes)?;
-        let summary = plausible::summary(items.len(), &classes, &origin);
-        let bad: usize = parts.iter().map(|part| part.bad).sum();
-        tracing::info!(
-            images = items.len(),
-            classes = classes.len(),
-            bad,
-            "opened {}: {summary}",
-            shortened(patterns)
-        );
-        for part in parts.iter().filter(|part| part.empty.is_some()) {
-            let reason = part.empty.as_deref().unwrap_or_default();
-            tracing::warn!("{}: {reason}", part.path.display());
-        }
-        for line in plausible::passed_over(&parts) {
-            tracing::warn!("{line}");
-        }
-        if let Some(line) = plausible::sharing(&parts) {
-            tracing::info!("{line}");
-        }
-        Ok(Self {
+        let doubts = plausible::doubts(&parts, &classes, &origin, &used, self.classes.is_some());
+        let table = table(&mut parts, &classes)?;
+        Ok(Images {
+            summary: plausible::summary(table.len(), &classes, &origin),
+            passed: plausible::passed_over(&parts),
+            sharing: plausible::sharing(&parts),
+            fingerprint: None,
+            named: shortened(self.patterns),
             parts,
-            items,
+            table,
             classes,
-            summary,
             doubts,
         })
     }
 
+    fn of_index(&self, saved: Saved) -> Images {
+        let mut doubts = saved.doubts;
+        doubts.extend(plausible::unlabelled_folders(&saved.parts, &saved.classes));
+        Images {
+            parts: saved.parts,
+            table: saved.table,
+            classes: saved.classes,
+            summary: saved.summary,
+            doubts,
+            passed: saved.passed,
+            sharing: saved.sharing,
+            fingerprint: Some(saved.fingerprint),
+            named: shortened(self.patterns),
+        }
+    }
+}
+
+impl Images {
+    /// Writes what was found to the log.
+    fn say(&self, asked: &Asked) {
+        self.parts.iter().for_each(Part::say);
+        let bad: usize = self.parts.iter().map(|part| part.bad).sum();
+        tracing::info!(
+            images = self.table.len(),
+            classes = self.classes.len(),
+            bad,
+            "opened {}: {}",
+            shortened(asked.patterns),
+            self.summary
+        );
+        for line in &self.passed {
+            tracing::warn!("{line}");
+        }
+        if let Some(line) = &self.sharing {
+            tracing::info!("{line}");
+        }
+    }
+
+    /// Keeps an index of it, which is read from then on instead of the memory.
+    fn keep(&mut self) -> Result<PathBuf> {
+        let unlabelled = plausible::unlabelled_folders(&self.parts, &self.classes);
+        let doubts = self
+            .doubts
+            .iter()
+            .filter(|doubt| Some(*doubt) != unlabelled.as_ref());
+        let fingerprint = self.fingerprint()?;
+        let (path, table) = index::save(index::Contents {
+            parts: &self.parts,
+            table: &self.table,
+            classes: &self.classes,
+            summary: &self.summary,
+            doubts: doubts.cloned().collect(),
+            passed: &self.passed,
+            sharing: &self.sharing,
+            fingerprint: &fingerprint,
+        })?;
+        (self.table, self.fingerprint) = (table, Some(fingerprint));
+        Ok(path)
+    }
+
     fn bytes(&self, item: &Item) -> Result<Vec<u8>> {
-        let part = &self.parts[item.part as usize];
+        let part = &self.parts[item.part];
         let _span = tracing::debug_span!("read").entered();
-        let path = part.path_of(&item.name);
+        let path = part.path_of(item.name);
         if let Place::Refused(reason) = &item.place {
             return Err(hinted(
                 format!("{path}: {reason}"),
                 "make the shard again, or leave bad images out with --skip-bad-images",
             ));
         }
-        let bytes = part.bytes(&item.name, &item.place);
-        bytes.with_context(|| format!("could not read {path}"))
+        part.bytes(item.name, &item.place)
+            .map_err(|error| match error.downcast::<Changed>() {
+                Ok(changed) => self.changed(&path, &changed),
+                Err(error) => error.context(format!("could not read {path}")),
+            })
+    }
+
+    /// The error of data that is not what was opened, which is no bad image: all others may have
+    /// changed too.
+    fn changed(&self, path: &str, changed: &Changed) -> Error {
+        let hint = format!(
+            "look through the data again: rdpm index --refresh {}",
+            self.named
+        );
+        usage(format!("{path}: {changed}"), hint).context(DataChanged)
+    }
+}
+
+/// What marks an error as one of data that has changed since it was opened.
+#[derive(Debug)]
+pub(super) struct DataChanged;
+
+impl std::fmt::Display for DataChanged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the data has changed")
     }
 }
 
 /// The images of all parts with their classes' numbers.
-fn items(parts: &mut [Part], classes: &Classes) -> Result<Vec<Item>> {
+pub(super) fn table(parts: &mut [Part], classes: &Classes) -> Result<Table> {
     let indices: HashMap<&str, u32> = classes
         .iter()
         .map(|class| class.wnid.as_str())
         .zip(0..)
         .collect();
-    let mut items = Vec::new();
-    for (part, number) in parts.iter_mut().zip(0..) {
-        for found in std::mem::take(&mut part.found) {
-            let Found {
-                name, class, place, ..
-            } = found;
-            let label = match &class {
+    let mut lists = Vec::new();
+    for part in parts.iter_mut() {
+        let mut labels = Vec::new();
+        for (number, class) in (0..).zip(part.found.used()) {
+            labels.push(match class {
                 None => 0,
-                Some(ClassName::Number(number)) => *number,
-                Some(ClassName::Name(class)) => *indices
-                    .get(class.as_str())
-                    .ok_or_else(|| unknown_class(&part.path_of(&name), class, classes))?,
-            };
-            items.push(Item {
-                part: number,
-                label,
-                place,
-                name: name.into(),
+                Some(ClassName::Number(label)) => *label,
+                Some(ClassName::Name(name)) => *indices.get(&**name).ok_or_else(|| {
+                    let mut found = part.found.iter();
+                    let first = found.find(|found| found.class == Some(number));
+                    let path = part.path_of(first.map_or("", |found| found.name));
+                    unknown_class(&path, name, classes)
+                })?,
             });
         }
+        lists.push((std::mem::take(&mut part.found), labels));
     }
-    Ok(items)
+    Ok(Table::of_lists(lists))
 }
 
 /// A shell may have turned a pattern into thousands of paths.
@@ -205,7 +365,7 @@ fn shortened(patterns: &[String]) -> String {
 
 impl Source for Images {
     fn len(&self) -> usize {
-        self.items.len()
+        self.table.len()
     }
 
     fn classes(&self) -> &Classes {
@@ -213,15 +373,14 @@ impl Source for Images {
     }
 
     fn read(&self, index: usize) -> Result<Example> {
-        let item = &self.items[index];
-        let part = &self.parts[item.part as usize];
-        let path = part.path_of(&item.name);
+        let item = self.table.item(index);
+        let path = self.parts[item.part].path_of(item.name);
         tracing::trace!("reading {path}");
-        let image = decode(&self.bytes(item)?, &path)?;
+        let image = decode(&self.bytes(&item)?, &path)?;
         Ok(Example {
             image,
             label: item.label,
-            key: stem(&item.name).to_string(),
+            key: stem(item.name).to_string(),
         })
     }
 
@@ -234,14 +393,24 @@ impl Source for Images {
     }
 
     fn fingerprint(&self) -> Result<String> {
-        let mut digest = Sha256::new();
-        for item in &self.items {
-            let part = &self.parts[item.part as usize];
+        if let Some(known) = &self.fingerprint {
+            return Ok(known.clone());
+        }
+        let (mut digest, mut line) = (Sha256::new(), String::new());
+        for index in 0..self.table.len() {
+            let Item {
+                part,
+                label,
+                name,
+                place,
+            } = self.table.item(index);
+            let part = &self.parts[part];
             let size = part
-                .size(&item.name, &item.place)
-                .with_context(|| format!("could not read {}", part.path_of(&item.name)))?;
-            let name = &item.name;
-            digest.update(format!("{name}\0{size}\0{}\n", item.label));
+                .size(name, &place)
+                .with_context(|| format!("could not read {}", part.path_of(name)))?;
+            line.clear();
+            writeln!(line, "{name}\0{size}\0{label}")?;
+            digest.update(&line);
         }
         Ok(hex(&digest.finalize()))
     }

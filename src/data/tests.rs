@@ -477,3 +477,34 @@ fn a_bad_image_in_a_shard_is_named_or_skipped() {
     assert_eq!(loader.next().unwrap().unwrap().indices, [0, 4]);
     assert_eq!(loader.skipped(), 3);
 }
+
+/// A file that was written to in its place, which no folder tells: no bad image that may be skipped.
+#[test]
+fn data_that_has_changed_since_it_was_opened_is_an_error() {
+    for skip_bad in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), &animals());
+        let source = opened(root.path(), &[""], skip_bad).unwrap();
+        fs::write(root.path().join("cat/b.png"), [png(2), vec![0]].concat()).unwrap();
+        let options = LoaderOptions {
+            batch_size: 4,
+            workers: 1,
+            skip_bad,
+        };
+        let mut loader = Loader::ordered(source, &options, 8, false).unwrap();
+        let (text, code) = report(&loader.next().unwrap().unwrap_err());
+        let size = png(2).len();
+        let expected = format!("b.png: it has {} bytes, and had {size}", size + 1);
+        assert!(text.contains(&expected), "{text}");
+        let refresh = format!("rdpm index --refresh {}", root.path().display());
+        assert!(text.contains(&refresh) && code == 2, "{text}");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let members = [("x/a.png", png(1)), ("y/b.png", png(2))];
+    write(root.path(), &[("a.tar", tar(&members))]);
+    let source = opened(root.path(), &["a.tar"], true).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    write(root.path(), &[("a.tar", tar(&members))]);
+    let text = report(&source.read(0).unwrap_err()).0;
+    assert!(text.contains("x/a.png: it has been written to"), "{text}");
+}

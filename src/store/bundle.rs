@@ -130,31 +130,60 @@ impl Bundle {
     }
 }
 
+/// What a file of ours is, by the word before the version in its `format`, and where it is used.
+const KINDS: [(&str, &str, &str); 3] = [
+    (
+        "rdpm-bundle",
+        "a bundle",
+        "it is a model: `rdpm sample` draws from one with a generator, others encode and decode",
+    ),
+    (
+        "rdpm-codes",
+        "a file of codes",
+        "`rdpm decode` makes images of it",
+    ),
+    (
+        "rdpm-latents",
+        "a cache of latents",
+        "`rdpm train-gen` reads it as its cache, and makes one where there is none",
+    ),
+];
+
+/// What a file of ours is, and where it is used; none for other files.
+pub fn kind_of(path: &Path) -> Option<(&'static str, &'static str)> {
+    let header = Reader::open(path).ok()?.header().ok()?;
+    let word = header.metadata.get("format")?.split('/').next()?;
+    let kind = KINDS.iter().find(|(name, ..)| *name == word)?;
+    Some((kind.1, kind.2))
+}
+
 /// Refuses a file of another format or version by name.
-pub(super) fn check_format(path: &Path, found: Option<&str>, expected: &str) -> Result<()> {
+pub fn check_format(path: &Path, found: Option<&str>, expected: &str) -> Result<()> {
+    let word = |format: &str| format.split('/').next().unwrap_or_default().to_string();
+    let kind = |format: &str| KINDS.iter().find(|(name, ..)| *name == word(format));
+    let path = path.display();
+    let wanted = kind(expected).map_or(expected, |(_, name, _)| name);
     let Some(found) = found else {
         return Err(hinted(
-            format!(
-                "{} is not an rdpm file: its metadata has no `format`",
-                path.display()
-            ),
-            "`rdpm inspect` shows what it is",
+            format!("{path}: weights, and no file of rdpm's own; expected {wanted}"),
+            "`rdpm inspect` shows what it is; of a run, name the folder",
         ));
     };
     if found == expected {
         return Ok(());
     }
-    let kind = |format: &str| format.split('/').next().unwrap_or_default().to_string();
-    let hint = if kind(found) == kind(expected) {
-        "a newer rdpm wrote it: use that one"
-    } else {
-        "it is another kind of file: `rdpm inspect` shows which"
+    if word(found) == word(expected) {
+        return Err(hinted(
+            format!("{path}: expected format {expected}, found {found}"),
+            "a newer rdpm wrote it: use that one",
+        ));
+    }
+    let (name, hint) = match kind(found) {
+        Some((_, name, hint)) => (*name, *hint),
+        None => ("another kind of file", "`rdpm inspect` shows which"),
     };
     Err(hinted(
-        format!(
-            "{}: expected format {expected}, found {found}",
-            path.display()
-        ),
+        format!("{path} is {name} ({found}); expected {wanted}"),
         hint,
     ))
 }
@@ -264,9 +293,11 @@ mod tests {
             safetensors::write(&path, &Tensors::new(), &metadata.collect())?;
             Ok(report(&Bundle::read(&path).unwrap_err()).0)
         };
-        assert!(refusal(&[])?.contains("not an rdpm file"));
+        assert!(refusal(&[])?.contains("no file of rdpm's own; expected a bundle"));
         assert!(refusal(&[("format", "rdpm-bundle/9")])?.contains("found rdpm-bundle/9"));
-        assert!(refusal(&[("format", "rdpm-codes/1")])?.contains("another kind"));
+        assert!(refusal(&[("format", "rdpm-codes/1")])?.contains("is a file of codes"));
+        assert!(refusal(&[("format", "rdpm-latents/1")])?.contains("is a cache of latents"));
+        assert!(refusal(&[("format", "rdpm-other/1")])?.contains("another kind"));
         let text = refusal(&[
             ("format", FORMAT),
             ("config", "{\"quantizer\":{\"stepz\":1}}"),

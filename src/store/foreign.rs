@@ -40,13 +40,21 @@ pub const NPY: Kind = kind(
 );
 
 /// Magic bytes, with their offsets.
-const BEGINNINGS: [(usize, &[u8], Kind); 20] = [
+const BEGINNINGS: [(usize, &[u8], Kind); 21] = [
     (
         0,
         b"version https://git-lfs",
         kind(
             "a git-LFS pointer, not the file that it stands for",
             "`git lfs pull` in its repository downloads the file; or download it again",
+        ),
+    ),
+    (
+        0,
+        b"rdpmindx",
+        kind(
+            "rdpm's index of a data set",
+            "name the data itself; the index is made again where it is missing",
         ),
     ),
     (0, b"\x93NUMPY", NPY),
@@ -215,6 +223,7 @@ mod tests {
             (b"{\"error\": \"not found\"}", "JSON text"),
             (b"Not Found\n", "text"),
             (b"\x93NUMPY\x01\0", "a .npy array"),
+            (b"rdpmindx\x09\0", "rdpm's index"),
             (b"\x1f\x8b\x08\0", "gzip-compressed"),
             (&tar, "a tar archive"),
             (b"\x80\x04\x95", "a Python pickle that torch.save did not"),

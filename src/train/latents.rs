@@ -11,7 +11,8 @@ use candle_core::{Device, Tensor};
 use tracing::info_span;
 
 use crate::data::latent_cache::{CacheMeta, LatentCache};
-use crate::data::{Augment, Loader, LoaderOptions, Order, Source};
+use crate::data::latent_loader::LatentLoader;
+use crate::data::{Loader, LoaderOptions, Source};
 use crate::error::{Context, Result, hinted};
 use crate::interrupt::Interrupt;
 use crate::model::tokenizer::Tokenizer;
@@ -56,49 +57,34 @@ impl Latents {
 
 /// Latents read from a cache in the loader's order.
 pub struct Cached {
-    pub cache: LatentCache,
+    pub latents: LatentLoader,
     /// [h,w,d]
     pub shape: [usize; 3],
-    pub order: Order,
-    /// Seed of the flips.
-    pub augment: Augment,
-    pub seed: u64,
-    pub batch_size: usize,
-    /// The number of the next example.
-    pub index: u64,
-    /// Reads ahead so that the GPU does not wait for the next batch.
+    /// Copies batches so that the GPU does not wait for them.
     #[cfg(feature = "cuda")]
     pub upload: crate::ops::cuda::Upload,
 }
 
 impl Cached {
     fn next(&mut self, device: &Device) -> Result<LatentBatch> {
-        let [h, w, d] = self.shape;
-        let indices: Vec<u64> = (self.index..).take(self.batch_size).collect();
-        self.index += self.batch_size as u64;
-        let places: Vec<usize> = indices.iter().map(|&n| self.order.place(n)).collect();
-        let labels = places.iter().map(|&p| self.cache.label(p)).collect();
-        let fill = |values: &mut [f32]| {
-            for ((&n, &place), out) in indices
-                .iter()
-                .zip(&places)
-                .zip(values.chunks_mut(h * w * d))
-            {
-                let flipped = self.augment.flips(self.seed, n);
-                self.cache.read(place, flipped, out);
-            }
-        };
-        let shape = (self.batch_size, h, w, d);
+        let ([h, w, d], latents) = (self.shape, self.latents.next_batch()?);
+        let shape = (latents.indices.len(), h, w, d);
         let v = match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => self.upload.tensor(cuda, shape, fill)?,
+            Device::Cuda(cuda) => self
+                .upload
+                .tensor(cuda, shape, |values| latents.fill(values))?,
             _ => {
-                let mut values = vec![0f32; self.batch_size * h * w * d];
-                fill(&mut values);
+                let mut values = vec![0f32; latents.indices.len() * h * w * d];
+                latents.fill(&mut values);
                 Tensor::from_vec(values, shape, device)?
             }
         };
-        Ok(LatentBatch { v, labels, indices })
+        Ok(LatentBatch {
+            v,
+            labels: latents.labels(),
+            indices: latents.indices,
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use super::latents::{Cached, Latents, open_or_make};
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
+use crate::data::latent_loader::{LatentLoader, LatentOrder};
 use crate::data::{Augment, Classes, Loader, LoaderOptions, Order};
 use crate::error::{Result, usage};
 use crate::model::tokenizer::Tokenizer;
@@ -70,14 +71,16 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
             };
             let cache = open_or_make(path, &meta, &source, &loading, &tokenizer, &device)?;
-            Latents::Cached(Box::new(Cached {
+            let order = LatentOrder {
                 order: Order::new(seed, cache.len()),
-                cache,
-                shape: meta.shape,
                 augment,
                 seed,
                 batch_size: loading.batch_size,
-                index,
+                start: index,
+            };
+            Latents::Cached(Box::new(Cached {
+                latents: LatentLoader::start(cache, order)?,
+                shape: meta.shape,
                 #[cfg(feature = "cuda")]
                 upload: Default::default(),
             }))

@@ -1,6 +1,7 @@
 //! Encoded bytes become RGB: JPEG, PNG, WebP, BMP, PNM or TIFF, decided by content, not by name.
 //!
-//! - Transparency is composited over white. 16-bit samples are rounded to 8. The first frame of an
+//! - Transparency is composited over white. Of 16-bit samples the high byte counts, as in Pillow
+//!   (but of gray ones too, which Pillow's `convert("RGB")` clips to white). The first frame of an
 //!   animation counts.
 //! - EXIF orientation and colour profiles are ignored, as in the loaders of ADM and
 //!   taming-transformers.
@@ -18,7 +19,9 @@ mod tiff;
 use std::io::Cursor;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+use image::{
+    DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Pixel, RgbImage,
+};
 
 use super::image_kind::{ImageKind, other_content};
 use super::jpeg::{self, Refusal};
@@ -138,8 +141,33 @@ fn warn_of_stray(bytes: usize, path: &str) {
     );
 }
 
+fn high_byte(sample: u16) -> u8 {
+    sample.to_be_bytes()[0]
+}
+
+/// An image of 16-bit samples with their high bytes.
+fn of_8_bits(image: DynamicImage) -> DynamicImage {
+    fn high<P, Q>(image: &ImageBuffer<P, Vec<u16>>) -> Option<ImageBuffer<Q, Vec<u8>>>
+    where
+        P: Pixel<Subpixel = u16>,
+        Q: Pixel<Subpixel = u8>,
+    {
+        let bytes = image.as_raw().iter().map(|sample| high_byte(*sample));
+        ImageBuffer::from_raw(image.width(), image.height(), bytes.collect())
+    }
+    let converted = match &image {
+        DynamicImage::ImageLuma16(image) => high(image).map(DynamicImage::ImageLuma8),
+        DynamicImage::ImageLumaA16(image) => high(image).map(DynamicImage::ImageLumaA8),
+        DynamicImage::ImageRgb16(image) => high(image).map(DynamicImage::ImageRgb8),
+        DynamicImage::ImageRgba16(image) => high(image).map(DynamicImage::ImageRgba8),
+        _ => None,
+    };
+    converted.unwrap_or(image)
+}
+
 /// RGB of any image; c = c·a + 1·(1−a) where it has transparency.
 fn over_white(image: DynamicImage) -> RgbImage {
+    let image = of_8_bits(image);
     if !image.color().has_alpha() {
         return image.into_rgb8();
     }

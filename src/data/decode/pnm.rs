@@ -28,7 +28,8 @@ pub fn decode(
     };
     let table: Vec<u8> = (0..=largest).map(scaled).collect();
     let in_range = |value: u32| table.get(value as usize).copied();
-    let mut values = Vec::with_capacity(count);
+    // A header may claim more than there is: a value takes a byte at least, or a bit.
+    let mut values = Vec::with_capacity(count.min(8 * bytes.len()));
     if kind == 1 {
         for _ in 0..count {
             values.push(reader.bit()?);

@@ -1,6 +1,7 @@
 //! What every kind of image shows, and what is refused.
 
 use super::*;
+use crate::rng::{Purpose, Stream};
 
 macro_rules! bytes {
     ($name:literal) => {
@@ -172,6 +173,7 @@ fn every_kind_of_bmp_pnm_and_tiff_shows_its_colours() {
     shows("gray TIFF", bytes!("gray.tif"), GRAYS);
     shows("gray TIFF, 16 bits", bytes!("gray16.tif"), GRAYS);
     shows("CMYK TIFF", bytes!("cmyk.tif"), COLOURS);
+    shows("TIFF with a palette", bytes!("palette.tif"), COLOURS);
     let [red, green, ..] = COLOURS;
     let over_white = [red, green, WHITE, [177; 3]];
     shows("TIFF with transparency", bytes!("rgba.tif"), over_white);
@@ -181,6 +183,27 @@ fn every_kind_of_bmp_pnm_and_tiff_shows_its_colours() {
         bytes!("gray_alpha.tif"),
         over_white,
     );
+}
+
+/// As Pillow does with colours; its `convert("RGB")` clips gray samples at 255, so that a picture is
+/// all white.
+#[test]
+fn of_16_bits_the_high_byte_counts() -> Result<()> {
+    let samples: [u16; 8] = [0, 127, 128, 255, 256, 511, 32895, 65535];
+    let expected = [0, 0, 0, 0, 1, 1, 128, 255];
+    let pixels = samples.iter().flat_map(|sample| [*sample; 3]).collect();
+    let colours = ImageBuffer::<image::Rgb<u16>, _>::from_raw(8, 1, pixels).unwrap();
+    let gray = ImageBuffer::<image::Luma<u16>, _>::from_raw(8, 1, samples.to_vec()).unwrap();
+    for image in [DynamicImage::from(colours), DynamicImage::from(gray)] {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ImageFormat::Png)?;
+        let decoded = decode(bytes.get_ref(), "x")?;
+        assert_eq!(
+            decoded.pixels().map(|p| p.0[1]).collect::<Vec<_>>(),
+            expected
+        );
+    }
+    Ok(())
 }
 
 /// By its kind, not as damaged, and without the look of a debugger.
@@ -205,8 +228,10 @@ fn what_is_not_supported_is_refused_by_name() {
             "JPEG not supported: 2 components",
         ),
         (bytes!("jpeg.tif").to_vec(), "TIFF not supported: "),
-        (bytes!("palette.tif").to_vec(), "TIFF not supported: "),
-        (bytes!("float.tif").to_vec(), "TIFF not supported: "),
+        (
+            bytes!("float.tif").to_vec(),
+            "TIFF not supported: floating-point samples",
+        ),
         (b"P7\nWIDTH 1\n".to_vec(), "PNM not supported: PAM"),
     ] {
         let error = decode(&bytes, "a").unwrap_err().to_string();
@@ -274,4 +299,50 @@ fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()
+}
+
+/// Bytes changed, cut out and put in, by chance: an image or an error, soon, and never a panic.
+/// `RDPM_MUTATIONS` asks for more than a few of each file.
+#[test]
+fn damaged_files_are_images_or_errors() -> Result<()> {
+    let asked = std::env::var("RDPM_MUTATIONS").ok();
+    let count: u64 = asked.map_or(Ok(100), |count| count.parse())?;
+    let mut files: Vec<_> = std::fs::read_dir("tests/data/images")?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.retain(|path| ImageKind::of_name(&path.display().to_string()).is_some());
+    files.sort();
+    for (number, path) in (0..).zip(&files) {
+        let whole = std::fs::read(path)?;
+        for mutation in 0..count {
+            let mut draws = Stream::new(mutation, Purpose::Noise, number, 0).draws();
+            let mut bytes = whole.clone();
+            for _ in 0..=draws.below(4) {
+                // Most of what decides is in the head.
+                let among = match draws.below(3) {
+                    0 => bytes.len(),
+                    _ => bytes.len().min(64),
+                };
+                let at = draws.below(among.max(1) as u32) as usize;
+                let byte = draws.below(256) as u8;
+                match draws.below(8) {
+                    _ if bytes.is_empty() => {}
+                    0 => bytes.truncate(at),
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, byte),
+                    3 => bytes[at] = 0xFF,
+                    4 => bytes[at] ^= 1 << (byte % 8),
+                    _ => bytes[at] = byte,
+                }
+            }
+            let begin = std::time::Instant::now();
+            let decoded = decode_any(&bytes, "x");
+            let (seconds, path) = (begin.elapsed().as_secs(), path.display());
+            assert!(seconds < 20, "{path}, mutation {mutation}: {seconds} s");
+            if let Ok(image) = decoded {
+                assert!(image.as_raw().len() as u64 <= MAX_BYTES);
+            }
+        }
+    }
+    Ok(())
 }
