@@ -1,9 +1,10 @@
 //! Times the reading of a cache of latents, as train-gen reads it, in the order of training:
-//! `cargo bench --bench latents -- FOLDER`, on the disk of which 2 GiB are written and removed again.
+//! `cargo bench --bench latents -- FOLDER`, on the disk of which 2 GiB are written and removed
+//! again.
 //!
-//! 131,072 latents of [16,16,32], 16 KiB each. Once after the kernel's cache of the disk was emptied,
-//! where this process may do that (root), and once from memory. A figure is latents a second, as
-//! whoever trains gets them; beside it the bytes a second that it means.
+//! 131,072 latents of [16,16,32], 16 KiB each. Once after the kernel's cache of the disk was
+//! emptied, where this process may do that (root), and once from memory. A figure is latents a
+//! second, as whoever trains gets them; beside it the bytes a second that it means.
 
 use std::path::Path;
 use std::process::ExitCode;

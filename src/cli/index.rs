@@ -6,9 +6,9 @@ use crate::error::Result;
 
 /// Look through a data set once, so that later starts are quick
 ///
-/// Training keeps an index of a large set by itself, and makes it again when a folder or a shard has
-/// changed. By hand it is made before a job starts, or for a file that was written to in its place,
-/// which no folder tells.
+/// Training keeps an index of a large set by itself, and makes it again when a folder or a shard
+/// has changed. By hand it is made before a job starts, or for a file that was written to in its
+/// place, which no folder tells.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folders, tar shards, or globs of them in quotes, as for --data

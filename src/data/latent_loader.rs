@@ -1,10 +1,11 @@
 //! Latents of a cache in the order of training, read by threads of their own ahead of their use.
 //!
 //! The stream of examples is cut into pieces, which batches begin anew: of R readers each reads
-//! every R-th piece and hands it on through a bounded queue of its own; whoever trains takes them in
-//! turn. So batches are the same whatever the number of readers, and a run continues at any example.
-//! A piece is read by positioned reads, not by page faults in a mapping: those read far around a
-//! random latent (530 a second from a cold disk against 12,600), one at a time, in whoever needs it.
+//! every R-th piece and hands it on through a bounded queue of its own; whoever trains takes them
+//! in turn. So batches are the same whatever the number of readers, and a run continues at any
+//! example. A piece is read by positioned reads, not by page faults in a mapping: those read far
+//! around a random latent (530 a second from a cold disk against 12,600), one at a time, in whoever
+//! needs it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -147,7 +147,8 @@ impl Rest {
     }
 }
 
-/// Adds to `part` what of `files` is data, all files of a folder together, and to `rest` the others.
+/// Adds to `part` what of `files` is data, all files of a folder together, and to `rest` the
+/// others.
 pub(super) fn take(
     files: Vec<Listed>,
     broken: &[String],

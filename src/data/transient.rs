@@ -1,7 +1,7 @@
 //! Errors of a disk or a network that pass: what met one is tried again before it counts.
 //!
-//! A file server that restarts, a lease that was lost, a mount that times out: minutes of trouble in
-//! weeks of training. A file is bad, or a run ends, only when all attempts have failed.
+//! A file server that restarts, a lease that was lost, a mount that times out: minutes of trouble
+//! in weeks of training. A file is bad, or a run ends, only when all attempts have failed.
 
 use std::fmt::Display;
 use std::io::{self, Read};

@@ -185,8 +185,8 @@ fn every_kind_of_bmp_pnm_and_tiff_shows_its_colours() {
     );
 }
 
-/// As Pillow does with colours; its `convert("RGB")` clips gray samples at 255, so that a picture is
-/// all white.
+/// As Pillow does with colours; its `convert("RGB")` clips gray samples at 255, so that a picture
+/// is all white.
 #[test]
 fn of_16_bits_the_high_byte_counts() -> Result<()> {
     let samples: [u16; 8] = [0, 127, 128, 255, 256, 511, 32895, 65535];

@@ -1,5 +1,5 @@
-//! TIFF: gray, palettes, RGB and CMYK of up to 16 bits, with transparency or without; not packed, by
-//! PackBits, LZW or Deflate.
+//! TIFF: gray, palettes, RGB and CMYK of up to 16 bits, with transparency or without; not packed,
+//! by PackBits, LZW or Deflate.
 //!
 //! Other kinds are refused by name, those packed as JPEG too: their pixels would depend on another
 //! decoder.

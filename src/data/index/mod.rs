@@ -1,11 +1,11 @@
-//! The index of a data set: what was found in it, kept in a file, so that a later start looks at its
-//! folders and shards (a thousand) and not at every file (a million).
+//! The index of a data set: what was found in it, kept in a file, so that a later start looks at
+//! its folders and shards (a thousand) and not at every file (a million).
 //!
 //! It holds what [`super::selection`] and [`super::labelling`] decided, and decides nothing. It is
 //! taken only where every folder, every shard and every file that gave a label has the size and the
-//! times that it had then; else the set is looked through again. What no folder's time tells, a file
-//! that was written to in its place, is found when that file is read, and is an error that names
-//! `rdpm index --refresh`.
+//! times that it had then; else the set is looked through again. What no folder's time tells, a
+//! file that was written to in its place, is found when that file is read, and is an error that
+//! names `rdpm index --refresh`.
 //!
 //! The file is `$XDG_CACHE_HOME/rdpm/index/HASH.index` (`~/.cache`), HASH of the real paths. In it:
 //! `rdpmindx`, the length of a head u64, the head (JSON), the columns of [`table`], and the SHA-256

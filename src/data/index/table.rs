@@ -1,9 +1,9 @@
 //! The images of a data set as columns of bytes, in memory or in a mapped file: 32 bytes an image
 //! and its name, whatever the number of images.
 //!
-//! A record is `name_end` u64 (where the name ends among all names), `place` u64, `size` u64, `part`
-//! u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, else the offset in the
-//! part's shard.
+//! A record is `name_end` u64 (where the name ends among all names), `place` u64, `size` u64,
+//! `part` u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, else the
+//! offset in the part's shard.
 
 use std::io::{self, Write};
 use std::ops::Range;

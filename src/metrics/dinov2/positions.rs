@@ -1,9 +1,9 @@
 //! Interpolates position embeddings to another number of patches: PyTorch's `upsample_bicubic2d`
 //! without antialias, [1,1+M²,C] → [1,1+m²,C].
 //!
-//! The original calls `interpolate` with the factor (m + 0.1)/M and gets m rows, each sampled at (i
-//! + ½)·M/(m + 0.1) − ½: slightly nearer to the start than m evenly spaced rows. Keys' cubic with a
-//! = −¾, edges replicated.
+//! The original calls `interpolate` with the factor (m + 0.1)/M and gets m rows, each sampled at
+//! (i + ½)·M/(m + 0.1) − ½: slightly nearer to the start than m evenly spaced rows. Keys' cubic
+//! with a = −¾, edges replicated.
 
 use candle_core::{Result, Tensor, bail};
 
