@@ -32,6 +32,7 @@ const ZERO: Init = Init::Zeros;
 impl Generator {
     /// `classes` without the empty condition, which is label number `classes`.
     pub fn new(config: &Config, classes: usize, scope: &Scope) -> Result<Self> {
+        let scope = &scope.clone().fast();
         let (generator, d) = (&config.generator, config.tokenizer.embed_dim);
         let (c, heads) = (generator.width(), generator.heads());
         let mix = generator.mix_dim(d);

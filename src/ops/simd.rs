@@ -59,6 +59,29 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// Every x becomes exp(scale·x − max), `max` being the largest scale·x; returns their sum, in a fixed order. Below e⁻⁸⁷
+/// of the largest they stay there.
+#[inline(always)]
+pub(super) fn exponentials(xs: &mut [f32], scale: f32, max: f32) -> f32 {
+    #[inline(always)]
+    fn each(x: &mut f32, sum: &mut f32, scale: f32, max: f32) {
+        let (p, n) = exp_parts(x.mul_add(scale, -max), -87.0, 87.0);
+        *x = p * power_of_two(n);
+        *sum += *x;
+    }
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = xs.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            each(x, lane, scale, max);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        each(x, lane, scale, max);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
 /// σ(x) = 1/(1 + e⁻ˣ); under 1e-37 it stays there.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {

@@ -146,6 +146,7 @@ pub struct Scope {
     prefix: String,
     device: Device,
     frozen: bool,
+    fast: bool,
     origin: Arc<Mutex<Origin>>,
 }
 
@@ -183,6 +184,7 @@ impl Scope {
             prefix: String::new(),
             device: device.clone(),
             frozen: false,
+            fast: false,
             origin: Arc::new(Mutex::new(origin)),
         }
     }
@@ -195,9 +197,19 @@ impl Scope {
         }
     }
 
+    /// For a network whose results no choice hangs on: its frozen layers may take fewer multiplications, which round
+    /// otherwise.
+    pub fn fast(self) -> Self {
+        Self { fast: true, ..self }
+    }
+
     /// What a layer keeps its weight in, in the order in which it is read; none where that may still change.
     pub fn packed(&self) -> Option<Packed> {
-        self.frozen.then(Packed::default)
+        let make = match self.fast {
+            true => Packed::for_fast_products,
+            false => Packed::default,
+        };
+        self.frozen.then(make)
     }
 
     pub fn device(&self) -> &Device {

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-use crate::ops::product::{Packed, Panels, Plain, outer, times};
+use crate::ops::product::{Frozen, Packed, Panels, Plain, outer, times};
 use crate::ops::slices;
 
 /// A linear layer: (x, weight) or (x, weight, bias) to y.
@@ -11,6 +11,14 @@ pub(super) struct Linear {
     pub outputs: usize,
     /// Of a weight that does not change.
     pub packed: Option<Packed>,
+}
+
+/// Rows that belong together, x [..,rows,I]: no row's bits depend on those of another unit.
+pub(in crate::ops) fn unit(x: &[usize]) -> usize {
+    match x {
+        [.., rows, _] if x.len() > 2 => *rows,
+        _ => 1,
+    }
 }
 
 impl Linear {
@@ -22,11 +30,22 @@ impl Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let x = slices::of(x, layout)?;
         let weight = slices::of(weight, weight_layout)?;
-        let make = || Panels::of_outputs(weight, self.outputs, self.inputs, 1);
-        let rows = Plain::new(x, self.inputs);
+        let &Self {
+            inputs, outputs, ..
+        } = self;
         let y = match &self.packed {
-            Some(packed) => times(&rows, packed.get_or_make(make), bias),
-            None => times(&rows, &make(), bias),
+            Some(packed) => Frozen {
+                weight,
+                outputs,
+                inputs,
+                unit: unit(layout.dims()),
+                packed,
+            }
+            .times(x, bias),
+            None => {
+                let panels = Panels::of_outputs(weight, outputs, inputs, 1);
+                times(&Plain::new(x, inputs), &panels, bias)
+            }
         };
         let mut shape = layout.dims().to_vec();
         shape.pop();

@@ -13,6 +13,7 @@ use candle_core::{Result, Tensor, bail};
 use super::conv2d::{check_bias, check_elements};
 use super::{Packed, Padding, arrange, conv2d, slices, tape};
 use cpu::Linear;
+pub(super) use cpu::unit;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

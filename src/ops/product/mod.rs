@@ -4,7 +4,7 @@
 //! once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O], the weight's gradient [O,K].
 //!
 //! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused multiply-adds
-//! over all terms in order (`tile`). The other products are `gemm`'s; `matrix` says how it is held to the same.
+//! over all terms in order (`tile`), or, for weights that do not change, a few of them (`strassen`). The other products are `gemm`'s; `matrix` says how it is held to the same.
 
 #[cfg(feature = "cuda")]
 pub mod batched;
@@ -13,6 +13,7 @@ pub mod cuda;
 mod matrix;
 mod outer;
 mod panels;
+mod strassen;
 mod tile;
 mod times;
 #[cfg(feature = "cuda")]
@@ -21,14 +22,14 @@ pub mod views;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Range;
 
 pub(super) use matrix::{Matrix, multiply};
 pub(super) use outer::outer;
 pub use panels::Packed;
 pub(super) use panels::Panels;
-pub(super) use times::{times, times_into, times_then, times_through};
+pub(super) use times::{Frozen, times, times_into, times_then};
 
 /// Rows that are multiplied at a time: few enough that a block of [`DEPTH`] gathered terms (288 KiB) stays in a core's
 /// second cache; a multiple of the six rows of a tile.
@@ -90,15 +91,24 @@ impl Rows for Plain<'_> {
     }
 }
 
-/// Lends `f` this thread's buffer for gathered rows: a new one would be taken from the system and zeroed at every call.
-fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+/// Lends `f` a buffer of this thread for gathered rows: a new one would be taken from the system and zeroed at every
+/// call. One inside another is another buffer.
+pub(super) fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     thread_local! {
-        static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        static BUFFERS: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
-    let mut buffer = BUFFER.take();
+    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
     let result = f(&mut buffer);
-    BUFFER.set(buffer);
+    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
     result
+}
+
+/// The first `len` values of a buffer, whatever they are; it never shrinks, so that it is zeroed once.
+pub(super) fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 /// 0..total in the fewest ranges of at most `longest`, whose lengths differ by one at most.

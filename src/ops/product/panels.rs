@@ -21,13 +21,32 @@ pub(super) struct Line(pub [f32; WIDTH]);
 /// Lines below which panels are packed by one thread.
 const FEW: usize = 1 << 10;
 
-/// The panels of a weight that does not change any more, made at its first use. Takes as much memory as the weight.
+/// What is kept of a weight that does not change any more, made at its first use: as much memory as the weight, or up to
+/// four times as much for products in fewer multiplications.
 #[derive(Debug, Clone, Default)]
-pub struct Packed(Arc<OnceLock<Panels>>);
+pub struct Packed {
+    panels: Arc<OnceLock<Panels>>,
+    /// Of the products that a linear layer or a convolution is made of in fewer multiplications, where that is allowed.
+    factors: Option<Arc<OnceLock<Vec<Panels>>>>,
+}
 
 impl Packed {
+    /// For products that may be made in fewer multiplications (Strassen's, Winograd's), and so in other bits.
+    pub fn for_fast_products() -> Self {
+        Self {
+            factors: Some(Arc::default()),
+            ..Self::default()
+        }
+    }
+
     pub(in crate::ops) fn get_or_make(&self, make: impl FnOnce() -> Panels) -> &Panels {
-        self.0.get_or_init(make)
+        self.panels.get_or_init(make)
+    }
+
+    /// The factors of fewer multiplications, where these are allowed.
+    pub(in crate::ops) fn factors(&self, make: impl FnOnce() -> Vec<Panels>) -> Option<&[Panels]> {
+        let factors = self.factors.as_ref()?;
+        Some(factors.get_or_init(make))
     }
 }
 

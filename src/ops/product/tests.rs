@@ -1,5 +1,5 @@
 use super::matrix::multiply;
-use super::{BLOCK, DEPTH, Matrix, Panels, Plain, outer, ranges, times};
+use super::{BLOCK, DEPTH, Frozen, Matrix, Packed, Panels, Plain, outer, ranges, strassen, times};
 use crate::ops::blocks;
 use crate::ops::testing::{normal, on_threads};
 
@@ -136,4 +136,63 @@ fn ranges_cover_everything_once_in_equal_parts() {
     assert!(one.len() == 1 && one[0] == (0..512));
     let lengths: Vec<_> = ranges(4097, 64).map(|r| r.len()).collect();
     assert!(lengths.iter().all(|n| [63, 64].contains(n)), "{lengths:?}");
+}
+
+/// A frozen weight [O,I] with the products of units of `unit` rows.
+fn fast(weight: &[f32], (outputs, inputs, unit): (usize, usize, usize), x: &[f32]) -> Vec<f32> {
+    let packed = Packed::for_fast_products();
+    let bias = drawn(3, outputs);
+    let frozen = Frozen {
+        weight,
+        outputs,
+        inputs,
+        unit,
+        packed: &packed,
+    };
+    frozen.times(x, Some(&bias))
+}
+
+#[test]
+fn seven_products_are_the_product() {
+    // The last has more pairs than are taken at a time.
+    for (outputs, inputs, unit) in [(32, 64, 32), (96, 130, 46), (160, 72, 2 * 48 + 34)] {
+        assert!(strassen::is_worth(unit, outputs, inputs));
+        let (x, weight) = (drawn(1, 3 * unit * inputs), drawn(2, outputs * inputs));
+        let columns: Vec<f32> = (0..inputs)
+            .flat_map(|i| weight[i..].iter().step_by(inputs).copied())
+            .collect();
+        let expected = exact(&x, &columns, inputs, outputs, &drawn(3, outputs));
+        let found = fast(&weight, (outputs, inputs, unit), &x);
+        let norm =
+            |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let error = norm(&mut found.iter().zip(&expected).map(|(y, e)| f64::from(*y) - e));
+        let error = error / norm(&mut expected.iter().copied());
+        assert!(error < 1e-6, "{outputs}x{inputs}: {error:e}");
+    }
+}
+
+#[test]
+fn seven_products_give_a_unit_the_same_bits_in_every_batch_and_on_every_number_of_threads() {
+    let (outputs, inputs, unit) = (96, 64, 36);
+    let (x, weight) = (drawn(1, 5 * unit * inputs), drawn(2, outputs * inputs));
+    let sizes = (outputs, inputs, unit);
+    let expected: Vec<f32> = x
+        .chunks_exact(unit * inputs)
+        .flat_map(|x| blocks::serially(|| fast(&weight, sizes, x)))
+        .collect();
+    assert!(blocks::serially(|| fast(&weight, sizes, &x)) == expected);
+    for threads in [1, 2, 3, 16] {
+        let found = on_threads(threads, || fast(&weight, sizes, &x));
+        assert!(found == expected, "{threads} threads");
+    }
+}
+
+#[test]
+fn products_without_whole_halves_are_made_plainly() {
+    for (outputs, inputs, unit) in [(48, 64, 32), (32, 65, 32), (32, 64, 33), (32, 64, 1)] {
+        let (x, weight) = (drawn(1, 2 * unit * inputs), drawn(2, outputs * inputs));
+        let panels = Panels::of_outputs(&weight, outputs, inputs, 1);
+        let plain = times(&Plain::new(&x, inputs), &panels, Some(&drawn(3, outputs)));
+        assert!(fast(&weight, (outputs, inputs, unit), &x) == plain);
+    }
 }

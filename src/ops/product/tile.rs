@@ -12,7 +12,7 @@ use super::matrix::Matrix;
 use super::panels::{Line, Panels, WIDTH};
 
 /// Rows of a tile.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// What an element's chain begins with.
 #[derive(Clone, Copy)]
@@ -68,6 +68,32 @@ impl WithSimd for Block<'_> {
     }
 }
 
+/// sums += x·w of `R` rows and `P` panels, which are `V` vectors; all of one depth.
+#[inline(always)]
+pub(super) fn accumulate<S: Simd, const V: usize, const P: usize, const R: usize>(
+    s: S,
+    mut sums: [[S::f32s; V]; R],
+    x: [&[f32]; R],
+    lines: [&[Line]; P],
+) -> [[S::f32s; V]; R] {
+    // Lengths that the compiler sees to be equal: no index is checked.
+    let count = lines[0].len();
+    let (x, lines) = (x.map(|x| &x[..count]), lines.map(|lines| &lines[..count]));
+    for i in 0..count {
+        let weights: [S::f32s; V] = std::array::from_fn(|v| {
+            let line = S::as_simd_f32s(&lines[v * P / V][i].0).0;
+            line[v % (V / P)]
+        });
+        for (sums, x) in sums.iter_mut().zip(&x) {
+            let x = s.splat_f32s(x[i]);
+            for (sum, &weight) in sums.iter_mut().zip(&weights) {
+                *sum = s.mul_add_f32s(x, weight, *sum);
+            }
+        }
+    }
+    sums
+}
+
 impl Block<'_> {
     /// All rows by `P` panels, which are `V` vectors. Returns `P`.
     #[inline(always)]
@@ -99,19 +125,7 @@ impl Block<'_> {
         let x: [&[f32]; R] = std::array::from_fn(|r| &self.x.row(row + r)[..count]);
         let lines: [&[Line]; P] =
             std::array::from_fn(|p| &self.weights.lines(panel + p, &self.terms)[..count]);
-        let mut sums = self.started::<S, V, P, R>(s, panel, row);
-        for i in 0..count {
-            let weights: [S::f32s; V] = std::array::from_fn(|v| {
-                let line = S::as_simd_f32s(&lines[v * P / V][i].0).0;
-                line[v % (V / P)]
-            });
-            for (sums, x) in sums.iter_mut().zip(&x) {
-                let x = s.splat_f32s(x[i]);
-                for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                    *sum = s.mul_add_f32s(x, weight, *sum);
-                }
-            }
-        }
+        let sums = accumulate(s, self.started::<S, V, P, R>(s, panel, row), x, lines);
         self.store::<S, V, P, R>(s, panel, row, &sums);
     }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::panels::{Panels, WIDTH};
 use super::tile::{Block, Start};
-use super::{BLOCK, DEPTH, Plain, Rows, ranges, with_buffer};
+use super::{BLOCK, DEPTH, Packed, Plain, Rows, ranges, room, strassen, with_buffer};
 use crate::ops::blocks;
 
 /// Multiplications a task at least (about 20 µs) where few rows are spread over the threads by their outputs.
@@ -42,11 +42,56 @@ pub(in crate::ops) fn times_then(
     y
 }
 
+/// A linear layer's weight [O,I] that does not change, and the rows of a unit of its input (an image's tokens).
+pub(in crate::ops) struct Frozen<'a> {
+    pub weight: &'a [f32],
+    pub outputs: usize,
+    pub inputs: usize,
+    pub unit: usize,
+    pub packed: &'a Packed,
+}
+
+impl Frozen<'_> {
+    fn sevenths(&self) -> Option<strassen::Sevenths<'_>> {
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        if !strassen::is_worth(self.unit, outputs, inputs) {
+            return None;
+        }
+        let make = || strassen::factors(self.weight, outputs, inputs);
+        self.packed.factors(make).map(strassen::Sevenths::new)
+    }
+
+    fn panels(&self) -> &Panels {
+        let make = || Panels::of_outputs(self.weight, self.outputs, self.inputs, 1);
+        self.packed.get_or_make(make)
+    }
+
+    /// [`times`] of x [N,I].
+    pub fn times(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        match self.sevenths() {
+            Some(sevenths) => strassen::times(x, self.unit, sevenths, bias),
+            None => times(&Plain::new(x, self.inputs), self.panels(), bias),
+        }
+    }
+
+    /// What `then` makes of the product, rows of `width` of some whole rows of it, while these are in the cache.
+    pub fn times_through(
+        &self,
+        x: &[f32],
+        width: usize,
+        then: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) -> Vec<f32> {
+        match self.sevenths() {
+            Some(sevenths) => strassen::times_through(x, self.unit, sevenths, width, then),
+            None => times_through(&Plain::new(x, self.inputs), self.panels(), width, then),
+        }
+    }
+}
+
 /// Rows of a product that only lives in the cache.
 const THROUGH: usize = 48;
 
-/// What `then` makes of the product, rows of `width` of some whole rows of it, while these are in the cache.
-pub(in crate::ops) fn times_through(
+fn times_through(
     rows: &impl Rows,
     weights: &Panels,
     width: usize,
@@ -64,8 +109,8 @@ pub(in crate::ops) fn times_through(
         return y;
     }
     let (y, _) = blocks::images(rows.count() * width, THROUGH * width, |i, y| {
-        with_buffer(|x| {
-            x.resize(y.len() / width * outputs, 0.0);
+        with_buffer(|buffer| {
+            let x = room(buffer, y.len() / width * outputs);
             product.block(i * THROUGH, x);
             then(x, y);
         });

@@ -8,7 +8,8 @@ mod reference;
 mod tests;
 
 use super::conv2d::check_elements;
-use super::product::{Panels, Plain, times_through};
+use super::linear::unit;
+use super::product::Frozen;
 use super::{Packed, check, linear_packed, slices, tape};
 use candle_core::{Result, Tensor, bail};
 
@@ -33,12 +34,17 @@ pub fn linear_swiglu(x: &Tensor, weight: &Tensor, packed: &Packed) -> Result<Ten
     {
         return swiglu(&linear_packed(x, weight, None, Some(packed))?);
     }
+    let dims = x.dims();
     let y = slices::read([x, weight], |[x, weight]| {
-        let panels = packed.get_or_make(|| Panels::of_outputs(weight, outputs, inputs, 1));
         let half = outputs / 2;
-        times_through(&Plain::new(x, inputs), panels, half, |x, y| {
-            cpu::rows(x, y, half);
-        })
+        let frozen = Frozen {
+            weight,
+            outputs,
+            inputs,
+            unit: unit(dims),
+            packed,
+        };
+        frozen.times_through(x, half, |x, y| cpu::rows(x, y, half))
     })?;
     let mut shape = x.dims().to_vec();
     shape.pop();
