@@ -296,52 +296,44 @@ impl Quarters<'_> {
         stage: Stage,
         row: usize,
     ) {
+        let count = self.weights.size().0;
         let mut sums = [[s.splat_f32s(0.0); V]; R];
+        macro_rules! add_product {
+            ($which:literal) => {
+                let factor = &self.factors[($which * self.pairs.len() + row) * count..];
+                let x: [&[f32]; R] = std::array::from_fn(|r| &factor[r * count..][..count]);
+                let weights = &self.weights.0[$which];
+                let lines: [&[Line]; P] =
+                    std::array::from_fn(|p| &weights.lines(panel + p, &(0..count))[..count]);
+                accumulate!(s, sums, x, lines, count);
+            };
+        }
         match stage {
             Stage::First => {
-                sums = self.add_product::<S, V, P, R>(s, sums, 0, panel, row);
+                add_product!(0);
                 self.keep::<S, V, P, R>(0, row, &sums); // P1
-                sums = self.add_product::<S, V, P, R>(s, sums, 1, panel, row);
+                add_product!(1);
                 self.store::<S, V, P, R>((0, 0), panel, row, &sums);
             }
             Stage::Second => {
                 sums = self.kept::<S, V, P, R>(0, row);
-                sums = self.add_product::<S, V, P, R>(s, sums, 2, panel, row);
+                add_product!(2);
                 self.keep::<S, V, P, R>(1, row, &sums); // U2
-                sums = self.add_product::<S, V, P, R>(s, sums, 3, panel, row);
+                add_product!(3);
                 self.keep::<S, V, P, R>(2, row, &sums); // U3
-                sums = self.add_product::<S, V, P, R>(s, sums, 4, panel, row);
+                add_product!(4);
                 self.store::<S, V, P, R>((1, 0), panel, row, &sums);
             }
             Stage::Third => {
-                sums = self.add_product::<S, V, P, R>(s, sums, 5, panel, row); // P5
+                add_product!(5); // P5
                 let mut y22 = self.kept::<S, V, P, R>(2, row);
                 add(s, &mut y22, &sums);
                 self.store::<S, V, P, R>((1, 1), panel, row, &y22);
                 add(s, &mut sums, &self.kept::<S, V, P, R>(1, row));
-                sums = self.add_product::<S, V, P, R>(s, sums, 6, panel, row);
+                add_product!(6);
                 self.store::<S, V, P, R>((0, 1), panel, row, &sums);
             }
         }
-    }
-
-    /// sums + factor·weights of one of the seven products.
-    #[inline(always)]
-    fn add_product<S: Simd, const V: usize, const P: usize, const R: usize>(
-        &self,
-        s: S,
-        sums: [[S::f32s; V]; R],
-        which: usize,
-        panel: usize,
-        row: usize,
-    ) -> [[S::f32s; V]; R] {
-        let terms = self.weights.size().0;
-        let factor = &self.factors[(which * self.pairs.len() + row) * terms..][..R * terms];
-        let x: [&[f32]; R] = std::array::from_fn(|r| &factor[r * terms..][..terms]);
-        let weights = &self.weights.0[which];
-        let lines: [&[Line]; P] =
-            std::array::from_fn(|p| &weights.lines(panel + p, &(0..terms))[..terms]);
-        accumulate(s, sums, x, lines)
     }
 
     /// Where sums of `R` rows are kept.

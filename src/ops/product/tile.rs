@@ -68,31 +68,25 @@ impl WithSimd for Block<'_> {
     }
 }
 
-/// sums += x·w of `R` rows and `P` panels, which are `V` vectors; all of one depth.
-#[inline(always)]
-pub(super) fn accumulate<S: Simd, const V: usize, const P: usize, const R: usize>(
-    s: S,
-    mut sums: [[S::f32s; V]; R],
-    x: [&[f32]; R],
-    lines: [&[Line]; P],
-) -> [[S::f32s; V]; R] {
-    // Lengths that the compiler sees to be equal: no index is checked.
-    let count = lines[0].len();
-    let (x, lines) = (x.map(|x| &x[..count]), lines.map(|lines| &lines[..count]));
-    for i in 0..count {
-        let weights: [S::f32s; V] = std::array::from_fn(|v| {
-            let line = S::as_simd_f32s(&lines[v * P / V][i].0).0;
-            line[v % (V / P)]
-        });
-        for (sums, x) in sums.iter_mut().zip(&x) {
-            let x = s.splat_f32s(x[i]);
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = s.mul_add_f32s(x, weight, *sum);
+/// sums += x·w of rows and panels of `$count` terms, `V` vectors in `P` panels. A macro: the sums of a function's argument
+/// or result go through memory, a seventh of the speed.
+macro_rules! accumulate {
+    ($s:ident, $sums:ident, $x:ident, $lines:ident, $count:ident) => {
+        for i in 0..$count {
+            let weights: [S::f32s; V] = std::array::from_fn(|v| {
+                let line = S::as_simd_f32s(&$lines[v * P / V][i].0).0;
+                line[v % (V / P)]
+            });
+            for (sums, x) in $sums.iter_mut().zip(&$x) {
+                let x = $s.splat_f32s(x[i]);
+                for (sum, &weight) in sums.iter_mut().zip(&weights) {
+                    *sum = $s.mul_add_f32s(x, weight, *sum);
+                }
             }
         }
-    }
-    sums
+    };
 }
+pub(super) use accumulate;
 
 impl Block<'_> {
     /// All rows by `P` panels, which are `V` vectors. Returns `P`.
@@ -125,7 +119,8 @@ impl Block<'_> {
         let x: [&[f32]; R] = std::array::from_fn(|r| &self.x.row(row + r)[..count]);
         let lines: [&[Line]; P] =
             std::array::from_fn(|p| &self.weights.lines(panel + p, &self.terms)[..count]);
-        let sums = accumulate(s, self.started::<S, V, P, R>(s, panel, row), x, lines);
+        let mut sums = self.started::<S, V, P, R>(s, panel, row);
+        accumulate!(s, sums, x, lines, count);
         self.store::<S, V, P, R>(s, panel, row, &sums);
     }
 
