@@ -5,6 +5,7 @@
 mod discriminator;
 mod features;
 mod fixture;
+mod frozen;
 mod generator;
 mod perceptual;
 mod pictures;
