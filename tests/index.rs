@@ -1,4 +1,4 @@
-//! The index of a data set as a user meets it: made by hand, taken by a later start, made anew when
+//! The index of a data set as a user meets it: made by hand, taken by a later start, made again when
 //! something has changed.
 
 use std::fs;
@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 struct Home(tempfile::TempDir);
 
 impl Home {
-    /// Runs `rdpm` there; gives whether it succeeded, and what it said.
+    /// Runs `rdpm` there; gives whether it succeeded, and what it said, with paths as from there.
     fn run(&self, arguments: &[&str]) -> (bool, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_rdpm"))
             .args(arguments)
@@ -20,7 +20,8 @@ impl Home {
             .output()
             .expect("the binary starts");
         let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let here = format!("{}/", self.0.path().display());
+        let text = String::from_utf8_lossy(&text).replace(&here, "");
         (output.status.success(), text)
     }
 
