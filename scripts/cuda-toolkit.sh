@@ -6,11 +6,11 @@
 #   eval "$(scripts/cuda-toolkit.sh)"       prints the environment that `cargo build --features cuda` needs
 #   eval "$(scripts/cuda-toolkit.sh /usr/local/cuda)"      the same for a toolkit that is installed
 #
-# In that environment nvcc leaves out candle's kernels for quantized weights, which rdpm does not call
-# and which take most of the build time (scripts/nvcc-without-gguf.sh).
+# In that environment nvcc leaves out candle's kernels for quantized weights, which rdpm does not
+# call and which take most of the build time (scripts/nvcc-without-gguf.sh).
 #
-# Needs python3 with pip, but no GPU and no driver. The packages do not contain the driver's libcuda;
-# it is not needed, because CUDA's libraries are loaded at run time.
+# Needs python3 with pip, but no GPU and no driver. The packages do not contain the driver's
+# libcuda; it is not needed, because CUDA's libraries are loaded at run time.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rdpm

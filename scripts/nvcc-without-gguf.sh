@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# NVIDIA's compiler without candle's kernels for quantized GGUF weights and mixtures of experts: rdpm
-# calls none of them, and they take most of a CUDA build's time. They are replaced by functions of the
-# same names that end the process with a message. Everything else is passed on to nvcc.
+# NVIDIA's compiler without candle's kernels for quantized GGUF weights and mixtures of experts:
+# rdpm calls none of them, and they take most of a CUDA build's time. They are replaced by functions
+# of the same names that end the process with a message. Everything else is passed on to nvcc.
 #
-# scripts/cuda-toolkit.sh puts this file into a folder as `bin/nvcc`. The link ../nvcc there leads to
-# the real nvcc, which finds the rest of its toolkit by its own path.
+# scripts/cuda-toolkit.sh puts this file into a folder as `bin/nvcc`. The link ../nvcc there leads
+# to the real nvcc, which finds the rest of its toolkit by its own path.
 set -euo pipefail
 
 nvcc=$(readlink "$(dirname "${BASH_SOURCE[0]}")/../nvcc")

@@ -1,5 +1,5 @@
-//! The index of a data set as a user meets it: made by hand, taken by a later start, made again when
-//! something has changed.
+//! The index of a data set as a user meets it: made by hand, taken by a later start, made again
+//! when something has changed.
 
 use std::fs;
 use std::path::Path;

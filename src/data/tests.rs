@@ -255,7 +255,8 @@ fn a_truncated_shard_is_refused_or_kept_as_far_as_it_is_whole() {
     let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
     let whole = tar(&files);
     let path = root.path().join("t.tar");
-    // Every member takes a header and one block: cut in a header, in a member, between members, before the end.
+    // Every member takes a header and one block: cut in a header, in a member, between members,
+    // before the end.
     for (length, images) in [
         (100, 0),
         (2048 + 100, 2),
@@ -478,7 +479,8 @@ fn a_bad_image_in_a_shard_is_named_or_skipped() {
     assert_eq!(loader.skipped(), 3);
 }
 
-/// A file that was written to in its place, which no folder tells: no bad image that may be skipped.
+/// A file that was written to in its place, which no folder tells: no bad image that may be
+/// skipped.
 #[test]
 fn data_that_has_changed_since_it_was_opened_is_an_error() {
     for skip_bad in [false, true] {

@@ -32,7 +32,7 @@ use super::paths::Given;
 use super::source::lookers;
 use super::stamp::{self, Stamp};
 use super::transient::patiently;
-use crate::error::{Context, Result, hinted};
+use crate::error::{Context, Error, Result, hinted};
 use crate::store::atomic;
 use crate::store::digest::hex;
 
@@ -64,6 +64,18 @@ struct Head {
     passed: Vec<String>,
     sharing: Option<String>,
     fingerprint: String,
+}
+
+impl Head {
+    /// What the table of this index must agree with.
+    fn bounds<'a>(&self, shards: &'a [Option<u64>]) -> Bounds<'a> {
+        Bounds {
+            images: self.images,
+            names: self.names,
+            shards,
+            labels: self.classes.len().max(1) as u32,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,14 +154,14 @@ fn read(file: &File, path: &Path, mut parts: Vec<Part>, paths: &[String]) -> Res
         return Err(damaged("its checksum differs"));
     }
     let begin = 16 + head.len();
-    let head: Head = serde_json::from_slice(head).map_err(|e| damaged(&e.to_string()))?;
+    let mut head: Head = serde_json::from_slice(head).map_err(|e| damaged(&e.to_string()))?;
     if head.version != VERSION || head.program != env!("CARGO_PKG_VERSION") {
         return Err("an index of another version".to_string());
     }
     if head.paths != paths || head.parts.len() != parts.len() {
         return Err("an index of other paths".to_string());
     }
-    for (part, kept) in parts.iter_mut().zip(head.parts) {
+    for (part, kept) in parts.iter_mut().zip(std::mem::take(&mut head.parts)) {
         if kept.is_shard != (part.kind == Kind::Shard) {
             return Err("a shard or a folder is there for the other".to_string());
         }
@@ -161,13 +173,7 @@ fn read(file: &File, path: &Path, mut parts: Vec<Part>, paths: &[String]) -> Res
         return Err(format!("{changed} has changed since it was made"));
     }
     let shards: Vec<Option<u64>> = parts.iter().map(Part::shard_size).collect();
-    let bounds = Bounds {
-        images: head.images,
-        names: head.names,
-        shards: &shards,
-        labels: head.classes.len().max(1) as u32,
-    };
-    let table = Table::of_map(map, begin, &bounds).map_err(damaged)?;
+    let table = Table::of_map(map, begin, &head.bounds(&shards)).map_err(damaged)?;
     for part in &mut parts {
         // They have told what they can: the shard's stamp alone is needed again.
         part.fields = Vec::new();
@@ -334,15 +340,9 @@ fn save_in(folder: &Path, contents: Contents, now: i64) -> Result<(PathBuf, Tabl
         let file = File::open(&path)?;
         // SAFETY: as above.
         let map = unsafe { Mmap::map(&file) }?;
-        let bounds = Bounds {
-            images: head.images,
-            names: head.names,
-            shards: &shards,
-            labels: head.classes.len().max(1) as u32,
-        };
         let length: [u8; 8] = map[8..16].try_into().unwrap_or_default();
         let begin = 16 + u64::from_le_bytes(length) as usize;
-        Table::of_map(map, begin, &bounds).map_err(|what| hinted(what, ""))
+        Table::of_map(map, begin, &head.bounds(&shards)).map_err(Error::msg)
     };
     let table = read().with_context(|| format!("could not read {}", path.display()))?;
     Ok((path, table))

@@ -71,18 +71,28 @@ fn look(root: &Path) -> (Vec<Part>, Classes) {
 /// Keeps an index of what lies in `root`, as if all of it were old.
 fn keep(root: &Path) -> Result<(PathBuf, Table)> {
     let (mut parts, classes) = look(root);
-    let table = source::table(&mut parts, &classes).unwrap();
+    save_at(stamp::now() + 100, root, &mut parts, &classes)
+}
+
+/// Keeps an index of `parts` at the time `now`.
+fn save_at(
+    now: i64,
+    root: &Path,
+    parts: &mut [Part],
+    classes: &Classes,
+) -> Result<(PathBuf, Table)> {
+    let table = source::table(parts, classes).unwrap();
     let contents = Contents {
-        parts: &parts,
+        parts,
         table: &table,
-        classes: &classes,
+        classes,
         summary: SUMMARY,
         doubts: vec!["a doubt".to_string()],
         passed: &["a line".to_string()],
         sharing: &Some("another".to_string()),
         fingerprint: "ab",
     };
-    save_in(&root.join("cache"), contents, stamp::now() + 100)
+    save_in(&root.join("cache"), contents, now)
 }
 
 fn found(root: &Path) -> Option<Saved> {
@@ -197,18 +207,7 @@ fn no_index_is_kept_of_what_could_change_unseen() {
     // What has changed within a tick of the clock may change again in the same one.
     let root = animals();
     let (mut parts, classes) = look(root.path());
-    let table = source::table(&mut parts, &classes).unwrap();
-    let contents = Contents {
-        parts: &parts,
-        table: &table,
-        classes: &classes,
-        summary: "",
-        doubts: Vec::new(),
-        passed: &[],
-        sharing: &None,
-        fingerprint: "",
-    };
-    let error = save_in(&root.path().join("cache"), contents, stamp::now()).unwrap_err();
+    let error = save_at(stamp::now(), root.path(), &mut parts, &classes).unwrap_err();
     assert!(report(&error).0.contains("just changed"));
 }
 
@@ -256,18 +255,7 @@ fn a_name_that_leads_out_of_its_folder_is_refused() {
     let place = crate::data::part::Place::File { size: 1 };
     let label = crate::data::part::Label::None;
     parts[0].found.push("../../etc/x.png", label, place);
-    let table = source::table(&mut parts, &classes).unwrap();
-    let contents = Contents {
-        parts: &parts,
-        table: &table,
-        classes: &classes,
-        summary: "",
-        doubts: Vec::new(),
-        passed: &[],
-        sharing: &None,
-        fingerprint: "",
-    };
-    let error = save_in(&root.path().join("cache"), contents, stamp::now() + 100).unwrap_err();
+    let error = save_at(stamp::now() + 100, root.path(), &mut parts, &classes).unwrap_err();
     assert!(format!("{error:#}").contains("leads out of its folder"));
     assert!(found(root.path()).is_none());
 }
