@@ -173,6 +173,14 @@ fn what_cannot_be_trained_is_refused_with_the_key() {
             vec!["train_vae.recompute_blocks=1"],
             "train_vae.recompute_blocks",
         ),
+        (
+            vec!["train_vae.recompute_levels=6"],
+            "train_vae.recompute_levels",
+        ),
+        (
+            vec!["train_gen.recompute_levels=1"],
+            "train_gen.recompute_levels",
+        ),
         // In f32 the first is 0, and the inverse of the second is 0.
         (vec!["sample.temperature=1e-46"], "sample.temperature"),
         (vec!["sample.temperature=1e39"], "sample.temperature"),

@@ -54,6 +54,9 @@ pub struct TrainConfig {
     /// Recompute the activations of the generator's first blocks in the backward pass instead of
     /// keeping them.
     pub recompute_blocks: usize,
+    /// Recompute what is inside the residual blocks of the tokenizer's largest resolutions, this
+    /// many, in the backward pass instead of keeping it.
+    pub recompute_levels: usize,
     pub log_every: u64,
     pub image_every: u64,
     pub checkpoint_every: u64,
@@ -96,6 +99,7 @@ impl TrainConfig {
             epochs: Some(10.0),
             compute_type: ComputeType::F32,
             recompute_blocks: 0,
+            recompute_levels: 0,
             log_every: 50,
             image_every: 1_000,
             checkpoint_every: 1_000,

@@ -196,7 +196,7 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
         .map_or(Ok(()), |n| from_one("generator.classes", n, 1 << 20))
 }
 
-/// Recomputation applies only to the generator, on a GPU.
+/// The generator recomputes blocks, on a GPU; the tokenizer levels.
 fn recomputation(config: &Config) -> Result<()> {
     let train = &config.train_gen;
     let (most, allowed) = match train.compute_type {
@@ -218,7 +218,20 @@ fn recomputation(config: &Config) -> Result<()> {
         blocks == 0,
         "train_vae.recompute_blocks",
         blocks,
-        "0: only the generator's blocks can be recomputed",
+        "0: the tokenizer has recompute_levels",
+    )?;
+    let levels = config.tokenizer.ch_mult.len();
+    require(
+        config.train_vae.recompute_levels <= levels,
+        "train_vae.recompute_levels",
+        config.train_vae.recompute_levels,
+        &format!("at most the number of levels, {levels}"),
+    )?;
+    require(
+        config.train_gen.recompute_levels == 0,
+        "train_gen.recompute_levels",
+        config.train_gen.recompute_levels,
+        "0: the generator has recompute_blocks",
     )
 }
 

@@ -3,12 +3,12 @@
 //!
 //! Maps are [B,H,W,C]; names are taming-transformers'.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor};
 
 use super::layers::{Conv2d, GroupNorm};
-use crate::ops::{self, Packed, arrange};
+use crate::ops::{self, Packed, arrange, tape};
 use crate::store::Scope;
 
 /// x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes.
@@ -106,8 +106,10 @@ impl AttnBlock {
 
 /// One resolution level: residual blocks, each followed by attention if configured.
 pub struct Level {
-    blocks: Vec<ResnetBlock>,
+    blocks: Vec<Arc<ResnetBlock>>,
     attention: Vec<AttnBlock>,
+    /// Compute the residual blocks again in the backward pass, instead of keeping what is in them.
+    recompute: bool,
 }
 
 impl Level {
@@ -121,20 +123,35 @@ impl Level {
     ) -> Result<Self> {
         let block = |i| {
             let input = if i == 0 { input } else { output };
-            ResnetBlock::new(input, output, groups, &scope.push("block").push(i))
+            ResnetBlock::new(input, output, groups, &scope.push("block").push(i)).map(Arc::new)
         };
         let attn = |i| AttnBlock::new(output, groups, &scope.push("attn").push(i));
         let attentions = if attention { blocks } else { 0 };
         Ok(Self {
             blocks: (0..blocks).map(block).collect::<Result<_>>()?,
             attention: (0..attentions).map(attn).collect::<Result<_>>()?,
+            recompute: false,
         })
+    }
+
+    /// The same with residual blocks that keep only their inputs for the gradient.
+    pub fn recomputing(self) -> Self {
+        Self {
+            recompute: true,
+            ..self
+        }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x)?;
+            x = match self.recompute {
+                true => {
+                    let block = block.clone();
+                    tape::recomputed(&x, move |x| block.forward(x))?
+                }
+                false => block.forward(&x)?,
+            };
             if let Some(attention) = self.attention.get(i) {
                 x = attention.forward(&x)?;
             }

@@ -49,6 +49,20 @@ impl Decoder {
         })
     }
 
+    /// The same with residual blocks that keep only their inputs for the gradient, in the last
+    /// `levels` levels, the ones of the largest maps.
+    pub fn recomputing(self, levels: usize) -> Self {
+        let kept = self.up.len().saturating_sub(levels);
+        let change = |(i, (level, up)): (usize, (Level, _))| match i < kept {
+            true => (level, up),
+            false => (level.recomputing(), up),
+        };
+        Self {
+            up: self.up.into_iter().enumerate().map(change).collect(),
+            ..self
+        }
+    }
+
     /// Everything before `conv_out`: [B,h,w,d] to [B,H,W,ch].
     pub fn features(&self, z: &Tensor) -> Result<Tensor> {
         let mut h = self.mid.forward(&self.conv_in.forward(z)?)?;

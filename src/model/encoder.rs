@@ -45,6 +45,19 @@ impl Encoder {
         })
     }
 
+    /// The same with residual blocks that keep only their inputs for the gradient, in the first
+    /// `levels` levels, the ones of the largest maps.
+    pub fn recomputing(self, levels: usize) -> Self {
+        let change = |(i, (level, down)): (usize, (Level, _))| match i < levels {
+            true => (level.recomputing(), down),
+            false => (level, down),
+        };
+        Self {
+            down: self.down.into_iter().enumerate().map(change).collect(),
+            ..self
+        }
+    }
+
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let mut h = self.conv_in.forward(pixels)?;
         for (level, downsample) in &self.down {

@@ -57,6 +57,16 @@ impl Tokenizer {
         Self { compute, ..self }
     }
 
+    /// The same, keeping less for the gradient: the residual blocks of the `levels` largest
+    /// resolutions are computed again in the backward pass, with the same results.
+    pub fn recomputing(self, levels: usize) -> Self {
+        Self {
+            encoder: self.encoder.recomputing(levels),
+            decoder: self.decoder.recomputing(levels),
+            ..self
+        }
+    }
+
     /// The same for inference: activations in bf16 on a GPU, in f32 on a CPU.
     pub fn for_inference(self, device: &Device) -> Self {
         let compute = if device.is_cuda() {

@@ -20,11 +20,22 @@ use candle_core::{CustomOp1, CustomOp2, CustomOp3, Error, Result, Tensor, Tensor
 /// (inputs, output, gradient of the output) → gradients of the inputs.
 type Backward = Box<dyn FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
 
+/// A function whose own records were not kept.
+type Recompute = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
+enum Rule {
+    Gradient(Backward),
+    Recompute(Recompute),
+}
+
 struct Note {
     inputs: Vec<Tensor>,
     output: Tensor,
-    backward: Backward,
+    rule: Rule,
 }
+
+/// Gradients found for variables.
+type Found = HashMap<TensorId, (Tensor, Tensor)>;
 
 thread_local! {
     /// The gradient that has already reached the first input of the operation whose gradient is
@@ -57,11 +68,22 @@ impl Tape {
     /// Drop other references to the graph first, so that memory is freed during the walk. Errors: a
     /// gradient reaches the result of an operation that was not recorded.
     pub fn backward(self, loss: Tensor) -> Result<GradStore> {
-        let notes = TAPES.with_borrow_mut(|tapes| {
+        let notes = self.take();
+        let seed = loss.ones_like()?;
+        let (found, _) = walk(notes, loss, seed, None)?;
+        let mut store = GradStore::default();
+        for (variable, gradient) in found.into_values() {
+            store.insert(&variable, gradient);
+        }
+        Ok(store)
+    }
+
+    /// Ends the recording; the records so far.
+    fn take(self) -> Vec<Note> {
+        TAPES.with_borrow_mut(|tapes| {
             tapes.truncate(self.place + 1);
             tapes[self.place].take().unwrap_or_default()
-        });
-        walk(notes, loss)
+        })
     }
 }
 
@@ -73,49 +95,101 @@ impl Drop for Tape {
     }
 }
 
-fn walk(mut notes: Vec<Note>, loss: Tensor) -> Result<GradStore> {
+/// Walks back from `output`, whose gradient is `seed`: the gradients of the variables, and that of
+/// `input`, which no record made.
+fn walk(
+    mut notes: Vec<Note>,
+    output: Tensor,
+    seed: Tensor,
+    input: Option<TensorId>,
+) -> Result<(Found, Option<Tensor>)> {
     let mut made: HashSet<TensorId> = notes.iter().map(|note| note.output.id()).collect();
-    if !made.contains(&loss.id()) {
-        return Err(not_made(loss.dims()));
+    if !made.contains(&output.id()) {
+        return Err(not_made(output.dims()));
     }
-    let mut gradients = HashMap::from([(loss.id(), loss.ones_like()?)]);
-    let mut found = GradStore::default();
-    drop(loss);
+    made.extend(input);
+    let mut gradients = HashMap::from([(output.id(), seed)]);
+    let mut found = Found::new();
+    drop(output);
     while let Some(note) = notes.pop() {
         made.remove(&note.output.id());
         let Some(gradient) = gradients.remove(&note.output.id()) else {
             continue;
         };
-        let first = note.inputs.first().map(Tensor::id);
-        let reached = first.and_then(|id| gradients.remove(&id));
-        REACHED.set(reached);
-        let parts = (note.backward)(&note.inputs, &note.output, &gradient)?;
+        let parts = match note.rule {
+            Rule::Gradient(backward) => {
+                let first = note.inputs.first().map(Tensor::id);
+                let reached = first.and_then(|id| gradients.remove(&id));
+                REACHED.set(reached);
+                let parts = backward(&note.inputs, &note.output, &gradient)?;
+                if let (Some(id), Some(reached)) = (first, REACHED.take()) {
+                    gradients.insert(id, reached);
+                }
+                parts
+            }
+            Rule::Recompute(f) => {
+                let x = Var::from_tensor(&note.inputs[0].detach())?;
+                let (notes, y) = recorded(|| f(&x))?;
+                let (inner, part) = walk(notes, y, gradient.clone(), Some(x.id()))?;
+                for (variable, part) in inner.into_values() {
+                    accumulate(&mut found, &variable, part)?;
+                }
+                vec![part]
+            }
+        };
         drop(gradient);
-        if let (Some(id), Some(reached)) = (first, REACHED.take()) {
-            gradients.insert(id, reached);
-        }
         for (input, part) in note.inputs.iter().zip(parts) {
             let Some(part) = part.filter(|_| input.track_op()) else {
                 continue;
             };
-            if input.is_variable() {
-                let sum = match found.remove(input) {
-                    Some(before) => sum(&before, &part)?,
-                    None => part,
-                };
-                found.insert(input, sum.detach());
-            } else if made.contains(&input.id()) {
+            if made.contains(&input.id()) {
                 let sum = match gradients.remove(&input.id()) {
                     Some(before) => sum(&before, &part)?,
                     None => part,
                 };
                 gradients.insert(input.id(), sum.detach());
+            } else if input.is_variable() {
+                accumulate(&mut found, input, part)?;
             } else {
                 return Err(not_made(input.dims()));
             }
         }
     }
-    Ok(found)
+    let of_input = input.and_then(|id| gradients.remove(&id));
+    Ok((found, of_input))
+}
+
+fn accumulate(found: &mut Found, variable: &Tensor, part: Tensor) -> Result<()> {
+    let sum = match found.remove(&variable.id()) {
+        Some((_, before)) => sum(&before, &part)?,
+        None => part,
+    };
+    found.insert(variable.id(), (variable.clone(), sum.detach()));
+    Ok(())
+}
+
+/// The records of `f` alone, and its result.
+fn recorded(f: impl FnOnce() -> Result<Tensor>) -> Result<(Vec<Note>, Tensor)> {
+    let tape = Tape::start();
+    let y = f()?;
+    Ok((tape.take(), y))
+}
+
+/// f(x), of which only x is kept for the gradient: the backward pass computes the rest again, with
+/// the same results. Without a tape it is f(x).
+///
+/// `f` must give the same values both times, and depend on x and on variables alone.
+pub fn recomputed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static) -> Result<Tensor> {
+    if !TAPES.with_borrow(|tapes| matches!(tapes.last(), Some(Some(_)))) {
+        return f(x);
+    }
+    TAPES.with_borrow_mut(|tapes| tapes.push(None));
+    let y = f(&x.detach());
+    TAPES.with_borrow_mut(Vec::pop);
+    // candle's graph would keep every intermediate. A variable keeps none and is tracked.
+    let y = Var::from_tensor(&y?.detach())?.into_inner();
+    record(&[x], &y, Rule::Recompute(Box::new(f)));
+    Ok(y)
 }
 
 /// The gradient that later operations have already passed to the first input of the operation whose
@@ -141,6 +215,10 @@ pub(super) fn note(
     output: &Tensor,
     backward: impl FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
 ) {
+    record(inputs, output, Rule::Gradient(Box::new(backward)));
+}
+
+fn record(inputs: &[&Tensor], output: &Tensor, rule: Rule) {
     if !output.track_op() {
         return;
     }
@@ -149,7 +227,7 @@ pub(super) fn note(
             notes.push(Note {
                 inputs: inputs.iter().map(|&input| input.clone()).collect(),
                 output: output.clone(),
-                backward: Box::new(backward),
+                rule,
             });
         }
     });
@@ -250,6 +328,65 @@ mod tests {
             let [found, expected] = [&found, &expected].map(|s| s.get(var).expect("a gradient"));
             assert_close("gradient", found, expected, 1e-6);
         }
+        Ok(())
+    }
+
+    /// Two recomputed functions in a row, the second within a third; all use w.
+    #[test]
+    fn recomputed_functions_give_the_same_gradients() -> Result<()> {
+        let (x, w) = (normal(1, (5, 7)), normal(2, (7, 7)));
+        let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+        let block = |w: &Var| {
+            let w = w.as_tensor().clone();
+            move |x: &Tensor| add(&silu(&linear(x, &w, None)?)?, x)
+        };
+        let run = |recompute: bool| -> Result<GradStore> {
+            let f = block(&w);
+            let twice = {
+                let f = block(&w);
+                move |x: &Tensor| {
+                    let y = f(x)?;
+                    match recompute {
+                        true => recomputed(&y, f.clone()),
+                        false => f(&y),
+                    }
+                }
+            };
+            let tape = Tape::start();
+            let y = linear(&x, &w, None)?;
+            let y = match recompute {
+                true => recomputed(&recomputed(&y, f)?, twice)?,
+                false => twice(&f(&y)?)?,
+            };
+            tape.backward(plain([&y], |[y]| y.sqr()?.mean_all())?)
+        };
+        let (kept, again) = (run(false)?, run(true)?);
+        for var in [&x, &w] {
+            let [kept, again] = [&kept, &again].map(|s| s.get(var).expect("a gradient"));
+            let bits = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+            assert_eq!(bits(kept)?, bits(again)?);
+        }
+        TAPES.with_borrow(|tapes| assert!(tapes.is_empty()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_recomputed_function_keeps_only_its_input() -> Result<()> {
+        let x = Var::from_tensor(&normal(1, 3))?;
+        let calls = std::rc::Rc::new(std::cell::Cell::new(0));
+        let count = calls.clone();
+        let tape = Tape::start();
+        let y = recomputed(&silu(&x)?, move |x| {
+            count.set(count.get() + 1);
+            silu(&silu(x)?)
+        })?;
+        TAPES.with_borrow(|tapes| {
+            let notes = tapes.last().and_then(Option::as_ref).map(Vec::len);
+            assert_eq!(notes, Some(2));
+        });
+        tape.backward(silu(&y)?)?;
+        assert_eq!(calls.get(), 2);
+        assert_eq!(recomputed(&y, |x| Ok(x.clone()))?.id(), y.id());
         Ok(())
     }
 

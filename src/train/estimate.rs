@@ -39,13 +39,13 @@ impl RunEstimate {
     /// For train-vae, without VGG and discriminator.
     pub fn tokenizer(config: &Config, images: u64) -> Result<Self> {
         let shapes = tokenizer_shapes(config)?;
-        let (multiplications, outputs) = convolutions(config, &shapes);
+        let (multiplications, kept) = convolutions(config, &shapes);
+        let bytes = config.train_vae.compute_type.dtype().size_in_bytes() as f64;
         Ok(Self {
             title: "train-vae",
             parts: parts(&shapes),
             flop_per_image: 3.0 * 2.0 * multiplications,
-            // A convolution keeps its input, and so does the normalization before it.
-            activations_per_image: 2.0 * 4.0 * outputs,
+            activations_per_image: bytes * kept,
             config: config.train_vae.clone(),
             images,
             data: None,
@@ -193,23 +193,32 @@ fn matrices(shapes: &Shapes, wanted: impl Fn(&str) -> bool) -> f64 {
         .sum()
 }
 
-/// Multiply-adds and output values of all the tokenizer's convolutions and attentions, per image.
+/// Multiply-adds of all the tokenizer's convolutions and attentions, and values kept for the
+/// gradient, per image.
 fn convolutions(config: &Config, shapes: &Shapes) -> (f64, f64) {
     let levels = config.tokenizer.ch_mult.len();
     let side = |level: usize| (config.data.image_size / config.tokenizer.patch) >> level;
-    let (mut multiplications, mut outputs) = (0.0, 0.0);
+    let (mut multiplications, mut kept) = (0.0, 0.0);
     for (name, shape) in shapes.iter().filter(|(_, shape)| shape.rank() == 4) {
         let level = level(name, levels);
         let positions = (side(level) * side(level)) as f64;
         multiplications += positions * shape.elem_count() as f64;
-        outputs += positions * shape.dims()[0] as f64;
+        // A convolution keeps its input, and so does the normalization before it; a recomputed
+        // residual block keeps its input alone.
+        let recomputed = name.contains(".block.") && level < config.train_vae.recompute_levels;
+        let maps = match recomputed {
+            false => 2.0,
+            true if name.ends_with("conv2.weight") => 1.0,
+            true => 0.0,
+        };
+        kept += maps * positions * shape.dims()[0] as f64;
         if name.ends_with("attn_1.q.weight")
             || name.contains(".attn.") && name.ends_with("q.weight")
         {
             multiplications += 2.0 * positions * positions * shape.dims()[0] as f64;
         }
     }
-    (multiplications, outputs)
+    (multiplications, kept)
 }
 
 /// The resolution level of the output of convolution `name`; 0 is the full image.

@@ -219,8 +219,8 @@ pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) 
 }
 
 /// What [`resumed_config`] takes from the configuration that was asked for.
-const MAY_CHANGE: &str = "steps, epochs, recompute_blocks, log_every, image_every, \
-    checkpoint_every, checkpoint_minutes, keep_checkpoints, max_bad_steps, data.train, data.val, \
+const MAY_CHANGE: &str = "steps, epochs, recompute_blocks, recompute_levels, log_every, \
+    image_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, max_bad_steps, data.train, data.val, \
     loss.vgg, loss.lpips, sample.*";
 
 /// The configuration of a resumed run: its own, except for its length and for settings that do not
@@ -241,6 +241,7 @@ pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
             steps: asked.steps,
             epochs: asked.epochs,
             recompute_blocks: asked.recompute_blocks,
+            recompute_levels: asked.recompute_levels,
             log_every: asked.log_every,
             image_every: asked.image_every,
             checkpoint_every: asked.checkpoint_every,

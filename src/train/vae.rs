@@ -89,7 +89,9 @@ impl VaeStage {
         } = parts;
         let scope = Scope::init(seed, &device);
         let compute = config.train_vae.compute_type.dtype();
-        let tokenizer = Tokenizer::new(&config, &scope)?.computing(compute);
+        let tokenizer = Tokenizer::new(&config, &scope)?
+            .computing(compute)
+            .recomputing(config.train_vae.recompute_levels);
         let optimizer = Optimizer::new(scope.finish(), &config.train_vae, true)?;
         let average = Scope::load(&optimizer.average(), &device);
         let average = Tokenizer::new(&config, &average)?.computing(compute);

@@ -17,6 +17,22 @@ fn two_runs_of_one_seed_are_the_same_and_of_two_are_not() {
     assert_ne!(metrics(&lab.path("a")), metrics(&lab.path("c")));
 }
 
+/// With two levels of three, attention and the lowest level's blocks included in the third.
+#[test]
+fn a_tokenizer_that_recomputes_is_the_same() {
+    let lab = Lab::new();
+    lab.train(VAE, "kept", &["--steps", "3", "--set", "loss.disc_start=1"]);
+    for levels in [2, 3] {
+        let (run, set) = (
+            format!("again-{levels}"),
+            format!("train_vae.recompute_levels={levels}"),
+        );
+        let more = ["--steps", "3", "--set", "loss.disc_start=1", "--set", &set];
+        lab.train(VAE, &run, &more);
+        assert_same(&lab.path("kept"), &lab.path(&run));
+    }
+}
+
 fn moments(lab: &Lab, run: &str) -> BTreeMap<String, Tensor> {
     let file = lab
         .path(run)

@@ -10,7 +10,7 @@ use super::spread;
 use crate::cli::{Context, print};
 use crate::config::{ComputeType, Config};
 use crate::data::loader::Batch;
-use crate::error::Result;
+use crate::error::{Result, usage};
 use crate::model::perceptual::{Lpips, WIDTHS};
 use crate::ops::flop;
 use crate::rng::{Purpose, normal};
@@ -43,6 +43,9 @@ pub struct Args {
     /// Compute in f32 instead of bf16, on a GPU
     #[arg(long)]
     f32: bool,
+    /// Recompute the residual blocks of this many of the largest resolutions in the backward pass
+    #[arg(long, value_name = "LEVELS", default_value_t = 0)]
+    recompute_levels: usize,
     /// Number of timed steps, after three warm-up steps
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -56,6 +59,16 @@ const WARM_UP: u32 = 3;
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let device = context.device()?;
     let config = config(args, &device);
+    let levels = args.ch_mult.len();
+    if args.recompute_levels > levels {
+        return Err(usage(
+            format!(
+                "--recompute-levels {}: the tokenizer has {levels}",
+                args.recompute_levels
+            ),
+            format!("at most {levels}"),
+        ));
+    }
     let mut stage = stage(args, &config, &device)?;
     let train = &config.train_vae;
     let (mut milliseconds, mut executed, mut loss) = (Vec::new(), 0.0, None);
@@ -81,6 +94,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let line = json!({
             "work": "train-vae step", "image_size": args.image_size, "ch": args.ch, "batch_size": args.batch_size,
             "disc_layers": args.disc_layers, "lpips": !args.no_lpips, "compute_type": train.compute_type,
+            "recompute_levels": args.recompute_levels,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,
             "teraflop_per_second": teraflops, "gib": gib, "loss": loss, "device": place,
         });
@@ -105,6 +119,7 @@ fn config(args: &Args, device: &Device) -> Config {
         config.loss.disc_weight = 0.0;
     }
     config.train_vae.batch_size = args.batch_size;
+    config.train_vae.recompute_levels = args.recompute_levels;
     config.train_vae.compute_type = if device.is_cpu() || args.f32 {
         ComputeType::F32
     } else {
