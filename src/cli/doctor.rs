@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 23] = [
+const FAMILIES: [&str; 24] = [
     "activation",
     "adaln",
     "add",
@@ -45,6 +45,7 @@ const FAMILIES: [&str; 23] = [
     "product",
     "quantize",
     "sample",
+    "standardize",
     "swiglu",
     "upsample",
     "generator",
@@ -53,7 +54,7 @@ const FAMILIES: [&str; 23] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 20;
+const KERNELS: usize = 21;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -194,6 +195,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             Ok(rows)
         }
         "sample" => crate::sample::check::sample(gpu),
+        "standardize" => ops::standardize::check::check(gpu),
         "swiglu" => check::swiglu(gpu),
         "upsample" => ops::upsample::check::check(gpu),
         "generator" => {

@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::ops::tape::plain;
-use crate::ops::{self, Padding, arrange};
+use crate::ops::{self, Padding};
 use crate::store::{Init, Scope};
 
 /// VGG16's widths at the five resolutions.
@@ -129,11 +128,8 @@ impl Lpips {
     }
 
     fn features(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let (shift, scale) = (self.shift.clone(), self.scale.clone());
-        let x = plain([images], move |[images]| {
-            images.broadcast_sub(&shift)?.broadcast_div(&scale)
-        })?;
-        self.net.forward(&arrange::cast(&x, self.compute)?)
+        let x = ops::standardize(images, &self.shift, &self.scale, self.compute)?;
+        self.net.forward(&x)
     }
 }
 

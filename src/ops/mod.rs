@@ -49,6 +49,7 @@ pub mod sample;
 pub mod silu;
 mod simd;
 mod slices;
+pub mod standardize;
 #[cfg(feature = "cuda")]
 mod sums;
 pub mod swiglu;
@@ -85,6 +86,7 @@ pub use quantize::{
 pub use silu::silu;
 pub use simd::largest;
 pub use slices::read;
+pub use standardize::standardize;
 pub use swiglu::{linear_swiglu, swiglu};
 pub use tape::Tape;
 pub use upsample::upsample_nearest2x;
