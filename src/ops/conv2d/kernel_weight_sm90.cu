@@ -3,7 +3,7 @@
 //
 // One box of x serves all taps of a line: a tap one pixel on is a view of the box that begins one row, 128 bytes, later; the swizzle goes by the
 // address, so that such a view is an operand as it is, and "the next 64 columns lie 128 bytes on" makes several taps one product. For that
-// the boxes hold T - 1 pixels more than positions, in the padded lines' order. Where lines are 16, 32 or a multiple of 64 long, the k of a product
+// the boxes of a stride of 1 hold T - 1 pixels more than positions, in the padded lines' order. Where lines are 16, 32 or a multiple of 64 long, the k of a product
 // pass over those pixels; elsewhere they are k like others, and dy is zero there (its own map ends as much later).
 //
 // Split-K: the steps of all tiles, one after the other, are cut into `workers` equal parts, a number that the shape fixes. A block writes its
@@ -90,7 +90,7 @@ struct Shape {
                     const int row = tile / g.across * BM, box = tile % g.across * g.boxes, line = first * 64 / g.width;
                     for (int b = 0; b < g.boxes; ++b) {
                         // Boxes beyond the last row of taps are loaded like others, and nobody reads what becomes of them.
-                        const int group = (box + b) / g.chunks, in_row = group % g.a_row, across = in_row / g.stride * (g.stride * g.taps) + in_row % g.stride;
+                        const int group = (box + b) / g.chunks, across = group % g.a_row * g.taps;
                         of_box[b] = (box + b) % g.chunks << 16 | across << 8 | min(group / g.a_row, g.rows - 1);
                     }
                     int x = first * 64 % g.width, y = line % g.height, image = line / g.height;
@@ -173,8 +173,7 @@ extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_const
     __shared__ __align__(16) float sums[1024 / LANES * LINE];
     const int lane = threadIdx.x % LANES, input = blockIdx.x * 4 * LANES, taps = g.rows * g.columns, tap = threadIdx.x / LANES % taps;
     const int r = tap / g.columns, s = tap % g.columns, groups = blockDim.x / (LANES * taps), group = threadIdx.x / (LANES * taps), first_o = blockIdx.y * outputs;
-    const int block = g.stride * g.taps, in_row = s / block * g.stride + s % g.stride, view = s % block / g.stride;
-    const int box = (r * g.a_row + in_row) * g.chunks + input / 64;
+    const int box = (r * g.a_row + s / g.taps) * g.chunks + input / 64, view = s % g.taps;
     const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + input % 64 + lane * 4;
     // The workers that have part of the tile.
     const int first = worker_of(g, tile * g.steps), count = worker_of(g, (tile + 1) * g.steps - 1) - first + 1;

@@ -6,9 +6,10 @@ use half::bf16;
 use super::op::Conv2d;
 use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut};
 
-/// Blocks that gather: threads, and pixels of a tile across and down.
+/// Blocks that gather: threads, how many a multiprocessor holds, and pixels of a tile across.
 const THREADS: u32 = 256;
-const TILE: [usize; 2] = [32, 16];
+const HELD: usize = 2;
+const ACROSS: usize = 32;
 /// Warps of the other kernels' blocks, each of which takes lines.
 const WARPS: usize = 4;
 /// Stages of a warp's ring.
@@ -70,7 +71,7 @@ impl Thin {
             && matches!((down, across), (3, 3) | (4, 4))
             && many.is_multiple_of(8)
             && (32..=1024).contains(&many)
-            && w.stride <= if widens { 2 } else { 1 }
+            && w.stride <= if widens && few == 3 { 2 } else { 1 }
             && sizes <= i32::MAX as usize;
         if !served {
             return None;
@@ -161,21 +162,26 @@ impl Thin {
         let g = &self.geometry;
         self.check(few.len(), weight.len(), many.len());
         assert!(bias.is_none_or(|bias| bias.len() == self.few));
-        let columns = match (self.few, self.values) {
-            (1, _) => 2,
-            (_, ..=32) => 4,
-            _ => 6,
+        // Channels in 32s of a warp's product, pixels of a tile down, and positions that the tile sees and a warp takes.
+        let stride = g.stride as usize;
+        let chunks = if self.few == 3 && g.channels <= 64 {
+            2
+        } else {
+            4
         };
-        let kernel = name::<T>(&format!("thin_gather_{}_{columns}", self.few));
-        // Positions of the many that a tile of the few sees.
-        let seen = |tile: usize, kernel: i32, size: i32| {
-            ((tile + kernel as usize - 2) / g.stride as usize + 1).min(size as usize)
+        let down = 16 * stride;
+        let seen = |pixels: usize| match stride {
+            1 => pixels + g.down as usize - 1,
+            _ => (pixels + g.down as usize) / 2,
         };
-        let positions = seen(TILE[1], g.down, g.height) * seen(TILE[0], g.across, g.width);
-        let weights = (g.channels as usize).div_ceil(32) * columns * 512;
-        let shared = (weights + 4 * self.values * (positions.next_multiple_of(16) + 4)) as u32;
+        let step = 64 / chunks;
+        let positions = (seen(ACROSS) * seen(down)).next_multiple_of(step) + 4;
+        let weights = (g.channels as usize).div_ceil(32) * self.values.div_ceil(8) * 512;
+        let shared = (4 * self.values * positions + weights) as u32;
+        let of_size = format!("thin_gather_{}_{}_{stride}_{chunks}", self.few, g.down);
+        let kernel = name::<T>(&of_size);
         let (height, width) = (g.few_height as usize, g.few_width as usize);
-        let tiles = g.images as usize * width.div_ceil(TILE[0]) * height.div_ceil(TILE[1]);
+        let tiles = g.images as usize * width.div_ceil(ACROSS) * height.div_ceil(down);
         let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
@@ -185,7 +191,7 @@ impl Thin {
         launch.value(bias);
         launch.value(few);
         // SAFETY: as above.
-        unsafe { launch.run((tiles.min(2 * CARD) as u32, 1, 1), THREADS, shared) }
+        unsafe { launch.run((tiles.min(HELD * CARD) as u32, 1, 1), THREADS, shared) }
     }
 
     /// dL/dw f32 [O,I,kh,kw]; of a layer that widens, dL/dbias too where it is wanted.
