@@ -12,8 +12,7 @@
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;  // of a block that gathers
-constexpr int SPREAD_WARPS = 4, WEIGHT_WARPS = 4;
+constexpr int SPREAD_WARPS = 4, GATHER_WARPS = 8, WEIGHT_WARPS = 4;  // of a block
 constexpr int BLOCK = 64;  // channels of the many that a warp holds
 
 // As in thin.rs.
@@ -68,15 +67,6 @@ struct Lines {
 __device__ __forceinline__ bf16 rounded(float v) { return __float2bfloat16_rn(v); }
 __device__ __forceinline__ bf16 rounded(bf16 v) { return v; }
 __device__ __forceinline__ uint32_t word(const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); }
-
-constexpr int TILE_X = 32;
-
-// Tiles of positions of a map, image by image.
-struct Places {
-    int across, down, count;
-    __device__ Places(int images, int height, int width, int tile_y)
-        : across((width + TILE_X - 1) / TILE_X), down((height + tile_y - 1) / tile_y), count(images * across * down) {}
-};
 
 // many[q, c] = act(bias[c] + Σ few · w); a warp takes chunks of lines. grid (blocks, C in 64s).
 template <int FEW, int K, class T>
@@ -167,117 +157,121 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
     }
 }
 
-constexpr int GATHER_Y = 16;
-
-// few[p, c] = bias[c] + Σ many · w: of each position under a tile all taps' products, Z times 8 of them, which then are added where they belong.
-// Shared memory: weights [C in 32s][Z][32 lanes][8], sums f32 [K][positions, so that they are 4 more than a multiple of 16].
-template <int FEW, int Z, class T>
+// few[p, c] = bias[c] + Σ many · w: of each position under a tile of pixels all taps' products, which then are added where they belong; positions
+// outside the map give zeros. A warp multiplies 16 positions by CHUNKS times 32 channels, or as many more positions. grid (blocks).
+template <int FEW, int K, int STRIDE, int CHUNKS, class T>
 __device__ __forceinline__ void gather(const Thin& g, const bf16* many, const float* w, const float* bias, T* few) {
+    constexpr int TILE_X = 32, TILE_Y = 16 * STRIDE, VALUES = K * K * FEW, Z = (VALUES + 7) / 8;
+    // Positions that a tile sees, and how many a warp takes; the sums' pitch keeps a fragment's eight rows and four pairs of columns in different banks.
+    constexpr int ACROSS = STRIDE == 1 ? TILE_X + K - 1 : (TILE_X + K) / 2, DOWN = STRIDE == 1 ? TILE_Y + K - 1 : (TILE_Y + K) / 2, SEEN = ACROSS * DOWN;
+    constexpr int PARTS = 4 / CHUNKS, STEP = 16 * PARTS, STEPS = (SEEN + STEP - 1) / STEP, PITCH = STEPS * STEP + 4;
     extern __shared__ __align__(16) unsigned char smem[];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, t = lane & 3, blocks = (g.channels + 31) / 32;
-    const int taps = g.down * g.across, shift = g.stride - 1;  // strides are 1 or 2
-    uint4* weights = reinterpret_cast<uint4*>(smem);
-    float* sums = reinterpret_cast<float*>(weights + blocks * Z * 32);
+    float* sums = reinterpret_cast<float*>(smem);                       // [VALUES][PITCH]
+    uint4* weights = reinterpret_cast<uint4*>(sums + VALUES * PITCH);  // [C in 32s][Z][32 lanes]
     launch_wait();
     launch_next();
-    for (int i = threadIdx.x; i < blocks * Z * 32; i += THREADS) {
+    for (int i = threadIdx.x; i < blocks * Z * 32; i += GATHER_WARPS * 32) {
         const int channel = i / (Z * 32) * 32 + (i & 3) * 8, column = i / 32 % Z * 8 + (i >> 2 & 7);
         uint32_t pairs[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) pairs[j] = pack_bf16(weight<FEW>(g, w, channel + 2 * j, column), weight<FEW>(g, w, channel + 2 * j + 1, column));
         weights[i] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
-    const Places places(g.images, g.few_height, g.few_width, GATHER_Y);
-    // Of the positions that see a tile: the first one's place, how many a line and in all.
-    struct Seen {
-        int x0, y0, image, top, left, wide, count;
+    const int tiles_x = (g.few_width + TILE_X - 1) / TILE_X, tiles_y = (g.few_height + TILE_Y - 1) / TILE_Y, tiles = g.images * tiles_x * tiles_y;
+    // The first position that a line or column of pixels from `p` on sees.
+    auto first = [](int p, int low) { return STRIDE == 1 ? p - low - (K - 1) : (p - low - (K - 1) + 1) >> 1; };
+    // As fragments of A a lane's eight channels are k 2t, 2t + 1, 2t + 8, 2t + 9 of two products.
+    uint4 a[4][2];
+    const bf16* from[PARTS][2];
+    // Where a step's positions lie, or null.
+    auto find = [&](int tile, int step) {
+        const int x0 = first(tile % tiles_x * TILE_X, g.low_x), y0 = first(tile / tiles_x % tiles_y * TILE_Y, g.low_y), image = tile / tiles_x / tiles_y;
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const int m = step * STEP + p * 16 + row + 8 * r, x = x0 + m % ACROSS, y = y0 + m / ACROSS;
+                const bool any = tile < tiles && m < SEEN && x >= 0 && x < g.width && y >= 0 && y < g.height;
+                from[p][r] = any ? many + ((static_cast<size_t>(image) * g.height + y) * g.width + x) * g.channels + t * 8 : nullptr;
+            }
     };
-    auto seen = [&](int i) {
-        Seen s{i % places.across * TILE_X, i / places.across % places.down * GATHER_Y, i / places.across / places.down};
-        s.top = max(0, s.y0 - g.low_y - (g.down - 1) + shift) >> shift, s.left = max(0, s.x0 - g.low_x - (g.across - 1) + shift) >> shift;
-        const int bottom = min(g.height - 1, (min(s.y0 + GATHER_Y, g.few_height) - 1 - g.low_y) >> shift);
-        const int right = min(g.width - 1, (min(s.x0 + TILE_X, g.few_width) - 1 - g.low_x) >> shift);
-        s.wide = max(0, right - s.left + 1), s.count = i < places.count ? s.wide * max(0, bottom - s.top + 1) : 0;
-        return s;
-    };
-    // 128 channels of 16 positions: as fragments of A a lane's eight channels are k 2t, 2t + 1, 2t + 8, 2t + 9 of two products.
-    uint4 next[4][2];
-    auto load = [&](const Seen& s, int m0, int c) {
+    auto load = [&](int q, int c) {
+        const int channel = (c + q % CHUNKS) * 32;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const int m = min(m0 + row + 8 * r, s.count - 1);
-            const bf16* from = many + ((static_cast<size_t>(s.image) * g.height + s.top + m / s.wide) * g.width + s.left + m % s.wide) * g.channels + t * 8;
-#pragma unroll
-            for (int q = 0; q < 4; ++q)
-                next[q][r] = (c + q) * 32 + t * 8 < g.channels ? *reinterpret_cast<const uint4*>(from + (c + q) * 32) : make_uint4(0, 0, 0, 0);
+            const bf16* at = from[q / CHUNKS][r];
+            a[q][r] = at && channel + t * 8 < g.channels ? *reinterpret_cast<const uint4*>(at + channel) : make_uint4(0, 0, 0, 0);
         }
     };
-    Seen now = seen(blockIdx.x);
-    if (warp * 16 < now.count) load(now, warp * 16, 0);
-    for (int i = blockIdx.x; i < places.count; i += gridDim.x) {
-        const int pitch = (now.count + 15) / 16 * 16 + 4;
-        const Seen after = seen(i + gridDim.x);
+    int tile = blockIdx.x;
+    find(tile, warp);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) load(q, 0);
+    for (; tile < tiles; tile += gridDim.x) {
         __syncthreads();
-        if (warp * 16 >= now.count && warp * 16 < after.count) load(after, warp * 16, 0);
-        float d[Z][4] = {};
-        for (int m0 = warp * 16, c = 0; m0 < now.count;) {
-            uint4 a[4][2];
-#pragma unroll
-            for (int q = 0; q < 4; ++q)
-#pragma unroll
-                for (int r = 0; r < 2; ++r) a[q][r] = next[q][r];
-            const bool last = c + 4 >= blocks;
-            const int then = last ? m0 + WARPS * 16 : m0;
-            if (then < now.count)
-                load(now, then, last ? 0 : c + 4);
-            else if (warp * 16 < after.count)
-                load(after, warp * 16, 0);
+        float d[PARTS][Z][4] = {};
+        for (int step = warp, c = 0; step < STEPS;) {
+            const bool last = c + CHUNKS >= blocks, ends = last && step + GATHER_WARPS >= STEPS;
+            const int now = c;
+            c = last ? 0 : c + CHUNKS;
+            if (last) find(ends ? tile + gridDim.x : tile, ends ? warp : step + GATHER_WARPS);
 #pragma unroll
             for (int q = 0; q < 4; ++q) {
-                if (c + q >= blocks) break;
-                const uint32_t first[4] = {a[q][0].x, a[q][1].x, a[q][0].y, a[q][1].y}, second[4] = {a[q][0].z, a[q][1].z, a[q][0].w, a[q][1].w};
+                const uint32_t front[4] = {a[q][0].x, a[q][1].x, a[q][0].y, a[q][1].y}, back[4] = {a[q][0].z, a[q][1].z, a[q][0].w, a[q][1].w};
+                load(q, c);
+                if (now + q % CHUNKS < blocks)
 #pragma unroll
-                for (int j = 0; j < Z; ++j) {
-                    const uint4 v = weights[((c + q) * Z + j) * 32 + lane];
-                    mma_bf16(d[j], first, v.x, v.y);
-                    mma_bf16(d[j], second, v.z, v.w);
-                }
+                    for (int j = 0; j < Z; ++j) {
+                        const uint4 v = weights[((now + q % CHUNKS) * Z + j) * 32 + lane];
+                        mma_bf16(d[q / CHUNKS][j], front, v.x, v.y);
+                        mma_bf16(d[q / CHUNKS][j], back, v.z, v.w);
+                    }
             }
-            if (last) {
+            if (!last) continue;
+#pragma unroll
+            for (int p = 0; p < PARTS; ++p)
 #pragma unroll
                 for (int j = 0; j < Z; ++j)
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         const int column = j * 8 + 2 * t + (e & 1);
-                        if (column < taps * FEW) sums[column * pitch + m0 + row + (e >> 1) * 8] = d[j][e];
-                        d[j][e] = 0.f;
+                        if (column < VALUES) sums[column * PITCH + step * STEP + p * 16 + row + (e >> 1) * 8] = d[p][j][e];
+                        d[p][j][e] = 0.f;
                     }
-            }
-            m0 = then, c = last ? 0 : c + 4;
+            step += GATHER_WARPS;
         }
         __syncthreads();
-        for (int p = threadIdx.x; p < GATHER_Y * TILE_X; p += THREADS) {
-            const int y = now.y0 + p / TILE_X, x = now.x0 + p % TILE_X;
+        const int x0 = tile % tiles_x * TILE_X, y0 = tile / tiles_x % tiles_y * TILE_Y, image = tile / tiles_x / tiles_y;
+#pragma unroll 1
+        for (int p = threadIdx.x; p < TILE_Y * TILE_X; p += GATHER_WARPS * 32) {
+            const int y = y0 + p / TILE_X, x = x0 + p % TILE_X;
             if (y >= g.few_height || x >= g.few_width) continue;
             float total[FEW];
 #pragma unroll
             for (int c = 0; c < FEW; ++c) total[c] = bias ? bias[c] : 0.f;
-            for (int r = 0; r < g.down; ++r) {
-                const int down = y - g.low_y - r;
-                if (down & shift || down < 0 || down >> shift >= g.height) continue;
-                for (int s = 0; s < g.across; ++s) {
-                    const int across = x - g.low_x - s;
-                    if (across & shift || across < 0 || across >> shift >= g.width) continue;
-                    const float* at = sums + (r * g.across + s) * FEW * pitch + ((down >> shift) - now.top) * now.wide + (across >> shift) - now.left;
+            if (STRIDE == 1) {
+                const float* at = sums + p / TILE_X * ACROSS + p % TILE_X;
 #pragma unroll
-                    for (int c = 0; c < FEW; ++c) total[c] += at[c * pitch];
-                }
+                for (int k = 0; k < K * K; ++k)
+#pragma unroll
+                    for (int c = 0; c < FEW; ++c) total[c] += at[(k * FEW + c) * PITCH + (K - 1 - k / K) * ACROSS + K - 1 - k % K];
+            } else {
+                // Every second tap, from the one of the pixel's own parity on.
+                const int down = y - g.low_y, across = x - g.low_x, r0 = down & 1, s0 = across & 1;
+                const float* at = sums + (r0 * K + s0) * FEW * PITCH + ((down >> 1) - first(y0, g.low_y)) * ACROSS + (across >> 1) - first(x0, g.low_x);
+#pragma unroll
+                for (int r = 0; r < K; r += 2)
+#pragma unroll
+                    for (int s = 0; s < K; s += 2)
+                        if (r + r0 < K && s + s0 < K)
+#pragma unroll
+                            for (int c = 0; c < FEW; ++c) total[c] += at[((r * K + s) * FEW + c) * PITCH - r / 2 * ACROSS - s / 2];
             }
-            T* to = few + ((static_cast<size_t>(now.image) * g.few_height + y) * g.few_width + x) * FEW;
+            T* to = few + ((static_cast<size_t>(image) * g.few_height + y) * g.few_width + x) * FEW;
 #pragma unroll
             for (int c = 0; c < FEW; ++c) put(to + c, total[c]);
         }
-        now = after;
     }
 }
 
@@ -417,13 +411,10 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
         thin_spread_##FEW##_##K##_##T(const __grid_constant__ Thin g, const T* few, const float* w, const float* bias, bf16* many, float slope) { \
         spread<FEW, K>(g, few, w, bias, many, slope);                                                                                           \
     }
-#ifndef GATHER_BLOCKS
-#define GATHER_BLOCKS 2
-#endif
-#define RDPM_GATHER(FEW, Z, T)                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)                                                                             \
-        thin_gather_##FEW##_##Z##_##T(const __grid_constant__ Thin g, const bf16* many, const float* w, const float* bias, T* few) { \
-        gather<FEW, Z>(g, many, w, bias, few);                                                                                           \
+#define RDPM_GATHER(FEW, K, STRIDE, CHUNKS, T)                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(GATHER_WARPS * 32, 2)                                                                                       \
+        thin_gather_##FEW##_##K##_##STRIDE##_##CHUNKS##_##T(const __grid_constant__ Thin g, const bf16* many, const float* w, const float* bias, T* few) { \
+        gather<FEW, K, STRIDE, CHUNKS>(g, many, w, bias, few);                                                                                               \
     }
 #define RDPM_WEIGHT(FEW, K, ROWS, MAPS, LEAST, T)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                                                            \
@@ -435,9 +426,16 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
     RDPM_SPREAD(3, 4, 3, T)       \
     RDPM_SPREAD(1, 3, 4, T)       \
     RDPM_SPREAD(1, 4, 4, T)       \
-    RDPM_GATHER(3, 4, T)          \
-    RDPM_GATHER(3, 6, T)          \
-    RDPM_GATHER(1, 2, T)          \
+    RDPM_GATHER(3, 3, 1, 2, T)    \
+    RDPM_GATHER(3, 3, 1, 4, T)    \
+    RDPM_GATHER(3, 3, 2, 2, T)    \
+    RDPM_GATHER(3, 3, 2, 4, T)    \
+    RDPM_GATHER(3, 4, 1, 2, T)    \
+    RDPM_GATHER(3, 4, 1, 4, T)    \
+    RDPM_GATHER(3, 4, 2, 2, T)    \
+    RDPM_GATHER(3, 4, 2, 4, T)    \
+    RDPM_GATHER(1, 3, 1, 4, T)    \
+    RDPM_GATHER(1, 4, 1, 4, T)    \
     RDPM_WEIGHT(3, 3, 2, 1, 3, T) \
     RDPM_WEIGHT(3, 4, 4, 1, 2, T) \
     RDPM_WEIGHT(3, 3, 4, 2, 2, T) \
