@@ -21,7 +21,7 @@ type Case = (
     Padding,
 );
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 24] = [
     (2, 7, 9, 64, 72, 3, 3, 1, Padding::same(1)),
     (3, 8, 8, 96, 64, 3, 3, 1, Padding::same(1)),
     (1, 13, 6, 128, 128, 3, 3, 1, Padding::same(1)),
@@ -38,6 +38,16 @@ const CASES: [Case; 16] = [
     (2, 9, 12, 3, 64, 3, 3, 1, Padding::same(1)),
     (2, 9, 12, 64, 3, 3, 3, 1, Padding::same(1)),
     (2, 9, 12, 64, 1, 4, 4, 1, Padding::same(1)),
+    // Lines longer than a warp's chunk, every second pixel, tiles side by side.
+    (1, 5, 150, 3, 72, 3, 3, 1, Padding::same(1)),
+    (1, 20, 142, 3, 64, 4, 4, 2, Padding::same(1)),
+    (1, 39, 75, 3, 96, 3, 3, 2, Padding::new(0, 1, 0, 1)),
+    (2, 19, 67, 72, 3, 3, 3, 1, Padding::same(1)),
+    // Lines of 16, 32 and 64 positions, of which a weight gradient's boxes hold whole ones.
+    (2, 16, 16, 96, 96, 3, 3, 1, Padding::same(1)),
+    (1, 5, 32, 64, 72, 3, 3, 1, Padding::same(1)),
+    (1, 3, 128, 72, 64, 3, 3, 1, Padding::same(1)),
+    (1, 31, 31, 64, 96, 4, 4, 1, Padding::same(1)),
 ];
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
