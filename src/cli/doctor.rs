@@ -88,7 +88,8 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
     ))?;
     match choice.open()? {
         candle_core::Device::Cuda(cuda) => {
-            let gpu = Arc::new(Gpu::new(&cuda)?);
+            // The one that operations on tensors use, so that their kernels count as run.
+            let gpu = Gpu::of(&cuda)?;
             super::print(&format!("GPU: {}\n", gpu.description()?))?;
             if args.check_ops {
                 check_ops(&gpu, &args.only)?;
