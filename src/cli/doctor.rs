@@ -26,17 +26,20 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 24] = [
+const FAMILIES: [&str; 29] = [
     "activation",
     "adaln",
     "add",
     "attention",
     "batch_norm",
+    "cast",
+    "code_counts",
     "condition",
     "conv2d",
     "cross_entropy",
     "feature_distance",
     "group_norm",
+    "hinge",
     "layer_norm",
     "lookup",
     "mean_squared_error",
@@ -44,7 +47,9 @@ const FAMILIES: [&str; 24] = [
     "pool",
     "product",
     "quantize",
+    "running_average",
     "sample",
+    "scalars",
     "standardize",
     "swiglu",
     "upsample",
@@ -54,7 +59,7 @@ const FAMILIES: [&str; 24] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 21;
+const KERNELS: usize = 26;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -175,11 +180,14 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             Ok(rows)
         }
         "batch_norm" => ops::batch_norm::check::check(gpu),
+        "cast" => ops::cast::check::check(gpu),
+        "code_counts" => crate::train::code_counts::check::check(gpu),
         "condition" => check::condition(gpu),
         "conv2d" => ops::conv2d::check::check(gpu),
         "cross_entropy" => check::cross_entropy(gpu),
         "feature_distance" => ops::feature_distance::check::check(gpu),
         "group_norm" => ops::group_norm::check::check(gpu),
+        "hinge" => ops::hinge::check::check(gpu),
         "layer_norm" => ops::layer_norm::check::check(gpu),
         "lookup" => ops::lookup::check::check(gpu),
         "mean_squared_error" => ops::mean_squared_error::check::check(gpu),
@@ -195,8 +203,10 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(ops::quantize::check_loss::check(gpu)?);
             Ok(rows)
         }
+        "running_average" => ops::running_average::check::check(gpu),
         "sample" => crate::sample::check::sample(gpu),
         "standardize" => ops::standardize::check::check(gpu),
+        "scalars" => ops::scalars::check::check(gpu),
         "swiglu" => check::swiglu(gpu),
         "upsample" => ops::upsample::check::check(gpu),
         "generator" => {

@@ -8,7 +8,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 
 use super::layers::{Conv2d, default_init};
-use crate::ops::{self, Activation, Padding, arrange};
+use crate::ops::{self, Activation, Padding, Running, arrange};
 use crate::store::{Init, Scope};
 
 /// Filters of the first layer.
@@ -75,10 +75,11 @@ impl Discriminator {
     /// Updates the running statistics with momentum 0.1, as PyTorch does in every training forward
     /// pass.
     pub fn keep(&self, statistics: &Statistics) -> Result<()> {
-        for ((_, norm), (mean, variance)) in self.blocks.iter().zip(statistics) {
-            norm.keep(mean, variance)?;
-        }
-        Ok(())
+        let norms = self.blocks.iter().map(|(_, norm)| norm).zip(statistics);
+        let running: Vec<Running> = norms
+            .flat_map(|(norm, (mean, variance))| norm.keep(mean, variance))
+            .collect();
+        ops::update_averages(&running)
     }
 }
 
@@ -133,12 +134,23 @@ impl BatchNorm {
         Ok((y, mean, (variance * (n / (n - 1.0)))?))
     }
 
-    fn keep(&self, mean: &Tensor, variance: &Tensor) -> Result<()> {
-        for (running, now) in [(&self.running_mean, mean), (&self.running_var, variance)] {
-            running.set(&((running.as_detached_tensor() * 0.9)? + (now * 0.1)?)?)?;
-        }
-        let one = Tensor::ones((), DType::F32, self.batches.device())?;
-        self.batches
-            .set(&(self.batches.as_detached_tensor() + one)?)
+    fn keep<'a>(&'a self, mean: &'a Tensor, variance: &'a Tensor) -> [Running<'a>; 3] {
+        let moving = |average, now| Running {
+            average,
+            now: Some(now),
+            keep: 0.9,
+            rate: 0.1,
+        };
+        let one_more = Running {
+            average: &self.batches,
+            now: None,
+            keep: 1.0,
+            rate: 1.0,
+        };
+        [
+            moving(&self.running_mean, mean),
+            moving(&self.running_var, variance),
+            one_more,
+        ]
     }
 }

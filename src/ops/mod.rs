@@ -24,8 +24,12 @@ pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+#[cfg(feature = "cuda")]
+pub mod cast;
 mod channel_norm;
 mod check;
+#[cfg(feature = "cuda")]
+pub mod code_counts;
 #[cfg(feature = "cuda")]
 pub mod column_sums;
 pub mod conv2d;
@@ -36,6 +40,7 @@ pub mod feature_distance;
 pub mod finite;
 pub mod flop;
 pub mod group_norm;
+pub mod hinge;
 pub mod layer_norm;
 pub mod linear;
 pub mod lookup;
@@ -44,8 +49,10 @@ pub mod optimizer;
 pub mod pool;
 pub mod product;
 pub mod quantize;
+pub mod running_average;
 #[cfg(feature = "cuda")]
 pub mod sample;
+pub mod scalars;
 pub mod silu;
 mod simd;
 mod slices;
@@ -61,7 +68,7 @@ mod window;
 
 pub use activation::{Activation, leaky_relu, relu};
 pub use adaln::{gate_residual, rms_norm_modulate};
-pub use add::add;
+pub use add::{add, add_scaled};
 pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
@@ -83,11 +90,13 @@ pub use product::Packed;
 pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
 };
+pub use running_average::{Running, update_averages};
+pub use scalars::read_scalars;
 pub use silu::silu;
 pub use simd::largest;
 pub use slices::read;
 pub use standardize::standardize;
 pub use swiglu::{linear_swiglu, swiglu};
-pub use tape::Tape;
+pub use tape::{Record, Tape};
 pub use upsample::upsample_nearest2x;
 pub use window::Padding;

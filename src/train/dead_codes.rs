@@ -6,17 +6,19 @@
 //! drawn by counter over step t, image and position. Its moments are set to 0 and its average to
 //! the new vector.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Result as TensorResult, Tensor, Var};
 
 use super::optimizer::Optimizer;
 use crate::error::{Context, Result};
 use crate::rng::{Purpose, Stream};
 
-const DECAY: f32 = 0.99;
+/// Of the counts, each step.
+pub const DECAY: f32 = 0.99;
 /// As a fraction of the mean count.
 const DEAD_BELOW: f32 = 0.01;
 const CODEBOOK: &str = "quantize.embedding.weight";
 
+#[derive(Debug, Clone)]
 pub struct DeadCodes {
     /// [K]
     counts: Vec<f32>,
@@ -27,6 +29,12 @@ impl DeadCodes {
         Self {
             counts: vec![0.0; codes],
         }
+    }
+
+    /// With these counts.
+    #[cfg(feature = "cuda")]
+    pub fn of(counts: Vec<f32>) -> Self {
+        Self { counts }
     }
 
     /// Updates the decayed usage counts with this step's code choices [T][K].
@@ -82,12 +90,12 @@ impl DeadCodes {
     }
 
     /// The counts, [K] f32, for the checkpoint.
-    pub fn tensor(&self) -> Result<Tensor> {
-        Ok(Tensor::new(self.counts.as_slice(), &Device::Cpu)?)
+    pub fn tensor(&self) -> TensorResult<Tensor> {
+        Tensor::new(self.counts.as_slice(), &Device::Cpu)
     }
 
     /// Restores the counts from what [`DeadCodes::tensor`] returned.
-    pub fn restore(&mut self, tensor: &Tensor) -> Result<()> {
+    pub fn restore(&mut self, tensor: &Tensor) -> TensorResult<()> {
         self.counts = tensor.to_vec1()?;
         Ok(())
     }

@@ -4,6 +4,7 @@ pub mod adversary;
 #[cfg(feature = "cuda")]
 pub mod check;
 pub mod checkpoint;
+pub mod code_counts;
 pub mod dead_codes;
 pub mod estimate;
 pub mod generator;

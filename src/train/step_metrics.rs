@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value, json};
+
+use crate::ops::read_scalars;
 
 /// Weighted sums by name; a scalar has one entry, a curve over t has T.
 #[derive(Debug, Clone, Default)]
@@ -39,13 +41,7 @@ impl StepMetrics {
     pub fn fetch(&mut self) -> Result<()> {
         let (names, scalars): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pending).into_iter().unzip();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let wide = |scalar: &Tensor| scalar.to_dtype(DType::F64)?.reshape(1);
-        let scalars = scalars.iter().map(wide).collect::<Result<Vec<_>>>()?;
-        let values = Tensor::cat(&scalars, 0)?.to_vec1::<f64>()?;
-        for (name, value) in names.iter().zip(values) {
+        for (name, value) in names.iter().zip(read_scalars(&scalars)?) {
             self.add(name, value);
         }
         Ok(())

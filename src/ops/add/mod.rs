@@ -1,13 +1,13 @@
-//! y = a + b of the same shape, in one pass. Gradient: dy to both.
+//! y = a + b of the same shape, in one pass. Gradient: dy to both. Also a + weight·b without one.
 
 #[cfg(feature = "cuda")]
 pub mod check;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::{blocks, slices, tape};
+use super::{blocks, check as shapes, slices, tape};
 
 /// a + b, for equal shapes.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -15,6 +15,26 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return tape::apply2(a, b, Add);
     }
     tape::plain([a, b], |[a, b]| a + b)
+}
+
+/// a + weight·b for equal shapes in f32 and a scalar weight in f64 on their device, rounded to f32
+/// first; not differentiable.
+pub fn add_scaled(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    shapes::shape("add_scaled", "b", b, a.dims())?;
+    shapes::shape("add_scaled", "the weight", weight, &[])?;
+    for (name, tensor, dtype) in [
+        ("a", a, DType::F32),
+        ("b", b, DType::F32),
+        ("the weight", weight, DType::F64),
+    ] {
+        shapes::dtype("add_scaled", name, tensor, dtype)?;
+    }
+    let [a, b, weight] = [a, b, weight].map(Tensor::detach);
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return cuda::add_scaled(&a, &b, &weight);
+    }
+    a + b.broadcast_mul(&weight.to_dtype(DType::F32)?)?
 }
 
 struct Add;
@@ -83,6 +103,16 @@ mod tests {
                 1e-7,
             )?;
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_scaled_map_is_added() -> Result<()> {
+        let t = |v: &[f32]| Tensor::new(v, &candle_core::Device::Cpu);
+        let weight = Tensor::new(0.25f64, &candle_core::Device::Cpu)?;
+        let sum = add_scaled(&t(&[1., 2., 3.])?, &t(&[4., -8., 0.])?, &weight)?;
+        assert_eq!(sum.to_vec1::<f32>()?, [2., 0., 3.]);
+        assert!(add_scaled(&t(&[1.])?, &t(&[1., 2.])?, &weight).is_err());
         Ok(())
     }
 }
