@@ -63,6 +63,17 @@ impl Conv2d {
         )
     }
 
+    /// [`Conv2d::forward`] without a gradient for the weight.
+    pub fn forward_by_fixed_weight(&self, x: &Tensor) -> Result<Tensor> {
+        ops::conv2d(
+            x,
+            &self.weight.detach(),
+            self.bias.as_ref(),
+            self.stride,
+            self.padding,
+        )
+    }
+
     /// `residual` + this convolution of `x`.
     pub fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         if x.device().is_cpu() {

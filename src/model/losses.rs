@@ -3,32 +3,19 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::ops::tape::plain;
-
+pub use crate::ops::hinge::{hinge_discriminator, shares};
 pub use crate::ops::mean_squared_error;
 
-/// ½ [ mean(max(0, 1 − real)) + mean(max(0, 1 + fake)) ] from the discriminator's logits of any
-/// shape and dtype, in f32.
-pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
-    plain([real, fake], |[real, fake]| {
-        let (real, fake) = (real.to_dtype(DType::F32)?, fake.to_dtype(DType::F32)?);
-        let real = positive(&real.affine(-1.0, 1.0)?)?.mean_all()?;
-        let fake = positive(&fake.affine(1.0, 1.0)?)?.mean_all()?;
-        (real + fake)? * 0.5
-    })
-}
-
-/// max(0, x) as ½(x + |x|), with the same bits and gradient. candle's `relu` turns NaN into 0,
-/// which would look like a perfect loss.
-fn positive(x: &Tensor) -> Result<Tensor> {
-    (x + x.abs()?)? * 0.5
-}
-
 /// −mean(fake), in f32: the decoder's loss for images that the discriminator classifies as fake.
+/// Its gradient is [`hinge_generator_gradient`].
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
-    plain([fake], |[fake]| {
-        fake.to_dtype(DType::F32)?.mean_all()?.neg()
-    })
+    fake.to_dtype(DType::F32)?.mean_all()?.neg()
+}
+
+/// −1/n for each of n logits.
+pub fn hinge_generator_gradient(fake: &Tensor) -> Result<Tensor> {
+    let slope = -1.0 / fake.elem_count() as f64;
+    Tensor::full(slope as f32, fake.shape(), fake.device())?.to_dtype(fake.dtype())
 }
 
 /// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the gradient norms at the
@@ -55,7 +42,10 @@ mod tests {
         assert_eq!(loss(&[0.5, 1.0], &[-1.0, 1.0])?, 0.5 * (0.25 + 1.0));
         assert!(loss(&[f32::NAN, 7.0], &[-1.0])?.is_nan());
         assert!(loss(&[1.0], &[f32::NAN])?.is_nan());
-        assert_eq!(hinge_generator(&t(&[1.0, 2.0])?)?.to_scalar::<f32>()?, -1.5);
+        let fake = t(&[1.0, 2.0])?;
+        assert_eq!(hinge_generator(&fake)?.to_scalar::<f32>()?, -1.5);
+        let gradient = hinge_generator_gradient(&fake)?;
+        assert_eq!(gradient.to_vec1::<f32>()?, [-0.5, -0.5]);
         Ok(())
     }
 

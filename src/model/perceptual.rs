@@ -120,11 +120,8 @@ impl Lpips {
     /// The mean distance of x and y, differentiable in both.
     pub fn distance(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let (fx, fy) = (self.features(x)?, self.features(y)?);
-        let mut total = Tensor::zeros((), DType::F32, x.device())?;
-        for ((a, b), head) in fx.iter().zip(&fy).zip(&self.heads) {
-            total = ops::add(&total, &ops::feature_distance(a, b, head)?)?;
-        }
-        Ok(total)
+        let layer = |i: usize| ops::feature_distance(&fx[i], &fy[i], &self.heads[i]);
+        (1..fx.len()).try_fold(layer(0)?, |total, i| ops::add(&total, &layer(i)?))
     }
 
     fn features(&self, images: &Tensor) -> Result<Vec<Tensor>> {

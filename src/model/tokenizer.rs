@@ -98,14 +98,28 @@ impl Tokenizer {
 
     /// The decoder's last layer: features → images [B,H,W,3] in f32.
     pub fn output(&self, features: &Tensor) -> Result<Tensor> {
-        let pixels = arrange::cast(&self.decoder.conv_out.forward(features)?, DType::F32)?;
-        depth_to_space(&pixels, self.patch)
+        self.pixels(&self.decoder.conv_out.forward(features)?)
+    }
+
+    /// The same without a gradient for the layer's weight, which [`Tokenizer::last_layer_grad`]
+    /// gives.
+    pub fn output_by_fixed_weight(&self, features: &Tensor) -> Result<Tensor> {
+        self.pixels(&self.decoder.conv_out.forward_by_fixed_weight(features)?)
+    }
+
+    fn pixels(&self, deep: &Tensor) -> Result<Tensor> {
+        depth_to_space(&arrange::cast(deep, DType::F32)?, self.patch)
+    }
+
+    /// The weight of the decoder's last layer.
+    pub fn last_layer_weight(&self) -> &Tensor {
+        &self.decoder.conv_out.weight
     }
 
     /// ∂L/∂W for the decoder's last weight W, from the gradient of L with respect to the images;
     /// the adaptive weight compares its norm.
     pub fn last_layer_grad(&self, features: &Tensor, image_grad: &Tensor) -> Result<Tensor> {
-        let grad = space_to_depth(image_grad, self.patch)?.to_dtype(features.dtype())?;
+        let grad = arrange::cast(&space_to_depth(image_grad, self.patch)?, features.dtype())?;
         self.decoder.conv_out.weight_grad(features, &grad)
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! candle's graph is still built and stays valid: both use the gradient of an operation's CustomOp.
 //! A gradient must reach a recorded result or a variable; anything else is an error, so that no
-//! gradient is silently lost.
+//! gradient is silently lost. A forward pass that serves two losses is kept as a [`Record`].
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -18,7 +18,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Error, Result, Tensor, TensorId, Var};
 
 /// (inputs, output, gradient of the output) → gradients of the inputs.
-type Backward = Box<dyn FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
+type Backward = Box<dyn Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
 
 /// A function whose own records were not kept.
 type Recompute = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
@@ -32,15 +32,30 @@ struct Note {
     inputs: Vec<Tensor>,
     output: Tensor,
     rule: Rule,
+    /// Set if the operation ends with a leaky ReLU: its slope, 0 for a ReLU.
+    slope: Option<f32>,
 }
 
 /// Gradients found for variables.
 type Found = HashMap<TensorId, (Tensor, Tensor)>;
 
+/// What an operation whose gradient is being computed may know and say about the gradient of its
+/// first input, so that a pass over memory does more than one thing.
+#[derive(Default)]
+struct Passing {
+    /// The gradient that has already reached the first input.
+    reached: Option<Tensor>,
+    /// Of the leaky ReLU that made the first input, if one did.
+    slope: Option<f32>,
+    /// Whether the gradient that the operation is given has already passed the leaky ReLU that the
+    /// operation ends with.
+    passed: bool,
+    /// Set by the operation if it has passed its first input's gradient through that one's ReLU.
+    passes: bool,
+}
+
 thread_local! {
-    /// The gradient that has already reached the first input of the operation whose gradient is
-    /// being computed.
-    static REACHED: RefCell<Option<Tensor>> = const { RefCell::new(None) };
+    static PASSING: RefCell<Passing> = RefCell::default();
     /// The tapes of this thread, the innermost last; None for a tape that is being walked.
     static TAPES: RefCell<Vec<Option<Vec<Note>>>> = const { RefCell::new(Vec::new()) };
 }
@@ -68,22 +83,23 @@ impl Tape {
     /// Drop other references to the graph first, so that memory is freed during the walk. Errors: a
     /// gradient reaches the result of an operation that was not recorded.
     pub fn backward(self, loss: Tensor) -> Result<GradStore> {
-        let notes = self.take();
-        let seed = loss.ones_like()?;
-        let (found, _) = walk(notes, loss, seed, None)?;
-        let mut store = GradStore::default();
-        for (variable, gradient) in found.into_values() {
-            store.insert(&variable, gradient);
-        }
-        Ok(store)
+        let one = loss.ones_like()?;
+        self.backward_from(vec![(loss, one)])
     }
 
-    /// Ends the recording; the records so far.
-    fn take(self) -> Vec<Note> {
-        TAPES.with_borrow_mut(|tapes| {
+    /// Like [`Tape::backward`], from several results, each with the gradient that begins there.
+    pub fn backward_from(self, results: Vec<(Tensor, Tensor)>) -> Result<GradStore> {
+        let (found, _) = walk(self.stop().notes, results, None)?;
+        Ok(stored(found))
+    }
+
+    /// Ends the recording, and keeps it.
+    pub fn stop(self) -> Record {
+        let notes = TAPES.with_borrow_mut(|tapes| {
             tapes.truncate(self.place + 1);
             tapes[self.place].take().unwrap_or_default()
-        })
+        });
+        Record { notes }
     }
 }
 
@@ -95,68 +111,171 @@ impl Drop for Tape {
     }
 }
 
-/// Walks back from `output`, whose gradient is `seed`: the gradients of the variables, and that of
-/// `input`, which no record made.
+/// What a [`Tape`] has recorded: one forward pass, for more than one backward pass.
+pub struct Record {
+    notes: Vec<Note>,
+}
+
+impl Record {
+    /// The gradients of the variables `of` alone, from several results, each with the gradient that
+    /// begins there; others are not computed, and nothing is freed.
+    pub fn backward_from<'a>(
+        &self,
+        results: &[(Tensor, Tensor)],
+        of: impl IntoIterator<Item = &'a Var>,
+    ) -> Result<GradStore> {
+        let of: HashSet<TensorId> = of.into_iter().map(|var| var.id()).collect();
+        let mut reached = of.clone();
+        for note in &self.notes {
+            // What a recomputed function uses is not known before.
+            let recomputed = matches!(note.rule, Rule::Recompute(_));
+            if recomputed || note.inputs.iter().any(|x| reached.contains(&x.id())) {
+                reached.insert(note.output.id());
+            }
+        }
+        let mut walk = Walk::new(&self.notes, results, None)?;
+        for note in self.notes.iter().rev() {
+            // An operation computes the gradients of the inputs that a graph tracks.
+            let of_interest = |x: &Tensor| match reached.contains(&x.id()) {
+                true => x.clone(),
+                false => x.detach(),
+            };
+            let inputs: Vec<Tensor> = note.inputs.iter().map(of_interest).collect();
+            walk.pass(note, &inputs)?;
+        }
+        let mut found = walk.found;
+        found.retain(|id, _| of.contains(id));
+        Ok(stored(found))
+    }
+}
+
+fn stored(found: Found) -> GradStore {
+    let mut store = GradStore::default();
+    for (variable, gradient) in found.into_values() {
+        store.insert(&variable, gradient);
+    }
+    store
+}
+
+/// Walks back from results, each with its gradient, and frees what it has walked: the gradients of
+/// the variables, and that of `input`, which no record made.
 fn walk(
     mut notes: Vec<Note>,
-    output: Tensor,
-    seed: Tensor,
+    results: Vec<(Tensor, Tensor)>,
     input: Option<TensorId>,
 ) -> Result<(Found, Option<Tensor>)> {
-    let mut made: HashSet<TensorId> = notes.iter().map(|note| note.output.id()).collect();
-    if !made.contains(&output.id()) {
-        return Err(not_made(output.dims()));
-    }
-    made.extend(input);
-    let mut gradients = HashMap::from([(output.id(), seed)]);
-    let mut found = Found::new();
-    drop(output);
+    let mut walk = Walk::new(&notes, &results, input)?;
+    drop(results);
     while let Some(note) = notes.pop() {
-        made.remove(&note.output.id());
-        let Some(gradient) = gradients.remove(&note.output.id()) else {
-            continue;
+        walk.pass(&note, &note.inputs)?;
+    }
+    let of_input = input.and_then(|id| walk.gradients.remove(&id));
+    Ok((walk.found, of_input))
+}
+
+/// A backward pass, from the last note to the first.
+struct Walk {
+    /// The results of notes that are still to come, and the input that no note made.
+    made: HashSet<TensorId>,
+    /// Of such results.
+    gradients: HashMap<TensorId, Tensor>,
+    /// Results of a leaky ReLU, and its slope.
+    slopes: HashMap<TensorId, f32>,
+    /// Those of them whose gradients have passed it already.
+    passed: HashSet<TensorId>,
+    found: Found,
+}
+
+impl Walk {
+    fn new(notes: &[Note], results: &[(Tensor, Tensor)], input: Option<TensorId>) -> Result<Self> {
+        let slope = |note: &Note| note.slope.map(|slope| (note.output.id(), slope));
+        let mut walk = Self {
+            made: notes.iter().map(|note| note.output.id()).collect(),
+            gradients: HashMap::new(),
+            slopes: notes.iter().filter_map(slope).collect(),
+            passed: HashSet::new(),
+            found: Found::new(),
         };
-        let parts = match note.rule {
+        for (result, gradient) in results {
+            if !walk.made.contains(&result.id()) {
+                return Err(not_made(result.dims()));
+            }
+            if result.shape() != gradient.shape() {
+                return Err(Error::msg(format!(
+                    "a result of shape {:?} with a gradient of shape {:?}",
+                    result.shape(),
+                    gradient.shape()
+                )));
+            }
+            walk.add(result.id(), gradient, false)?;
+        }
+        walk.made.extend(input);
+        Ok(walk)
+    }
+
+    /// Adds a part of a gradient, which has or has not `passed` the leaky ReLU before it.
+    fn add(&mut self, to: TensorId, part: &Tensor, passed: bool) -> Result<()> {
+        let (sum, passed) = match self.gradients.remove(&to) {
+            Some(before) => (sum(&before, part)?, passed && self.passed.contains(&to)),
+            None => (part.detach(), passed),
+        };
+        self.gradients.insert(to, sum);
+        match passed {
+            true => self.passed.insert(to),
+            false => self.passed.remove(&to),
+        };
+        Ok(())
+    }
+
+    /// Passes the gradient of a note's result on to `inputs`, its own or detached ones.
+    fn pass(&mut self, note: &Note, inputs: &[Tensor]) -> Result<()> {
+        let output = note.output.id();
+        self.made.remove(&output);
+        let Some(gradient) = self.gradients.remove(&output) else {
+            return Ok(());
+        };
+        let (parts, passes) = match &note.rule {
+            Rule::Gradient(_) if !inputs.iter().any(Tensor::track_op) => return Ok(()),
             Rule::Gradient(backward) => {
-                let first = note.inputs.first().map(Tensor::id);
-                let reached = first.and_then(|id| gradients.remove(&id));
-                REACHED.set(reached);
-                let parts = backward(&note.inputs, &note.output, &gradient)?;
-                if let (Some(id), Some(reached)) = (first, REACHED.take()) {
-                    gradients.insert(id, reached);
+                let first = inputs.first().map(Tensor::id);
+                PASSING.set(Passing {
+                    reached: first.and_then(|id| self.gradients.remove(&id)),
+                    slope: first.and_then(|id| self.slopes.get(&id).copied()),
+                    passed: self.passed.remove(&output),
+                    passes: false,
+                });
+                let parts = backward(inputs, &note.output, &gradient);
+                let after = PASSING.take();
+                if let (Some(id), Some(reached)) = (first, after.reached) {
+                    self.gradients.insert(id, reached);
                 }
-                parts
+                (parts?, after.passes)
             }
             Rule::Recompute(f) => {
                 let x = Var::from_tensor(&note.inputs[0].detach())?;
                 let (notes, y) = recorded(|| f(&x))?;
-                let (inner, part) = walk(notes, y, gradient.clone(), Some(x.id()))?;
+                let (inner, part) = walk(notes, vec![(y, gradient.clone())], Some(x.id()))?;
                 for (variable, part) in inner.into_values() {
-                    accumulate(&mut found, &variable, part)?;
+                    accumulate(&mut self.found, &variable, part)?;
                 }
-                vec![part]
+                (vec![part], false)
             }
         };
         drop(gradient);
-        for (input, part) in note.inputs.iter().zip(parts) {
+        for (i, (input, part)) in inputs.iter().zip(parts).enumerate() {
             let Some(part) = part.filter(|_| input.track_op()) else {
                 continue;
             };
-            if made.contains(&input.id()) {
-                let sum = match gradients.remove(&input.id()) {
-                    Some(before) => sum(&before, &part)?,
-                    None => part,
-                };
-                gradients.insert(input.id(), sum.detach());
+            if self.made.contains(&input.id()) {
+                self.add(input.id(), &part, passes && i == 0)?;
             } else if input.is_variable() {
-                accumulate(&mut found, input, part)?;
+                accumulate(&mut self.found, input, part)?;
             } else {
                 return Err(not_made(input.dims()));
             }
         }
+        Ok(())
     }
-    let of_input = input.and_then(|id| gradients.remove(&id));
-    Ok((found, of_input))
 }
 
 fn accumulate(found: &mut Found, variable: &Tensor, part: Tensor) -> Result<()> {
@@ -172,7 +291,7 @@ fn accumulate(found: &mut Found, variable: &Tensor, part: Tensor) -> Result<()> 
 fn recorded(f: impl FnOnce() -> Result<Tensor>) -> Result<(Vec<Note>, Tensor)> {
     let tape = Tape::start();
     let y = f()?;
-    Ok((tape.take(), y))
+    Ok((tape.stop().notes, y))
 }
 
 /// f(x), of which only x is kept for the gradient: the backward pass computes the rest again, with
@@ -196,7 +315,41 @@ pub fn recomputed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static) -
 /// gradient is being computed. Whoever takes it must add it to its own gradient, in the same pass.
 #[cfg(feature = "cuda")]
 pub(super) fn take_reached() -> Option<Tensor> {
-    REACHED.take()
+    PASSING.with_borrow_mut(|passing| passing.reached.take())
+}
+
+/// The slope of the leaky ReLU that made the first input of the operation whose gradient is being
+/// computed.
+#[cfg(feature = "cuda")]
+pub(super) fn slope_of_input() -> Option<f32> {
+    PASSING.with_borrow(|passing| passing.slope)
+}
+
+/// Says that the operation has passed the gradient of this input through that leaky ReLU: its own
+/// part and what it has taken by [`take_reached`] are multiplied by the slope where the input is
+/// not positive.
+#[cfg(feature = "cuda")]
+pub(super) fn input_has_passed_slope() {
+    PASSING.with_borrow_mut(|passing| passing.passes = true);
+}
+
+/// Whether the gradient of an operation that ends with a leaky ReLU has passed it already.
+#[cfg(feature = "cuda")]
+pub(super) fn has_passed_slope() -> bool {
+    PASSING.with_borrow(|passing| passing.passed)
+}
+
+/// Says that the operation recorded last, with the result `output`, ends with a leaky ReLU.
+#[cfg(feature = "cuda")]
+pub(super) fn note_slope(output: &Tensor, slope: f32) {
+    TAPES.with_borrow_mut(|tapes| {
+        if let Some(Some(notes)) = tapes.last_mut()
+            && let Some(note) = notes.last_mut()
+            && note.output.id() == output.id()
+        {
+            note.slope = Some(slope);
+        }
+    });
 }
 
 fn not_made(dims: &[usize]) -> Error {
@@ -213,7 +366,7 @@ fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(super) fn note(
     inputs: &[&Tensor],
     output: &Tensor,
-    backward: impl FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
+    backward: impl Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
 ) {
     record(inputs, output, Rule::Gradient(Box::new(backward)));
 }
@@ -228,6 +381,7 @@ fn record(inputs: &[&Tensor], output: &Tensor, rule: Rule) {
                 inputs: inputs.iter().map(|&input| input.clone()).collect(),
                 output: output.clone(),
                 rule,
+                slope: None,
             });
         }
     });
@@ -407,6 +561,49 @@ mod tests {
         let loss = (tangled(&x, &normal(2, (7, 7)))? * 2.0)?;
         let error = tape.backward(loss).unwrap_err().to_string();
         assert!(error.contains("no operation on the tape made"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_begin_at_several_results() -> Result<()> {
+        let (x, w) = (normal(1, (5, 7)), normal(2, (7, 7)));
+        let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+        let upstream = normal(3, (5, 7));
+        let made = || -> Result<(Tensor, Tensor)> {
+            let y = silu(&linear(&x, &w, None)?)?;
+            let error = plain([&y], |[y]| y.sqr()?.mean_all())?;
+            Ok((add(&y, &x)?, error))
+        };
+        let (y, error) = made()?;
+        let expected = ((y * &upstream)?.sum_all()? + (error * 0.5)?)?.backward()?;
+        let tape = Tape::start();
+        let (y, error) = made()?;
+        let half = Tensor::new(0.5f32, error.device())?;
+        let found = tape.backward_from(vec![(y, upstream), (error, half)])?;
+        for var in [&x, &w] {
+            let [found, expected] = [&found, &expected].map(|s| s.get(var).expect("a gradient"));
+            assert_close("gradient", found, expected, 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_record_is_walked_again_and_computes_what_is_asked() -> Result<()> {
+        let (x, w) = (normal(1, (5, 7)), normal(2, (7, 7)));
+        let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+        let tape = Tape::start();
+        let loss = tangled(&x, &w)?;
+        let expected = loss.backward()?;
+        let record = tape.stop();
+        let from = [(loss.clone(), loss.ones_like()?)];
+        for (asked, other) in [(&x, &w), (&w, &x)] {
+            let found = record.backward_from(&from, [asked])?;
+            let [found_there, expected] = [&found, &expected].map(|s| s.get(asked));
+            let both = found_there.zip(expected).expect("both gradients");
+            assert_close("gradient", both.0, both.1, 1e-6);
+            assert!(found.get(other).is_none());
+        }
+        TAPES.with_borrow(|tapes| assert!(tapes.is_empty()));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The discriminator in tokenizer training: its gradient with respect to the images, for the
-//! tokenizer, and its own hinge step afterwards.
+//! tokenizer, and its own hinge step afterwards. Both use one forward pass over the reconstructed
+//! images, whose weights are the same.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +13,12 @@ use super::optimizer::Optimizer;
 use super::reduce;
 use super::step_metrics::StepMetrics;
 use crate::config::{LossConfig, TrainConfig};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::model::discriminator::{Discriminator, Statistics, WIDTH};
-use crate::model::losses::{hinge_discriminator, hinge_generator};
-use crate::ops::Tape;
+use crate::model::losses::{
+    hinge_discriminator, hinge_generator, hinge_generator_gradient, shares,
+};
+use crate::ops::{Record, Tape};
 use crate::store::{Params, Scope};
 
 /// Prefix of the discriminator's tensors in a checkpoint.
@@ -23,12 +26,18 @@ const PREFIX: &str = "discriminator";
 
 pub struct Adversary {
     model: Discriminator,
-    /// The same weights without gradients, used for the tokenizer's adversarial loss.
-    frozen: Discriminator,
     optimizer: Optimizer,
     /// BatchNorm's running statistics.
     buffers: Params,
     lr: f64,
+}
+
+/// The forward pass over reconstructed images.
+pub struct Seen {
+    images: Var,
+    logits: Tensor,
+    statistics: Statistics,
+    record: Record,
 }
 
 /// What the discriminator's update needs from a micro-batch.
@@ -41,57 +50,72 @@ impl Adversary {
     pub fn new(loss: &LossConfig, train: &TrainConfig, seed: u64, device: &Device) -> Result<Self> {
         let compute = train.compute_type.dtype();
         let (weights, buffers) = (Scope::init(seed, device), Scope::init(seed, device));
-        let build = |weights: &Scope, buffers: &Scope| {
-            let [weights, buffers] = [weights, buffers].map(|scope| scope.push(PREFIX));
-            let model = Discriminator::new(WIDTH, loss.disc_layers, &weights, &buffers)?;
-            Ok::<_, crate::error::Error>(model.computing(compute))
+        let model = {
+            let [weights, buffers] = [&weights, &buffers].map(|scope| scope.push(PREFIX));
+            Discriminator::new(WIDTH, loss.disc_layers, &weights, &buffers)?.computing(compute)
         };
-        let model = build(&weights, &buffers)?;
         let (params, buffers) = (weights.finish(), buffers.finish());
-        let frozen = build(
-            &Scope::load(&params.tensors(), device),
-            &Scope::load(&buffers.tensors(), device),
-        )?;
         let config = TrainConfig {
             weight_decay: 0.0,
             ..train.clone()
         };
         Ok(Self {
             model,
-            frozen,
             optimizer: Optimizer::new(params, &config, false)?,
             buffers,
             lr: loss.disc_lr,
         })
     }
 
-    /// The adversarial loss of `images` and its gradient with respect to them; weight gradients are
-    /// not computed.
-    pub fn image_gradient(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (at, tape) = (Var::from_tensor(images)?, Tape::start());
-        let loss = hinge_generator(&self.frozen.forward(&at)?.0)?;
-        let value = loss.detach();
-        Ok((value, grads::at(tape.backward(loss)?, &at)?))
+    /// The forward pass over reconstructed images.
+    pub fn look(&self, images: &Tensor) -> Result<Seen> {
+        let (images, tape) = (Var::from_tensor(images)?, Tape::start());
+        let (logits, statistics) = self.model.forward(&images)?;
+        Ok(Seen {
+            images,
+            logits,
+            statistics,
+            record: tape.stop(),
+        })
+    }
+
+    /// The adversarial loss of reconstructed images and its gradient with respect to them; weight
+    /// gradients are not computed.
+    pub fn image_gradient(&self, fake: &Seen) -> Result<(Tensor, Tensor)> {
+        let loss = hinge_generator(&fake.logits.detach())?;
+        let from = (fake.logits.clone(), hinge_generator_gradient(&fake.logits)?);
+        let found = fake.record.backward_from(&[from], [&fake.images])?;
+        Ok((loss, grads::at(found, &fake.images)?))
     }
 
     /// Gradients of the hinge loss on real and reconstructed images, and the share of each that it
     /// classifies correctly.
-    pub fn judge(&self, real: &Tensor, fake: &Tensor, metrics: &mut StepMetrics) -> Result<Judged> {
+    pub fn judge(&self, real: &Tensor, fake: Seen, metrics: &mut StepMetrics) -> Result<Judged> {
         let _span = info_span!("discriminator").entered();
         let tape = Tape::start();
         let (real, real_statistics) = self.model.forward(real)?;
-        let (fake, fake_statistics) = self.model.forward(fake)?;
-        let loss = hinge_discriminator(&real, &fake)?;
-        let share = |right: Tensor| right.to_dtype(candle_core::DType::F32)?.mean_all();
+        // The graph is cut at the reconstructed images' logits.
+        let at = Var::from_tensor(&fake.logits.detach())?;
+        let loss = hinge_discriminator(&real, &at)?;
+        let [real_share, fake_share] = shares(&real, &at)?;
         metrics.add_scalar("disc_loss", &loss);
-        metrics.add_scalar("disc_real", &share(real.gt(0f32)?)?);
-        metrics.add_scalar("disc_fake", &share(fake.lt(0f32)?)?);
-        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
-        let norm = crate::ops::global_norm(gradients.values())?;
+        metrics.add_scalar("disc_real", &real_share);
+        metrics.add_scalar("disc_fake", &fake_share);
+        drop(real);
+        let params = &self.optimizer.params;
+        let mut store = tape.backward(loss)?;
+        let at_fake = store
+            .remove(&at)
+            .context("no gradient reached the logits")?;
+        let mut sum = gradients(store, params)?;
+        let variables = params.iter().map(|(_, var)| var);
+        let store = (fake.record).backward_from(&[(fake.logits, at_fake)], variables)?;
+        grads::accumulate(&mut sum, gradients(store, params)?)?;
+        let norm = crate::ops::global_norm(sum.values())?;
         metrics.add_scalar("disc_grad_norm", &norm);
         Ok(Judged {
-            gradients,
-            statistics: [real_statistics, fake_statistics],
+            gradients: sum,
+            statistics: [real_statistics, fake.statistics],
         })
     }
 

@@ -13,17 +13,16 @@ use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
 use serde_json::{Map, Value, json};
 use tracing::info_span;
 
-use super::adversary::{Adversary, Judged};
+use super::adversary::{Adversary, Judged, Seen};
 use super::checkpoint::{Contents, counter};
-use super::dead_codes::DeadCodes;
-use super::grads::{self, Gradients, gradients, seed};
+use super::code_counts::CodeCounts;
+use super::grads::{self, Gradients, gradients};
 use super::init::set_what_fits;
 use super::lr::ramp;
 use super::optimizer::Optimizer;
 use super::reduce;
 use super::stage::{Checkpointed, Micro, Stage, Update};
 use super::step_metrics::{StepMetrics, round};
-use super::usage::{Usage, choices};
 use super::validation::Validation;
 use crate::config::Config;
 use crate::data::loader::Batch;
@@ -31,8 +30,7 @@ use crate::error::{Context, Result};
 use crate::model::losses::{adaptive_weight, mean_squared_error};
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::{Tokenizer, straight_through};
-use crate::ops::tape::plain;
-use crate::ops::{Noise, Quantized, Tape, global_norm};
+use crate::ops::{self, Noise, Quantized, Tape, global_norm};
 use crate::sample::Scale;
 use crate::store::Scope;
 use crate::store::tensors;
@@ -54,8 +52,7 @@ pub struct VaeStage {
     adversary: Option<Adversary>,
     lpips: Option<Lpips>,
     validation: Validation,
-    usage: Usage,
-    dead_codes: DeadCodes,
+    counts: CodeCounts,
 }
 
 /// The iterator that batches come from.
@@ -65,6 +62,14 @@ pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 pub struct Rest {
     quantized: Quantized,
     judged: Option<Judged>,
+}
+
+/// The adversarial loss (f64), weighted, and the gradients of all losses at the image, with respect
+/// to it and to the decoder's last weight.
+struct Adversarial {
+    loss: Tensor,
+    at_image: Tensor,
+    at_last_weight: Tensor,
 }
 
 /// What a stage is built from.
@@ -99,8 +104,10 @@ impl VaeStage {
             .then(|| Adversary::new(&config.loss, &config.train_vae, seed, &device))
             .transpose()?;
         Ok(Self {
-            usage: Usage::new(config.quantizer.steps, config.quantizer.codebook_size),
-            dead_codes: DeadCodes::new(config.quantizer.codebook_size),
+            counts: {
+                let quantizer = &config.quantizer;
+                CodeCounts::new(quantizer.steps, quantizer.codebook_size, &device)?
+            },
             validation: Validation::new(parts.validation.to_device(&device)?, seed)?,
             batches: parts.batches,
             lpips: parts.lpips.map(|lpips| lpips.computing(compute)),
@@ -130,51 +137,54 @@ impl VaeStage {
     ) -> TensorResult<(Tensor, Tensor)> {
         let _span = info_span!("losses").entered();
         let (at, tape) = (Var::from_tensor(o)?, Tape::start());
-        let mut loss = mean_squared_error(&at, x)?;
-        metrics.add_scalar("mse", &loss);
+        let error = mean_squared_error(&at, x)?;
+        metrics.add_scalar("mse", &error);
+        let mut value = error.detach();
+        let mut losses = vec![at_weight(error, 1.0)?];
         if let Some(lpips) = &self.lpips {
             let perceptual = lpips.distance(x, &at)?;
             metrics.add_scalar("perceptual", &perceptual);
-            loss = weighted_sum(&loss, &perceptual, self.config.loss.perceptual_weight)?;
+            let weight = self.config.loss.perceptual_weight;
+            value = (value + (perceptual.detach() * weight)?)?;
+            losses.push(at_weight(perceptual, weight)?);
         }
-        let value = loss.detach();
-        Ok((value, grads::at(tape.backward(loss)?, &at)?))
+        Ok((value, grads::at(tape.backward_from(losses)?, &at)?))
     }
 
-    /// The adversarial loss (f64) and its gradient with respect to `o`, both times η·λ·ramp.
+    /// The adversarial loss times η·λ·ramp, and its gradients added to those of `reconstruction`.
     fn adversarial(
         &self,
         adversary: &Adversary,
         step: u64,
         features: &Tensor,
-        o: &Tensor,
+        fake: &Seen,
         reconstruction: &Tensor,
         metrics: &mut StepMetrics,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Adversarial> {
         let _span = info_span!("losses").entered();
-        let (loss, gradient) = adversary.image_gradient(o)?;
-        let at_weight = |gradient: &Tensor| -> Result<Tensor> {
-            let gradient = self.tokenizer.last_layer_grad(features, gradient)?;
-            Ok(global_norm([&reduce::mean(gradient)?])?)
+        let (loss, gradient) = adversary.image_gradient(fake)?;
+        let at_weight = |gradient: &Tensor| self.tokenizer.last_layer_grad(features, gradient);
+        let of_weight = [at_weight(reconstruction)?, at_weight(&gradient)?];
+        let norm = |gradient: &Tensor| -> Result<Tensor> {
+            Ok(global_norm([&reduce::mean(gradient.clone())?])?)
         };
-        let lambda = adaptive_weight(&at_weight(reconstruction)?, &at_weight(&gradient)?)?;
+        let lambda = adaptive_weight(&norm(&of_weight[0])?, &norm(&of_weight[1])?)?;
         let config = &self.config.loss;
         let ramp = ramp(step, config.disc_start, config.disc_ramp);
         let weight = (&lambda * (config.disc_weight * ramp))?;
         metrics.add_scalar("adversarial", &loss);
         metrics.add_scalar("adaptive_weight", &lambda);
-        let gradient = gradient.broadcast_mul(&weight.to_dtype(gradient.dtype())?)?;
-        Ok(((loss.to_dtype(DType::F64)? * weight)?, gradient))
+        Ok(Adversarial {
+            at_image: ops::add_scaled(reconstruction, &gradient, &weight)?,
+            at_last_weight: ops::add_scaled(&of_weight[0], &of_weight[1], &weight)?,
+            loss: (loss.to_dtype(DType::F64)? * weight)?,
+        })
     }
 
     /// Counts the step's code choices and, when it is due, restarts dead codes.
     fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<StepMetrics> {
         let config = &self.config.quantizer;
-        let codes = quantized.iter().map(|q| &q.codes);
-        let choices = choices(codes, config.steps, config.codebook_size)?;
-        let choices = reduce::counts(choices)?;
-        self.usage.add(&choices);
-        self.dead_codes.count(&choices);
+        self.counts.count(quantized.iter().map(|q| &q.codes))?;
         let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
@@ -182,9 +192,8 @@ impl VaeStage {
         if due {
             let noisy: Vec<&Tensor> = quantized.iter().map(|q| &q.noisy).collect();
             let (optimizer, seed) = (&self.optimizer, self.seed);
-            let count = self
-                .dead_codes
-                .restart(optimizer, &noisy, seed, update.step)?;
+            let dead_codes = self.counts.dead_codes()?;
+            let count = dead_codes.restart(optimizer, &noisy, seed, update.step)?;
             metrics.add("codes_restarted", count as f64);
         }
         Ok(metrics)
@@ -212,23 +221,30 @@ impl Stage for VaeStage {
         let quantized =
             info_span!("quantize").in_scope(|| self.tokenizer.quantizer.quantize(&v, &noise))?;
         let sum = quantized.sums.get(self.tokenizer.quantizer.steps())?;
-        let decode = info_span!("decode").entered();
-        let features = self.tokenizer.features(&straight_through(&v, &sum)?)?;
-        let out = self.tokenizer.output(&features)?; // [B,H,W,3]
-        drop(decode);
-        let o = out.detach();
-        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut metrics)?;
-        let mut total = loss.to_dtype(DType::F64)?;
         let adversary = self
             .adversary
             .as_ref()
             .filter(|_| step >= self.config.loss.disc_start);
+        let decode = info_span!("decode").entered();
+        let features = self.tokenizer.features(&straight_through(&v, &sum)?)?;
+        // The last weight's gradient is a by-product of the adaptive weight.
+        let out = match adversary {
+            Some(_) => self.tokenizer.output_by_fixed_weight(&features)?,
+            None => self.tokenizer.output(&features)?,
+        }; // [B,H,W,3]
+        drop(decode);
+        let o = out.detach();
+        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut metrics)?;
+        let mut total = loss.to_dtype(DType::F64)?;
+        let (mut fake, mut at_last_weight) = (None, None);
         if let Some(adversary) = adversary {
             let features = features.detach();
-            let (more, gradient) =
-                self.adversarial(adversary, step, &features, &o, &at_image, &mut metrics)?;
-            total = (total + more)?;
-            at_image = (at_image + gradient)?;
+            let seen = info_span!("losses").in_scope(|| adversary.look(&o))?;
+            let adversarial =
+                self.adversarial(adversary, step, &features, &seen, &at_image, &mut metrics)?;
+            total = (total + adversarial.loss)?;
+            at_image = adversarial.at_image;
+            (fake, at_last_weight) = (Some(seen), Some(adversarial.at_last_weight));
         }
         let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
         let weight = self.config.loss.quant_weight;
@@ -236,13 +252,17 @@ impl Stage for VaeStage {
         let weighted = (quant.to_dtype(DType::F64)? * weight)?;
         metrics.add_scalar("loss", &(total + weighted)?);
         let backward = info_span!("backward").entered();
-        let loss = weighted_sum(&seed(&out, &at_image)?, &quant, weight)?;
+        let losses = vec![(out, at_image), at_weight(quant, weight)?];
         // Only the tape holds the graph now, so that memory is freed as the tape is walked.
-        drop((quant, out, features, v));
-        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
+        drop((features, v));
+        let mut store = tape.backward_from(losses)?;
+        if let Some(gradient) = at_last_weight {
+            store.insert(self.tokenizer.last_layer_weight(), gradient);
+        }
+        let gradients = gradients(store, &self.optimizer.params)?;
         drop(backward);
-        let judged = adversary
-            .map(|a| a.judge(&x, &o, &mut metrics))
+        let judged = (adversary.zip(fake))
+            .map(|(adversary, fake)| adversary.judge(&x, fake, &mut metrics))
             .transpose()?;
         let rest = Rest { quantized, judged };
         Ok(Micro {
@@ -274,10 +294,11 @@ impl Stage for VaeStage {
 impl Checkpointed for VaeStage {
     fn metrics(&mut self) -> Result<Map<String, Value>> {
         let mut metrics = self.validation.metrics(&self.average)?;
-        let perplexity: Value = self.usage.perplexity().into_iter().map(round).collect();
-        metrics.insert("codes_used_t".into(), json!(self.usage.used()));
+        let usage = self.counts.usage()?;
+        let perplexity: Value = usage.perplexity().into_iter().map(round).collect();
+        metrics.insert("codes_used_t".into(), json!(usage.used()));
         metrics.insert("perplexity_t".into(), perplexity);
-        self.usage.clear();
+        self.counts.clear_usage()?;
         Ok(metrics)
     }
 
@@ -288,8 +309,8 @@ impl Checkpointed for VaeStage {
 
     fn contents(&self) -> Result<Contents> {
         let mut optimizer = self.optimizer.state();
-        optimizer.insert(USAGE.to_string(), self.usage.tensor()?);
-        optimizer.insert(COUNTS.to_string(), self.dead_codes.tensor()?);
+        optimizer.insert(USAGE.to_string(), self.counts.usage()?.tensor()?);
+        optimizer.insert(COUNTS.to_string(), self.counts.dead_codes()?.tensor()?);
         optimizer.extend(self.adversary.iter().flat_map(Adversary::state));
         Ok(Contents {
             model: self.optimizer.params.tensors(),
@@ -308,9 +329,9 @@ impl Checkpointed for VaeStage {
             adversary.restore(&mut rest, count("discriminator_updates")?)?;
         }
         let missing = "the checkpoint holds no code counts";
-        self.usage.restore(&rest.remove(USAGE).context(missing)?)?;
-        self.dead_codes
-            .restore(&rest.remove(COUNTS).context(missing)?)
+        let mut take = |name: &str| rest.remove(name).context(missing);
+        let (usage, dead_codes) = (take(USAGE)?, take(COUNTS)?);
+        Ok(self.counts.restore(&usage, &dead_codes)?)
     }
 
     fn counters(&self) -> Result<BTreeMap<String, u64>> {
@@ -322,7 +343,8 @@ impl Checkpointed for VaeStage {
     }
 }
 
-/// a + weight·b, scalars.
-fn weighted_sum(a: &Tensor, b: &Tensor, weight: f64) -> TensorResult<Tensor> {
-    plain([a, b], move |[a, b]| a + (b * weight)?)
+/// A loss, a scalar, and the gradient that begins there.
+fn at_weight(loss: Tensor, weight: f64) -> TensorResult<(Tensor, Tensor)> {
+    let weight = Tensor::full(weight as f32, loss.shape(), loss.device())?;
+    Ok((loss, weight))
 }
