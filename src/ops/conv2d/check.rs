@@ -107,6 +107,23 @@ fn fused(gpu: &Gpu) -> Result<Vec<Row>> {
                     conv2d_relu(&maps[0], &weights[0], Some(&weights[1]), 1, same, slope)
                 },
             )?);
+            // What comes next passes its gradient through the ReLU.
+            for (kernel, stride) in [(3, 1), (4, 2)] {
+                let scale = 1.0 / ((o * kernel * kernel) as f64).sqrt();
+                let next = in_bf16((random(5, &[72, o, kernel, kernel])? * scale)?)?;
+                let weights = [weights[0].clone(), weights[1].clone(), next];
+                rows.extend(compare(
+                    gpu,
+                    &format!("conv2d_relu {name}, slope {slope}, before {kernel}×{kernel}"),
+                    &maps[..1],
+                    &weights,
+                    |maps, weights| {
+                        let (weight, bias) = (&weights[0], Some(&weights[1]));
+                        let y = conv2d_relu(&maps[0], weight, bias, 1, same, slope)?;
+                        conv2d(&y, &weights[2], None, stride, same)
+                    },
+                )?);
+            }
         }
     }
     Ok(rows)

@@ -14,6 +14,7 @@ use super::thin::{Gradients, Thin};
 use super::weight_hopper;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
+use crate::ops::tape::{input_has_passed_slope, slope_of_input};
 
 pub(super) type Input<'a> = (&'a CudaStorage, &'a Layout);
 
@@ -136,7 +137,8 @@ fn input_gradient(
         }
         DType::BF16 => {
             let grad = View::<bf16>::of(grad)?;
-            Ok(input_gradient_bf16(gpu, op, maps, weight, grad)?.tensor(shape))
+            let x = View::<bf16>::of(x)?;
+            Ok(input_gradient_bf16(gpu, op, maps, x, weight, grad)?.tensor(shape))
         }
         other => bail!("conv2d: {other:?} has no kernels"),
     }
@@ -146,6 +148,7 @@ fn input_gradient_bf16(
     gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
+    x: View<bf16>,
     weight: View<f32>,
     grad: View<bf16>,
 ) -> Result<Output<bf16>> {
@@ -160,7 +163,16 @@ fn input_gradient_bf16(
     }
     if gpu.is_hopper() {
         let packed = general::pack_by_output(gpu, op, weight)?;
-        if hopper::input_gradient(gpu, op, maps, grad, packed.view(), None, dx.view_mut())? {
+        // The gradient passes the ReLU that made x on its way out.
+        let slope = slope_of_input();
+        let finish = Finish {
+            gate: slope.map(|slope| (x, slope)),
+            ..Finish::default()
+        };
+        if hopper::input_gradient(gpu, op, maps, grad, packed.view(), finish, dx.view_mut())? {
+            if slope.is_some() {
+                input_has_passed_slope();
+            }
             return Ok(dx);
         }
     }

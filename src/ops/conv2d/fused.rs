@@ -12,6 +12,7 @@ use super::thin::Thin;
 use super::{Padding, general};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
 use crate::ops::cuda::{Gpu, Output, View};
+use crate::ops::tape::has_passed_slope;
 use crate::ops::upsample;
 
 /// Whether a kernel takes this convolution with what is fused into it.
@@ -117,6 +118,7 @@ pub(super) fn backward(
     let op = &fused.op;
     match &fused.with {
         With::Residual(_) => op.gradients(x, weight, Some(bias), grad),
+        With::Slope(_) if has_passed_slope() => op.gradients(x, weight, Some(bias), grad),
         // Where y is above zero so was what the ReLU took.
         With::Slope(slope) => {
             let relu = Function::LeakyRelu { slope: *slope };

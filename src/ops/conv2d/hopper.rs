@@ -54,7 +54,7 @@ struct Convolution {
     width: i32,
     step: i32,
     slope: f32,
-    unused: i32,
+    gates: i32,
     bias: u64,
     to: u64,
     add: u64,
@@ -72,6 +72,9 @@ pub(super) struct Finish<'a> {
     pub residual: Option<View<'a, bf16>>,
     /// Of a leaky ReLU after both, 0 for a ReLU.
     pub slope: Option<f32>,
+    /// For a gradient, the map as y that a leaky ReLU of this slope made: y is multiplied by the slope where the map is not positive. In place of
+    /// residual and slope.
+    pub gate: Option<(View<'a, bf16>, f32)>,
     /// f32 [B, n, 2, O]: mean, and sum of squares around it, of the rounded values of every 64 positions of an image, all of them in a fixed order.
     pub sums: Option<ViewMut<'a, f32>>,
 }
@@ -231,7 +234,9 @@ impl Work {
         assert_eq!(x.len(), self.maps * self.input.0 * self.input.1 * channels);
         assert_eq!(weight.len(), columns * self.taps * channels);
         assert_eq!(y.len(), positions * columns);
-        assert!(finish.residual.is_none_or(|r| r.len() == y.len()));
+        assert!(finish.gate.is_none() || finish.residual.is_none() && finish.slope.is_none());
+        let beside = finish.residual.or(finish.gate.map(|(map, _)| map));
+        assert!(beside.is_none_or(|beside| beside.len() == y.len()));
         assert!(finish.bias.is_none_or(|b| b.len() == columns));
         assert!(sums.is_none_or(|s| s.len() == positions / SUMMED * 2 * columns));
 
@@ -248,7 +253,7 @@ impl Work {
             channels: columns,
         };
         let added = Map {
-            address: finish.residual.map_or(result.address, |r| r.address()),
+            address: beside.map_or(result.address, |beside| beside.address()),
             ..result
         };
         let phases = self
@@ -281,11 +286,14 @@ impl Work {
             height: self.size.0 as i32,
             width: self.size.1 as i32,
             step: if self.scattered() { 2 } else { 1 },
-            slope: finish.slope.unwrap_or(1.0),
-            unused: 0,
+            slope: finish
+                .slope
+                .or(finish.gate.map(|(_, slope)| slope))
+                .unwrap_or(1.0),
+            gates: finish.gate.is_some().into(),
             bias: finish.bias.map_or(0, |bias| bias.address()),
             to: y.address(),
-            add: finish.residual.map_or(0, |residual| residual.address()),
+            add: beside.map_or(0, |beside| beside.address()),
             sums: sums.map_or(0, |sums| sums.address()),
         };
         let parts = [
@@ -392,14 +400,14 @@ pub(super) fn forward(
     }
 }
 
-/// dL/dx [B,H,W,I] from `grad` [B,H',W',O] and the packed weight, plus `added` of its shape.
+/// dL/dx [B,H,W,I] from `grad` [B,H',W',O] and the packed weight.
 pub(super) fn input_gradient(
     gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
     grad: View<bf16>,
     weight: View<bf16>,
-    added: Option<View<bf16>>,
+    finish: Finish,
     dx: ViewMut<bf16>,
 ) -> Result<bool> {
     let w = &op.window;
@@ -415,10 +423,6 @@ pub(super) fn input_gradient(
         transposed: true,
         size: w.input,
         columns: op.channels.0,
-    };
-    let finish = Finish {
-        residual: added,
-        ..Finish::default()
     };
     work.run(gpu, grad, weight, finish, dx)
 }

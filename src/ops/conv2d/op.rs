@@ -254,7 +254,12 @@ impl Fused {
                 );
                 Ok(y)
             }
-            with => tape::apply3(&x, &weight, &bias, Self { op, with }),
+            With::Slope(slope) => {
+                let y = tape::apply3(&x, &weight, &bias, Self { op, with })?;
+                tape::note_slope(&y, slope);
+                Ok(y)
+            }
+            With::Upsampling => tape::apply3(&x, &weight, &bias, Self { op, with }),
         }
     }
 }

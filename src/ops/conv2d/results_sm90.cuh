@@ -18,14 +18,18 @@ __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %
 struct Finish {
     const float* bias;
     float slope;
+    bool gates;  // what came before is no summand, but what a leaky ReLU made, whose gradient this is
     int columns;
 
+    __device__ Finish(const Convolution& c) : bias(c.bias), slope(c.slope), gates(c.gates), columns(c.columns) {}
     __device__ float bias_of(int column) const { return bias && column < columns ? bias[column] : 0.f; }
     __device__ float2 bias_of2(int column) const {
         return bias && column < columns ? *reinterpret_cast<const float2*>(bias + column) : make_float2(0.f, 0.f);
     }
     __device__ float activate(float x) const { return x > 0 ? x : x * slope; }
+    __device__ float gate(float x, float before) const { return before <= 0 ? (slope == 0 ? 0 : x * slope) : x; }
     __device__ uint32_t operator()(float2 sum, float2 bias, float2 before) const {
+        if (gates) return pack_bf16(gate(sum.x + bias.x, before.x), gate(sum.y + bias.y, before.y));
         return pack_bf16(activate(sum.x + bias.x + before.x), activate(sum.y + bias.y + before.y));
     }
 };
@@ -165,7 +169,7 @@ struct Writer {
     __device__ __forceinline__ void write(const float (&d)[C::M][C::N / 8][4], const Place& place, int group) {
         const int lane = threadIdx.x & 31;
         const Phase& p = phase(place);
-        const Finish finish{c.bias, c.slope, c.columns};
+        const Finish finish(c);
         const bool add = c.add != nullptr;
 #pragma unroll
         for (int m = 0; m < C::M; ++m) {
@@ -311,7 +315,7 @@ struct SwappedWriter {
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, first = place.column + warp * 16 + (lane >> 2);
         const bool leads = (threadIdx.x & 127) == 0, add = c.add != nullptr;
         const Phase& p = phase(place);
-        const Finish finish{c.bias, c.slope, c.columns};
+        const Finish finish(c);
         const float bias[2] = {finish.bias_of(first), finish.bias_of(first + 8)};
         Walk walk(c, p, place.row, place.column);
 #pragma unroll

@@ -83,7 +83,7 @@ __device__ __forceinline__ void convolve_split(const Convolution& c) {
 
     // Eight columns of a row a thread.
     constexpr int ROWS = SPLIT_ROWS / BLOCKS, CHUNKS = ROWS * SPLIT_COLUMNS / 8;
-    const Finish finish{c.bias, c.slope, c.columns};
+    const Finish finish(c);
     for (int i = threadIdx.x; i < CHUNKS; i += 288) {
         const int line = rank * ROWS + i / 8, to = column + i % 8 * 8;
         const Spot spot(c, p, row + line);

@@ -30,6 +30,7 @@ struct alignas(64) Convolution {
     int height, width;      // of y
     int step;               // from a position's place in y to the next one's, down and across
     float slope;            // below zero: 1 leaves y as it is, 0 is ReLU
+    int gates;              // nothing is added: y is multiplied by the slope where `add` is not positive
     const float* bias;      // of the columns, or null
     bf16* to;               // y
     const bf16* add;        // what is added, or null

@@ -7,6 +7,7 @@ use half::bf16;
 use super::{Kind, Pool};
 use crate::ops::Padding;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch, lines};
+use crate::ops::tape::{input_has_passed_slope, slope_of_input, take_reached};
 
 impl Pool {
     fn in_pairs(&self) -> bool {
@@ -86,17 +87,38 @@ fn backward_of<T: Element>(pool: &Pool, x: &Tensor, dy: &Tensor) -> Result<Optio
     let output = pool.window.output;
     assert_eq!(dy.len(), b * output.0 * output.1 * c);
     let mut dx = Output::<T>::new(gpu.device(), x.len())?;
-    let vector = x.vector(c).min(dy.vector(c));
+    if !pool.in_pairs() {
+        let vector = x.vector(c).min(dy.vector(c));
+        let name = pool.kernel("backward", T::NAME, vector);
+        let grid = lines(b, h, w, c / vector);
+        let [k, s, top, left, h, w, oh, ow, c] = pool.arguments(c);
+        // SAFETY: as asserted; every element of dx belongs to one thread.
+        unsafe {
+            launch!(gpu, "pool", &name, grid, 256, 0;
+                x, dy, dx.view_mut(), k, s, top, left, h, w, oh, ow, c)?
+        };
+        return Ok(Some(dx.tensor(shape)));
+    }
+    // A gradient that has already reached x is added in the same pass, and the sum passes the ReLU
+    // that made x.
+    let reached = take_reached().map(|reached| reached.contiguous());
+    let reached = reached.transpose()?;
+    let added = reached.as_ref().map(View::<T>::of).transpose()?;
+    assert!(added.is_none_or(|added| added.len() == x.len()));
+    let slope = slope_of_input();
+    if slope.is_some() {
+        input_has_passed_slope();
+    }
+    let slope = slope.unwrap_or(1.0);
+    let vectors = [Some(x), Some(dy), added].into_iter().flatten();
+    let vector = vectors.map(|view| view.vector(c)).min().unwrap_or(1);
     let name = pool.kernel("backward", T::NAME, vector);
-    let grid = match pool.in_pairs() {
-        true => lines(b, h.div_ceil(2), w.div_ceil(2), c / vector),
-        false => lines(b, h, w, c / vector),
-    };
+    let grid = lines(b, h.div_ceil(2), w.div_ceil(2), c / vector);
     let [k, s, top, left, h, w, oh, ow, c] = pool.arguments(c);
     // SAFETY: as asserted; every element of dx belongs to one thread.
     unsafe {
         launch!(gpu, "pool", &name, grid, 256, 0;
-            x, dy, dx.view_mut(), k, s, top, left, h, w, oh, ow, c)?
+            x, dy, added, slope, dx.view_mut(), k, s, top, left, h, w, oh, ow, c)?
     };
     Ok(Some(dx.tensor(shape)))
 }

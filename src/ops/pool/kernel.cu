@@ -31,44 +31,48 @@ __device__ __forceinline__ void pairs_forward(const T* x, T* y, const Window& w,
     store_channels<V>(y + offset_of(s.image, s.line, s.column, s.channel, w.out_lines, w.out_columns, channels), out);
 }
 
-// A thread for each window, also for those that an odd last line or column would begin: these give zeros.
+// A thread for each window, also for those that an odd last line or column would begin: of these dy gives zeros. `more` is another gradient of x or
+// null; where x is not positive the sum is multiplied by `slope`, that of the leaky ReLU that made x, or 1.
 template <class T, int V>
-__device__ __forceinline__ void pairs_backward(const T* x, const T* dy, T* dx, const Window& w, int channels) {
+__device__ __forceinline__ void pairs_backward(const T* x, const T* dy, const T* more, float slope, T* dx, const Window& w, int channels) {
     const Spot s = spot_of<V>((w.lines + 1) / 2, (w.columns + 1) / 2, channels);
     if (!s.works) return;
     const long long from = offset_of(s.image, 2 * s.line, 2 * s.column, s.channel, w.lines, w.columns, channels);
     const long long steps[4] = {0, channels, static_cast<long long>(w.columns) * channels, static_cast<long long>(w.columns + 1) * channels};
-    Channels<V> out[4];
-    if (s.line < w.out_lines && s.column < w.out_columns) {
-        Channels<V> in[4];
+    const bool right = 2 * s.column + 1 < w.columns, below = 2 * s.line + 1 < w.lines, inside[4] = {true, right, below, right && below};
+    const bool whole = s.line < w.out_lines && s.column < w.out_columns;
+    Raw<V, T> in[4] = {}, added[4] = {}, grad = {};
 #pragma unroll
-        for (int k = 0; k < 4; ++k) in[k] = load_channels<V>(x + from + steps[k]);
-        const Channels<V> grad =
-            load_channels<V>(dy + offset_of(s.image, s.line, s.column, s.channel, w.out_lines, w.out_columns, channels));
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            float best = in[0].x[i];
-#pragma unroll
-            for (int k = 1; k < 4; ++k) best = beats(in[k].x[i], best) ? in[k].x[i] : best;
-            bool taken = false;
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const bool takes = !taken && is(in[k].x[i], best);
-                out[k].x[i] = takes ? grad.x[i] : 0.f;
-                taken |= takes;
-            }
+    for (int k = 0; k < 4; ++k)
+        if (inside[k]) {
+            in[k] = load_raw<V>(x + from + steps[k]);
+            if (more) added[k] = load_raw<V>(more + from + steps[k]);
         }
-    } else {
+    if (whole) grad = load_raw<V>(dy + offset_of(s.image, s.line, s.column, s.channel, w.out_lines, w.out_columns, channels));
+    Channels<V> values[4], out[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int i = 0; i < V; ++i) out[k].x[i] = 0.f;
+    for (int k = 0; k < 4; ++k) {
+        values[k] = channels_of<V, T>(in[k]);
+        out[k] = channels_of<V, T>(added[k]);
     }
-    const bool right = 2 * s.column + 1 < w.columns, below = 2 * s.line + 1 < w.lines;
-    store_channels<V>(dx + from, out[0]);
-    if (right) store_channels<V>(dx + from + steps[1], out[1]);
-    if (below) store_channels<V>(dx + from + steps[2], out[2]);
-    if (right && below) store_channels<V>(dx + from + steps[3], out[3]);
+    const Channels<V> of_window = channels_of<V, T>(grad);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+        float best = values[0].x[i];
+#pragma unroll
+        for (int k = 1; k < 4; ++k) best = beats(values[k].x[i], best) ? values[k].x[i] : best;
+        bool taken = !whole;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const bool takes = !taken && is(values[k].x[i], best);
+            const float sum = takes ? out[k].x[i] + of_window.x[i] : out[k].x[i];
+            out[k].x[i] = values[k].x[i] <= 0.f ? (slope == 0.f ? 0.f : slope * sum) : sum;
+            taken |= takes;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+        if (inside[k]) store_channels<V>(dx + from + steps[k], out[k]);
 }
 
 // The part of window (line, column) inside the map.
@@ -170,8 +174,9 @@ __device__ __forceinline__ void windows_backward(const T* x, const T* dy, T* dx,
         pairs_forward<T, V>(x, y, RDPM_MAKE_WINDOW, channels);                                                                          \
     }                                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                                   \
-        pairs_backward_##NAME(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, RDPM_WINDOW) {                     \
-        pairs_backward<T, V>(x, dy, dx, RDPM_MAKE_WINDOW, channels);                                                                    \
+        pairs_backward_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const T* __restrict__ more, float slope,               \
+                              T* __restrict__ dx, RDPM_WINDOW) {                                                                        \
+        pairs_backward<T, V>(x, dy, more, slope, dx, RDPM_MAKE_WINDOW, channels);                                                       \
     }                                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256) max_forward_##NAME(const T* __restrict__ x, T* __restrict__ y, RDPM_WINDOW) {     \
         windows_forward<T, V, true>(x, y, RDPM_MAKE_WINDOW, channels);                                                                  \
