@@ -313,14 +313,14 @@ pub fn recomputed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static) -
 
 /// The gradient that later operations have already passed to the first input of the operation whose
 /// gradient is being computed. Whoever takes it must add it to its own gradient, in the same pass.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn take_reached() -> Option<Tensor> {
     PASSING.with_borrow_mut(|passing| passing.reached.take())
 }
 
 /// The slope of the leaky ReLU that made the first input of the operation whose gradient is being
 /// computed.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn slope_of_input() -> Option<f32> {
     PASSING.with_borrow(|passing| passing.slope)
 }
@@ -328,19 +328,19 @@ pub(super) fn slope_of_input() -> Option<f32> {
 /// Says that the operation has passed the gradient of this input through that leaky ReLU: its own
 /// part and what it has taken by [`take_reached`] are multiplied by the slope where the input is
 /// not positive.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn input_has_passed_slope() {
     PASSING.with_borrow_mut(|passing| passing.passes = true);
 }
 
 /// Whether the gradient of an operation that ends with a leaky ReLU has passed it already.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn has_passed_slope() -> bool {
     PASSING.with_borrow(|passing| passing.passed)
 }
 
 /// Says that the operation recorded last, with the result `output`, ends with a leaky ReLU.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn note_slope(output: &Tensor, slope: f32) {
     TAPES.with_borrow_mut(|tapes| {
         if let Some(Some(notes)) = tapes.last_mut()
@@ -459,6 +459,9 @@ pub fn plain<const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     use super::*;
     use crate::ops::testing::{assert_close, normal};
     use crate::ops::{add, linear, silu};
@@ -604,6 +607,67 @@ mod tests {
             assert!(found.get(other).is_none());
         }
         TAPES.with_borrow(|tapes| assert!(tapes.is_empty()));
+        Ok(())
+    }
+
+    /// y = max(0, x), which masks its gradient unless that has passed the ReLU already; counts masks.
+    fn rectified(x: &Tensor, masks: &Rc<Cell<u32>>) -> Result<Tensor> {
+        let (y, masks) = (x.relu()?, masks.clone());
+        note(&[x], &y, move |_, y, dy| {
+            if has_passed_slope() {
+                return Ok(vec![Some(dy.clone())]);
+            }
+            masks.set(masks.get() + 1);
+            Ok(vec![Some((dy * y.gt(0f32)?.to_dtype(dy.dtype())?)?)])
+        });
+        note_slope(&y, 0.0);
+        Ok(y)
+    }
+
+    /// 2·x, whose gradient takes what has reached x and passes the ReLU before it.
+    fn passing(x: &Tensor, masks: &Rc<Cell<u32>>) -> Result<Tensor> {
+        let (y, masks) = ((x * 2.0)?, masks.clone());
+        note(&[x], &y, move |inputs, _, dy| {
+            let mut dx = (dy * 2.0)?;
+            if let Some(reached) = take_reached() {
+                dx = (dx + reached)?;
+            }
+            if slope_of_input() == Some(0.0) {
+                masks.set(masks.get() + 1);
+                dx = (&dx * inputs[0].gt(0f32)?.to_dtype(dx.dtype())?)?;
+                input_has_passed_slope();
+            }
+            Ok(vec![Some(dx)])
+        });
+        Ok(y)
+    }
+
+    #[test]
+    fn a_gradient_passes_the_relu_before_it_once_and_wholly() -> Result<()> {
+        let plainly = |x: &Tensor| plain([x], |[x]| x * 3.0);
+        let end = |a: &Tensor, b: &Tensor| plain([a, b], |[a, b]| (a + b)?.sqr()?.sum_all());
+        let x = Var::from_tensor(&normal(1, (5, 7)))?;
+        // The gradient is masked once, but where a part comes after that has not passed.
+        for (order, expected) in [
+            ("passing", 1),
+            ("plain", 1),
+            ("passing first", 1),
+            ("last", 2),
+        ] {
+            let masks = Rc::new(Cell::new(0));
+            let tape = Tape::start();
+            let y = rectified(&x, &masks)?;
+            let (a, b, factor) = match order {
+                "passing" => (passing(&y, &masks)?, y.zeros_like()?.detach(), 2.0),
+                "plain" => (plainly(&y)?, y.zeros_like()?.detach(), 3.0),
+                "passing first" => (passing(&y, &masks)?, plainly(&y)?, 5.0),
+                _ => (plainly(&y)?, passing(&y, &masks)?, 5.0),
+            };
+            let found = tape.backward(end(&a, &b)?)?;
+            let wanted = (x.as_detached_tensor().relu()? * (2.0 * factor * factor))?;
+            assert_close(order, found.get(&x).expect("a gradient"), &wanted, 1e-6);
+            assert_eq!(masks.get(), expected, "{order}");
+        }
         Ok(())
     }
 
