@@ -26,8 +26,15 @@ pub mod batch_norm;
 mod blocks;
 mod channel_norm;
 mod check;
-#[cfg(feature = "cuda")]
-pub mod column_sums;
+#[cfg(any(test, feature = "cuda"))]
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(
+        dead_code,
+        reason = "the tests look at what only a GPU's operations remember"
+    )
+)]
+mod column_sums;
 pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]

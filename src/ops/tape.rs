@@ -17,6 +17,9 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Error, Result, Tensor, TensorId, Var};
 
+#[cfg(any(test, feature = "cuda"))]
+use super::column_sums::known::Remembering;
+
 /// (inputs, output, gradient of the output) → gradients of the inputs.
 type Backward = Box<dyn FnOnce(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
 
@@ -70,6 +73,8 @@ impl Tape {
     pub fn backward(self, loss: Tensor) -> Result<GradStore> {
         let notes = self.take();
         let seed = loss.ones_like()?;
+        #[cfg(any(test, feature = "cuda"))]
+        let _remembering = Remembering::start();
         let (found, _) = walk(notes, loss, seed, None)?;
         let mut store = GradStore::default();
         for (variable, gradient) in found.into_values() {

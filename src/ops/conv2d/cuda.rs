@@ -106,18 +106,10 @@ pub(super) fn backward(
         false => None,
     };
     let db = match bias.filter(|bias| bias.track_op()) {
-        Some(bias) => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
+        Some(_) => Some(column_sums(&gpu, grad)?),
         None => None,
     };
     Ok([dx, dw, db])
-}
-
-pub(super) fn bias_gradient(gpu: &Gpu, grad: &Tensor) -> Result<Output<f32>> {
-    let width = grad.dim(3)?;
-    match grad.dtype() {
-        DType::F32 => column_sums(gpu, View::<f32>::of(grad)?, width),
-        _ => column_sums(gpu, View::<bf16>::of(grad)?, width),
-    }
 }
 
 fn input_gradient(

@@ -4,13 +4,14 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::cuda::{self, Input, bias_gradient, hopper_serves};
+use super::cuda::{self, Input, hopper_serves};
 use super::hopper::{self, Finish};
 use super::hopper_upsampled;
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
 use super::{Padding, general};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
+use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 use crate::ops::upsample;
 
@@ -171,7 +172,7 @@ fn upsampled_gradients(
         false => None,
     };
     let db = match bias.track_op() {
-        true => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
+        true => Some(column_sums(&gpu, grad)?),
         false => None,
     };
     Ok([dx, dw, db])

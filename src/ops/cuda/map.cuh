@@ -49,17 +49,35 @@ __device__ __forceinline__ Channels<V> load_channels(const T* p) {
     return channels_of<V, T>(load_raw<V>(p));
 }
 
+// V channels rounded to T, as they are to lie in memory.
+template <int V, class T>
+__device__ __forceinline__ Raw<V, T> raw_of(const Channels<V>& v) {
+    Raw<V, T> out;
+    if constexpr (V == 1) {
+        out.x = static_cast<T>(v.x[0]);
+    } else if constexpr (sizeof(T) == 2) {
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            __nv_bfloat162 pair = __floats2bfloat162_rn(v.x[2 * i], v.x[2 * i + 1]);
+            w[i] = *reinterpret_cast<uint32_t*>(&pair);
+        }
+        out.x = make_uint4(w[0], w[1], w[2], w[3]);
+    } else {
+        out.x = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+        out.y = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+    }
+    return out;
+}
+
+template <int V, class T>
+__device__ __forceinline__ void store_raw(T* p, const Raw<V, T>& raw) {
+    *reinterpret_cast<Raw<V, T>*>(p) = raw;
+}
+
 template <int V, class T>
 __device__ __forceinline__ void store_channels(T* p, const Channels<V>& v) {
-    if constexpr (V == 8) {
-        Eight eight;
-#pragma unroll
-        for (int i = 0; i < V; ++i) eight.x[i] = v.x[i];
-        store8(p, eight);
-    } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) p[i] = static_cast<T>(v.x[i]);
-    }
+    store_raw<V>(p, raw_of<V, T>(v));
 }
 
 // Where a thread of a block works that takes rows of a map: always the same V channels, from `channel` on, of every `lanes`th row from `lane` on.

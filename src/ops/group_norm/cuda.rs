@@ -67,5 +67,5 @@ pub(super) fn backward(
         bias: View::of(bias)?,
         activation: norm.activation,
     };
-    gradients(&gpu, &norm, &kept, [x, weight, bias], dy)
+    gradients(&gpu, &norm, &kept, [x, weight, bias], dy, true)
 }
