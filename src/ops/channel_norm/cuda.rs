@@ -1,12 +1,12 @@
 //! The GPU version: tiles of every image, merged in order, then a pass that writes the result
 //! (`kernel.cu` says what each pass reads); for small maps, a single pass.
 //!
-//! The first step of the moments can be fused into another kernel: one that writes [`Tiles`] (a
-//! convolution's epilogue) saves that pass.
+//! The convolution that wrote the map may have left its [`Tiles`] ([`left`]), which saves a pass.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+use super::left;
 use super::small::{self, Small};
 use crate::ops::column_sums::known;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
@@ -175,18 +175,24 @@ impl Norm<'_> {
         Ok(moments)
     }
 
-    /// y for `x`, with its own moments [3,B,G], which are returned too.
+    /// y for `x`, with its own moments [3,B,G], which are returned too; `tiles` are those of x, if
+    /// they are known.
     pub fn normalized<T: Element>(
         &self,
         gpu: &Gpu,
         x: View<T>,
+        tiles: Option<Tiles>,
         eps: f64,
     ) -> Result<(Output<T>, Tensor)> {
         self.sizes.check(x.len())?;
         if let Some(small) = self.small(&[x], small::FORWARD) {
             return small.forward(gpu, self, x, eps);
         }
-        let moments = Tiles::of(gpu, x, self.sizes)?.merge(gpu, self.sizes, eps)?;
+        let tiles = match tiles {
+            Some(tiles) => tiles,
+            None => Tiles::of(gpu, x, self.sizes)?,
+        };
+        let moments = tiles.merge(gpu, self.sizes, eps)?;
         Ok((self.forward(gpu, x, &moments)?, moments))
     }
 
@@ -312,13 +318,15 @@ impl Norm<'_> {
     }
 }
 
-/// [`Tiles`] and their moments for a tensor of any dtype that has kernels.
+/// The moments of a tensor of any dtype that has kernels.
 pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F32 => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?.merge(gpu, sizes, eps),
-        DType::BF16 => Tiles::of(gpu, View::<bf16>::of(x)?, sizes)?.merge(gpu, sizes, eps),
-        other => bail!("norm: {other:?} has no kernel"),
-    }
+    let tiles = match (left::take(x), x.dtype()) {
+        (Some(tiles), _) => tiles,
+        (None, DType::F32) => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?,
+        (None, DType::BF16) => Tiles::of(gpu, View::<bf16>::of(x)?, sizes)?,
+        (None, other) => bail!("norm: {other:?} has no kernel"),
+    };
+    tiles.merge(gpu, sizes, eps)
 }
 
 /// Gradients of x, weight and bias, each if the graph tracks it. With `sums`, those of dx are

@@ -3,6 +3,7 @@
 //
 // Every image is cut into tiles of `rows` positions, which the shape alone fixes; all sums have a fixed order.
 //   forward   tile_moments   x → each tile's mean and Σ(x − mean)² of every channel     reads e (bytes of an element) each
+//                            (not where the convolution that wrote x left them: conv2d/results_sm90.cuh)
 //             merge_moments  tiles and a group's channels together (Chan et al. 1983)    nothing beside
 //             normalize      y                                                           reads e, writes e
 //   backward  tile_sums      each tile's Σ dz and Σ dz·x̂, dz = dy·act′(z)                reads 2e
@@ -301,20 +302,19 @@ extern "C" __global__ void __launch_bounds__(128)
     const int group = blockIdx.x, image = blockIdx.y, width = channels / groups;
     const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + group * width;
     const double values = static_cast<double>(positions) * width;
-    double sum = 0.;
-    for (int i = threadIdx.x; i < count * width; i += 128) {
-        const int tile = i / width, c = i - tile * width;
-        sum += static_cast<double>(from[static_cast<long long>(tile) * 2 * channels + c]) * min(rows, positions - tile * rows);
-    }
-    const double mean = block_total<128>(sum, warps) / values;
-    double m2 = 0.;
+    // Sums of squares about 0 lose no digit that f32 has: they are in double.
+    double sum = 0., squares = 0.;
+#pragma unroll 4
     for (int i = threadIdx.x; i < count * width; i += 128) {
         const int tile = i / width, c = i - tile * width;
         const float* at = from + static_cast<long long>(tile) * 2 * channels + c;
-        const double d = at[0] - mean;
-        m2 += at[channels] + d * d * min(rows, positions - tile * rows);
+        const double mean = at[0], weighted = mean * min(rows, positions - tile * rows);
+        sum += weighted;
+        squares += fma(weighted, mean, static_cast<double>(at[channels]));
     }
-    const float variance = static_cast<float>(block_total<128>(m2, warps) / values);
+    const double mean = block_total<128>(sum, warps) / values;
+    const double m2 = block_total<128>(squares, warps) - values * mean * mean;
+    const float variance = static_cast<float>(fmax(m2, 0.) / values);
     if (threadIdx.x == 0) {
         const int at = image * groups + group, all = gridDim.y * groups;
         moments[at] = static_cast<float>(mean);

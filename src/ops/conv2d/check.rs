@@ -1,12 +1,12 @@
 //! Checks convolutions of odd sizes: kernels, strides and paddings of all networks here, with
 //! channels that do and do not fill vectors.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 use super::{conv2d, conv2d_add, conv2d_relu, upsampled_conv2d};
+use crate::ops::Padding;
 use crate::ops::cuda::Gpu;
 use crate::ops::cuda::compare::{Row, compare, random};
-use crate::ops::{Activation, Padding, group_norm};
 
 /// (B, H, W, I, O, kh, kw, stride, padding)
 type Case = (
@@ -42,7 +42,7 @@ const CASES: [Case; 16] = [
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = fused(gpu)?;
-    rows.extend(before_norms(gpu)?);
+    rows.extend(super::check_norms::check(gpu)?);
     for (b, h, w, i, o, kh, kw, stride, padding) in CASES {
         let name = format!("conv2d {b}×{h}×{w}, {i} to {o}, {kh}×{kw}, stride {stride}");
         let maps = [random(1, &[b, h, w, i])?];
@@ -99,53 +99,6 @@ fn fused(gpu: &Gpu) -> Result<Vec<Row>> {
                 },
             )?);
         }
-    }
-    Ok(rows)
-}
-
-/// A residual block between norms, whose backward passes leave the gradients of the biases: of a
-/// convolution before a norm, of one with a residual, and of a 1×1 shortcut, which gets the same
-/// gradient.
-fn before_norms(gpu: &Gpu) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (b, h, w, i, o) in [
-        (3, 9, 11, 32, 64),
-        (2, 16, 16, 64, 96),
-        (1, 37, 23, 96, 128),
-        (2, 33, 31, 128, 192),
-        (2, 7, 5, 192, 256),
-        (1, 17, 19, 256, 512),
-        (2, 6, 7, 24, 40),
-        (1, 5, 3, 3, 33),
-    ] {
-        let groups = o / if o % 2 == 0 { 2 } else { 3 };
-        let kernel = |seed: u64, i: usize, taps: usize| {
-            random(seed, &[o, i, taps, taps])? * (1.0 / ((i * taps * taps) as f64).sqrt())
-        };
-        let weights = [
-            kernel(2, i, 3)?,
-            random(3, &[o])?,
-            kernel(4, o, 3)?,
-            random(5, &[o])?,
-            kernel(6, i, 1)?,
-            random(7, &[o])?,
-            (random(8, &[o])? + 1.0)?,
-            random(9, &[o])?,
-        ];
-        let maps = [random(1, &[b, h, w, i])?];
-        let name = format!("conv2d before norms {b}×{h}×{w}, {i} to {o}");
-        rows.extend(compare(gpu, &name, &maps, &weights, |maps, weights| {
-            let [w1, b1, w2, b2, w3, b3, scale, shift] = weights else {
-                bail!("eight weights were given, not {}", weights.len());
-            };
-            let norm = |x: &Tensor| group_norm(x, scale, shift, groups, 1e-6, Activation::Silu);
-            let (same, none) = (Padding::same(1), Padding::same(0));
-            let y = norm(&conv2d(&maps[0], w1, Some(b1), 1, same)?)?;
-            let shortcut = conv2d(&maps[0], w3, Some(b3), 1, none)?;
-            let x = conv2d_add(&shortcut, &y, w2, Some(b2), 1, same)?;
-            let y = norm(&x)?;
-            conv2d_add(&x, &y, w2, Some(b2), 1, same)
-        })?);
     }
     Ok(rows)
 }

@@ -12,6 +12,7 @@ use super::hopper::{self, Finish};
 use super::op::Conv2d;
 use super::thin::{Gradients, Thin};
 use super::weight_hopper;
+use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 
@@ -25,6 +26,7 @@ pub(super) fn forward(
 ) -> Result<(CudaStorage, Shape)> {
     let (maps, ..) = x.1.shape().dims4()?;
     let gpu = Gpu::of(x.0.device())?;
+    left::leave(None);
     let weight = View::<f32>::stored(weight.0, weight.1)?;
     let bias = bias.map(|(b, layout)| View::<f32>::stored(b, layout));
     let bias = bias.transpose()?;
@@ -79,6 +81,7 @@ fn forward_bf16(
         let packed = general::pack_by_output(gpu, op, weight)?;
         let finish = Finish {
             bias,
+            tiles: true,
             ..Finish::default()
         };
         if hopper::forward(gpu, op, maps, x, packed.view(), finish, y.view_mut())? {

@@ -11,6 +11,7 @@ use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
 use super::{Padding, general};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
+use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 use crate::ops::upsample;
@@ -52,6 +53,7 @@ pub(super) fn forward(
 ) -> Result<(CudaStorage, Shape)> {
     let (op, (maps, ..)) = (&fused.op, x.1.shape().dims4()?);
     let gpu = Gpu::of(x.0.device())?;
+    left::leave(None);
     let (height, width) = op.window.output;
     let shape = Shape::from((maps, height, width, op.channels.1));
     let (x, weight) = (View::stored(x.0, x.1)?, View::stored(weight.0, weight.1)?);
@@ -59,6 +61,7 @@ pub(super) fn forward(
     let mut y = Output::<bf16>::new(gpu.device(), shape.elem_count())?;
     let finish = Finish {
         bias,
+        tiles: !matches!(fused.with, With::Slope(_)), // no norm follows an activation
         ..Finish::default()
     };
     let done = match &fused.with {

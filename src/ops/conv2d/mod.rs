@@ -7,6 +7,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "cuda")]
+mod check_norms;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -41,6 +43,8 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::channel_norm::left;
 use super::window::{Padding, Window};
 use super::{Packed, add, leaky_relu, slices, tape, upsample_nearest2x};
 pub use frozen::FrozenConv2d;
@@ -81,10 +85,13 @@ pub fn conv2d_packed(
         channels: (channels, weight.dim(0)?),
         packed: packed.cloned(),
     };
-    match bias {
-        Some(bias) => tape::apply3(x, weight, bias, op),
-        None => tape::apply2(x, weight, op),
-    }
+    let y = match bias {
+        Some(bias) => tape::apply3(x, weight, bias, op)?,
+        None => tape::apply2(x, weight, op)?,
+    };
+    #[cfg(feature = "cuda")]
+    left::belong_to(&y);
+    Ok(y)
 }
 
 /// `residual` [B,H',W',O] + [`conv2d`]; on a Hopper GPU in one pass.
@@ -168,7 +175,9 @@ fn fuse(
     if !fused::serves(&op, x, &with)? {
         return Ok(None);
     }
-    op::Fused { op, with }.apply(x, weight, bias).map(Some)
+    let y = op::Fused { op, with }.apply(x, weight, bias)?;
+    left::belong_to(&y);
+    Ok(Some(y))
 }
 
 /// The gradient of [`conv2d`] for its weight only, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O];
