@@ -4,12 +4,13 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
+use super::Padding;
 use super::cuda::{self, Input, bias_gradient, hopper_serves};
 use super::hopper::{self, Finish};
 use super::hopper_upsampled;
+use super::hopper_weights::{self, Form};
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
-use super::{Padding, general};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
 use crate::ops::cuda::{Gpu, Output, View};
 use crate::ops::upsample;
@@ -67,8 +68,8 @@ pub(super) fn forward(
                 residual: Some(View::of(residual)?),
                 ..finish
             };
-            let packed = general::pack_by_output(&gpu, op, weight)?;
-            hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+            let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+            hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
         }
         With::Slope(slope) => {
             op.count(maps);
@@ -80,15 +81,15 @@ pub(super) fn forward(
                     slope: Some(*slope),
                     ..finish
                 };
-                let packed = general::pack_by_output(&gpu, op, weight)?;
-                hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+                let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+                hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
             }
         }
         With::Upsampling => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, weight)?;
+            let folded = hopper_weights::copy(&gpu, op, weight, Form::Folded)?;
             let size = (maps, height / 2, width / 2);
-            let folded = folded.view();
+            let folded = View::of(&folded)?;
             hopper_upsampled::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
         }
     };
@@ -96,13 +97,6 @@ pub(super) fn forward(
         bail!("conv2d: no kernel takes {op:?}");
     }
     Ok((y.storage(), shape))
-}
-
-/// The weight of a convolution behind an upsampling, folded.
-fn folded(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
-    let mut folded = Output::<bf16>::new(gpu.device(), hopper_upsampled::folded_len(op.channels))?;
-    hopper_upsampled::fold(gpu, op.channels, weight, folded.view_mut())?;
-    Ok(folded)
 }
 
 /// Gradients of x, the weight and the bias, each where the graph tracks it.
@@ -141,10 +135,10 @@ fn upsampled_gradients(
     let dx = match x.track_op() {
         true => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, View::of(weight)?)?;
+            let folded = hopper_weights::copy(&gpu, op, View::of(weight)?, Form::Folded)?;
             let mut dx = Output::<bf16>::new(gpu.device(), x.elem_count())?;
             let size = (maps, height, width);
-            let (grad, folded) = (View::of(grad)?, folded.view());
+            let (grad, folded) = (View::of(grad)?, View::of(&folded)?);
             let to = dx.view_mut();
             if !hopper_upsampled::upsampled_gradient(
                 &gpu,
