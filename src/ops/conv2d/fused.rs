@@ -4,16 +4,16 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::Padding;
-use super::cuda::{self, Input, bias_gradient, hopper_serves};
+use super::cuda::{Input, bias_gradient, hopper_serves};
 use super::hopper::{self, Finish};
-use super::hopper_upsampled;
+use super::hopper_upsampled::{self, FOLDED};
 use super::hopper_weights::{self, Form};
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
+use super::{Padding, weight_hopper};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
 use crate::ops::cuda::{Gpu, Output, View};
-use crate::ops::upsample;
+use crate::ops::window::Window;
 
 /// Whether a kernel takes this convolution with what is fused into it.
 pub(super) fn serves(op: &Conv2d, x: &Tensor, with: &With) -> Result<bool> {
@@ -157,10 +157,8 @@ fn upsampled_gradients(
     };
     let dw = match weight.track_op() {
         true => {
-            op.count(maps);
-            // The doubled map again: keeping it would cost more than making it.
-            let doubled = upsample::upsample_nearest2x(&x.detach())?;
-            Some(cuda::weight_grad(op, &doubled, grad)?)
+            op.count_folded(maps);
+            Some(upsampled_weight_gradient(&gpu, op, x, grad)?)
         }
         false => None,
     };
@@ -169,4 +167,22 @@ fn upsampled_gradients(
         false => None,
     };
     Ok([dx, dw, db])
+}
+
+/// dL/dw [O,I,3,3] behind an upsampling, over the small map: the folded weight's gradient is that of a 4×4 convolution of stride 2 from `grad` to
+/// x, whose taps then are summed back into those of the weight. 4/9 of the FLOP, and no map is doubled.
+fn upsampled_weight_gradient(gpu: &Gpu, op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (maps, (i, o)) = (x.dim(0)?, op.channels);
+    let padding = Padding::same(1);
+    let back = Conv2d {
+        window: Window::new("conv2d", op.window.output, (4, 4), 2, padding)?,
+        channels: (o, i),
+        packed: None,
+    };
+    let mut folded = Output::<f32>::new(gpu.device(), i * o * FOLDED)?;
+    let (x, grad, to) = (View::of(x)?, View::of(grad)?, folded.view_mut());
+    weight_hopper::weight_gradient(gpu, &back, maps, grad, x, to, false)?;
+    let mut dw = Output::<f32>::new(gpu.device(), i * o * 9)?;
+    hopper_weights::unfold_gradient(gpu, op.channels, folded.view(), dw.view_mut())?;
+    Ok(dw.tensor((o, i, 3, 3)))
 }

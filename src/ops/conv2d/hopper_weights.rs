@@ -13,7 +13,7 @@ use half::bf16;
 
 use super::hopper_upsampled::FOLDED;
 use super::op::Conv2d;
-use crate::ops::cuda::{Gpu, Output, View, ViewMut};
+use crate::ops::cuda::{Gpu, Output, View, ViewMut, launch};
 
 /// What channels are multiples of, and the fewest that Hopper's kernels are for.
 const ALIGNED: usize = 8;
@@ -222,4 +222,21 @@ fn pack(gpu: &Gpu, places: &[Place], form: Form, mut to: ViewMut<bf16>) -> Resul
         unsafe { launch.run((blocks as u32, 1, 1), 256, 0)? };
     }
     Ok(())
+}
+
+/// The gradient f32 [I,O,4,4] of a folded weight as that of the weight, [O,I,3,3].
+pub(super) fn unfold_gradient(
+    gpu: &Gpu,
+    (i, o): (usize, usize),
+    folded: View<f32>,
+    weight: ViewMut<f32>,
+) -> Result<()> {
+    const SIDE: usize = 16;
+    assert_eq!(folded.len(), i * o * FOLDED);
+    assert_eq!(weight.len(), i * o * 9);
+    let grid = (i.div_ceil(SIDE) as u32, o.div_ceil(SIDE) as u32, 1);
+    // SAFETY: I·O·16 and O·I·9 elements.
+    unsafe {
+        launch!(gpu, "conv2d_pack_sm90", "unfold_gradient", grid, 256, 0; folded, weight, o as i32, i as i32)
+    }
 }

@@ -1,7 +1,7 @@
 // A convolution's weights f32 [O,I,kh,kw] in bf16 as Hopper's kernels read them, [O,kh,kw,I], many of them in one launch: they are listed in the
 // kernel's argument. A block takes up to 4,096 numbers that lie together, turns them over in shared memory, and writes 16 bytes a thread: 4 bytes in
 // and 2 out for each weight. Also the weight of a 3×3 convolution behind a nearest ×2 upsampling, folded (36 bytes in and 32 out for every pair of
-// channels).
+// channels), and the way back for its gradient.
 #include "../cuda/vector.cuh"
 
 namespace {
@@ -86,5 +86,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) pack_weights(const __grid_
         case 9: return pack<9, false>(p, shared);
         case 16: return pack<16, false>(p, shared);
         default: return pack<0, false>(p, shared);
+    }
+}
+
+// The gradient [I,O,4,4] of a folded weight as that of the weight, [O,I,3,3]: a tap's is the sum of the four that it was folded into, in order. Grid
+// (I in 16s, O in 16s), 256 threads: one for every pair of channels.
+extern "C" __global__ void __launch_bounds__(THREADS) unfold_gradient(const float* folded, float* weight, int outputs, int inputs) {
+    constexpr int SIDE = 16, IN = 17, OUT = 9;
+    __shared__ float shared[SIDE * SIDE * IN];
+    const int input = blockIdx.x * SIDE, output = blockIdx.y * SIDE;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+        const int i = input + j, o = output + threadIdx.x / 16;
+        const float value = i < inputs && o < outputs ? folded[(static_cast<long long>(i) * outputs + output) * 16 + threadIdx.x] : 0.f;
+        shared[(j * SIDE + threadIdx.x / 16) * IN + threadIdx.x % 16] = value;
+    }
+    __syncthreads();
+    float sums[OUT];
+    const float* at = shared + (threadIdx.x % SIDE * SIDE + threadIdx.x / SIDE) * IN;  // input and output of the thread
+#pragma unroll
+    for (int r = 0; r < 3; ++r)
+#pragma unroll
+        for (int s = 0; s < 3; ++s) {
+            const float *upper = at + (2 - r) * 4 + 2 - s, *lower = upper + 4;
+            sums[r * 3 + s] = upper[0] + upper[1] + lower[0] + lower[1];
+        }
+    __syncthreads();
+#pragma unroll
+    for (int tap = 0; tap < OUT; ++tap) shared[threadIdx.x * OUT + tap] = sums[tap];
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < OUT; ++j) {
+        const int n = threadIdx.x + j * THREADS, o = output + n / (SIDE * OUT), rest = n % (SIDE * OUT);
+        if (o < outputs && input + rest / OUT < inputs) weight[(static_cast<long long>(o) * inputs + input) * OUT + rest] = shared[n];
     }
 }

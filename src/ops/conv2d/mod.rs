@@ -145,7 +145,7 @@ pub fn conv2d_relu(
 
 /// A 3×3 [`conv2d_packed`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O].
 /// On a Hopper GPU the repetition is folded into the weight: four convolutions with 2×2 kernels,
-/// 4/9 of the FLOP.
+/// 4/9 of the FLOP, forward and for each gradient.
 pub fn upsampled_conv2d(
     x: &Tensor,
     weight: &Tensor,
