@@ -73,7 +73,7 @@ pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use blocks::{is_serial, serially};
 pub use conv2d::{
-    FrozenConv2d, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
+    FrozenConv2d, HeldWeights, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
     upsampled_conv2d,
 };
 pub use cross_entropy::{CrossEntropy, cross_entropy};

@@ -65,6 +65,11 @@ impl Adversary {
         })
     }
 
+    /// The parameters, which `frozen` shares.
+    pub fn weights(&self) -> impl Iterator<Item = &Var> {
+        self.optimizer.params.iter().map(|(_, weight)| weight)
+    }
+
     /// The adversarial loss of `images` and its gradient with respect to them; weight gradients are
     /// not computed.
     pub fn image_gradient(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {

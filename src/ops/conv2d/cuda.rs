@@ -9,6 +9,7 @@ use half::bf16;
 
 use super::general;
 use super::hopper::{self, Finish};
+use super::hopper_weights::{self, Form};
 use super::op::Conv2d;
 use super::thin::{Gradients, Thin};
 use super::weight_hopper;
@@ -77,14 +78,14 @@ fn forward_bf16(
         }
         return Ok(y);
     }
-    if gpu.is_hopper() {
-        let packed = general::pack_by_output(gpu, op, weight)?;
+    if hopper_weights::serves(gpu, op.channels) {
+        let packed = hopper_weights::copy(gpu, op, weight, Form::Packed)?;
         let finish = Finish {
             bias,
             tiles: true,
             ..Finish::default()
         };
-        if hopper::forward(gpu, op, maps, x, packed.view(), finish, y.view_mut())? {
+        if hopper::forward(gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())? {
             return Ok(y);
         }
     }
@@ -153,9 +154,10 @@ fn input_gradient_bf16(
         }
         return Ok(dx);
     }
-    if gpu.is_hopper() {
-        let packed = general::pack_by_output(gpu, op, weight)?;
-        if hopper::input_gradient(gpu, op, maps, grad, packed.view(), None, dx.view_mut())? {
+    if hopper_weights::serves(gpu, op.channels) {
+        let packed = hopper_weights::copy(gpu, op, weight, Form::Packed)?;
+        let packed = View::of(&packed)?;
+        if hopper::input_gradient(gpu, op, maps, grad, packed, None, dx.view_mut())? {
             return Ok(dx);
         }
     }

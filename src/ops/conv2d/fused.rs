@@ -4,17 +4,18 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::cuda::{self, Input, hopper_serves};
+use super::cuda::{Input, hopper_serves};
 use super::hopper::{self, Finish};
-use super::hopper_upsampled;
+use super::hopper_upsampled::{self, FOLDED};
+use super::hopper_weights::{self, Form};
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
-use super::{Padding, general};
+use super::{Padding, weight_hopper};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
 use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
-use crate::ops::upsample;
+use crate::ops::window::Window;
 
 /// Whether a kernel takes this convolution with what is fused into it.
 pub(super) fn serves(op: &Conv2d, x: &Tensor, with: &With) -> Result<bool> {
@@ -71,8 +72,8 @@ pub(super) fn forward(
                 residual: Some(View::of(residual)?),
                 ..finish
             };
-            let packed = general::pack_by_output(&gpu, op, weight)?;
-            hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+            let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+            hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
         }
         With::Slope(slope) => {
             op.count(maps);
@@ -84,15 +85,15 @@ pub(super) fn forward(
                     slope: Some(*slope),
                     ..finish
                 };
-                let packed = general::pack_by_output(&gpu, op, weight)?;
-                hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+                let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+                hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
             }
         }
         With::Upsampling => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, weight)?;
+            let folded = hopper_weights::copy(&gpu, op, weight, Form::Folded)?;
             let size = (maps, height / 2, width / 2);
-            let folded = folded.view();
+            let folded = View::of(&folded)?;
             hopper_upsampled::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
         }
     };
@@ -100,13 +101,6 @@ pub(super) fn forward(
         bail!("conv2d: no kernel takes {op:?}");
     }
     Ok((y.storage(), shape))
-}
-
-/// The weight of a convolution behind an upsampling, folded.
-fn folded(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
-    let mut folded = Output::<bf16>::new(gpu.device(), hopper_upsampled::folded_len(op.channels))?;
-    hopper_upsampled::fold(gpu, op.channels, weight, folded.view_mut())?;
-    Ok(folded)
 }
 
 /// Gradients of x, the weight and the bias, each where the graph tracks it.
@@ -145,10 +139,10 @@ fn upsampled_gradients(
     let dx = match x.track_op() {
         true => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, View::of(weight)?)?;
+            let folded = hopper_weights::copy(&gpu, op, View::of(weight)?, Form::Folded)?;
             let mut dx = Output::<bf16>::new(gpu.device(), x.elem_count())?;
             let size = (maps, height, width);
-            let (grad, folded) = (View::of(grad)?, folded.view());
+            let (grad, folded) = (View::of(grad)?, View::of(&folded)?);
             let to = dx.view_mut();
             if !hopper_upsampled::upsampled_gradient(
                 &gpu,
@@ -167,10 +161,8 @@ fn upsampled_gradients(
     };
     let dw = match weight.track_op() {
         true => {
-            op.count(maps);
-            // The doubled map again: keeping it would cost more than making it.
-            let doubled = upsample::upsample_nearest2x(&x.detach())?;
-            Some(cuda::weight_grad(op, &doubled, grad)?)
+            op.count_folded(maps);
+            Some(upsampled_weight_gradient(&gpu, op, x, grad)?)
         }
         false => None,
     };
@@ -179,4 +171,22 @@ fn upsampled_gradients(
         false => None,
     };
     Ok([dx, dw, db])
+}
+
+/// dL/dw [O,I,3,3] behind an upsampling, over the small map: the folded weight's gradient is that of a 4×4 convolution of stride 2 from `grad` to
+/// x, whose taps then are summed back into those of the weight. 4/9 of the FLOP, and no map is doubled.
+fn upsampled_weight_gradient(gpu: &Gpu, op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (maps, (i, o)) = (x.dim(0)?, op.channels);
+    let padding = Padding::same(1);
+    let back = Conv2d {
+        window: Window::new("conv2d", op.window.output, (4, 4), 2, padding)?,
+        channels: (o, i),
+        packed: None,
+    };
+    let mut folded = Output::<f32>::new(gpu.device(), i * o * FOLDED)?;
+    let (x, grad, to) = (View::of(x)?, View::of(grad)?, folded.view_mut());
+    weight_hopper::weight_gradient(gpu, &back, maps, grad, x, to, false)?;
+    let mut dw = Output::<f32>::new(gpu.device(), i * o * 9)?;
+    hopper_weights::unfold_gradient(gpu, op.channels, folded.view(), dw.view_mut())?;
+    Ok(dw.tensor((o, i, 3, 3)))
 }
