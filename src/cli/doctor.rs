@@ -26,12 +26,13 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 23] = [
+const FAMILIES: [&str; 24] = [
     "activation",
     "adaln",
     "add",
     "attention",
     "batch_norm",
+    "bytes",
     "condition",
     "conv2d",
     "cross_entropy",
@@ -53,7 +54,7 @@ const FAMILIES: [&str; 23] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 20;
+const KERNELS: usize = 21;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -173,6 +174,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             Ok(rows)
         }
         "batch_norm" => ops::batch_norm::check::check(gpu),
+        "bytes" => ops::bytes::check::check(gpu),
         "condition" => check::condition(gpu),
         "conv2d" => ops::conv2d::check::check(gpu),
         "cross_entropy" => check::cross_entropy(gpu),
@@ -206,7 +208,11 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(check_quantizer::quantizer_of_tensors(gpu)?);
             Ok(rows)
         }
-        "sampling" => crate::sample::check::sampling(gpu),
+        "sampling" => {
+            let mut rows = crate::sample::check::sampling(gpu)?;
+            rows.extend(crate::sample::check_decode::decoding(gpu)?);
+            Ok(rows)
+        }
         _ => candle_core::bail!("there is no comparison `{name}`"),
     }
 }

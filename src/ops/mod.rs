@@ -24,6 +24,7 @@ pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+pub mod bytes;
 mod channel_norm;
 mod check;
 #[cfg(feature = "cuda")]
