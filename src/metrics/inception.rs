@@ -12,7 +12,7 @@ mod layers;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use image::RgbImage;
 
 use super::features::{FeatureNetwork, Rows, Tap};
@@ -98,6 +98,13 @@ impl Inception {
         let (weights, hash) = read_hashed(path)?;
         Self::new(&weights, 1, outputs, preprocess, hash, device)
             .map_err(|e| e.context(format!("{}", path.display())))
+    }
+
+    /// The names and shapes of the tensors up to `Mixed_7c`, every width divided by `divisor`.
+    pub fn shapes(divisor: usize) -> Result<BTreeMap<String, Shape>> {
+        let plan = Scope::plan();
+        stages(&plan, divisor, Output::Pool2048)?;
+        Ok(plan.shapes())
     }
 
     /// Like [`Inception::open`], from tensors in memory; every width is divided by `divisor` (1,
