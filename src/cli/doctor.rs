@@ -176,7 +176,11 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
         "batch_norm" => ops::batch_norm::check::check(gpu),
         "bytes" => ops::bytes::check::check(gpu),
         "condition" => check::condition(gpu),
-        "conv2d" => ops::conv2d::check::check(gpu),
+        "conv2d" => {
+            let mut rows = ops::conv2d::check::check(gpu)?;
+            rows.extend(ops::conv2d::check_f16::check(gpu)?);
+            Ok(rows)
+        }
         "cross_entropy" => check::cross_entropy(gpu),
         "feature_distance" => ops::feature_distance::check::check(gpu),
         "group_norm" => ops::group_norm::check::check(gpu),

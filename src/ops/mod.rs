@@ -78,6 +78,8 @@ pub use linear::{linear, linear_packed};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
+#[cfg(feature = "cuda")]
+pub use pool::mean_over_positions;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use product::Packed;
 pub use quantize::{

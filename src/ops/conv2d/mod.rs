@@ -7,10 +7,14 @@
 
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "cuda")]
+pub mod check_f16;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
+#[cfg(feature = "cuda")]
+mod frozen_f16;
 #[cfg(feature = "cuda")]
 mod fused;
 mod gather;
