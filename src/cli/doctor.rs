@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 24] = [
+const FAMILIES: [&str; 25] = [
     "activation",
     "adaln",
     "add",
@@ -45,6 +45,7 @@ const FAMILIES: [&str; 24] = [
     "pool",
     "product",
     "quantize",
+    "resample",
     "sample",
     "swiglu",
     "upsample",
@@ -54,7 +55,7 @@ const FAMILIES: [&str; 24] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 21;
+const KERNELS: usize = 22;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -199,6 +200,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(ops::quantize::check_loss::check(gpu)?);
             Ok(rows)
         }
+        "resample" => ops::resample::check::check(gpu),
         "sample" => crate::sample::check::sample(gpu),
         "swiglu" => check::swiglu(gpu),
         "upsample" => ops::upsample::check::check(gpu),

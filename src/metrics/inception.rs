@@ -280,7 +280,8 @@ impl FeatureNetwork for Inception {
     }
 
     fn features(&self, images: &[RgbImage]) -> error::Result<Vec<Rows>> {
-        let x = self.preprocess.apply(images)?.to_device(&self.device)?;
+        let preprocess = self.preprocess;
+        let x = preprocess.apply_on(images, &self.device, self.compute)?;
         Ok(self.forward(&x)?)
     }
 }

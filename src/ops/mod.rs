@@ -46,6 +46,8 @@ pub mod pool;
 pub mod product;
 pub mod quantize;
 #[cfg(feature = "cuda")]
+pub mod resample;
+#[cfg(feature = "cuda")]
 pub mod sample;
 pub mod silu;
 mod simd;
