@@ -24,6 +24,7 @@ pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+pub mod bytes;
 mod channel_norm;
 mod check;
 #[cfg(any(test, feature = "cuda"))]
@@ -51,6 +52,8 @@ pub mod optimizer;
 pub mod pool;
 pub mod product;
 pub mod quantize;
+#[cfg(feature = "cuda")]
+pub mod resample;
 #[cfg(feature = "cuda")]
 pub mod sample;
 pub mod silu;
@@ -84,6 +87,8 @@ pub use linear::{linear, linear_packed};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
+#[cfg(feature = "cuda")]
+pub use pool::mean_over_positions;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use product::Packed;
 pub use quantize::{

@@ -103,6 +103,21 @@ impl Windows {
     }
 }
 
+/// The windows of `maps` maps as rows: a window's terms, filled up to a multiple of 8 with zeros.
+pub(super) fn gathered<T: Element>(
+    gpu: &Gpu,
+    op: &Conv2d,
+    maps: usize,
+    x: View<T>,
+) -> Result<Output<T>> {
+    let windows = Windows::of_input(op, maps);
+    assert_eq!(
+        x.len(),
+        maps * op.window.input.0 * op.window.input.1 * op.channels.0
+    );
+    windows.gather(gpu, x, (0, windows.count()))
+}
+
 /// The taps of packed weights along one axis: from `from` on, by `step`, `count` of them.
 #[derive(Clone, Copy)]
 struct Taps {

@@ -4,17 +4,17 @@
 //! do not serve: other cards, other channels, strides beyond 2, windows that reach further than a tensor map does.
 
 use candle_core::Result;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::hopper_cut::{CUTS, Cut, PAIR};
 use super::op::{Conv2d, Reach};
 use crate::ops::channel_norm::cuda::Tiles;
 use crate::ops::channel_norm::left;
-use crate::ops::cuda::{Gpu, Output, TensorMap, View, ViewMut};
+use crate::ops::cuda::{Element, Gpu, Output, TensorMap, View, ViewMut};
 use crate::ops::product::cuda::STAGE;
 
 /// Fewest channels that the kernels are for.
-const NARROWEST: usize = 32;
+pub(super) const NARROWEST: usize = 32;
 /// Offsets from a map's corners that a tensor map takes.
 const CORNER: std::ops::RangeInclusive<i32> = -128..=127;
 /// Positions whose sums lie together.
@@ -65,13 +65,31 @@ struct Convolution {
 
 const _: () = assert!(size_of::<Phase>() == 448 && size_of::<Convolution>() == 2240);
 
+/// What maps and weights are of: two bytes. For f16 there are the kernels of a convolution forward,
+/// with a bias, a ReLU and a map that is added.
+pub(super) trait Half: Element + Default {
+    fn file(cut: &Cut) -> &'static str;
+}
+
+impl Half for bf16 {
+    fn file(cut: &Cut) -> &'static str {
+        cut.file
+    }
+}
+
+impl Half for f16 {
+    fn file(cut: &Cut) -> &'static str {
+        cut.file_f16
+    }
+}
+
 /// What a result passes through before it is rounded, and what is kept of it.
 #[derive(Default)]
-pub(super) struct Finish<'a> {
+pub(super) struct Finish<'a, T = bf16> {
     /// f32 [O].
     pub bias: Option<View<'a, f32>>,
     /// As y.
-    pub residual: Option<View<'a, bf16>>,
+    pub residual: Option<View<'a, T>>,
     /// Of a leaky ReLU after both, 0 for a ReLU.
     pub slope: Option<f32>,
     /// Whether to leave a norm's tiles of the result: of every 64 positions of an image, in a fixed order. Only if the kernel that is fastest
@@ -227,13 +245,13 @@ impl Work {
         has && !self.transposed && self.windows.iter().all(summed)
     }
 
-    pub fn run(
+    pub fn run<T: Half>(
         &self,
         gpu: &Gpu,
-        x: View<bf16>,
-        weight: View<bf16>,
-        finish: Finish,
-        y: ViewMut<bf16>,
+        x: View<T>,
+        weight: View<T>,
+        finish: Finish<T>,
+        y: ViewMut<T>,
     ) -> Result<bool> {
         let (columns, channels, positions) = (self.columns, self.channels, self.positions());
         let Some((cut, to)) = self.choose(gpu) else {
@@ -314,7 +332,7 @@ impl Work {
         let parts = parts.iter().filter(|(has, _)| *has).map(|(_, part)| *part);
         let name: String = ["conv2d_", cut.name].into_iter().chain(parts).collect();
         let shared = cut.shared(self.transposed, sums.is_some());
-        let kernel = gpu.kernel(cut.file, &name, shared)?;
+        let kernel = gpu.kernel(T::file(cut), &name, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
         launch.structure(&convolution);
@@ -400,14 +418,14 @@ fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
 }
 
 /// y [B,H',W',O] of `maps` maps x [B,H,W,I] and the packed weight [O,kh,kw,I].
-pub(super) fn forward(
+pub(super) fn forward<T: Half>(
     gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
-    x: View<bf16>,
-    weight: View<bf16>,
-    finish: Finish,
-    y: ViewMut<bf16>,
+    x: View<T>,
+    weight: View<T>,
+    finish: Finish<T>,
+    y: ViewMut<T>,
 ) -> Result<bool> {
     match of_forward(op, maps) {
         Some(work) => work.run(gpu, x, weight, finish, y),

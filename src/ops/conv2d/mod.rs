@@ -8,11 +8,15 @@
 #[cfg(feature = "cuda")]
 pub mod check;
 #[cfg(feature = "cuda")]
+pub mod check_f16;
+#[cfg(feature = "cuda")]
 mod check_norms;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
+#[cfg(feature = "cuda")]
+mod frozen_f16;
 #[cfg(feature = "cuda")]
 mod fused;
 mod gather;

@@ -1,5 +1,6 @@
 // Maps [.., C], channels last, as passes over memory read them: V channels a thread at a time, eight where C allows it (16 bytes of bf16), else one.
 #pragma once
+#include <type_traits>
 #include "vector.cuh"
 
 template <int V>
@@ -17,6 +18,10 @@ struct Raw<8, bf16> {
     uint4 x;
 };
 template <>
+struct Raw<8, __half> {
+    uint4 x;
+};
+template <>
 struct Raw<8, float> {
     float4 x, y;
 };
@@ -24,6 +29,18 @@ struct Raw<8, float> {
 template <int V, class T>
 __device__ __forceinline__ Raw<V, T> load_raw(const T* p) {
     return *reinterpret_cast<const Raw<V, T>*>(p);
+}
+
+__device__ __forceinline__ Channels<8> channels_of(const Raw<8, __half>& raw) {
+    const __half2* pairs = reinterpret_cast<const __half2*>(&raw.x);
+    Channels<8> out;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 v = __half22float2(pairs[i]);
+        out.x[2 * i] = v.x;
+        out.x[2 * i + 1] = v.y;
+    }
+    return out;
 }
 
 template <int V, class T>
@@ -46,7 +63,10 @@ __device__ __forceinline__ Channels<V> channels_of(const Raw<V, T>& raw) {
 
 template <int V, class T>
 __device__ __forceinline__ Channels<V> load_channels(const T* p) {
-    return channels_of<V, T>(load_raw<V>(p));
+    if constexpr (V == 8 && std::is_same_v<T, __half>)
+        return channels_of(load_raw<V>(p));
+    else
+        return channels_of<V, T>(load_raw<V>(p));
 }
 
 // V channels rounded to T, as they are to lie in memory.

@@ -2,23 +2,25 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kind, Pool};
 use crate::ops::Padding;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch, lines};
 
 impl Pool {
-    fn in_pairs(&self) -> bool {
+    /// Whether the kernels for 2×2 windows serve, which f16 does not have.
+    fn in_pairs(&self, element: &str) -> bool {
         let window = &self.window;
-        self.kind == Kind::Max
+        element != f16::NAME
+            && self.kind == Kind::Max
             && (window.kernel, window.stride) == ((2, 2), 2)
             && window.padding == Padding::same(0)
     }
 
     fn kernel(&self, direction: &str, element: &str, vector: usize) -> String {
         let kind = match self.kind {
-            Kind::Max if self.in_pairs() => "pairs",
+            Kind::Max if self.in_pairs(element) => "pairs",
             Kind::Max => "max",
             Kind::Average => "average",
         };
@@ -49,6 +51,7 @@ pub(super) fn forward(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<C
     match x.dtype() {
         DType::F32 => forward_of::<f32>(pool, x, layout),
         DType::BF16 => forward_of::<bf16>(pool, x, layout),
+        DType::F16 => forward_of::<f16>(pool, x, layout),
         other => bail!("pool: {other:?} has no kernel"),
     }
 }
@@ -88,7 +91,7 @@ fn backward_of<T: Element>(pool: &Pool, x: &Tensor, dy: &Tensor) -> Result<Optio
     let mut dx = Output::<T>::new(gpu.device(), x.len())?;
     let vector = x.vector(c).min(dy.vector(c));
     let name = pool.kernel("backward", T::NAME, vector);
-    let grid = match pool.in_pairs() {
+    let grid = match pool.in_pairs(T::NAME) {
         true => lines(b, h.div_ceil(2), w.div_ceil(2), c / vector),
         false => lines(b, h, w, c / vector),
     };
