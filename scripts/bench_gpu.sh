@@ -34,6 +34,14 @@ for word in "${words[@]}"; do
         "$rdpm" bench train-gen --depth "$1" --batch-size "$2" --side "$3" --json
       done
       ;;
+    vae)
+      "$rdpm" bench train-vae --json
+      "$rdpm" bench train-vae --image-size 64 --ch 96 --ch-mult 1,2,2,4 --batch-size 256 --json
+      "$rdpm" bench train-vae --image-size 64 --ch 64 --ch-mult 1,2,2,4 --batch-size 256 --disc-layers 2 --json
+      ;;
+    codec) for half in encode decode; do "$rdpm" bench $half --json; done ;;
+    pixels) for batch in 64 1; do "$rdpm" bench pixels --batch-size $batch --json; done ;;
+    inception) "$rdpm" bench inception --json ;;
   esac
 done | sed 's/^/rdpm /' | tee "$lines" >&2
 "$python" "$here/bench_torch.py" "${words[@]}" "${depths[@]}" | grep '^{' | sed 's/^/torch /' | tee -a "$lines" >&2

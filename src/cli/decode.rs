@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Context, ScaleArgs};
 use crate::error::{Result, hinted, usage};
 use crate::model::Tokenizer;
-use crate::sample::{Output, Picture, Pictures, Pretrained, decode, named_rgb};
+use crate::sample::{LatentDecoder, Output, Picture, Pictures, Pretrained};
 use crate::store::codes::Codes;
 use crate::telemetry::Progress;
 
@@ -67,6 +67,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let (_, count, h, w) = codes.codes.dims4()?;
     let pixels = model.config.data.image_size / model.side();
+    let decoder = LatentDecoder::new(&model.tokenizer);
     let mut progress = Progress::new("decode", count as u64, 0);
     let pictures = Pictures {
         count,
@@ -84,7 +85,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 &model.tokenizer,
             )?;
             let name = |i| format!("image {} of {}", begin + i, args.codes.display());
-            let images = named_rgb(&decode(&model.tokenizer, &z)?, name)?;
+            let images = decoder.images(&z, name)?;
             for (image, number) in images.into_iter().zip(begin..) {
                 put(Picture {
                     images: vec![image],

@@ -26,12 +26,13 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 29] = [
+const FAMILIES: [&str; 31] = [
     "activation",
     "adaln",
     "add",
     "attention",
     "batch_norm",
+    "bytes",
     "cast",
     "code_counts",
     "condition",
@@ -47,6 +48,7 @@ const FAMILIES: [&str; 29] = [
     "pool",
     "product",
     "quantize",
+    "resample",
     "running_average",
     "sample",
     "scalars",
@@ -59,7 +61,7 @@ const FAMILIES: [&str; 29] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 26;
+const KERNELS: usize = 28;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
@@ -180,10 +182,15 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             Ok(rows)
         }
         "batch_norm" => ops::batch_norm::check::check(gpu),
+        "bytes" => ops::bytes::check::check(gpu),
         "cast" => ops::cast::check::check(gpu),
         "code_counts" => crate::train::code_counts::check::check(gpu),
         "condition" => check::condition(gpu),
-        "conv2d" => ops::conv2d::check::check(gpu),
+        "conv2d" => {
+            let mut rows = ops::conv2d::check::check(gpu)?;
+            rows.extend(ops::conv2d::check_f16::check(gpu)?);
+            Ok(rows)
+        }
         "cross_entropy" => check::cross_entropy(gpu),
         "feature_distance" => ops::feature_distance::check::check(gpu),
         "group_norm" => ops::group_norm::check::check(gpu),
@@ -203,6 +210,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(ops::quantize::check_loss::check(gpu)?);
             Ok(rows)
         }
+        "resample" => ops::resample::check::check(gpu),
         "running_average" => ops::running_average::check::check(gpu),
         "sample" => crate::sample::check::sample(gpu),
         "standardize" => ops::standardize::check::check(gpu),
@@ -219,7 +227,11 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(check_quantizer::quantizer_of_tensors(gpu)?);
             Ok(rows)
         }
-        "sampling" => crate::sample::check::sampling(gpu),
+        "sampling" => {
+            let mut rows = crate::sample::check::sampling(gpu)?;
+            rows.extend(crate::sample::check_decode::decoding(gpu)?);
+            Ok(rows)
+        }
         _ => candle_core::bail!("there is no comparison `{name}`"),
     }
 }

@@ -19,7 +19,7 @@ use crate::metrics::{Inception, Preprocess};
 use crate::model::Lpips;
 use crate::model::perceptual::WIDTHS;
 use crate::ops::Noise;
-use crate::sample::{decode, named_rgb, to_rgb};
+use crate::sample::{LatentDecoder, to_rgb};
 use crate::store::atomic;
 use crate::train::usage::{Usage, choices};
 use report::Found;
@@ -84,6 +84,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut qualities = vec![Quality::default(); steps - first + 1];
     let mut usage = Usage::new(steps, codes);
     let mut pixels = PixelHash::default();
+    let decoder = LatentDecoder::new(&model.tokenizer);
     let (count, skipped) = inputs.each("eval-vae", |batch| {
         let pictures = to_rgb(&batch.images)?;
         pictures.iter().for_each(|picture| pixels.add(picture));
@@ -92,7 +93,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         usage.add(&choices([&chosen], steps, codes)?);
         let name = |i: usize| inputs.name(batch.indices[i]);
         for (t, quality) in (first..=steps).zip(&mut qualities) {
-            let images = named_rgb(&decode(&model.tokenizer, &sums.get(t)?)?, name)?;
+            let images = decoder.images(&sums.get(t)?, name)?;
             match t == steps {
                 true => judge.compare(&pictures, &images, quality)?,
                 false => judge.compare_step(&pictures, &images, quality)?,

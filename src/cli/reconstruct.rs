@@ -9,7 +9,7 @@ use super::{Context, ScaleArgs};
 use crate::error::{Result, usage};
 use crate::metrics::psnr;
 use crate::ops::Noise;
-use crate::sample::{Output, Picture, Pictures, decode, named_rgb, to_rgb};
+use crate::sample::{LatentDecoder, Output, Picture, Pictures, to_rgb};
 
 /// Pairs per row of a sheet.
 const PAIRS: usize = 4;
@@ -44,6 +44,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         inputs.warn_of_labels();
     }
     let (tokenizer, size) = (&inputs.model.tokenizer, inputs.model.config.data.image_size);
+    let decoder = LatentDecoder::new(tokenizer);
     let mut quality = Vec::new();
     let pictures = Pictures {
         count: inputs.source.len(),
@@ -63,10 +64,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             let z = sums.get(tokenizer.quantizer.steps())?;
             inputs.check_finite(&v, &batch, "its latents")?;
             let name = |i: usize| inputs.name(batch.indices[i]);
-            let (before, after) = (
-                to_rgb(&batch.images)?,
-                named_rgb(&decode(tokenizer, &z)?, name)?,
-            );
+            let (before, after) = (to_rgb(&batch.images)?, decoder.images(&z, name)?);
             for (i, (original, image)) in before.into_iter().zip(after).enumerate() {
                 quality.push((batch.indices[i], psnr(&original, &image)));
                 put(Picture {

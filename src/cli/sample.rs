@@ -9,9 +9,7 @@ use super::{Context, ScaleArgs};
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
 use crate::error::{Result, usage};
-use crate::sample::{
-    Draws, Output, Picture, Pictures, Pretrained, SampleOptions, decode, named_rgb,
-};
+use crate::sample::{Draws, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions};
 use crate::telemetry::Progress;
 
 /// Without --num: at least this many images, the same number for every class.
@@ -235,6 +233,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let options = args.drawing.options(&model.config.sample)?;
     let plan = SampleSheet::new(args.classes(&model.classes)?, args.num, &output);
     let sampler = model.sampler()?;
+    let decoder = LatentDecoder::new(&model.tokenizer);
     if !matches!(output, Output::Grid(..)) {
         say_indices(&plan.classes, &model.classes);
     }
@@ -262,17 +261,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 seed: args.seed,
                 indices: numbers,
             };
-            let sums = sampler.latents(&labels, &draws, &options)?;
-            let shown = if args.show_steps {
-                &sums[..]
-            } else {
-                &sums[sums.len() - 1..]
+            let shown = match args.show_steps {
+                true => sampler.latents(&labels, &draws, &options)?,
+                false => vec![sampler.latent(&labels, &draws, &options)?],
             };
             let steps = shown
                 .iter()
                 .map(|z| {
                     let name = |i: usize| format!("image {} (class {})", numbers[i], labels[i]);
-                    named_rgb(&decode(&model.tokenizer, z)?, name)
+                    decoder.images(z, name)
                 })
                 .collect::<Result<Vec<_>>>()?;
             for (i, (number, label)) in numbers.iter().zip(labels).enumerate() {

@@ -70,14 +70,19 @@ impl<'a> Collector<'a> {
 
     /// Computes and keeps the features of `images`, and returns them, one matrix per tap.
     pub fn images(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
-        for image in images {
-            self.size.get_or_insert(image.dimensions());
-            self.pixels.add(image);
+        if let Some(first) = images.first() {
+            self.size.get_or_insert(first.dimensions());
         }
-        let mut features = Vec::new();
-        for network in self.networks {
-            features.extend(network.features(images)?);
-        }
+        let pixels = &mut self.pixels;
+        // Hashing takes as long as a GPU's features.
+        let features = std::thread::scope(|scope| {
+            scope.spawn(|| images.iter().for_each(|image| pixels.add(image)));
+            let mut features = Vec::new();
+            for network in self.networks {
+                features.extend(network.features(images)?);
+            }
+            Ok::<_, crate::error::Error>(features)
+        })?;
         self.rows(&features)?;
         Ok(features)
     }

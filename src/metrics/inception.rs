@@ -5,6 +5,8 @@
 //! into it when the weights are loaded, and ReLU. It differs from torchvision's network in its
 //! average pools, which do not count the padding, in the max pool of the last block, and in its
 //! 1008 outputs.
+//!
+//! It computes in f32, on a Hopper GPU in f16 with sums in f32.
 
 mod blocks;
 mod layers;
@@ -12,7 +14,7 @@ mod layers;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use image::RgbImage;
 
 use super::features::{FeatureNetwork, Rows, Tap};
@@ -81,6 +83,8 @@ pub struct Inception {
     taps: Vec<Tap>,
     hash: String,
     device: Device,
+    /// The dtype of the maps.
+    compute: DType,
 }
 
 impl Inception {
@@ -97,7 +101,31 @@ impl Inception {
     ) -> error::Result<Self> {
         let (weights, hash) = read_hashed(path)?;
         Self::new(&weights, 1, outputs, preprocess, hash, device)
+            .and_then(Self::for_inference)
             .map_err(|e| e.context(format!("{}", path.display())))
+    }
+
+    /// The same with maps of `compute`: f32, or f16 on a Hopper GPU.
+    pub fn computing(self, compute: DType) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// The same with maps of f16 on a Hopper GPU, the only one that has kernels for them.
+    pub fn for_inference(self) -> error::Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = &self.device
+            && ops::cuda::Gpu::of(cuda)?.is_hopper()
+        {
+            return Ok(self.computing(DType::F16));
+        }
+        Ok(self)
+    }
+
+    /// The names and shapes of the tensors up to `Mixed_7c`, every width divided by `divisor`.
+    pub fn shapes(divisor: usize) -> Result<BTreeMap<String, Shape>> {
+        let plan = Scope::plan();
+        stages(&plan, divisor, Output::Pool2048)?;
+        Ok(plan.shapes())
     }
 
     /// Like [`Inception::open`], from tensors in memory; every width is divided by `divisor` (1,
@@ -142,6 +170,7 @@ impl Inception {
             outputs: outputs.to_vec(),
             hash,
             device: device.clone(),
+            compute: DType::F32,
         })
     }
 
@@ -149,7 +178,7 @@ impl Inception {
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Rows>> {
         let mut known: Vec<(Output, Rows)> = Vec::new();
         let wanted = |output: Output| self.outputs.contains(&output);
-        let mut x = x.clone();
+        let mut x = x.to_dtype(self.compute)?;
         for stage in &self.stages {
             for block in &stage.blocks {
                 x = block.forward(&x)?;
@@ -205,6 +234,10 @@ fn classifier(
 
 /// A map [B,H,W,C] averaged over its positions: [B,C].
 fn means(x: &Tensor) -> Result<Rows> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return rows(&ops::mean_over_positions(&x.contiguous()?)?);
+    }
     let (_, h, w, c) = x.dims4()?;
     let maps = rows(&x.flatten_from(1)?)?;
     let mut values = Vec::with_capacity(maps.count() * c);
@@ -224,7 +257,8 @@ fn means(x: &Tensor) -> Result<Rows> {
 /// A matrix [B,D] in memory.
 fn rows(x: &Tensor) -> Result<Rows> {
     let (_, width) = x.dims2()?;
-    let values = x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    let values = x.flatten_all()?.to_vec1()?;
     Ok(Rows { width, values })
 }
 
@@ -246,7 +280,8 @@ impl FeatureNetwork for Inception {
     }
 
     fn features(&self, images: &[RgbImage]) -> error::Result<Vec<Rows>> {
-        let x = self.preprocess.apply(images)?.to_device(&self.device)?;
+        let preprocess = self.preprocess;
+        let x = preprocess.apply_on(images, &self.device, self.compute)?;
         Ok(self.forward(&x)?)
     }
 }

@@ -12,7 +12,7 @@ use super::collect::Collector;
 use super::feature_log::FeatureLog;
 use crate::error::{Result, interrupted};
 use crate::interrupt::Interrupt;
-use crate::sample::{Draws, Pretrained, SampleOptions, named_rgb};
+use crate::sample::{Draws, LatentDecoder, Pretrained, SampleOptions};
 use crate::telemetry::Progress;
 
 /// Which samples of which model.
@@ -70,6 +70,7 @@ impl Sampling {
             );
         }
         let sampler = self.model.sampler()?;
+        let decoder = LatentDecoder::new(&self.model.tokenizer);
         let interrupt = Interrupt::listen()?;
         let mut progress = Progress::new("sample", self.count as u64, collector.count() as u64);
         while log.count() < self.count {
@@ -82,8 +83,8 @@ impl Sampling {
                 seed: self.seed,
                 indices: &numbers,
             };
-            let images = sampler.images(&labels, &draws, &self.options)?;
-            let images = named_rgb(&images, |i| format!("image {}", numbers[i]))?;
+            let z = sampler.latent(&labels, &draws, &self.options)?;
+            let images = decoder.images(&z, |i| format!("image {}", numbers[i]))?;
             log.append(&collector.images(&images)?)?;
             progress.set(log.count() as u64, "");
             // Also after the last batch, because a sweep would continue with other settings.

@@ -50,9 +50,6 @@ impl Conv2d {
 
     /// This convolution of `x`, followed by a leaky ReLU with `slope`.
     pub fn forward_relu(&self, x: &Tensor, slope: f64) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            return ops::leaky_relu(&self.forward(x)?, slope); // by the packed weight
-        }
         ops::conv2d_relu(
             x,
             &self.weight,
@@ -60,6 +57,7 @@ impl Conv2d {
             self.stride,
             self.padding,
             slope,
+            self.packed.as_ref(),
         )
     }
 
@@ -76,9 +74,6 @@ impl Conv2d {
 
     /// `residual` + this convolution of `x`.
     pub fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            return ops::add(residual, &self.forward(x)?); // by the packed weight
-        }
         ops::conv2d_add(
             residual,
             x,
@@ -86,6 +81,7 @@ impl Conv2d {
             self.bias.as_ref(),
             self.stride,
             self.padding,
+            self.packed.as_ref(),
         )
     }
 

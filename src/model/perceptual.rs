@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::ops::{self, Padding};
+use crate::ops::{self, Packed, Padding};
 use crate::store::{Init, Scope};
 
 /// VGG16's widths at the five resolutions.
@@ -23,9 +23,12 @@ const CONVOLUTIONS: [&[usize]; 5] = [
     &[24, 26, 28],
 ];
 
+/// A convolution's weight and bias, and the weight's copies.
+type Frozen = (Tensor, Tensor, Packed);
+
 /// VGG16's convolutions; the features are taken after the last ReLU of each resolution.
 struct Vgg16 {
-    stages: Vec<Vec<(Tensor, Tensor)>>,
+    stages: Vec<Vec<Frozen>>,
 }
 
 impl Vgg16 {
@@ -38,6 +41,7 @@ impl Vgg16 {
                 stage.push((
                     frozen(&scope, "weight", &[width, input, 3, 3])?,
                     frozen(&scope, "bias", &[width])?,
+                    Packed::default(),
                 ));
                 input = width;
             }
@@ -54,8 +58,9 @@ impl Vgg16 {
             if i > 0 {
                 x = ops::max_pool2d(&x, 2, 2, Padding::same(0))?;
             }
-            for (weight, bias) in stage {
-                x = ops::conv2d_relu(&x, weight, Some(bias), 1, Padding::same(1), 0.0)?;
+            for (weight, bias, packed) in stage {
+                let (bias, packed) = (Some(bias), Some(packed));
+                x = ops::conv2d_relu(&x, weight, bias, 1, Padding::same(1), 0.0, packed)?;
             }
             taps.push(x.clone());
         }

@@ -116,6 +116,16 @@ impl Tokenizer {
         &self.decoder.conv_out.weight
     }
 
+    /// z [B,h,w,d] → the decoder's last map [B,H/patch,W/patch,3·patch²], as it is computed:
+    /// [`depth_to_space`] of it is the image.
+    pub fn pixel_map(&self, z: &Tensor) -> Result<Tensor> {
+        self.decoder.conv_out.forward(&self.features(z)?)
+    }
+
+    pub fn patch(&self) -> usize {
+        self.patch
+    }
+
     /// ∂L/∂W for the decoder's last weight W, from the gradient of L with respect to the images;
     /// the adaptive weight compares its norm.
     pub fn last_layer_grad(&self, features: &Tensor, image_grad: &Tensor) -> Result<Tensor> {

@@ -30,7 +30,10 @@ impl Upsample {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.phases {
             Some(phases) if x.device().is_cpu() && !x.track_op() => self.by_phases(x, phases),
-            _ => ops::upsampled_conv2d(x, &self.conv.weight, self.conv.bias.as_ref()),
+            _ => {
+                let Conv2d { weight, bias, .. } = &self.conv;
+                ops::upsampled_conv2d(x, weight, bias.as_ref(), self.conv.packed.as_ref())
+            }
         }
     }
 

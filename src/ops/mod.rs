@@ -24,14 +24,22 @@ pub mod arrange;
 pub mod attention;
 pub mod batch_norm;
 mod blocks;
+pub mod bytes;
 #[cfg(feature = "cuda")]
 pub mod cast;
 mod channel_norm;
 mod check;
 #[cfg(feature = "cuda")]
 pub mod code_counts;
-#[cfg(feature = "cuda")]
-pub mod column_sums;
+#[cfg(any(test, feature = "cuda"))]
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(
+        dead_code,
+        reason = "the tests look at what only a GPU's operations remember"
+    )
+)]
+mod column_sums;
 pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -49,6 +57,8 @@ pub mod optimizer;
 pub mod pool;
 pub mod product;
 pub mod quantize;
+#[cfg(feature = "cuda")]
+pub mod resample;
 pub mod running_average;
 #[cfg(feature = "cuda")]
 pub mod sample;
@@ -74,7 +84,7 @@ pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use blocks::{is_serial, serially};
 pub use conv2d::{
-    FrozenConv2d, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
+    FrozenConv2d, HeldWeights, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
     upsampled_conv2d,
 };
 pub use cross_entropy::{CrossEntropy, cross_entropy};
@@ -85,6 +95,8 @@ pub use linear::{linear, linear_packed};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
+#[cfg(feature = "cuda")]
+pub use pool::mean_over_positions;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use product::Packed;
 pub use quantize::{

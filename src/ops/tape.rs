@@ -20,6 +20,9 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Error, Result, Tensor, TensorId, Var};
 
+#[cfg(any(test, feature = "cuda"))]
+use super::column_sums::known::Remembering;
+
 /// (inputs, output, gradient of the output) → gradients of the inputs.
 type Backward = Box<dyn Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
 
@@ -92,6 +95,8 @@ impl Tape {
 
     /// Like [`Tape::backward`], from several results, each with the gradient that begins there.
     pub fn backward_from(self, results: Vec<(Tensor, Tensor)>) -> Result<GradStore> {
+        #[cfg(any(test, feature = "cuda"))]
+        let _remembering = Remembering::start();
         let (found, _) = walk(self.stop().notes, results, None)?;
         Ok(stored(found))
     }
@@ -136,6 +141,8 @@ impl Record {
                 reached.insert(note.output.id());
             }
         }
+        #[cfg(any(test, feature = "cuda"))]
+        let _remembering = Remembering::start();
         let mut walk = Walk::new(&self.notes, results, None)?;
         for note in self.notes.iter().rev() {
             // An operation computes the gradients of the inputs that a graph tracks.

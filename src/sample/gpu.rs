@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Result, Tensor, bail};
 
 use super::choose::Choice;
@@ -16,7 +15,7 @@ use super::options::SampleOptions;
 use crate::config::Config;
 use crate::model::Quantizer;
 use crate::model::gpu::{Conditions, Network, Sets, Sizes, Trunk};
-use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::cuda::{Buffer, Gpu, Graph};
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 
@@ -46,11 +45,6 @@ struct CapturedBatch {
     damaged: Buffer<u32>,
     graph: Option<Graph>,
 }
-
-struct Graph(CudaGraph);
-
-// SAFETY: the captured batch, and so its graph, is used behind a lock, by one thread at a time.
-unsafe impl Send for Graph {}
 
 impl GpuSampler {
     /// Errors: sizes that the kernels do not support, by name; a missing parameter.
@@ -95,6 +89,31 @@ impl GpuSampler {
         indices: &[u64],
         options: &SampleOptions,
     ) -> Result<Vec<Tensor>> {
+        self.draw(labels, seed, indices, options)?;
+        let steps = 1..=self.network.sizes.steps;
+        steps.map(|t| self.sum(t, labels.len())).collect()
+    }
+
+    /// z'_T alone, as [`GpuSampler::latents`].
+    pub fn latent(
+        &self,
+        labels: &[u32],
+        seed: u64,
+        indices: &[u64],
+        options: &SampleOptions,
+    ) -> Result<Tensor> {
+        self.draw(labels, seed, indices, options)?;
+        self.sum(self.network.sizes.steps, labels.len())
+    }
+
+    /// Runs a batch's steps and waits for them.
+    fn draw(
+        &self,
+        labels: &[u32],
+        seed: u64,
+        indices: &[u64],
+        options: &SampleOptions,
+    ) -> Result<()> {
         let (mut plan, s) = (self.lock(), &self.network.sizes);
         let plan = self.ready(&mut plan, labels.len(), options)?;
         self.give(plan, labels, seed, indices)?;
@@ -107,11 +126,20 @@ impl GpuSampler {
                 damaged % s.tokens
             );
         }
-        let shape = (labels.len(), self.side, self.side, s.latent);
-        let map = plan.batch * s.tokens * s.latent;
-        (0..s.steps)
-            .map(|t| plan.sums.tensor(self.gpu(), t * map, shape))
-            .collect()
+        Ok(())
+    }
+
+    /// z'_t of the last batch's first `batch` images.
+    fn sum(&self, t: usize, batch: usize) -> Result<Tensor> {
+        let s = &self.network.sizes;
+        match &*self.lock() {
+            Some(plan) => {
+                let from = (t - 1) * plan.batch * s.tokens * s.latent;
+                let shape = (batch, self.side, self.side, s.latent);
+                plan.sums.tensor(self.gpu(), from, shape)
+            }
+            None => bail!("sampling: no batch was drawn"),
+        }
     }
 
     /// Launches the last batch again with the same inputs, for timing.
@@ -120,6 +148,12 @@ impl GpuSampler {
             Some(plan) => plan.launch(),
             None => Ok(()),
         }
+    }
+
+    /// [`GpuSampler::repeat`], and a copy of z'_T of `batch` images; does not wait.
+    pub fn repeat_latent(&self, batch: usize) -> Result<Tensor> {
+        self.repeat()?;
+        self.sum(self.network.sizes.steps, batch)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<CapturedBatch>> {
@@ -172,15 +206,7 @@ impl GpuSampler {
         plan.conditions.t.write(&t)?;
         // A first run outside the capture loads kernels and chooses algorithms.
         self.launch_all(&plan)?;
-        gpu.synchronize()?;
-        let stream = gpu.stream();
-        stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(candle_core::Error::wrap)?;
-        let launched = self.launch_all(&plan);
-        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        launched?;
-        plan.graph = graph.map_err(candle_core::Error::wrap)?.map(Graph);
+        plan.graph = Some(Graph::capture(gpu, || self.launch_all(&plan))?);
         Ok(plan)
     }
 
@@ -268,8 +294,8 @@ impl GpuSampler {
 impl CapturedBatch {
     fn launch(&self) -> Result<()> {
         match &self.graph {
-            Some(graph) => graph.0.launch().map_err(candle_core::Error::wrap),
-            None => bail!("sampling: the driver captured no work"),
+            Some(graph) => graph.launch(),
+            None => bail!("sampling: no work was captured"),
         }
     }
 }

@@ -4,6 +4,7 @@ use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Context, Error, Result, hinted};
+use crate::ops::bytes::byte;
 
 /// The B images of `images` [B,H,W,3]; ties round to even, as in PyTorch.
 ///
@@ -55,11 +56,6 @@ pub fn from_rgb(pictures: &[RgbImage], device: &Device) -> Result<Tensor> {
         .collect();
     let shape = (pictures.len(), h as usize, w as usize, 3);
     Ok(Tensor::from_vec(values, shape, device)?)
-}
-
-fn byte(x: f32) -> u8 {
-    // `as` saturates.
-    ((x + 1.0) * 127.5).round_ties_even() as u8
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "cuda")]
+pub mod check_decode;
 pub mod choose;
+pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod grid;
@@ -13,6 +16,7 @@ pub mod pretrained;
 pub mod sampler;
 
 pub use choose::{Choice, choose};
+pub use decode::LatentDecoder;
 pub use grid::{Scale, grid, save_png};
 pub use image::{from_rgb, named_rgb, not_finite, to_rgb};
 pub use options::SampleOptions;

@@ -23,7 +23,7 @@ use crate::rng::{Purpose, uniform};
 
 /// Number of images decoded at a time on a GPU: the decoder's activations are many times the size
 /// of the latents.
-const DECODED_AT_ONCE: usize = 64;
+pub(super) const DECODED_AT_ONCE: usize = 64;
 
 /// The source of a batch's random numbers.
 #[derive(Debug, Clone, Copy)]
@@ -125,12 +125,7 @@ impl<'a> Sampler<'a> {
         draws: &Draws,
         options: &SampleOptions,
     ) -> Result<Vec<Tensor>> {
-        if let Some(label) = labels.iter().find(|&&l| l as usize >= self.classes) {
-            anyhow::bail!(
-                "label {label} is out of range: there are {} classes",
-                self.classes
-            );
-        }
+        self.check_labels(labels)?;
         #[cfg(feature = "cuda")]
         if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
             return Ok(gpu.latents(labels, *seed, indices, options)?);
@@ -165,11 +160,31 @@ impl<'a> Sampler<'a> {
         Ok(sums)
     }
 
+    /// z'_T [B,h,w,d], as [`Sampler::latents`].
+    pub fn latent(&self, labels: &[u32], draws: &Draws, options: &SampleOptions) -> Result<Tensor> {
+        self.check_labels(labels)?;
+        #[cfg(feature = "cuda")]
+        if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
+            return Ok(gpu.latent(labels, *seed, indices, options)?);
+        }
+        match self.latents(labels, draws, options)?.pop() {
+            Some(z) => Ok(z),
+            None => anyhow::bail!("a model of no steps samples nothing"),
+        }
+    }
+
     /// The finished images [B,H,W,3].
     pub fn images(&self, labels: &[u32], draws: &Draws, options: &SampleOptions) -> Result<Tensor> {
-        match self.latents(labels, draws, options)?.last() {
-            Some(z) => decode(self.tokenizer, z),
-            None => anyhow::bail!("a model of no steps samples nothing"),
+        decode(self.tokenizer, &self.latent(labels, draws, options)?)
+    }
+
+    fn check_labels(&self, labels: &[u32]) -> Result<()> {
+        match labels.iter().find(|&&l| l as usize >= self.classes) {
+            Some(label) => anyhow::bail!(
+                "label {label} is out of range: there are {} classes",
+                self.classes
+            ),
+            None => Ok(()),
         }
     }
 

@@ -67,6 +67,11 @@ impl Adversary {
         })
     }
 
+    /// The parameters.
+    pub fn weights(&self) -> impl Iterator<Item = &Var> {
+        self.optimizer.params.iter().map(|(_, weight)| weight)
+    }
+
     /// The forward pass over reconstructed images.
     pub fn look(&self, images: &Tensor) -> Result<Seen> {
         let (images, tape) = (Var::from_tensor(images)?, Tape::start());

@@ -30,7 +30,7 @@ use crate::error::{Context, Result};
 use crate::model::losses::{adaptive_weight, mean_squared_error};
 use crate::model::perceptual::Lpips;
 use crate::model::tokenizer::{Tokenizer, straight_through};
-use crate::ops::{self, Noise, Quantized, Tape, global_norm};
+use crate::ops::{self, HeldWeights, Noise, Quantized, Tape, global_norm};
 use crate::sample::Scale;
 use crate::store::Scope;
 use crate::store::tensors;
@@ -181,6 +181,16 @@ impl VaeStage {
         })
     }
 
+    /// Packs the weights of both networks for the passes of a step in bf16.
+    fn hold_weights(&self) -> Result<Option<HeldWeights<'_>>> {
+        if self.config.train_vae.compute_type.dtype() != DType::BF16 {
+            return Ok(None);
+        }
+        let discriminator = self.adversary.iter().flat_map(Adversary::weights);
+        let weights = self.optimizer.params.iter().map(|(_, weight)| weight);
+        Ok(Some(HeldWeights::new(weights.chain(discriminator))?))
+    }
+
     /// Counts the step's code choices and, when it is due, restarts dead codes.
     fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<StepMetrics> {
         let config = &self.config.quantizer;
@@ -212,6 +222,7 @@ impl Stage for VaeStage {
     fn compute(&mut self, batch: Batch, step: u64) -> Result<Micro<Rest>> {
         let mut metrics = StepMetrics::default();
         let x = batch.images.to_device(&self.device)?;
+        let _packed = self.hold_weights()?;
         let tape = Tape::start();
         let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
         let noise = Noise::Drawn {

@@ -1,12 +1,16 @@
-//! `rdpm bench`: how fast this machine trains and samples with a generator, and how fast single GPU
-//! kernels are, with the FLOP and bytes of the work.
+//! `rdpm bench`: how fast this machine trains, samples, codes images and computes their features,
+//! and how fast single GPU kernels are, with the FLOP and bytes of the work.
 
 #[cfg(feature = "cuda")]
 mod clock;
+mod codec;
+mod inception;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod measured;
 mod ops;
 mod peak;
+mod pixels;
 mod sample;
 mod train_gen;
 mod train_vae;
@@ -36,6 +40,12 @@ enum What {
     TrainGen(train_gen::Args),
     TrainVae(train_vae::Args),
     Sample(sample::Args),
+    /// Time the tokenizer's encoder: pixels to latents
+    Encode(codec::Args),
+    /// Time the tokenizer's decoder: latents to pixels
+    Decode(codec::Args),
+    Pixels(pixels::Args),
+    Inception(inception::Args),
     Ops(ops::Args),
     Peak(peak::Args),
 }
@@ -48,6 +58,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(What::TrainGen(args)) => train_gen::run(args, context),
         Some(What::TrainVae(args)) => train_vae::run(args, context),
         Some(What::Sample(args)) => sample::run(args, context),
+        Some(What::Encode(args)) => codec::run(codec::Half::Encoder, args, context),
+        Some(What::Decode(args)) => codec::run(codec::Half::Decoder, args, context),
+        Some(What::Pixels(args)) => pixels::run(args, context),
+        Some(What::Inception(args)) => inception::run(args, context),
         Some(What::Ops(args)) => ops::run(args, context),
         Some(What::Peak(args)) => peak::run(args),
     }
@@ -108,13 +122,19 @@ fn generator(config: &Config) -> Result<(Generator, Params)> {
     let scope = Scope::init(1, &Device::Cpu);
     let generator = Generator::new(config, CLASSES, &scope)?;
     let params = scope.finish();
+    random_weights(&params)?;
+    Ok((generator, params))
+}
+
+/// Small random numbers in place of parameters that are all zero.
+fn random_weights(params: &Params) -> Result<()> {
     for (i, (_, var)) in params.iter().enumerate() {
         if var.as_tensor().abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
             let values = normal(2, Purpose::Init, &[i as u64], 0, var.dims(), &Device::Cpu)?;
             var.set(&(values.squeeze(0)? * 0.02)?)?;
         }
     }
-    Ok((generator, params))
+    Ok(())
 }
 
 /// Median, minimum and maximum.

@@ -57,7 +57,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         _ => on_cpu(args, &config, &options, context)?,
     };
     let [median, least, most] = spread(&timing.milliseconds);
-    let flop = work(args, &config, &options, &device);
+    let flop = work(args.batch_size, &config, &options, &device);
     let (images, teraflops) = (
         f64::from(args.batch_size) / median * 1e3,
         flop / median / 1e9,
@@ -92,18 +92,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// FLOP of all steps: two passes where λ_t is not 0; on a CPU the head runs once for both.
-fn work(args: &Args, config: &Config, options: &SampleOptions, device: &Device) -> f64 {
+pub(super) fn work(batch: u32, config: &Config, options: &SampleOptions, device: &Device) -> f64 {
     let (steps, head) = (config.quantizer.steps, head_flop(config));
     let of_step = |t| match options.guided(t, steps) {
         true if device.is_cpu() => 2.0 * flop(config) - head,
         true => 2.0 * flop(config),
         false => flop(config),
     };
-    f64::from(args.batch_size) * (1..=steps).map(of_step).sum::<f64>()
+    f64::from(batch) * (1..=steps).map(of_step).sum::<f64>()
 }
 
-fn labels(args: &Args) -> (Vec<u32>, Vec<u64>) {
-    let numbers = 0..args.batch_size;
+pub(super) fn labels(batch: u32) -> (Vec<u32>, Vec<u64>) {
+    let numbers = 0..batch;
     (
         numbers.clone().map(|i| i * 37 % CLASSES as u32).collect(),
         numbers.map(u64::from).collect(),
@@ -121,7 +121,7 @@ fn on_cpu(
     let generator = Generator::new(config, CLASSES, &scope)?;
     let tokenizer = Tokenizer::new(config, &Scope::init(2, &Device::Cpu))?;
     let sampler = Sampler::new(&generator, &tokenizer, config, CLASSES);
-    let (labels, indices) = labels(args);
+    let (labels, indices) = labels(args.batch_size);
     let draws = Draws::Seeded {
         seed: 1,
         indices: &indices,
@@ -165,7 +165,7 @@ fn on_gpu(
     )?;
     let tensors = params.tensors();
     let sampler = GpuSampler::new(gpu.clone(), config, CLASSES, &tensors, &quantizer)?;
-    let (labels, indices) = labels(args);
+    let (labels, indices) = labels(args.batch_size);
     sampler.latents(&labels, 1, &indices, options)?;
     let milliseconds = times(&gpu, args.repeats as usize, || sampler.repeat())?;
     // Per step, at least all weights of the blocks and the head are read.
@@ -174,7 +174,12 @@ fn on_gpu(
         milliseconds,
         device: gpu.description()?,
         floor: Some(ceilings.floor(
-            work(args, config, options, &Device::Cuda(cuda.clone())),
+            work(
+                args.batch_size,
+                config,
+                options,
+                &Device::Cuda(cuda.clone()),
+            ),
             bytes,
         )),
     })

@@ -92,7 +92,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     if args.json {
         let line = json!({
-            "work": "train-vae step", "image_size": args.image_size, "ch": args.ch, "batch_size": args.batch_size,
+            "work": "train-vae step", "size": args.image_size, "ch": args.ch, "batch_size": args.batch_size,
             "disc_layers": args.disc_layers, "lpips": !args.no_lpips, "compute_type": train.compute_type,
             "recompute_levels": args.recompute_levels,
             "ms": median, "ms_least": least, "ms_most": most, "images_per_second": images,

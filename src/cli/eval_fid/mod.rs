@@ -304,6 +304,7 @@ fn prepare(
         let outputs = options.outputs();
         let preprocess = args.preprocess.unwrap_or_default();
         let inception = Inception::new(&tensors, 1, &outputs, preprocess, hash, device)
+            .and_then(Inception::for_inference)
             .map_err(|e| e.context(path.display().to_string()))?;
         networks.push(Box::new(inception));
     }

@@ -19,9 +19,7 @@ const ALL: [Output; 6] = [
 ];
 
 fn weights() -> Result<BTreeMap<String, Tensor>> {
-    let plan = Scope::plan();
-    stages(&plan, DIVISOR, Output::Pool2048)?;
-    let mut shapes = plan.shapes();
+    let mut shapes = Inception::shapes(DIVISOR)?;
     shapes.insert("fc.weight".into(), (10, 2048 / DIVISOR).into());
     let mut tensors = BTreeMap::new();
     for (i, (name, shape)) in shapes.into_iter().enumerate() {

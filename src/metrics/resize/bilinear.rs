@@ -42,6 +42,21 @@ impl Centres {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Centres {
+    /// The same two pixels and their weights for a GPU, along a side of `from` pixels.
+    pub fn taps(self, from: usize) -> crate::ops::resample::Taps {
+        let along = self.along(from, SIDE);
+        crate::ops::resample::Taps {
+            first: along.iter().map(|between| between.first as u32).collect(),
+            weights: along
+                .iter()
+                .flat_map(|between| [1.0 - between.weight, between.weight])
+                .collect(),
+        }
+    }
+}
+
 /// Fills `out` [299,299,3] with the resized `image`, in 0..255.
 pub(super) fn resize(image: &RgbImage, centres: Centres, out: &mut [f32]) {
     let (width, height) = image.dimensions();

@@ -10,7 +10,7 @@
 
 mod bilinear;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,40 @@ impl Preprocess {
             .for_each(|(out, image)| self.fill(image, out));
         let shape = (images.len(), SIDE, SIDE, 3);
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    /// The same on `device` in `dtype`. A GPU resizes images of one size itself, from their bytes,
+    /// but for `clean`, whose sums are f64.
+    pub fn apply_on(self, images: &[RgbImage], device: &Device, dtype: DType) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda()
+            && let Some(resized) = self.on_gpu(images, device, dtype)?
+        {
+            return Ok(resized);
+        }
+        Ok(self.apply(images)?.to_device(device)?.to_dtype(dtype)?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(self, images: &[RgbImage], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
+        let (centres, linear) = match self {
+            Preprocess::Adm => (Centres::Corner, (1.0 / 128.0, -1.0)),
+            Preprocess::PytorchFid => (Centres::Middle, (2.0 / 255.0, -1.0)),
+            Preprocess::Clean => return Ok(None),
+        };
+        let Some((width, height)) = images.first().map(RgbImage::dimensions) else {
+            return Ok(None);
+        };
+        if !images.iter().all(|i| i.dimensions() == (width, height)) {
+            return Ok(None);
+        }
+        let (width, height) = (width as usize, height as usize);
+        let parts: Vec<&[u8]> = images.iter().map(|i| i.as_raw().as_slice()).collect();
+        let bytes = parts.concat();
+        let bytes = Tensor::from_vec(bytes, (images.len(), height, width, 3), device)?;
+        let [down, across] = [height, width].map(|from| centres.taps(from));
+        let resized = crate::ops::resample::resample(&bytes, [&down, &across], linear, dtype)?;
+        Ok(Some(resized))
     }
 
     fn fill(self, image: &RgbImage, out: &mut [f32]) {

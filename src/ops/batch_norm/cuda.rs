@@ -129,6 +129,8 @@ impl CustomOp3 for BatchNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gpu = Gpu::of(x.device().as_cuda_device()?)?;
         let norm = self.norm(x.shape(), View::of(weight)?, View::of(bias)?)?;
-        gradients(&gpu, &norm, &self.moments, [x, weight, bias], dy)
+        // A bias before this norm has no effect: nobody asks for its gradient.
+        let sums = false;
+        gradients(&gpu, &norm, &self.moments, [x, weight, bias], dy, sums)
     }
 }

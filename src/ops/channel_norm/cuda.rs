@@ -1,13 +1,14 @@
 //! The GPU version: tiles of every image, merged in order, then a pass that writes the result
 //! (`kernel.cu` says what each pass reads); for small maps, a single pass.
 //!
-//! The first step of the moments can be fused into another kernel: one that writes [`Tiles`] (a
-//! convolution's epilogue) saves that pass.
+//! The convolution that wrote the map may have left its [`Tiles`] ([`left`]), which saves a pass.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+use super::left;
 use super::small::{self, Small};
+use crate::ops::column_sums::known;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch};
 use crate::ops::tape::take_reached;
 use crate::ops::{Activation, sums};
@@ -111,6 +112,23 @@ impl Tiles {
     }
 }
 
+/// Which gradients a backward pass finds: those of weight and bias alone; dx too; dx and its sums.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::ops) enum Wanted {
+    Parameters,
+    Input,
+    WithSums,
+}
+
+/// What a backward pass found.
+pub(in crate::ops) struct Gradients<T> {
+    dx: Option<Output<T>>,
+    /// dbias and dweight, [2,C].
+    parameters: Tensor,
+    /// dx, with what was added, summed over images and positions: [C].
+    sums: Option<Tensor>,
+}
+
 /// What normalizes a map besides its moments: weight and bias [C], and the activation.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Norm<'a> {
@@ -157,18 +175,24 @@ impl Norm<'_> {
         Ok(moments)
     }
 
-    /// y for `x`, with its own moments [3,B,G], which are returned too.
+    /// y for `x`, with its own moments [3,B,G], which are returned too; `tiles` are those of x, if
+    /// they are known.
     pub fn normalized<T: Element>(
         &self,
         gpu: &Gpu,
         x: View<T>,
+        tiles: Option<Tiles>,
         eps: f64,
     ) -> Result<(Output<T>, Tensor)> {
         self.sizes.check(x.len())?;
         if let Some(small) = self.small(&[x], small::FORWARD) {
             return small.forward(gpu, self, x, eps);
         }
-        let moments = Tiles::of(gpu, x, self.sizes)?.merge(gpu, self.sizes, eps)?;
+        let tiles = match tiles {
+            Some(tiles) => tiles,
+            None => Tiles::of(gpu, x, self.sizes)?,
+        };
+        let moments = tiles.merge(gpu, self.sizes, eps)?;
         Ok((self.forward(gpu, x, &moments)?, moments))
     }
 
@@ -200,16 +224,16 @@ impl Norm<'_> {
         Ok(y)
     }
 
-    /// dx if requested, and dbias and dweight [2,C], from `x` and `dy`.
+    /// The gradients, from `x` and `dy`, and from what has already reached x.
     pub fn backward<T: Element>(
         &self,
         gpu: &Gpu,
         x: View<T>,
         dy: View<T>,
         moments: &Tensor,
-        wants_dx: bool,
+        wanted: Wanted,
         added: Option<View<T>>,
-    ) -> Result<(Option<Output<T>>, Tensor)> {
+    ) -> Result<Gradients<T>> {
         self.sizes.check(x.len())?;
         assert_eq!(x.len(), dy.len());
         assert!(added.is_none_or(|added| added.len() == x.len()));
@@ -222,10 +246,16 @@ impl Norm<'_> {
         let mut maps = vec![x, dy];
         maps.extend(added);
         let (vector, moments) = (self.vector(&maps), self.view(moments)?);
-        if wants_dx && let Some(small) = self.small(&maps, small::BACKWARD) {
+        if wanted != Wanted::Parameters
+            && let Some(small) = self.small(&maps, small::BACKWARD)
+        {
             let (dx, of_images) = small.backward(gpu, self, moments, x, dy, added)?;
-            let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?;
-            return Ok((Some(dx), parameters.tensor((2, channels))));
+            let sums = sums::of_rows(gpu, &of_images, 3 * channels)?.tensor((3, channels));
+            return Ok(Gradients {
+                dx: Some(dx),
+                parameters: sums.narrow(0, 0, 2)?,
+                sums: Some(sums.get(2)?),
+            });
         }
         let (grid, rows) = self.sizes.grid(vector, BLOCKS_OF_SUMS);
         let count = grid.0;
@@ -246,39 +276,68 @@ impl Norm<'_> {
                 tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32, channels as i32,
                 groups as i32, count as i32)?
         };
-        let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?.tensor((2, channels));
-        if !wants_dx {
-            return Ok((None, parameters));
+        if wanted == Wanted::Parameters {
+            let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?;
+            return Ok(Gradients {
+                dx: None,
+                parameters: parameters.tensor((2, channels)),
+                sums: None,
+            });
         }
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
-        let (grid, rows) = self.sizes.grid(vector, BLOCKS);
+        let (grid, rows) = match wanted {
+            Wanted::WithSums => (grid, rows),
+            _ => self.sizes.grid(vector, BLOCKS),
+        };
+        let tiles_of_dx = images * grid.0 as usize;
+        let mut of_dx = match wanted {
+            Wanted::WithSums => Some(Output::<f32>::new(gpu.device(), tiles_of_dx * channels)?),
+            _ => None,
+        };
         let name = format!("{}_{vector}", self.name("gradient", T::NAME));
-        // SAFETY: as in forward.
+        // SAFETY: as in forward; a block writes the C sums of its tile, if there are any.
         unsafe {
             launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
-                x, dy, moments, self.weight, self.bias, means.view(), added, dx.view_mut(), positions as i32,
-                channels as i32, groups as i32, rows as i32, self.slope())?
+                x, dy, moments, self.weight, self.bias, means.view(), added, dx.view_mut(),
+                of_dx.as_mut().map(Output::view_mut), positions as i32, channels as i32, groups as i32,
+                rows as i32, self.slope())?
         };
-        Ok((Some(dx), parameters))
+        let (parameters, sums) = match &of_dx {
+            Some(of_dx) => {
+                let of_images = (&of_images, 2 * channels);
+                let (parameters, sums) = sums::of_rows_of_two(gpu, of_images, (of_dx, channels))?;
+                (parameters, Some(sums.tensor(channels)))
+            }
+            None => (sums::of_rows(gpu, &of_images, 2 * channels)?, None),
+        };
+        Ok(Gradients {
+            dx: Some(dx),
+            parameters: parameters.tensor((2, channels)),
+            sums,
+        })
     }
 }
 
-/// [`Tiles`] and their moments for a tensor of any dtype that has kernels.
+/// The moments of a tensor of any dtype that has kernels.
 pub(in crate::ops) fn moments(gpu: &Gpu, x: &Tensor, sizes: Sizes, eps: f64) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F32 => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?.merge(gpu, sizes, eps),
-        DType::BF16 => Tiles::of(gpu, View::<bf16>::of(x)?, sizes)?.merge(gpu, sizes, eps),
-        other => bail!("norm: {other:?} has no kernel"),
-    }
+    let tiles = match (left::take(x), x.dtype()) {
+        (Some(tiles), _) => tiles,
+        (None, DType::F32) => Tiles::of(gpu, View::<f32>::of(x)?, sizes)?,
+        (None, DType::BF16) => Tiles::of(gpu, View::<bf16>::of(x)?, sizes)?,
+        (None, other) => bail!("norm: {other:?} has no kernel"),
+    };
+    tiles.merge(gpu, sizes, eps)
 }
 
-/// Gradients of x, weight and bias, each if the graph tracks it.
+/// Gradients of x, weight and bias, each if the graph tracks it. With `sums`, those of dx are
+/// remembered for the operation that made x, if that has a bias.
 pub(in crate::ops) fn gradients(
     gpu: &Gpu,
     norm: &Norm,
     moments: &Tensor,
     [x, weight, bias]: [&Tensor; 3],
     dy: &Tensor,
+    sums: bool,
 ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
     fn of<T: Element>(
         gpu: &Gpu,
@@ -286,19 +345,29 @@ pub(in crate::ops) fn gradients(
         moments: &Tensor,
         x: &Tensor,
         dy: &Tensor,
+        wanted: Wanted,
     ) -> Result<(Option<Tensor>, Tensor)> {
         let (x_view, dy) = (View::<T>::of(x)?, View::<T>::of(dy)?);
         // A gradient that has already reached x is added in the same pass.
         let reached = x.track_op().then(take_reached).flatten();
         let reached = reached.map(|reached| reached.contiguous()).transpose()?;
         let added = reached.as_ref().map(View::<T>::of).transpose()?;
-        let (dx, parameters) = norm.backward(gpu, x_view, dy, moments, x.track_op(), added)?;
-        Ok((dx.map(|dx| dx.tensor(x.shape())), parameters))
+        let found = norm.backward(gpu, x_view, dy, moments, wanted, added)?;
+        let dx = found.dx.map(|dx| dx.tensor(x.shape()));
+        if let (Some(dx), Some(sums)) = (&dx, &found.sums) {
+            known::remember(dx, sums);
+        }
+        Ok((dx, found.parameters))
     }
+    let wanted = match x.track_op() {
+        true if sums && known::is_remembering() => Wanted::WithSums,
+        true => Wanted::Input,
+        false => Wanted::Parameters,
+    };
     let dy = dy.contiguous()?;
     let (dx, parameters) = match x.dtype() {
-        DType::F32 => of::<f32>(gpu, norm, moments, x, &dy)?,
-        DType::BF16 => of::<bf16>(gpu, norm, moments, x, &dy)?,
+        DType::F32 => of::<f32>(gpu, norm, moments, x, &dy, wanted)?,
+        DType::BF16 => of::<bf16>(gpu, norm, moments, x, &dy, wanted)?,
         other => bail!("norm: {other:?} has no kernel"),
     };
     let part = |of: &Tensor, i: usize| match of.track_op() {

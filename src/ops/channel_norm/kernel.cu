@@ -3,12 +3,14 @@
 //
 // Every image is cut into tiles of `rows` positions, which the shape alone fixes; all sums have a fixed order.
 //   forward   tile_moments   x → each tile's mean and Σ(x − mean)² of every channel     reads e (bytes of an element) each
+//                            (not where the convolution that wrote x left them: conv2d/results_sm90.cuh)
 //             merge_moments  tiles and a group's channels together (Chan et al. 1983)    nothing beside
 //             normalize      y                                                           reads e, writes e
 //   backward  tile_sums      each tile's Σ dz and Σ dz·x̂, dz = dy·act′(z)                reads 2e
 //             merge_sums     the same of an image, and the groups' means of weight times them
 //                            (ops/sums adds the images: dbias = Σ dz, dweight = Σ dz·x̂)
-//             gradient       dx = r·(weight·dz − a − x̂·b) (+ what reached x), a and b the group's means     reads 2e (3e), writes e
+//             gradient       dx = r·(weight·dz − a − x̂·b) (+ what reached x), a and b the group's means; and each tile's Σ dx of every channel,
+//                            which is the gradient of the bias of what made x                               reads 2e (3e), writes e
 // So 3e forward and 5e backward an element: bf16 6 and 10 bytes. Passes that come second go through the images backwards: they find the end of
 // what the first one read in the L2.
 // H200, 2026-11-30, bf16, 32 images, GroupNorm(32) and SiLU, forward and backward in µs: 256²×128 420 and 687 (3.83 and 3.91 TB/s; PyTorch's own
@@ -84,6 +86,31 @@ __device__ __forceinline__ void merge(float& mean, float& m2, float more_mean, f
     m2 += fmaf(delta * delta, weight, more_m2);
 }
 
+// A thread's values of its channels in a block's table of THREADS·V: neighbours in neighbouring banks.
+template <int V>
+__device__ __forceinline__ void put(const float (&own)[V], const Place& p, float* table) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) table[(p.lane * V + i) * p.vectors + p.vector] = own[i];
+}
+
+// f(channel, place) for each of the block's channels, divided among its threads; `place` is where the table has the first lane's value.
+template <int V, class F>
+__device__ __forceinline__ void each_channel(const Place& p, int channels, F f) {
+    const int first = blockIdx.z * p.vectors * V;
+    for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
+        const int channel = first + (j % p.vectors) * V + j / p.vectors;
+        if (channel < channels) f(channel, j);
+    }
+}
+
+// Σ over the lanes, in order.
+template <int V>
+__device__ __forceinline__ float over_lanes(const float* table, const Place& p, int place) {
+    float sum = 0.f;
+    for (int lane = 0; lane < p.lanes; ++lane) sum += table[lane * p.vectors * V + place];
+    return sum;
+}
+
 // tiles [B, tiles, 2, C]: mean, M2. Each thread: batches of DEEP rows exactly (two passes in registers), merged one after the other; then the
 // block's lanes in order, exactly.
 template <class T, int V>
@@ -127,32 +154,25 @@ __device__ __forceinline__ void tile_moments(const T* x, float* tiles, int posit
             for (int i = 0; i < V; ++i) merge(mean[i], m2[i], in.x[i], 0.f, share, weight);
             ++count;
         }
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            const int at = (p.lane * V + i) * p.vectors + p.vector; // neighbours in neighbouring banks
-            means[at] = mean[i];
-            squares[at] = m2[i];
-        }
+        put(mean, p, means);
+        put(m2, p, squares);
     }
     __syncthreads();
-    const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V), total = tile.to - tile.from;
+    const int total = tile.to - tile.from;
     const int each = total / p.lanes, rest = total - each * p.lanes;
     const auto rows_of = [&](int lane) { return static_cast<float>(each + (lane < rest)); };
     float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels;
-    for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
-        const int c = (j % p.vectors) * V + j / p.vectors;
-        if (c >= taken) continue;
+    each_channel<V>(p, channels, [&](int channel, int place) {
         float sum = 0.f, m2 = 0.f;
-        for (int lane = 0; lane < p.lanes; ++lane) sum = fmaf(means[lane * p.vectors * V + j], rows_of(lane), sum);
+        for (int lane = 0; lane < p.lanes; ++lane) sum = fmaf(means[lane * p.vectors * V + place], rows_of(lane), sum);
         const float centre = sum / total;
         for (int lane = 0; lane < p.lanes; ++lane) {
-            const float d = means[lane * p.vectors * V + j] - centre;
-            m2 += fmaf(d * d, rows_of(lane), squares[lane * p.vectors * V + j]);
+            const float d = means[lane * p.vectors * V + place] - centre;
+            m2 += fmaf(d * d, rows_of(lane), squares[lane * p.vectors * V + place]);
         }
-        const int channel = blockIdx.z * p.vectors * V + c;
         out[channel] = centre;
         out[channels + channel] = m2;
-    }
+    });
 }
 
 template <class T, int V, int A>
@@ -202,56 +222,60 @@ __device__ __forceinline__ void tile_sums(const T* x, const T* dy, const float* 
                 sum_normal[i] = fmaf(dz, normal, sum_normal[i]);
             }
         });
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            const int at = (p.lane * V + i) * p.vectors + p.vector;
-            plain[at] = sum[i];
-            scaled[at] = sum_normal[i];
-        }
+        put(sum, p, plain);
+        put(sum_normal, p, scaled);
     }
     __syncthreads();
-    const int taken = min(channels - static_cast<int>(blockIdx.z) * p.vectors * V, p.vectors * V);
-    float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels + blockIdx.z * p.vectors * V;
-    for (int j = threadIdx.x; j < p.vectors * V; j += THREADS) {
-        const int c = (j % p.vectors) * V + j / p.vectors;
-        if (c >= taken) continue;
-        float sum = 0.f, sum_normal = 0.f;
-        for (int lane = 0; lane < p.lanes; ++lane) {
-            sum += plain[lane * p.vectors * V + j];
-            sum_normal += scaled[lane * p.vectors * V + j];
-        }
-        out[c] = sum;
-        out[channels + c] = sum_normal;
-    }
+    float* out = tiles + (static_cast<long long>(tile.image) * gridDim.x + blockIdx.x) * 2 * channels;
+    each_channel<V>(p, channels, [&](int channel, int place) {
+        out[channel] = over_lanes<V>(plain, p, place);
+        out[channels + channel] = over_lanes<V>(scaled, p, place);
+    });
 }
 
+// sums [blocks, C], where they are wanted: each block's Σ dx as it is written.
 template <class T, int V, int A>
 __device__ __forceinline__ void gradient(const T* x, const T* dy, const float* moments, const float* weight, const float* bias, const float* means_of,
-                                         const T* added, T* dx, int positions, int channels, int groups, int rows, float slope) {
+                                         const T* added, T* dx, float* sums, int positions, int channels, int groups, int rows, float slope) {
+    __shared__ float written[THREADS * V];
     const Place p = place_of<THREADS, V>(channels);
-    if (!p.works) return;
     const Tile tile = tile_backwards(positions, rows);
     const long long image = static_cast<long long>(tile.image) * positions * channels + p.channel;
     const int width = channels / groups;
     const float *means = moments + tile.image * groups, *rs = means + 2 * gridDim.y * groups, *a_of = means_of + tile.image * groups,
                 *b_of = a_of + gridDim.y * groups;
-    float mean[V], r[V], along[V], across[V];
-    const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
-    each_group<V>(p.channel, width, [&](int i, int g) { mean[i] = means[g], r[i] = rs[g], across[i] = a_of[g], along[i] = b_of[g]; });
-    each_row<BOTH, V>(x, dy, added, image, p, tile, channels, [&](long long at, Channels<V> in, const Channels<V>& grad, const Raw<V, T>& more) {
+    if (p.works) {
+        float mean[V], r[V], along[V], across[V], sum[V];
+        const Channels<V> w = load_channels<V>(weight + p.channel), b = load_channels<V>(bias + p.channel);
+        each_group<V>(p.channel, width, [&](int i, int g) {
+            mean[i] = means[g], r[i] = rs[g], across[i] = a_of[g], along[i] = b_of[g];
+            sum[i] = 0.f;
+        });
+        each_row<BOTH, V>(x, dy, added, image, p, tile, channels,
+                          [&](long long at, Channels<V> in, const Channels<V>& grad, const Raw<V, T>& more) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
-            const float normal = (in.x[i] - mean[i]) * r[i];
-            const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
-            in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
-        }
-        if (added) {
-            const Channels<V> sum = channels_of<V, T>(more);
+            for (int i = 0; i < V; ++i) {
+                const float normal = (in.x[i] - mean[i]) * r[i];
+                const float dz = grad.x[i] * activation_slope<A>(fmaf(normal, w.x[i], b.x[i]), slope);
+                in.x[i] = r[i] * fmaf(normal, -along[i], fmaf(dz, w.x[i], -across[i]));
+            }
+            if (added) {
+                const Channels<V> before = channels_of<V, T>(more);
 #pragma unroll
-            for (int i = 0; i < V; ++i) in.x[i] += sum.x[i];
-        }
-        store_channels<V>(dx + at, in);
-    });
+                for (int i = 0; i < V; ++i) in.x[i] += before.x[i];
+            }
+            const Raw<V, T> out = raw_of<V, T>(in);
+            store_raw<V>(dx + at, out);
+            const Channels<V> rounded = channels_of<V, T>(out);
+#pragma unroll
+            for (int i = 0; i < V; ++i) sum[i] += rounded.x[i];
+        });
+        if (sums) put(sum, p, written);
+    }
+    if (!sums) return;
+    __syncthreads();
+    float* out = sums + (static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x) * channels;
+    each_channel<V>(p, channels, [&](int channel, int place) { out[channel] = over_lanes<V>(written, p, place); });
 }
 
 // Σ in double over the block's threads, in a fixed order, at all of them.
@@ -278,20 +302,19 @@ extern "C" __global__ void __launch_bounds__(128)
     const int group = blockIdx.x, image = blockIdx.y, width = channels / groups;
     const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + group * width;
     const double values = static_cast<double>(positions) * width;
-    double sum = 0.;
-    for (int i = threadIdx.x; i < count * width; i += 128) {
-        const int tile = i / width, c = i - tile * width;
-        sum += static_cast<double>(from[static_cast<long long>(tile) * 2 * channels + c]) * min(rows, positions - tile * rows);
-    }
-    const double mean = block_total<128>(sum, warps) / values;
-    double m2 = 0.;
+    // Sums of squares about 0 lose no digit that f32 has: they are in double.
+    double sum = 0., squares = 0.;
+#pragma unroll 4
     for (int i = threadIdx.x; i < count * width; i += 128) {
         const int tile = i / width, c = i - tile * width;
         const float* at = from + static_cast<long long>(tile) * 2 * channels + c;
-        const double d = at[0] - mean;
-        m2 += at[channels] + d * d * min(rows, positions - tile * rows);
+        const double mean = at[0], weighted = mean * min(rows, positions - tile * rows);
+        sum += weighted;
+        squares += fma(weighted, mean, static_cast<double>(at[channels]));
     }
-    const float variance = static_cast<float>(block_total<128>(m2, warps) / values);
+    const double mean = block_total<128>(sum, warps) / values;
+    const double m2 = block_total<128>(squares, warps) - values * mean * mean;
+    const float variance = static_cast<float>(fmax(m2, 0.) / values);
     if (threadIdx.x == 0) {
         const int at = image * groups + group, all = gridDim.y * groups;
         moments[at] = static_cast<float>(mean);
@@ -354,9 +377,9 @@ extern "C" __global__ void __launch_bounds__(128) merge_sums(const float* tiles,
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
         gradient_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                          \
                         const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ means,             \
-                        const T* __restrict__ added, T* __restrict__ dx, int positions, int channels, int groups, int rows,            \
-                        float slope) {                                                                                                 \
-        gradient<T, V, A>(x, dy, moments, weight, bias, means, added, dx, positions, channels, groups, rows, slope);                   \
+                        const T* __restrict__ added, T* __restrict__ dx, float* __restrict__ sums, int positions, int channels,        \
+                        int groups, int rows, float slope) {                                                                           \
+        gradient<T, V, A>(x, dy, moments, weight, bias, means, added, dx, sums, positions, channels, groups, rows, slope);             \
     }
 #define RDPM_ALL(NAME, T, V)            \
     RDPM_MOMENTS(NAME, T, V)            \

@@ -135,7 +135,7 @@ __device__ __forceinline__ void forward(const T* x, const float* weight, const f
     });
 }
 
-// dx (+ what reached x, where there is any), and sums [B, 2, C] of dz and dz·x̂ over an image.
+// dx (+ what reached x, where there is any), and sums [B, 3, C] over an image: of dz, of dz·x̂, and of dx as it is written.
 template <class T, int A>
 __device__ __forceinline__ void backward(const T* x, const T* dy, const float* moments, const float* weight, const float* bias, float* sums,
                                          const T* added, T* dx, int positions, int channels, int groups, int size, float slope) {
@@ -164,7 +164,7 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const float* m
         }
     });
     const int c = threadIdx.x;
-    float* out = sums + static_cast<long long>(s.image) * 2 * channels + s.first + c;
+    float* out = sums + static_cast<long long>(s.image) * 3 * channels + s.first + c;
     add_up(sum, s, shared);
     if (c < s.size) out[0] = shared.totals[c], plain[c] = shared.totals[c];
     add_up(sum_normal, s, shared);
@@ -179,6 +179,8 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const float* m
     }
     __syncthreads();
 
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] = 0.f;
     each_row<T>(s, positions, [&](int k) {
         Channels<V> in = channels_of<V, T>(raw[k]);
         const Channels<V> d = channels_of<V, T>(grad[k]);
@@ -191,8 +193,14 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const float* m
 #pragma unroll
             for (int i = 0; i < V; ++i) in.x[i] += more.x[i];
         }
-        store_channels<V>(dx + image + static_cast<long long>(s.lane + k * s.lanes) * channels, in);
+        const Raw<V, T> written = raw_of<V, T>(in);
+        store_raw<V>(dx + image + static_cast<long long>(s.lane + k * s.lanes) * channels, written);
+        const Channels<V> rounded = channels_of<V, T>(written);
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum[i] += rounded.x[i];
     });
+    add_up(sum, s, shared);
+    if (c < s.size) out[2 * channels] = shared.totals[c];
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
 #[cfg(feature = "cuda")]
+pub(super) mod left;
+#[cfg(feature = "cuda")]
 mod small;
 
 use super::activation::fused::{Activation, Identity, LeakyRelu, Pointwise, Silu};

@@ -77,7 +77,7 @@ impl Small {
         Ok((y, moments.tensor((3, images, groups))))
     }
 
-    /// dx, with `added` added, and Σ dz and Σ dz·x̂ of every image and channel, [B,2,C].
+    /// dx, with `added` added; and Σ dz, Σ dz·x̂ and Σ dx of every image and channel, [B,3,C].
     pub fn backward<T: Element>(
         &self,
         gpu: &Gpu,
@@ -94,7 +94,7 @@ impl Small {
             groups,
         } = norm.sizes;
         let mut dx = Output::<T>::new(gpu.device(), x.len())?;
-        let mut sums = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
+        let mut sums = Output::<f32>::new(gpu.device(), images * 3 * channels)?;
         let name = norm.name("small_backward", T::NAME);
         let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
         // SAFETY: as in forward; a block writes the sums of its channels.

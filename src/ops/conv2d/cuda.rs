@@ -9,9 +9,11 @@ use half::bf16;
 
 use super::general;
 use super::hopper::{self, Finish};
+use super::hopper_weights::{self, Form};
 use super::op::Conv2d;
 use super::thin::{Gradients, Thin};
 use super::weight_hopper;
+use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 use crate::ops::tape::{input_has_passed_slope, slope_of_input};
@@ -26,6 +28,7 @@ pub(super) fn forward(
 ) -> Result<(CudaStorage, Shape)> {
     let (maps, ..) = x.1.shape().dims4()?;
     let gpu = Gpu::of(x.0.device())?;
+    left::leave(None);
     let weight = View::<f32>::stored(weight.0, weight.1)?;
     let bias = bias.map(|(b, layout)| View::<f32>::stored(b, layout));
     let bias = bias.transpose()?;
@@ -76,13 +79,14 @@ fn forward_bf16(
         }
         return Ok(y);
     }
-    if gpu.is_hopper() {
-        let packed = general::pack_by_output(gpu, op, weight)?;
+    if hopper_weights::serves(gpu, op.channels) {
+        let packed = hopper_weights::copy(gpu, op, weight, Form::Packed)?;
         let finish = Finish {
             bias,
+            tiles: true,
             ..Finish::default()
         };
-        if hopper::forward(gpu, op, maps, x, packed.view(), finish, y.view_mut())? {
+        if hopper::forward(gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())? {
             return Ok(y);
         }
     }
@@ -107,18 +111,10 @@ pub(super) fn backward(
         false => None,
     };
     let db = match bias.filter(|bias| bias.track_op()) {
-        Some(bias) => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
+        Some(_) => Some(column_sums(&gpu, grad)?),
         None => None,
     };
     Ok([dx, dw, db])
-}
-
-pub(super) fn bias_gradient(gpu: &Gpu, grad: &Tensor) -> Result<Output<f32>> {
-    let width = grad.dim(3)?;
-    match grad.dtype() {
-        DType::F32 => column_sums(gpu, View::<f32>::of(grad)?, width),
-        _ => column_sums(gpu, View::<bf16>::of(grad)?, width),
-    }
 }
 
 fn input_gradient(
@@ -161,15 +157,16 @@ fn input_gradient_bf16(
         }
         return Ok(dx);
     }
-    if gpu.is_hopper() {
-        let packed = general::pack_by_output(gpu, op, weight)?;
+    if hopper_weights::serves(gpu, op.channels) {
+        let packed = hopper_weights::copy(gpu, op, weight, Form::Packed)?;
+        let packed = View::of(&packed)?;
         // The gradient passes the ReLU that made x on its way out.
         let slope = slope_of_input();
         let finish = Finish {
             gate: slope.map(|slope| (x, slope)),
             ..Finish::default()
         };
-        if hopper::input_gradient(gpu, op, maps, grad, packed.view(), finish, dx.view_mut())? {
+        if hopper::input_gradient(gpu, op, maps, grad, packed, finish, dx.view_mut())? {
             if slope.is_some() {
                 input_has_passed_slope();
             }

@@ -21,6 +21,8 @@ pub struct FrozenConv2d {
     padding: Padding,
     /// The weight in the CPU version's layout.
     panels: Option<Panels>,
+    #[cfg(feature = "cuda")]
+    f16: super::frozen_f16::Packed,
 }
 
 impl FrozenConv2d {
@@ -40,27 +42,39 @@ impl FrozenConv2d {
             stride,
             padding,
             panels,
+            #[cfg(feature = "cuda")]
+            f16: Default::default(),
         })
     }
 
-    /// max(0, conv(x) + bias).
+    /// max(0, conv(x) + bias), in x's dtype: f32, or on a Hopper GPU f16.
     pub fn relu(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() && x.dtype() == candle_core::DType::F16 {
+            let op = self.op(x)?;
+            let x = x.contiguous()?;
+            return self.f16.relu(&op, &x, &self.weight, &self.bias);
+        }
         let fast = slices::are_f32_on_cpu(&[x, &self.bias]);
         let Some(panels) = self.panels.as_ref().filter(|_| fast) else {
             let y = conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
             return activation::relu(&y);
         };
-        let (o, i, kh, kw) = self.weight.dims4()?;
-        let window = window("conv2d", x, Some(i), (kh, kw), self.stride, self.padding)?;
-        let op = Conv2d {
-            window,
-            channels: (i, o),
-            packed: None,
-        };
+        let op = self.op(x)?;
         let y = slices::read([x, &self.bias], |[x, bias]| {
             op.forward_relu(x, panels, bias)
         })?;
-        let (height, width) = window.output;
-        Tensor::from_vec(y, (x.dim(0)?, height, width, o), x.device())
+        let (height, width) = op.window.output;
+        Tensor::from_vec(y, (x.dim(0)?, height, width, op.channels.1), x.device())
+    }
+
+    fn op(&self, x: &Tensor) -> Result<Conv2d> {
+        let (o, i, kh, kw) = self.weight.dims4()?;
+        let window = window("conv2d", x, Some(i), (kh, kw), self.stride, self.padding)?;
+        Ok(Conv2d {
+            window,
+            channels: (i, o),
+            packed: None,
+        })
     }
 }

@@ -4,16 +4,19 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::cuda::{self, Input, bias_gradient, hopper_serves};
+use super::cuda::{Input, hopper_serves};
 use super::hopper::{self, Finish};
-use super::hopper_upsampled;
+use super::hopper_upsampled::{self, FOLDED};
+use super::hopper_weights::{self, Form};
 use super::op::{Conv2d, Fused, With};
 use super::thin::Thin;
-use super::{Padding, general};
+use super::{Padding, weight_hopper};
 use crate::ops::activation::cuda::{Function, backward as activation_gradient};
+use crate::ops::channel_norm::left;
+use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
 use crate::ops::tape::has_passed_slope;
-use crate::ops::upsample;
+use crate::ops::window::Window;
 
 /// Whether a kernel takes this convolution with what is fused into it.
 pub(super) fn serves(op: &Conv2d, x: &Tensor, with: &With) -> Result<bool> {
@@ -52,6 +55,7 @@ pub(super) fn forward(
 ) -> Result<(CudaStorage, Shape)> {
     let (op, (maps, ..)) = (&fused.op, x.1.shape().dims4()?);
     let gpu = Gpu::of(x.0.device())?;
+    left::leave(None);
     let (height, width) = op.window.output;
     let shape = Shape::from((maps, height, width, op.channels.1));
     let (x, weight) = (View::stored(x.0, x.1)?, View::stored(weight.0, weight.1)?);
@@ -59,6 +63,7 @@ pub(super) fn forward(
     let mut y = Output::<bf16>::new(gpu.device(), shape.elem_count())?;
     let finish = Finish {
         bias,
+        tiles: !matches!(fused.with, With::Slope(_)), // no norm follows an activation
         ..Finish::default()
     };
     let done = match &fused.with {
@@ -68,8 +73,8 @@ pub(super) fn forward(
                 residual: Some(View::of(residual)?),
                 ..finish
             };
-            let packed = general::pack_by_output(&gpu, op, weight)?;
-            hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+            let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+            hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
         }
         With::Slope(slope) => {
             op.count(maps);
@@ -81,15 +86,15 @@ pub(super) fn forward(
                     slope: Some(*slope),
                     ..finish
                 };
-                let packed = general::pack_by_output(&gpu, op, weight)?;
-                hopper::forward(&gpu, op, maps, x, packed.view(), finish, y.view_mut())?
+                let packed = hopper_weights::copy(&gpu, op, weight, Form::Packed)?;
+                hopper::forward(&gpu, op, maps, x, View::of(&packed)?, finish, y.view_mut())?
             }
         }
         With::Upsampling => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, weight)?;
+            let folded = hopper_weights::copy(&gpu, op, weight, Form::Folded)?;
             let size = (maps, height / 2, width / 2);
-            let folded = folded.view();
+            let folded = View::of(&folded)?;
             hopper_upsampled::upsampled(&gpu, size, op.channels, x, folded, finish, y.view_mut())?
         }
     };
@@ -97,13 +102,6 @@ pub(super) fn forward(
         bail!("conv2d: no kernel takes {op:?}");
     }
     Ok((y.storage(), shape))
-}
-
-/// The weight of a convolution behind an upsampling, folded.
-fn folded(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
-    let mut folded = Output::<bf16>::new(gpu.device(), hopper_upsampled::folded_len(op.channels))?;
-    hopper_upsampled::fold(gpu, op.channels, weight, folded.view_mut())?;
-    Ok(folded)
 }
 
 /// Gradients of x, the weight and the bias, each where the graph tracks it.
@@ -143,10 +141,10 @@ fn upsampled_gradients(
     let dx = match x.track_op() {
         true => {
             op.count_folded(maps);
-            let folded = folded(&gpu, op, View::of(weight)?)?;
+            let folded = hopper_weights::copy(&gpu, op, View::of(weight)?, Form::Folded)?;
             let mut dx = Output::<bf16>::new(gpu.device(), x.elem_count())?;
             let size = (maps, height, width);
-            let (grad, folded) = (View::of(grad)?, folded.view());
+            let (grad, folded) = (View::of(grad)?, View::of(&folded)?);
             let to = dx.view_mut();
             if !hopper_upsampled::upsampled_gradient(
                 &gpu,
@@ -165,16 +163,32 @@ fn upsampled_gradients(
     };
     let dw = match weight.track_op() {
         true => {
-            op.count(maps);
-            // The doubled map again: keeping it would cost more than making it.
-            let doubled = upsample::upsample_nearest2x(&x.detach())?;
-            Some(cuda::weight_grad(op, &doubled, grad)?)
+            op.count_folded(maps);
+            Some(upsampled_weight_gradient(&gpu, op, x, grad)?)
         }
         false => None,
     };
     let db = match bias.track_op() {
-        true => Some(bias_gradient(&gpu, grad)?.tensor(bias.shape())),
+        true => Some(column_sums(&gpu, grad)?),
         false => None,
     };
     Ok([dx, dw, db])
+}
+
+/// dL/dw [O,I,3,3] behind an upsampling, over the small map: the folded weight's gradient is that of a 4×4 convolution of stride 2 from `grad` to
+/// x, whose taps then are summed back into those of the weight. 4/9 of the FLOP, and no map is doubled.
+fn upsampled_weight_gradient(gpu: &Gpu, op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (maps, (i, o)) = (x.dim(0)?, op.channels);
+    let padding = Padding::same(1);
+    let back = Conv2d {
+        window: Window::new("conv2d", op.window.output, (4, 4), 2, padding)?,
+        channels: (o, i),
+        packed: None,
+    };
+    let mut folded = Output::<f32>::new(gpu.device(), i * o * FOLDED)?;
+    let (x, grad, to) = (View::of(x)?, View::of(grad)?, folded.view_mut());
+    weight_hopper::weight_gradient(gpu, &back, maps, grad, x, to, false)?;
+    let mut dw = Output::<f32>::new(gpu.device(), i * o * 9)?;
+    hopper_weights::unfold_gradient(gpu, op.channels, folded.view(), dw.view_mut())?;
+    Ok(dw.tensor((o, i, 3, 3)))
 }

@@ -3,7 +3,6 @@
 //! The steps are the CPU's (cpu.rs); sizes that matrix products do not take are filled up to multiples of 8 with zeros.
 
 use candle_core::Result;
-use half::bf16;
 
 use super::op::{Conv2d, Reach};
 use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut, grid_of, launch};
@@ -104,6 +103,21 @@ impl Windows {
     }
 }
 
+/// The windows of `maps` maps as rows: a window's terms, filled up to a multiple of 8 with zeros.
+pub(super) fn gathered<T: Element>(
+    gpu: &Gpu,
+    op: &Conv2d,
+    maps: usize,
+    x: View<T>,
+) -> Result<Output<T>> {
+    let windows = Windows::of_input(op, maps);
+    assert_eq!(
+        x.len(),
+        maps * op.window.input.0 * op.window.input.1 * op.channels.0
+    );
+    windows.gather(gpu, x, (0, windows.count()))
+}
+
 /// The taps of packed weights along one axis: from `from` on, by `step`, `count` of them.
 #[derive(Clone, Copy)]
 struct Taps {
@@ -150,13 +164,6 @@ fn pack<T: Element>(
             across.from, across.step, across.count, int(rows), int(depth), i32::from(by_input))?;
     }
     Ok(packed)
-}
-
-/// Weights f32 [O,I,kh,kw] as bf16 [O,kh,kw,I].
-pub(super) fn pack_by_output(gpu: &Gpu, op: &Conv2d, weight: View<f32>) -> Result<Output<bf16>> {
-    let taps = [op.window.kernel.0, op.window.kernel.1].map(Taps::all);
-    let sizes = (op.channels.1, op.taps() * op.channels.0);
-    pack(gpu, op, weight, taps, sizes, false)
 }
 
 /// Where results go: `channels` of every row, to every `stride`-th position from `phase` on of maps of `size`, plus a bias.

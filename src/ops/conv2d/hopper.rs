@@ -4,15 +4,17 @@
 //! do not serve: other cards, other channels, strides beyond 2, windows that reach further than a tensor map does.
 
 use candle_core::Result;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::hopper_cut::{CUTS, Cut, PAIR};
 use super::op::{Conv2d, Reach};
-use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut};
+use crate::ops::channel_norm::cuda::Tiles;
+use crate::ops::channel_norm::left;
+use crate::ops::cuda::{Element, Gpu, Output, TensorMap, View, ViewMut};
 use crate::ops::product::cuda::STAGE;
 
 /// Fewest channels that the kernels are for.
-const NARROWEST: usize = 32;
+pub(super) const NARROWEST: usize = 32;
 /// Offsets from a map's corners that a tensor map takes.
 const CORNER: std::ops::RangeInclusive<i32> = -128..=127;
 /// Positions whose sums lie together.
@@ -63,20 +65,39 @@ struct Convolution {
 
 const _: () = assert!(size_of::<Phase>() == 448 && size_of::<Convolution>() == 2240);
 
-/// What a result passes through before it is rounded, and the sums of it that are kept.
+/// What maps and weights are of: two bytes. For f16 there are the kernels of a convolution forward,
+/// with a bias, a ReLU and a map that is added.
+pub(super) trait Half: Element + Default {
+    fn file(cut: &Cut) -> &'static str;
+}
+
+impl Half for bf16 {
+    fn file(cut: &Cut) -> &'static str {
+        cut.file
+    }
+}
+
+impl Half for f16 {
+    fn file(cut: &Cut) -> &'static str {
+        cut.file_f16
+    }
+}
+
+/// What a result passes through before it is rounded, and what is kept of it.
 #[derive(Default)]
-pub(super) struct Finish<'a> {
+pub(super) struct Finish<'a, T = bf16> {
     /// f32 [O].
     pub bias: Option<View<'a, f32>>,
     /// As y.
-    pub residual: Option<View<'a, bf16>>,
+    pub residual: Option<View<'a, T>>,
     /// Of a leaky ReLU after both, 0 for a ReLU.
     pub slope: Option<f32>,
     /// For a gradient, the map as y that a leaky ReLU of this slope made: y is multiplied by the slope where the map is not positive. In place of
     /// residual and slope.
-    pub gate: Option<(View<'a, bf16>, f32)>,
-    /// f32 [B, n, 2, O]: mean, and sum of squares around it, of the rounded values of every 64 positions of an image, all of them in a fixed order.
-    pub sums: Option<ViewMut<'a, f32>>,
+    pub gate: Option<(View<'a, T>, f32)>,
+    /// Whether to leave a norm's tiles of the result: of every 64 positions of an image, in a fixed order. Only if the kernel that is fastest
+    /// without them can.
+    pub tiles: bool,
 }
 
 /// A map [B,H,W,C] in bf16.
@@ -160,7 +181,7 @@ impl Work {
     }
 
     /// The cut that is expected to be fastest of those that serve, and how its results reach y.
-    fn choose(&self, gpu: &Gpu, sums: bool) -> Option<(&'static Cut, To)> {
+    fn choose(&self, gpu: &Gpu) -> Option<(&'static Cut, To)> {
         let served = |channels: usize| channels >= NARROWEST && channels.is_multiple_of(8);
         let input = self.maps * self.input.0 * self.input.1;
         // A cut by lines counts up to six more places a line.
@@ -170,7 +191,7 @@ impl Work {
         }
         let serving = CUTS
             .iter()
-            .filter_map(|cut| Some((cut, self.reaching(cut, sums)?)));
+            .filter_map(|cut| Some((cut, self.reaching(cut)?)));
         let time = |cut: &Cut| -> f64 {
             // Channels in whole blocks of 64, or 64s and a half.
             let block = if cut.half { STAGE / 2 } else { STAGE };
@@ -191,16 +212,14 @@ impl Work {
     }
 
     /// How a cut's results reach y, if it serves.
-    fn reaching(&self, cut: &Cut, sums: bool) -> Option<To> {
+    fn reaching(&self, cut: &Cut) -> Option<To> {
         let within = |w: &Windows| {
             let low = w.low.map(|x| x as i32);
             let mut corners = low.into_iter().chain(w.high(self.input, cut));
             corners.all(|x| CORNER.contains(&x))
         };
-        let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
-        let serves = |w: &Windows| within(w) && (!sums || summed(w) && !cut.pads(w.output.1));
         let halves = (1..=STAGE / 2).contains(&(self.channels % STAGE));
-        if !self.windows.iter().all(serves) || (cut.half && !halves) {
+        if !self.windows.iter().all(within) || (cut.half && !halves) {
             return None;
         }
         let first = &self.windows[0];
@@ -210,26 +229,43 @@ impl Work {
         let has = &cut.kernels;
         let lines = |w: &Windows| cut.lines(w.output).is_some();
         if has.rows && !self.scattered() && !cut.pads(first.output.1) {
-            (!sums || has.sums[0]).then_some(To::Rows)
+            Some(To::Rows)
         } else if has.lines && self.scattered() && self.windows.iter().all(lines) {
-            (!sums || has.sums[1]).then_some(To::Lines)
+            Some(To::Lines)
         } else {
-            (has.places && !sums).then_some(To::Places)
+            has.places.then_some(To::Places)
         }
     }
 
-    pub fn run(
+    /// Whether a cut whose results reach y so can leave tiles of it.
+    fn leaves_tiles(&self, cut: &Cut, to: To) -> bool {
+        let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
+        let has = match to {
+            To::Rows => cut.kernels.sums[0],
+            To::Lines => cut.kernels.sums[1],
+            To::Places => false,
+        };
+        has && !self.transposed && self.windows.iter().all(summed)
+    }
+
+    pub fn run<T: Half>(
         &self,
         gpu: &Gpu,
-        x: View<bf16>,
-        weight: View<bf16>,
-        finish: Finish,
-        y: ViewMut<bf16>,
+        x: View<T>,
+        weight: View<T>,
+        finish: Finish<T>,
+        y: ViewMut<T>,
     ) -> Result<bool> {
         let (columns, channels, positions) = (self.columns, self.channels, self.positions());
-        let sums = finish.sums.as_ref();
-        let Some((cut, to)) = self.choose(gpu, sums.is_some()) else {
+        let Some((cut, to)) = self.choose(gpu) else {
             return Ok(false);
+        };
+        let mut sums = match finish.tiles && self.leaves_tiles(cut, to) {
+            true => Some(Output::<f32>::new(
+                gpu.device(),
+                positions / SUMMED * 2 * columns,
+            )?),
+            false => None,
         };
         assert_eq!(x.len(), self.maps * self.input.0 * self.input.1 * channels);
         assert_eq!(weight.len(), columns * self.taps * channels);
@@ -238,7 +274,6 @@ impl Work {
         let beside = finish.residual.or(finish.gate.map(|(map, _)| map));
         assert!(beside.is_none_or(|beside| beside.len() == y.len()));
         assert!(finish.bias.is_none_or(|b| b.len() == columns));
-        assert!(sums.is_none_or(|s| s.len() == positions / SUMMED * 2 * columns));
 
         let x = Map {
             address: x.address(),
@@ -294,7 +329,7 @@ impl Work {
             bias: finish.bias.map_or(0, |bias| bias.address()),
             to: y.address(),
             add: beside.map_or(0, |beside| beside.address()),
-            sums: sums.map_or(0, |sums| sums.address()),
+            sums: sums.as_mut().map_or(0, |sums| sums.view_mut().address()),
         };
         let parts = [
             (self.transposed, "_transposed"),
@@ -305,7 +340,7 @@ impl Work {
         let parts = parts.iter().filter(|(has, _)| *has).map(|(_, part)| *part);
         let name: String = ["conv2d_", cut.name].into_iter().chain(parts).collect();
         let shared = cut.shared(self.transposed, sums.is_some());
-        let kernel = gpu.kernel(cut.file, &name, shared)?;
+        let kernel = gpu.kernel(T::file(cut), &name, shared)?;
         let mut launch = gpu.launch(&kernel);
         launch.early();
         launch.structure(&convolution);
@@ -316,6 +351,12 @@ impl Work {
         let blocks = (tiles.min(most) * cut.cluster()) as u32;
         // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with the sizes.
         unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
+        if let Some(values) = sums {
+            left::leave(Some(Tiles {
+                values,
+                rows: SUMMED,
+            }));
+        }
         Ok(true)
     }
 
@@ -385,14 +426,14 @@ fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
 }
 
 /// y [B,H',W',O] of `maps` maps x [B,H,W,I] and the packed weight [O,kh,kw,I].
-pub(super) fn forward(
+pub(super) fn forward<T: Half>(
     gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
-    x: View<bf16>,
-    weight: View<bf16>,
-    finish: Finish,
-    y: ViewMut<bf16>,
+    x: View<T>,
+    weight: View<T>,
+    finish: Finish<T>,
+    y: ViewMut<T>,
 ) -> Result<bool> {
     match of_forward(op, maps) {
         Some(work) => work.run(gpu, x, weight, finish, y),

@@ -10,8 +10,9 @@ pub(super) const PAIR: usize = 2;
 /// How a kernel cuts its work (`Cut` and `Swapped` in windows_sm90.cuh), and what it serves.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
-    /// The kernels' file, and how their names begin.
+    /// The kernels' file, that of those for f16, and how their names begin.
     pub file: &'static str,
+    pub file_f16: &'static str,
     pub name: &'static str,
     /// Positions and columns of a tile.
     pub rows: usize,
@@ -166,6 +167,7 @@ const fn cut(
 ) -> Cut {
     Cut {
         file: "conv2d_sm90",
+        file_f16: "conv2d_f16_sm90",
         name,
         rows,
         columns,
@@ -185,6 +187,7 @@ const fn cut(
 const fn narrow(cut: Cut) -> Cut {
     Cut {
         file: "conv2d_narrow_sm90",
+        file_f16: "conv2d_f16_narrow_sm90",
         ..cut
     }
 }
@@ -208,6 +211,7 @@ const fn swapped(cut: Cut) -> Cut {
 const fn split(name: &'static str, split: usize, start: f64) -> Cut {
     Cut {
         file: "conv2d_split_sm90",
+        file_f16: "conv2d_f16_split_sm90",
         split,
         start,
         ..cut(name, (128, 64), 8, 64, PLACES, 300.)

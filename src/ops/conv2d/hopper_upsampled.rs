@@ -5,32 +5,10 @@ use candle_core::Result;
 use half::bf16;
 
 use super::hopper::{Finish, Windows, Work};
-use crate::ops::cuda::{Gpu, View, ViewMut, grid_of, launch};
+use crate::ops::cuda::{Gpu, View, ViewMut};
 
 /// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
-const FOLDED: usize = 16;
-
-/// Elements of a weight [O,I,3,3] folded for [`upsampled`].
-pub(super) fn folded_len((i, o): (usize, usize)) -> usize {
-    FOLDED * i * o
-}
-
-/// The weight f32 [O,I,3,3] of a convolution behind a nearest ×2 upsampling, summed where it meets the same position of the small map:
-/// bf16 [O,4,4,I].
-pub(super) fn fold(
-    gpu: &Gpu,
-    (i, o): (usize, usize),
-    weight: View<f32>,
-    folded: ViewMut<bf16>,
-) -> Result<()> {
-    assert_eq!(weight.len(), o * i * 9);
-    assert_eq!(folded.len(), folded_len((i, o)));
-    let grid = grid_of(folded.len(), 256);
-    // SAFETY: O·I·9 and O·16·I elements.
-    unsafe {
-        launch!(gpu, "conv2d_fold", "fold_upsampled", grid, 256, 0; weight, folded, o as i32, i as i32)
-    }
-}
+pub(super) const FOLDED: usize = 16;
 
 fn of_upsampled((maps, height, width): (usize, usize, usize), (i, o): (usize, usize)) -> Work {
     let phases = [(0, 0), (0, 1), (1, 0), (1, 1)];
@@ -55,7 +33,7 @@ fn of_upsampled((maps, height, width): (usize, usize, usize), (i, o): (usize, us
     }
 }
 
-/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding 1, by the folded weight: y [B,2H,2W,O]. Four
+/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding 1, by the folded weight [O,4,4,I]: y [B,2H,2W,O]. Four
 /// convolutions of 2×2 taps over the small map, one for each parity of y's rows and columns: 4/9 of the FLOP.
 pub(super) fn upsampled(
     gpu: &Gpu,

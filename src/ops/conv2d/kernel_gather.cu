@@ -36,6 +36,28 @@ __device__ __forceinline__ void gather(const T* maps, T* rows, long long first, 
     }
 }
 
+// The same of few channels in f16: a thread takes a whole row, so that divisions are few and stores are of 16 bytes. For an image's three, 3×3 windows
+// and 64 bytes a row, as of FID's network: 0.4 GB for 250 images, 0.1 ms. Not yet measured.
+__device__ __forceinline__ void gather_few(const __half* maps, __half* rows, long long first, long long count, int depth, const Windows w) {
+    const int terms = w.kh * w.kw * w.channels, places = w.lines * w.columns;
+    for (long long row = blockIdx.x * 256ll + threadIdx.x; row < count; row += 256ll * gridDim.x) {
+        const long long map = (first + row) / places;
+        const int place = static_cast<int>(first + row - map * places), line = place / w.columns;
+        const int top = w.top + line * w.stride, left = w.left + (place - line * w.columns) * w.stride;
+        const __half* from = maps + map * w.height * w.width * w.channels;
+        for (int term = 0; term < depth; term += 8) {
+            __align__(16) __half values[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const int tap = (term + i) / w.channels, channel = term + i - tap * w.channels, y = top + tap / w.kw, x = left + tap % w.kw;
+                const bool inside = term + i < terms && y >= 0 && y < w.height && x >= 0 && x < w.width;
+                values[i] = inside ? from[(y * w.width + x) * w.channels + channel] : __half(0.f);
+            }
+            *reinterpret_cast<uint4*>(rows + row * depth + term) = *reinterpret_cast<const uint4*>(values);
+        }
+    }
+}
+
 // Weights f32 [O,I,kh,kw] as [rows,depth], zeros behind the first N: the taps (y0 + p·step_y, x0 + q·step_x), p < ny, q < nx, in this order; of a
 // forward product N = O and the terms are (tap, i), of an input's gradient (`by_input`) N = I and they are (tap, o).
 template <class T>
@@ -114,6 +136,17 @@ __device__ __forceinline__ void widen(const T* rows, T* wide, long long count, i
     }
 RDPM_GATHER(f32, float)
 RDPM_GATHER(bf16, bf16)
+
+extern "C" __global__ void __launch_bounds__(256)
+    gather_f16(const __half* maps, __half* rows, long long first, long long count, int depth, int height, int width, int channels, int kh, int kw,
+               int stride, int top, int left, int lines, int columns) {
+    gather_few(maps, rows, first, count, depth, {height, width, channels, kh, kw, stride, top, left, lines, columns});
+}
+extern "C" __global__ void __launch_bounds__(256)
+    gather8_f16(const __half* maps, __half* rows, long long first, long long count, int depth, int height, int width, int channels, int kh, int kw,
+                int stride, int top, int left, int lines, int columns) {
+    gather<__half, 8>(maps, rows, first, count, depth, {height, width, channels, kh, kw, stride, top, left, lines, columns});
+}
 
 extern "C" __global__ void __launch_bounds__(256) unpack_gradient(const float* packed, float* weight, int outputs, int inputs, int taps, int depth) {
     unpack(packed, weight, outputs, inputs, taps, depth);

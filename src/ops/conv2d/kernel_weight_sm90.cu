@@ -7,7 +7,7 @@
 // pass over those pixels; elsewhere they are k like others, and dy is zero there (its own map ends as much later).
 //
 // Split-K: the steps of all tiles, one after the other, are cut into `workers` equal parts, a number that the shape fixes. A block writes its
-// part of a tile to a slot of its own; `weight_sum` adds a tile's slots in order. No atomics: the same bits twice.
+// part of a tile to a slot of its own; `sum_slots` adds a tile's slots in order. No atomics: the same bits twice.
 //
 // FLOP: 2·B·H'·W'·O·I·kh·kw; bytes: both maps once, and 26 to 35 MB of slots written and read. H200, 2026-11-30, ms of whole calls in four windows
 // (cuDNN 9.19 through PyTorch 2.11 in the first of them), 32 images, 3×3:
@@ -178,48 +178,69 @@ RDPM_WEIGHT(weight_128_256, 2, false, 256, 1)
 RDPM_WEIGHT(weight_192_192, 3, false, 192, 1)
 RDPM_WEIGHT(weight_64_192_192_192, 3, true, 192, 1)
 
-// dW from the slots of tiles BM × BN: grid (I in 32s, O in parts of `outputs`, which divide 64), threads 8 · kh·kw · groups, at most 1024; each of
-// the groups adds an equal part of the slots in order, then the groups' sums are added in order.
-extern "C" __global__ void __launch_bounds__(1024) weight_sum(const __grid_constant__ WeightGradient g, int bm, int bn, int outputs) {
-    constexpr int LANES = 8, LINE = 4 * LANES + 4;  // floats of a tap: threads that write a line of dW read few banks twice
-    __shared__ __align__(16) float sums[1024 / LANES * LINE];
-    const int lane = threadIdx.x % LANES, input = blockIdx.x * 4 * LANES, taps = g.rows * g.columns, tap = threadIdx.x / LANES % taps;
-    const int r = tap / g.columns, s = tap % g.columns, groups = blockDim.x / (LANES * taps), group = threadIdx.x / (LANES * taps), first_o = blockIdx.y * outputs;
-    const int box = (r * g.a_row + s / g.taps) * g.chunks + input / 64, view = s % g.taps;
-    const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + view * g.view_columns + input % 64 + lane * 4;
-    // The workers that have part of the tile.
-    const int first = worker_of(g, tile * g.steps), count = worker_of(g, (tile + 1) * g.steps - 1) - first + 1;
-    const int begin = count * group / groups, end = input + lane * 4 < g.inputs ? count * (group + 1) / groups : 0;
+namespace {
+
+// dW from the slots of tiles BM × BN. A block takes 32 inputs of `outputs` outputs with all their taps; each of the `groups` threads for four inputs
+// of an output and a tap adds an equal part of the slots in order, eight loads at a time, then the groups' sums are added in order. Reads 128 bytes
+// of each slot's row, writes the 32·taps numbers of an output together. TAPS: kh·kw where that is known.
+template <int TAPS>
+__device__ __forceinline__ void sum_slots(const WeightGradient& g, int bm, int bn, int outputs, int groups) {
+    // LINE: threads that write a line of dW read few banks twice.
+    constexpr int LANES = 8, WIDE = 4 * LANES, LINE = WIDE + 4, LOADS = 8, MOST_TAPS = 49;
+    extern __shared__ __align__(1024) unsigned char smem[];
+    __shared__ long long first_slot[MOST_TAPS];  // where a tap's numbers begin,
+    __shared__ int slots_of[MOST_TAPS];          // and in how many slots they are
+    float* sums = reinterpret_cast<float*>(smem);
+    const int taps = TAPS ? TAPS : g.rows * g.columns, input = blockIdx.x * WIDE, first_o = blockIdx.y * outputs;
     const size_t slot = static_cast<size_t>(bm) * bn;
-    const float* at = g.slots + (first + tile) * slot + static_cast<size_t>(first_o % bm) * bn + column;
-    // In the order of dW, taps of an input after each other: where a thread finds what it writes.
-    const int numbers = min(4 * LANES, g.inputs - input) * taps;
-    int from[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const int i = threadIdx.x + j * blockDim.x;
-        from[j] = i < numbers ? i % taps * LINE + i / taps : -1;
+    // The divisions once a tap, not once a thread.
+    if (static_cast<int>(threadIdx.x) < taps) {
+        const int r = threadIdx.x / g.columns, s = threadIdx.x % g.columns, block = g.stride * g.taps;
+        const int in_row = s / block * g.stride + s % g.stride, box = (r * g.a_row + in_row) * g.chunks + input / 64;
+        const int tile = first_o / bm * g.across + box / g.boxes, column = box % g.boxes * g.box_columns + s % block / g.stride * g.view_columns + input % 64;
+        // The workers that have part of the tile.
+        const int first = worker_of(g, tile * g.steps);
+        first_slot[threadIdx.x] = (first + tile) * slot + static_cast<size_t>(first_o % bm) * bn + column;
+        slots_of[threadIdx.x] = worker_of(g, (tile + 1) * g.steps - 1) - first + 1;
     }
-    float* to = g.dw + (static_cast<size_t>(first_o) * g.inputs + input) * taps + threadIdx.x;
+    const int lane = threadIdx.x % LANES, unit = threadIdx.x / LANES, tap = unit % taps, group = unit / taps % groups, o = unit / taps / groups;
+    __syncthreads();
+    const int count = slots_of[tap], begin = count * group / groups;
+    const int end = input + lane * 4 < g.inputs && first_o + o < g.outputs ? count * (group + 1) / groups : 0;
+    const float* at = g.slots + first_slot[tap] + static_cast<size_t>(o) * bn + lane * 4;
     launch_wait();
     launch_next();
-    for (int o = 0; o < min(outputs, g.outputs - first_o); ++o, at += bn, to += static_cast<size_t>(g.inputs) * taps) {
-        float4 sum = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll 8
-        for (int i = begin; i < end; ++i) {
-            const float4 v = *reinterpret_cast<const float4*>(at + i * slot);
-            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-        }
-        __syncthreads();
-        *reinterpret_cast<float4*>(sums + threadIdx.x / LANES * LINE + lane * 4) = sum;
-        __syncthreads();
+    float4 sum = {0.f, 0.f, 0.f, 0.f};
+    for (int i = begin; i < end; i += LOADS) {
+        float4 v[LOADS];
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-            if (from[j] >= 0) {
-                float total = sums[from[j]];
-                for (int k = 1; k < groups; ++k) total += sums[from[j] + k * taps * LINE];
-                float* there = to + j * blockDim.x;
-                *there = g.accumulate ? *there + total : total;
-            }
+        for (int j = 0; j < LOADS; ++j) v[j] = i + j < end ? *reinterpret_cast<const float4*>(at + (i + j) * slot) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+        for (int j = 0; j < LOADS; ++j) sum.x += v[j].x, sum.y += v[j].y, sum.z += v[j].z, sum.w += v[j].w;
+    }
+    *reinterpret_cast<float4*>(sums + unit * LINE + lane * 4) = sum;
+    __syncthreads();
+    // In the order of dW: taps of an input after each other.
+    const int line = WIDE * taps;
+    for (int n = threadIdx.x; n < outputs * line; n += blockDim.x) {
+        const int to_o = n / line, rest = n % line, i = rest / taps;
+        if (first_o + to_o >= g.outputs || input + i >= g.inputs) continue;
+        const float* from = sums + (to_o * groups * taps + rest % taps) * LINE + i;
+        float total = from[0];
+        for (int k = 1; k < groups; ++k) total += from[k * taps * LINE];
+        float* to = g.dw + (static_cast<size_t>(first_o + to_o) * g.inputs + input) * taps + rest;
+        *to = g.accumulate ? *to + total : total;
     }
 }
+
+}  // namespace
+
+// Grid (I in 32s, O in parts of `outputs`, which divide 64), threads 8 · kh·kw · groups · outputs, at most 512, each with 18 bytes of shared memory.
+#define RDPM_SUM(NAME, TAPS)                                                                                                                            \
+    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ WeightGradient g, int bm, int bn, int outputs, int groups) { \
+        sum_slots<TAPS>(g, bm, bn, outputs, groups);                                                                                                 \
+    }
+RDPM_SUM(weight_sum_1, 1)
+RDPM_SUM(weight_sum_9, 9)
+RDPM_SUM(weight_sum_16, 16)
+RDPM_SUM(weight_sum, 0)

@@ -7,21 +7,30 @@
 
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "cuda")]
+pub mod check_f16;
+#[cfg(feature = "cuda")]
+mod check_norms;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
 #[cfg(feature = "cuda")]
+mod frozen_f16;
+#[cfg(feature = "cuda")]
 mod fused;
 mod gather;
 #[cfg(feature = "cuda")]
 mod general;
+mod held;
 #[cfg(feature = "cuda")]
 mod hopper;
 #[cfg(feature = "cuda")]
 mod hopper_cut;
 #[cfg(feature = "cuda")]
 mod hopper_upsampled;
+#[cfg(feature = "cuda")]
+mod hopper_weights;
 mod op;
 mod pack;
 mod reference;
@@ -41,9 +50,14 @@ mod tests;
 
 use candle_core::{Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::channel_norm::left;
 use super::window::{Padding, Window};
 use super::{Packed, add, leaky_relu, slices, tape, upsample_nearest2x};
 pub use frozen::FrozenConv2d;
+pub use held::HeldWeights;
+#[cfg(feature = "cuda")]
+pub(in crate::ops) use hopper_weights::Form;
 use op::Conv2d;
 
 /// Convolution of `x` [B,H,W,I] with `weight` [O,I,kh,kw] and `bias` [O]: [B,H',W',O].
@@ -79,15 +93,27 @@ pub fn conv2d_packed(
     let op = Conv2d {
         window,
         channels: (channels, weight.dim(0)?),
-        packed: packed.cloned(),
+        packed: copies(x, packed),
     };
-    match bias {
-        Some(bias) => tape::apply3(x, weight, bias, op),
-        None => tape::apply2(x, weight, op),
+    let y = match bias {
+        Some(bias) => tape::apply3(x, weight, bias, op)?,
+        None => tape::apply2(x, weight, op)?,
+    };
+    #[cfg(feature = "cuda")]
+    left::belong_to(&y);
+    Ok(y)
+}
+
+/// Where a convolution of `x` keeps copies of its weight: for good if it is frozen; on a GPU
+/// otherwise from the forward to the backward pass.
+fn copies(x: &Tensor, packed: Option<&Packed>) -> Option<Packed> {
+    match packed {
+        None if x.device().is_cuda() => Some(Packed::default()),
+        packed => packed.cloned(),
     }
 }
 
-/// `residual` [B,H',W',O] + [`conv2d`]; on a Hopper GPU in one pass.
+/// `residual` [B,H',W',O] + [`conv2d_packed`]; on a Hopper GPU in one pass.
 pub fn conv2d_add(
     residual: &Tensor,
     x: &Tensor,
@@ -95,17 +121,20 @@ pub fn conv2d_add(
     bias: Option<&Tensor>,
     stride: usize,
     padding: Padding,
+    packed: Option<&Packed>,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(y) = fuse(x, weight, bias, stride, padding, || {
+    if let Some(y) = fuse(x, weight, bias, stride, padding, packed, || {
         op::With::Residual(residual.clone())
     })? {
         return Ok(y);
     }
-    add(residual, &conv2d(x, weight, bias, stride, padding)?)
+    let y = conv2d_packed(x, weight, bias, stride, padding, packed)?;
+    add(residual, &y)
 }
 
-/// [`leaky_relu`](super::leaky_relu) of [`conv2d`] (`slope` 0: ReLU); on a Hopper GPU in one pass.
+/// [`leaky_relu`](super::leaky_relu) of [`conv2d_packed`] (`slope` 0: ReLU); on a Hopper GPU in one
+/// pass.
 pub fn conv2d_relu(
     x: &Tensor,
     weight: &Tensor,
@@ -113,28 +142,35 @@ pub fn conv2d_relu(
     stride: usize,
     padding: Padding,
     slope: f64,
+    packed: Option<&Packed>,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(y) = fuse(x, weight, bias, stride, padding, || {
+    if let Some(y) = fuse(x, weight, bias, stride, padding, packed, || {
         op::With::Slope(slope as f32)
     })? {
         return Ok(y);
     }
-    leaky_relu(&conv2d(x, weight, bias, stride, padding)?, slope)
+    let y = conv2d_packed(x, weight, bias, stride, padding, packed)?;
+    leaky_relu(&y, slope)
 }
 
-/// A 3×3 [`conv2d`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O]. On a
-/// Hopper GPU the repetition is folded into the weight: four convolutions with 2×2 kernels, 4/9 of
-/// the FLOP.
-pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// A 3×3 [`conv2d_packed`] with padding 1 of [`upsample_nearest2x`] of `x` [B,H,W,I]: [B,2H,2W,O].
+/// On a Hopper GPU the repetition is folded into the weight: four convolutions with 2×2 kernels,
+/// 4/9 of the FLOP, forward and for each gradient.
+pub fn upsampled_conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    packed: Option<&Packed>,
+) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(y) = fuse(x, weight, bias, 1, Padding::same(1), || {
+    if let Some(y) = fuse(x, weight, bias, 1, Padding::same(1), packed, || {
         op::With::Upsampling
     })? {
         return Ok(y);
     }
     let x = upsample_nearest2x(x)?;
-    conv2d(&x, weight, bias, 1, Padding::same(1))
+    conv2d_packed(&x, weight, bias, 1, Padding::same(1), packed)
 }
 
 /// A convolution with a fused operation, if a kernel supports it.
@@ -145,6 +181,7 @@ fn fuse(
     bias: Option<&Tensor>,
     stride: usize,
     padding: Padding,
+    packed: Option<&Packed>,
     with: impl FnOnce() -> op::With,
 ) -> Result<Option<Tensor>> {
     let (Some(bias), &[o, i, kh, kw]) = (bias, weight.dims()) else {
@@ -163,12 +200,14 @@ fn fuse(
     let op = Conv2d {
         window,
         channels: (i, o),
-        packed: None,
+        packed: copies(x, packed),
     };
     if !fused::serves(&op, x, &with)? {
         return Ok(None);
     }
-    op::Fused { op, with }.apply(x, weight, bias).map(Some)
+    let y = op::Fused { op, with }.apply(x, weight, bias)?;
+    left::belong_to(&y);
+    Ok(Some(y))
 }
 
 /// The gradient of [`conv2d`] for its weight only, [O,I,kh,kw], from `grad` = dL/dy [B,H',W',O];

@@ -18,7 +18,7 @@ pub(super) struct Conv2d {
     pub window: Window,
     /// I and O.
     pub channels: (usize, usize),
-    /// Set if the weight does not change, on a CPU.
+    /// Copies of the weight: on a CPU if it does not change, on a GPU always.
     pub packed: Option<Packed>,
 }
 

@@ -4,6 +4,23 @@
 
 namespace {
 
+// Two floats as a pair of what maps are of, the first in the low half, and back: bf16, or f16 in a file that says so.
+#ifdef RDPM_F16
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+    float2 v;
+    asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}" : "=f"(v.x), "=f"(v.y) : "r"(pair));
+    return v;
+}
+#else
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) { return pack_bf16(low, high); }
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) { return unpack_bf16(pair); }
+#endif
+
 // 16-byte chunk of a row of a warp's box, as TMA's swizzle of 64 or 128 bytes has it.
 template <int PART>
 __device__ __forceinline__ uint32_t in_box(int row, int chunk) {
@@ -29,8 +46,8 @@ struct Finish {
     __device__ float activate(float x) const { return x > 0 ? x : x * slope; }
     __device__ float gate(float x, float before) const { return before <= 0 ? (slope == 0 ? 0 : x * slope) : x; }
     __device__ uint32_t operator()(float2 sum, float2 bias, float2 before) const {
-        if (gates) return pack_bf16(gate(sum.x + bias.x, before.x), gate(sum.y + bias.y, before.y));
-        return pack_bf16(activate(sum.x + bias.x + before.x), activate(sum.y + bias.y + before.y));
+        if (gates) return pack_pair(gate(sum.x + bias.x, before.x), gate(sum.y + bias.y, before.y));
+        return pack_pair(activate(sum.x + bias.x + before.x), activate(sum.y + bias.y + before.y));
     }
 };
 
@@ -96,7 +113,7 @@ __device__ __forceinline__ void sum_box(uint32_t box, float2* to) {
     for (int row = lane / (32 / ROWS); row < 16; row += ROWS) {
         uint32_t pair;
         asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(box + in_box<PART>(row, word >> 2) + (word & 3) * 4) : "memory");
-        const float2 v = unpack_bf16(pair);
+        const float2 v = unpack_pair(pair);
         sum = {sum.x + v.x, sum.y + v.y};
         squares = {fmaf(v.x, v.x, squares.x), fmaf(v.y, v.y, squares.y)};
     }
@@ -212,7 +229,7 @@ struct Writer {
                     for (int q = 0; q < 4; ++q) {
                         const int eight = j + (q >> 1);
                         const float* sum = d[m][part * IN_ROW + eight] + 2 * (q & 1);
-                        pairs[q] = finish({sum[0], sum[1]}, finish.bias_of2(to + eight * 8 + 2 * (lane & 3)), unpack_bf16(pairs[q]));
+                        pairs[q] = finish({sum[0], sum[1]}, finish.bias_of2(to + eight * 8 + 2 * (lane & 3)), unpack_pair(pairs[q]));
                     }
                     store_matrix4(at, pairs);
                 }
@@ -345,9 +362,9 @@ struct SwappedWriter {
                 for (int q = 0; q < 4; ++q) {
                     const int eight = j + (q >> 1), r = q & 1;
                     const float* v = d[n * 8 + eight] + 2 * r;
-                    pairs[q] = finish({v[0], v[1]}, {bias[r], bias[r]}, unpack_bf16(pairs[q]));
-                    values[2 * eight][r] = unpack_bf16(pairs[q]).x;
-                    values[2 * eight + 1][r] = unpack_bf16(pairs[q]).y;
+                    pairs[q] = finish({v[0], v[1]}, {bias[r], bias[r]}, unpack_pair(pairs[q]));
+                    values[2 * eight][r] = unpack_pair(pairs[q]).x;
+                    values[2 * eight + 1][r] = unpack_pair(pairs[q]).y;
                 }
                 store_matrix4_transposed(at, pairs);
             }

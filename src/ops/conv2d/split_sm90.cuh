@@ -99,10 +99,10 @@ __device__ __forceinline__ void convolve_split(const Convolution& c) {
             }
         uint4 before = {};
         if (c.add) before = *reinterpret_cast<const uint4*>(c.add + spot.first + to);
-        const uint4 y = {finish({sum[0].x, sum[0].y}, finish.bias_of2(to), unpack_bf16(before.x)),
-                         finish({sum[0].z, sum[0].w}, finish.bias_of2(to + 2), unpack_bf16(before.y)),
-                         finish({sum[1].x, sum[1].y}, finish.bias_of2(to + 4), unpack_bf16(before.z)),
-                         finish({sum[1].z, sum[1].w}, finish.bias_of2(to + 6), unpack_bf16(before.w))};
+        const uint4 y = {finish({sum[0].x, sum[0].y}, finish.bias_of2(to), unpack_pair(before.x)),
+                         finish({sum[0].z, sum[0].w}, finish.bias_of2(to + 2), unpack_pair(before.y)),
+                         finish({sum[1].x, sum[1].y}, finish.bias_of2(to + 4), unpack_pair(before.z)),
+                         finish({sum[1].z, sum[1].w}, finish.bias_of2(to + 6), unpack_pair(before.w))};
         *reinterpret_cast<uint4*>(c.to + spot.first + to) = y;
     }
     if (BLOCKS > 1) cluster_sync();  // nobody reads a block that has ended

@@ -136,6 +136,24 @@ fn the_weights_gradient_alone_is_the_whole_ones() -> Result<()> {
     Ok(())
 }
 
+/// What a GPU computes behind an upsampling: each tap of the small map's 4×4 gradient belongs to the
+/// taps whose sum it meets.
+#[test]
+fn behind_an_upsampling_the_weights_gradient_is_folded() -> Result<()> {
+    let (x, dy) = (normal(1, (2, 5, 3, 6)), normal(2, (2, 10, 6, 4)));
+    let doubled = crate::ops::upsample_nearest2x(&x)?;
+    let expected = conv2d_weight_grad(&doubled, &dy, (3, 3), 1, Padding::same(1))?;
+    let folded = conv2d_weight_grad(&dy, &x, (4, 4), 2, Padding::same(1))?; // [I,O,4,4]
+    let mut taps = Vec::new();
+    for (r, s) in (0..9).map(|tap| (tap / 3, tap % 3)) {
+        let four = folded.narrow(2, 2 - r, 2)?.narrow(3, 2 - s, 2)?;
+        taps.push(four.sum(3)?.sum(2)?.t()?);
+    }
+    let found = Tensor::stack(&taps, 2)?.reshape((4, 6, 3, 3))?;
+    assert_close("gradient", &found, &expected, 1e-5);
+    Ok(())
+}
+
 #[test]
 fn untracked_inputs_get_no_gradient() -> Result<()> {
     let (x, weight, bias) = (

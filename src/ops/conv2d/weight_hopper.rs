@@ -70,15 +70,16 @@ pub(super) fn weight_gradient(
     // SAFETY: the arguments are the kernel's, which waits for the one before it; the views and slots have the lengths it reads and writes.
     unsafe { launch.run(blocks, plan.kernel.threads(), plan.shared) }?;
 
-    let kernel = gpu.kernel("conv2d_weight_sm90", "weight_sum", 0)?;
+    let sum = plan.sum();
+    let kernel = gpu.kernel("conv2d_weight_sm90", sum.name, sum.shared)?;
     let mut launch = gpu.launch(&kernel);
     launch.early();
     launch.structure(&arguments);
     for size in plan.kernel.tile() {
         launch.value(size as i32);
     }
-    let sum = plan.sum();
     launch.value(sum.outputs);
+    launch.value(sum.groups);
     // SAFETY: as above.
-    unsafe { launch.run(sum.grid, sum.threads, 0) }
+    unsafe { launch.run(sum.grid, sum.threads, sum.shared) }
 }

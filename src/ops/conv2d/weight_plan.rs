@@ -288,30 +288,44 @@ impl Plan {
     /// How the partial sums are added.
     pub fn sum(&self) -> Sum {
         const LANES: usize = 8; // threads for 32 inputs
+        const MOST: usize = 512;
+        const ENOUGH: usize = 320;
         let c = &self.cut;
         let (taps, outputs) = ((c.rows * c.columns) as usize, c.outputs as usize);
         let inputs = (c.inputs as usize).div_ceil(4 * LANES);
-        // Eight parts a group, where a block has threads for as many groups.
-        let parts = self.workers.div_ceil(self.tiles);
-        let groups = (1024 / (LANES * taps)).min(parts.div_ceil(8));
-        // Outputs that share what a block works out first, where that leaves blocks enough.
-        let shared = [16, 8, 4, 2]
-            .into_iter()
-            .find(|n| inputs * outputs / n >= 16 * WORKERS);
-        let shared = shared.unwrap_or(1);
+        // The parts of a tile, one more where they begin or end within it; eight of them a group.
+        let parts = self.workers.div_ceil(self.tiles) + 1;
+        let groups = (MOST / (LANES * taps)).min(parts.div_ceil(8));
+        let of_one = LANES * taps * groups;
+        // As many outputs as make a block worth its beginning, where that leaves blocks enough.
+        let fits = |n: &usize| n * of_one <= ENOUGH && inputs * outputs >= 2 * WORKERS * n;
+        let each = [32, 16, 8, 4, 2].into_iter().find(fits).unwrap_or(1);
+        let threads = of_one * each;
         Sum {
-            grid: (inputs as u32, outputs.div_ceil(shared) as u32, 1),
-            threads: (LANES * taps * groups) as u32,
-            outputs: shared as i32,
+            name: match taps {
+                1 => "weight_sum_1",
+                9 => "weight_sum_9",
+                16 => "weight_sum_16",
+                _ => "weight_sum",
+            },
+            grid: (inputs as u32, outputs.div_ceil(each) as u32, 1),
+            threads: threads as u32,
+            shared: (threads / LANES * (4 * LANES + 4) * size_of::<f32>()) as u32,
+            outputs: each as i32,
+            groups: groups as i32,
         }
     }
 }
 
-/// Of the kernel that adds the partial sums; the outputs of a block.
+/// Of the kernel that adds the partial sums; the outputs of a block, and the groups of threads that
+/// share the parts of each.
 pub(super) struct Sum {
+    pub name: &'static str,
     pub grid: (u32, u32, u32),
     pub threads: u32,
+    pub shared: u32,
     pub outputs: i32,
+    pub groups: i32,
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 // Maps [.., C], channels last, as passes over memory read them: V channels a thread at a time, eight where C allows it (16 bytes of bf16), else one.
 #pragma once
+#include <type_traits>
 #include "vector.cuh"
 
 template <int V>
@@ -17,6 +18,10 @@ struct Raw<8, bf16> {
     uint4 x;
 };
 template <>
+struct Raw<8, __half> {
+    uint4 x;
+};
+template <>
 struct Raw<8, float> {
     float4 x, y;
 };
@@ -24,6 +29,18 @@ struct Raw<8, float> {
 template <int V, class T>
 __device__ __forceinline__ Raw<V, T> load_raw(const T* p) {
     return *reinterpret_cast<const Raw<V, T>*>(p);
+}
+
+__device__ __forceinline__ Channels<8> channels_of(const Raw<8, __half>& raw) {
+    const __half2* pairs = reinterpret_cast<const __half2*>(&raw.x);
+    Channels<8> out;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 v = __half22float2(pairs[i]);
+        out.x[2 * i] = v.x;
+        out.x[2 * i + 1] = v.y;
+    }
+    return out;
 }
 
 template <int V, class T>
@@ -46,20 +63,41 @@ __device__ __forceinline__ Channels<V> channels_of(const Raw<V, T>& raw) {
 
 template <int V, class T>
 __device__ __forceinline__ Channels<V> load_channels(const T* p) {
-    return channels_of<V, T>(load_raw<V>(p));
+    if constexpr (V == 8 && std::is_same_v<T, __half>)
+        return channels_of(load_raw<V>(p));
+    else
+        return channels_of<V, T>(load_raw<V>(p));
+}
+
+// V channels rounded to T, as they are to lie in memory.
+template <int V, class T>
+__device__ __forceinline__ Raw<V, T> raw_of(const Channels<V>& v) {
+    Raw<V, T> out;
+    if constexpr (V == 1) {
+        out.x = static_cast<T>(v.x[0]);
+    } else if constexpr (sizeof(T) == 2) {
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            __nv_bfloat162 pair = __floats2bfloat162_rn(v.x[2 * i], v.x[2 * i + 1]);
+            w[i] = *reinterpret_cast<uint32_t*>(&pair);
+        }
+        out.x = make_uint4(w[0], w[1], w[2], w[3]);
+    } else {
+        out.x = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+        out.y = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+    }
+    return out;
+}
+
+template <int V, class T>
+__device__ __forceinline__ void store_raw(T* p, const Raw<V, T>& raw) {
+    *reinterpret_cast<Raw<V, T>*>(p) = raw;
 }
 
 template <int V, class T>
 __device__ __forceinline__ void store_channels(T* p, const Channels<V>& v) {
-    if constexpr (V == 8) {
-        Eight eight;
-#pragma unroll
-        for (int i = 0; i < V; ++i) eight.x[i] = v.x[i];
-        store8(p, eight);
-    } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) p[i] = static_cast<T>(v.x[i]);
-    }
+    store_raw<V>(p, raw_of<V, T>(v));
 }
 
 // Where a thread of a block works that takes rows of a map: always the same V channels, from `channel` on, of every `lanes`th row from `lane` on.

@@ -11,6 +11,7 @@ pub mod compare;
 mod contents;
 pub mod driver;
 pub mod folders;
+mod graph;
 pub mod libraries;
 mod matmul;
 mod tensor;
@@ -30,6 +31,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Result, bail};
 
 pub use buffer::Buffer;
+pub use graph::Graph;
 pub use matmul::{Epilogue, Matmul, Product, count_differing, fill_operand};
 pub use tensor::{address, fresh};
 pub use tensor_map::TensorMap;

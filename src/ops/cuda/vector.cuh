@@ -1,6 +1,7 @@
 // Vectors of eight bf16 (16 bytes) and reductions in a fixed order.
 #pragma once
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 using bf16 = __nv_bfloat16;
@@ -39,6 +40,13 @@ __device__ __forceinline__ void store8(bf16* p, const Eight& v) {
 __device__ __forceinline__ void store8(float* p, const Eight& v) {
     reinterpret_cast<float4*>(p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
     reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+}
+
+__device__ __forceinline__ void store8(__half* p, const Eight& v) {
+    __half2 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(v.x[2 * i], v.x[2 * i + 1]);
+    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(pairs);
 }
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -39,10 +39,16 @@ __device__ __forceinline__ void fence_shared_for_tensor_cores() { asm volatile("
 #define RDPM_REGISTERS_128 RDPM_REGISTERS_96 \
     ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119" \
     ",%120,%121,%122,%123,%124,%125,%126,%127"
+// bf16, or f16 in a kernel file that says so.
+#ifdef RDPM_F16
+#define RDPM_OPERANDS "f32.f16.f16"
+#else
+#define RDPM_OPERANDS "f32.bf16.bf16"
+#endif
 #define RDPM_WARPGROUP_MMA(N, COUNT, A, B, P, TA, TB, ...)                                                                      \
     template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                                 \
     __device__ __forceinline__ void warpgroup_mma(float(&d)[N / 8][4], uint64_t a, uint64_t b, int accumulate) {                \
-        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {"     \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16." RDPM_OPERANDS " {" \
                      RDPM_REGISTERS_##COUNT "}, %" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";}"                                \
                      : __VA_ARGS__                                                                                              \
                      : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));                                    \

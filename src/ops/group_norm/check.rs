@@ -1,12 +1,17 @@
 //! Checks the kernels with groups of 1 to 300 channels, rows that do and do not divide into
 //! vectors, and one tile, several, or none per image.
 
-use candle_core::Result;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
 use super::group_norm;
+use crate::ops::column_sums::known::recall;
 use crate::ops::cuda::Gpu;
-use crate::ops::cuda::compare::{Row, compare, random};
-use crate::ops::{Activation, add};
+use crate::ops::cuda::compare::{ALLOWED_F32, Row, compare, random, relative};
+use crate::ops::tape::{note, plain};
+use crate::ops::{Activation, Tape, add};
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -53,5 +58,75 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
             add(&x, &y)
         })?);
     }
+    for (shape, groups) in [
+        ([3, 17, 19, 32], 4),
+        ([2, 16, 16, 64], 8),
+        ([2, 37, 23, 64], 32),
+        ([1, 40, 33, 96], 32),
+        ([33, 9, 31, 128], 32),
+        ([2, 129, 67, 128], 32),
+        ([2, 16, 16, 192], 32),
+        ([2, 21, 35, 192], 32),
+        ([3, 33, 31, 256], 32),
+        ([2, 16, 16, 512], 32),
+        ([1, 33, 35, 512], 32),
+        ([2, 11, 13, 33], 11),
+        ([2, 31, 3, 2304], 16),
+    ] {
+        for dtype in [DType::F32, DType::BF16] {
+            for past in [false, true] {
+                rows.push(sums_of_gradient(gpu, shape, groups, dtype, past)?);
+            }
+        }
+    }
     Ok(rows)
+}
+
+/// The sums that the backward pass leaves for whoever made its input are those of the gradient that
+/// it wrote, as it was rounded; with `past`, of one with the gradient that goes past the norm.
+fn sums_of_gradient(
+    gpu: &Gpu,
+    shape: [usize; 4],
+    groups: usize,
+    dtype: DType,
+    past: bool,
+) -> Result<Row> {
+    let device = Device::Cuda(gpu.device().clone());
+    let c = shape[3];
+    let var = |t: Tensor, dtype| Var::from_tensor(&t.to_device(&device)?.to_dtype(dtype)?);
+    let x = var(random(1, &shape)?, dtype)?;
+    let weight = var((random(2, &[c])? + 1.0)?, DType::F32)?;
+    let bias = var(random(3, &[c])?, DType::F32)?;
+    let upstream = random(4, &shape)?.to_device(&device)?;
+
+    let seen = Rc::new(RefCell::new(None));
+    let tape = Tape::start();
+    let input = (x.as_tensor() * 1.0)?;
+    let watching = seen.clone();
+    note(&[x.as_tensor()], &input, move |_, _, dx| {
+        watching.replace(Some((dx.clone(), recall(dx))));
+        Ok(vec![Some(dx.clone())])
+    });
+    let silu = Activation::Silu;
+    let mut y = group_norm(&input, &weight, &bias, groups, 1e-6, silu)?;
+    if past {
+        y = add(&input, &y)?;
+    }
+    let loss = plain([&y], move |[y]| {
+        (y.to_dtype(DType::F32)? * &upstream)?.sum_all()
+    })?;
+    drop(y);
+    tape.backward(loss)?;
+
+    let beside = if past { ", and past it" } else { "" };
+    let name = format!("group_norm {shape:?} in {groups}{beside}, {dtype:?}: sums of the gradient");
+    let Some((dx, Some(sums))) = seen.take() else {
+        bail!("{name}: were not left");
+    };
+    let dx = dx.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    Ok(Row {
+        name,
+        error: relative(&sums, &dx.reshape(((), c))?.sum(0)?)?,
+        allowed: ALLOWED_F32,
+    })
 }

@@ -45,7 +45,11 @@ fn of<T: Element>(norm: &GroupNorm, x: Input, weight: Input, bias: Input) -> Res
         bias: View::stored(bias.0, bias.1)?,
         activation: norm.activation,
     };
-    let (y, moments) = of.normalized(&gpu, View::<T>::stored(x.0, x.1)?, norm.eps)?;
+    let tiles = norm.tiles.lock();
+    let tiles = tiles
+        .expect("no thread panics while it holds this lock")
+        .take();
+    let (y, moments) = of.normalized(&gpu, View::<T>::stored(x.0, x.1)?, tiles, norm.eps)?;
     norm.moments_on_gpu.get_or_init(|| moments);
     Ok(y.storage())
 }
@@ -67,5 +71,5 @@ pub(super) fn backward(
         bias: View::of(bias)?,
         activation: norm.activation,
     };
-    gradients(&gpu, &norm, &kept, [x, weight, bias], dy)
+    gradients(&gpu, &norm, &kept, [x, weight, bias], dy, true)
 }

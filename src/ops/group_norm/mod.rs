@@ -13,8 +13,12 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cuda")]
+use super::channel_norm::{cuda::Tiles, left};
 use super::{Activation, check as shapes, slices, tape};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use std::sync::Mutex;
 use std::sync::OnceLock;
 
 /// x [B,H,W,C]; weight, bias [C]; `groups` divides C.
@@ -40,6 +44,8 @@ pub fn group_norm(
             moments: OnceLock::new(),
             #[cfg(feature = "cuda")]
             moments_on_gpu: OnceLock::new(),
+            #[cfg(feature = "cuda")]
+            tiles: Mutex::new(left::take(x)),
         };
         return tape::apply3(x, weight, bias, norm);
     }
@@ -57,6 +63,9 @@ struct GroupNorm {
     /// [3,B,G]
     #[cfg(feature = "cuda")]
     moments_on_gpu: OnceLock<Tensor>,
+    /// Those of x, for the forward pass.
+    #[cfg(feature = "cuda")]
+    tiles: Mutex<Option<Tiles>>,
 }
 
 impl CustomOp3 for GroupNorm {

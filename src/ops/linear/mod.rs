@@ -12,7 +12,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::conv2d::{check_bias, check_elements};
-use super::{Packed, Padding, arrange, conv2d, slices, tape};
+use super::{Packed, Padding, arrange, conv2d_packed, slices, tape};
 use cpu::Linear;
 
 /// `x` [..,I] times `weight` [O,I] transposed, plus `bias` [O]: [..,O].
@@ -42,7 +42,7 @@ pub fn linear_packed(
     check_bias("linear", bias, o)?;
     check_elements("linear", &[x, weight])?;
     if !slices::are_f32_on_cpu(&[x, weight]) {
-        return elsewhere(x, weight, bias, [o, i]);
+        return elsewhere(x, weight, bias, packed);
     }
     let op = Linear {
         inputs: i,
@@ -60,15 +60,16 @@ fn elsewhere(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    [o, i]: [usize; 2],
+    packed: Option<&Packed>,
 ) -> Result<Tensor> {
+    let (o, i) = weight.dims2()?;
     if slices::meet_kernels(&[x], &[weight]) {
         let mut shape = x.dims().to_vec();
         shape.pop();
         shape.push(o);
         let rows = arrange::reshape(x, (1, (), 1, i))?;
         let weight = arrange::reshape(weight, (o, i, 1, 1))?;
-        let y = conv2d(&rows, &weight, bias, 1, Padding::same(0))?;
+        let y = conv2d_packed(&rows, &weight, bias, 1, Padding::same(0), packed)?;
         return arrange::reshape(&y, shape);
     }
     match bias {

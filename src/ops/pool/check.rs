@@ -38,7 +38,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         let weights = [whole(2, &[o, i, 3, 3], 0.5)?, whole(3, &[o], 2.0)?];
         rows.extend(compare(gpu, &name, &maps, &weights, |maps, weights| {
             let (weight, bias) = (&weights[0], Some(&weights[1]));
-            let x = conv2d_relu(&maps[0], weight, bias, 1, Padding::same(1), 0.0)?;
+            let x = conv2d_relu(&maps[0], weight, bias, 1, Padding::same(1), 0.0, None)?;
             let largest = max_pool2d(&x, 2, 2, Padding::same(0))?;
             // Its gradient reaches x first.
             add(&largest, &avg_pool2d(&x, 2, 2, Padding::same(0))?)

@@ -2,7 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kind, Pool};
 use crate::ops::Padding;
@@ -10,16 +10,18 @@ use crate::ops::cuda::{Element, Gpu, Output, View, launch, lines};
 use crate::ops::tape::{input_has_passed_slope, slope_of_input, take_reached};
 
 impl Pool {
-    fn in_pairs(&self) -> bool {
+    /// Whether the kernels for 2×2 windows serve, which f16 does not have.
+    fn in_pairs(&self, element: &str) -> bool {
         let window = &self.window;
-        self.kind == Kind::Max
+        element != f16::NAME
+            && self.kind == Kind::Max
             && (window.kernel, window.stride) == ((2, 2), 2)
             && window.padding == Padding::same(0)
     }
 
     fn kernel(&self, direction: &str, element: &str, vector: usize) -> String {
         let kind = match self.kind {
-            Kind::Max if self.in_pairs() => "pairs",
+            Kind::Max if self.in_pairs(element) => "pairs",
             Kind::Max => "max",
             Kind::Average => "average",
         };
@@ -50,6 +52,7 @@ pub(super) fn forward(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<C
     match x.dtype() {
         DType::F32 => forward_of::<f32>(pool, x, layout),
         DType::BF16 => forward_of::<bf16>(pool, x, layout),
+        DType::F16 => forward_of::<f16>(pool, x, layout),
         other => bail!("pool: {other:?} has no kernel"),
     }
 }
@@ -87,7 +90,7 @@ fn backward_of<T: Element>(pool: &Pool, x: &Tensor, dy: &Tensor) -> Result<Optio
     let output = pool.window.output;
     assert_eq!(dy.len(), b * output.0 * output.1 * c);
     let mut dx = Output::<T>::new(gpu.device(), x.len())?;
-    if !pool.in_pairs() {
+    if !pool.in_pairs(T::NAME) {
         let vector = x.vector(c).min(dy.vector(c));
         let name = pool.kernel("backward", T::NAME, vector);
         let grid = lines(b, h, w, c / vector);

@@ -196,3 +196,14 @@ RDPM_POOL(f32_8, float, 8)
 RDPM_POOL(f32_1, float, 1)
 RDPM_POOL(bf16_8, bf16, 8)
 RDPM_POOL(bf16_1, bf16, 1)
+
+// f16, forward alone: of networks for features.
+#define RDPM_POOL_F16(NAME, V)                                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) max_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, RDPM_WINDOW) {     \
+        windows_forward<__half, V, true>(x, y, RDPM_MAKE_WINDOW, channels);                                                                       \
+    }                                                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256) average_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, RDPM_WINDOW) { \
+        windows_forward<__half, V, false>(x, y, RDPM_MAKE_WINDOW, channels);                                                                      \
+    }
+RDPM_POOL_F16(f16_8, 8)
+RDPM_POOL_F16(f16_1, 1)

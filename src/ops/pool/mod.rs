@@ -9,12 +9,17 @@ pub mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod mean;
 mod reference;
 
 #[cfg(test)]
 mod tests;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+
+#[cfg(feature = "cuda")]
+pub use mean::mean_over_positions;
 
 use super::window::{Padding, Window};
 use super::{slices, tape};
@@ -22,7 +27,7 @@ use super::{slices, tape};
 /// The maximum of every `kernel`×`kernel` window of `x` [B,H,W,C].
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("max_pool2d", x, kernel, stride, padding)?;
-    if !slices::have_kernels(&[x]) {
+    if !serves(x) {
         return tape::plain([x], move |[x]| reference::max_pool2d(x, &window));
     }
     let kind = Kind::Max;
@@ -32,11 +37,18 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) ->
 /// The mean of every `kernel`×`kernel` window of `x` [B,H,W,C], over the positions inside the map.
 pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
     let window = window("avg_pool2d", x, kernel, stride, padding)?;
-    if !slices::have_kernels(&[x]) {
+    if !serves(x) {
         return tape::plain([x], move |[x]| reference::avg_pool2d(x, &window));
     }
     let kind = Kind::Average;
     tape::apply1(x, Pool { window, kind })
+}
+
+/// Whether there are kernels: also of f16 on a GPU, without a gradient.
+fn serves(x: &Tensor) -> bool {
+    let forward_only =
+        cfg!(feature = "cuda") && x.device().is_cuda() && x.dtype() == DType::F16 && !x.track_op();
+    slices::have_kernels(&[x]) || forward_only
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,12 +3,17 @@
 //! A term of a panel is one cache line, so that a tile reads its weights as one stream and each line whole. The last
 //! panel is filled up with zeros.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::ops::blocks;
+#[cfg(feature = "cuda")]
+use crate::ops::conv2d::Form;
 
 /// Columns of a panel: a cache line of f32.
 pub(super) const WIDTH: usize = 16;
@@ -21,13 +26,38 @@ pub(super) struct Line(pub [f32; WIDTH]);
 /// Lines below which panels are packed by one thread.
 const FEW: usize = 1 << 10;
 
-/// The panels of a weight that does not change any more, made at its first use. Takes as much memory as the weight.
-#[derive(Debug, Clone, Default)]
-pub struct Packed(Arc<OnceLock<Panels>>);
+/// Copies of a weight that does not change any more, in the orders in which kernels read it, each made at its first use. On a CPU they take as much
+/// memory as the weight, on a GPU half as much or a little less than it.
+#[derive(Clone, Default)]
+pub struct Packed(Arc<Copies>);
+
+#[derive(Default)]
+struct Copies {
+    panels: OnceLock<Panels>,
+    #[cfg(feature = "cuda")]
+    packed: OnceLock<Tensor>,
+    #[cfg(feature = "cuda")]
+    folded: OnceLock<Tensor>,
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Packed") // without its numbers
+    }
+}
 
 impl Packed {
     pub(in crate::ops) fn get_or_make(&self, make: impl FnOnce() -> Panels) -> &Panels {
-        self.0.get_or_init(make)
+        self.0.panels.get_or_init(make)
+    }
+
+    /// In bf16, for a convolution on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(in crate::ops) fn on_gpu(&self, form: Form) -> &OnceLock<Tensor> {
+        match form {
+            Form::Packed => &self.0.packed,
+            Form::Folded => &self.0.folded,
+        }
     }
 }
 

@@ -10,18 +10,26 @@ extern "C" __global__ void __launch_bounds__(256) sum_blocks(const float* partia
     if (threadIdx.x == 0) *out = sum * scale;
 }
 
-// Each column of [rows, columns] added up: 32 columns a block, eight rows at a time, whose sums are then added in order.
-extern "C" __global__ void __launch_bounds__(256) sum_rows(const float* values, float* out, int rows, int columns) {
-    __shared__ float parts[8][32];
-    const int lane = threadIdx.x & 31, part = threadIdx.x >> 5, column = blockIdx.x * 32 + lane;
+// Each column of [rows, columns] added up; a second matrix can come along in the same launch. A block takes eight columns: 64 rows at a time, then
+// its threads' sums in a fixed order.
+extern "C" __global__ void __launch_bounds__(512) sum_rows(const float* values, float* out, int rows, int columns, const float* more, float* more_out,
+                                                           int more_rows, int more_columns) {
+    __shared__ float parts[16][8];
+    int block = blockIdx.x;
+    const int blocks = (columns + 7) / 8;
+    if (block >= blocks) block -= blocks, values = more, out = more_out, rows = more_rows, columns = more_columns;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = block * 8 + (lane & 7);
     float sum = 0.f;
     if (column < columns)
-#pragma unroll 4
-        for (int row = part; row < rows; row += 8) sum += values[static_cast<long long>(row) * columns + column];
-    parts[part][lane] = sum;
+#pragma unroll 8
+        for (int row = threadIdx.x >> 3; row < rows; row += 64) sum += values[static_cast<long long>(row) * columns + column];
+    sum += __shfl_xor_sync(~0u, sum, 8);
+    sum += __shfl_xor_sync(~0u, sum, 16);
+    if (lane < 8) parts[warp][lane] = sum;
     __syncthreads();
-    if (part != 0 || column >= columns) return;
+    if (threadIdx.x >= 8 || column >= columns) return;
+    sum = 0.f;
 #pragma unroll
-    for (int p = 1; p < 8; ++p) sum += parts[p][lane];
+    for (int w = 0; w < 16; ++w) sum += parts[w][lane];
     out[column] = sum;
 }

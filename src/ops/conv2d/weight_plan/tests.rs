@@ -215,3 +215,40 @@ fn a_cut_is_taken_for_its_few_clocks() {
     assert_eq!(taken((256, 512), 31, 4, 1), "weight_128_128_128_128");
     assert_eq!(taken((256, 256), 64, 1, 1), "weight_128_256");
 }
+
+#[test]
+fn every_partial_sum_has_a_thread() {
+    for (channels, kernel, width) in [
+        ((32, 32), (1, 1), 4),
+        ((512, 1536), (1, 1), 16),
+        ((128, 128), (3, 3), 256),
+        ((512, 512), (3, 3), 16),
+        ((64, 128), (4, 4), 128),
+        ((40, 72), (7, 7), 9),
+        ((96, 48), (1, 7), 17),
+    ] {
+        let padding = Padding::same(3);
+        let window = Window::new("test", (width, width), kernel, 1, padding).unwrap();
+        let op = Conv2d {
+            window,
+            channels,
+            packed: None,
+        };
+        let plan = Plan::new(&op, 8).unwrap();
+        let (sum, taps) = (plan.sum(), (kernel.0 * kernel.1) as u32);
+        let (outputs, groups) = (sum.outputs as u32, sum.groups as u32);
+        assert_eq!(sum.threads, 8 * taps * groups * outputs, "{op:?}");
+        assert!(sum.threads <= 512 && groups >= 1, "{op:?}");
+        // A block's outputs lie in one tile, and the blocks take all of them.
+        assert_eq!(64 % outputs, 0, "{op:?}");
+        assert!(sum.grid.0 * 32 >= channels.0 as u32, "{op:?}");
+        assert!(sum.grid.1 * outputs >= channels.1 as u32, "{op:?}");
+        assert_eq!(sum.shared, sum.threads / 8 * 36 * 4, "{op:?}");
+        // Every part of a tile in eight loads, unless there are no threads for more groups.
+        let parts = (plan.workers.div_ceil(plan.tiles) + 1) as u32;
+        assert!(
+            8 * groups >= parts || (groups + 1) * 8 * taps > 512,
+            "{op:?}"
+        );
+    }
+}

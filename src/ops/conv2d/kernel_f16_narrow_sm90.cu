@@ -1,0 +1,3 @@
+// The convolutions of kernel_narrow_sm90.cu with f16 in place of bf16, forward alone.
+#define RDPM_F16
+#include "kernel_narrow_sm90.cu"
