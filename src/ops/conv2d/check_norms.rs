@@ -56,9 +56,9 @@ fn biases(gpu: &Gpu) -> Result<Vec<Row>> {
             let (same, none) = (Padding::same(1), Padding::same(0));
             let y = norm(&conv2d(&maps[0], w1, Some(b1), 1, same)?)?;
             let shortcut = conv2d(&maps[0], w3, Some(b3), 1, none)?;
-            let x = conv2d_add(&shortcut, &y, w2, Some(b2), 1, same)?;
+            let x = conv2d_add(&shortcut, &y, w2, Some(b2), 1, same, None)?;
             let y = norm(&x)?;
-            conv2d_add(&x, &y, w2, Some(b2), 1, same)
+            conv2d_add(&x, &y, w2, Some(b2), 1, same, None)
         })?);
     }
     Ok(rows)
@@ -94,8 +94,8 @@ fn tiles(gpu: &Gpu) -> Result<Vec<Row>> {
             }
             let padding = Padding::same(taps / 2);
             let y = || match (upsampled, add) {
-                (true, _) => upsampled_conv2d(&x, &weight, Some(&bias)),
-                (false, true) => conv2d_add(&residual, &x, &weight, Some(&bias), 1, padding),
+                (true, _) => upsampled_conv2d(&x, &weight, Some(&bias), None),
+                (false, true) => conv2d_add(&residual, &x, &weight, Some(&bias), 1, padding, None),
                 (false, false) => conv2d(&x, &weight, Some(&bias), 1, padding),
             };
             let kind = match (upsampled, add) {
