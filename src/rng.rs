@@ -7,6 +7,7 @@
 //! The bits are equal on every machine and instruction set; `transform.rs` says how.
 
 mod draws;
+mod gumbel;
 mod philox;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use rayon::prelude::*;
 
 use crate::ops::is_serial;
 pub use draws::StreamRng;
+pub use gumbel::largest_with_gumbel;
 use philox::LANES;
 
 /// What a stream of numbers is used for. It is part of the counter, so the values must never
@@ -133,28 +135,6 @@ impl WithSimd for Fill<'_> {
                 }
             }
             block = block.wrapping_add(LANES as u32);
-        }
-    }
-}
-
-/// row += −ln(−ln u), Gumbel noise from uniforms in (0,1); equal bits on every machine, and on the
-/// GPU.
-pub fn add_gumbel(row: &mut [f32], uniform: &[f32]) {
-    Arch::new().dispatch(AddGumbel { row, uniform });
-}
-
-struct AddGumbel<'a> {
-    row: &'a mut [f32],
-    uniform: &'a [f32],
-}
-
-impl WithSimd for AddGumbel<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for (x, &u) in self.row.iter_mut().zip(self.uniform) {
-            *x -= transform::ln(-transform::ln(u));
         }
     }
 }

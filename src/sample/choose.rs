@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::ops::{is_serial, largest, read};
-use crate::rng::add_gumbel;
+use crate::rng::largest_with_gumbel;
 
 /// What is done to a row of logits before its largest is taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,7 +54,7 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
     let inputs = [&logits, uniform.as_ref().unwrap_or(&logits)];
     let codes = read(inputs, |[logits, uniforms]| {
         let (conditional, unconditional) = logits.split_at(b * n * k);
-        let code = |row: &mut Vec<f32>, i: usize| {
+        let code = |(row, bounds): &mut (Vec<f32>, Vec<f32>), i: usize| {
             let at = i * k..(i + 1) * k;
             row.clear();
             row.extend_from_slice(&conditional[at.clone()]);
@@ -62,7 +62,8 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
                 guide(row, &unconditional[at.clone()], choice.lambda);
             }
             row.iter_mut().for_each(|x| *x *= choice.tau);
-            if !row.iter().all(|x| x.is_finite()) {
+            // Without an early exit, so that the loop is vectorized.
+            if row.iter().fold(false, |bad, x| bad | !x.is_finite()) {
                 return None;
             }
             if let Some(k) = choice.top_k {
@@ -71,17 +72,17 @@ pub fn choose(logits: &Tensor, uniform: Option<&Tensor>, choice: &Choice) -> Res
             if let Some(p) = choice.top_p {
                 keep_nucleus(row, p);
             }
-            if uniform.is_some() {
-                add_gumbel(row, &uniforms[at]);
+            match uniform {
+                Some(_) => largest_with_gumbel(row, &uniforms[at], bounds).map(|i| i as u32),
+                None => argmax(row),
             }
-            argmax(row)
         };
         if is_serial() {
-            let mut row = Vec::new();
-            return (0..b * n).map(|i| code(&mut row, i)).collect();
+            let mut room = Default::default();
+            return (0..b * n).map(|i| code(&mut room, i)).collect();
         }
         let rows = (0..b * n).into_par_iter();
-        rows.map_init(Vec::new, code).collect::<Vec<_>>()
+        rows.map_init(Default::default, code).collect::<Vec<_>>()
     })?;
     if let Some(i) = codes.iter().position(Option::is_none) {
         candle_core::bail!(
