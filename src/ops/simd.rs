@@ -61,6 +61,29 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// Every x becomes exp(scale·x − max), where `max` is the largest scale·x; returns their sum, added in
+/// a fixed order. Values below e⁻⁸⁷ of the largest are clamped to it.
+#[inline(always)]
+pub(super) fn exponentials(xs: &mut [f32], scale: f32, max: f32) -> f32 {
+    #[inline(always)]
+    fn each(x: &mut f32, sum: &mut f32, scale: f32, max: f32) {
+        let (p, n) = exp_parts(x.mul_add(scale, -max), -87.0, 87.0);
+        *x = p * power_of_two(n);
+        *sum += *x;
+    }
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = xs.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            each(x, lane, scale, max);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        each(x, lane, scale, max);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
 /// σ(x) = 1/(1 + e⁻ˣ); saturates at e⁻⁸⁷ ≈ 1.6e-38.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {

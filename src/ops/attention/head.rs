@@ -56,6 +56,7 @@ impl<'a> Head<'a> {
         let mut y = vec![0f32; n * d];
         let mut log_sums = vec![0f32; n];
         let mut weights = vec![0f32; BLOCK.min(n) * n];
+        let mut sums = vec![(0f32, 0f32); BLOCK.min(n)]; // of each row's exponentials
         let (keys, values) = (
             Panels::of_outputs(self.k, n, d, 1),
             Panels::of_rows(self.v, d),
@@ -63,8 +64,15 @@ impl<'a> Head<'a> {
         for block in self.blocks() {
             let weights = &mut weights[..block.len() * n];
             times_into(weights, &self.q[self.elements(&block)], &keys);
-            softmax(weights, self.scale(), &mut log_sums[block.clone()]);
-            times_into(&mut y[self.elements(&block)], weights, &values);
+            exponentials(weights, n, self.scale(), &mut sums);
+            let y = &mut y[self.elements(&block)];
+            times_into(y, weights, &values);
+            let rows = y.chunks_exact_mut(d).zip(&mut log_sums[block]);
+            for ((y, log_sum), (max, sum)) in rows.zip(&sums) {
+                let reciprocal = 1.0 / sum;
+                y.iter_mut().for_each(|y| *y *= reciprocal);
+                *log_sum = max + sum.ln();
+            }
         }
         (y, log_sums)
     }
@@ -114,27 +122,19 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Rows of scores become softmax(scale·scores), one row for each of `log_sums`, which are set.
-fn softmax(rows: &mut [f32], scale: f32, log_sums: &mut [f32]) {
-    let n = rows.len() / log_sums.len();
-    for (row, log_sum) in rows.chunks_exact_mut(n).zip(log_sums) {
-        let (max, sum) = simd::vectorized(
-            #[inline(always)]
-            || {
+/// Rows of `n` scores become exp(scale·score − m), with m the largest times `scale`; `sums` gets the
+/// pair (m, sum) of each row. A row of the result is divided by the sum later: it is shorter than the
+/// row of weights.
+fn exponentials(rows: &mut [f32], n: usize, scale: f32, sums: &mut [(f32, f32)]) {
+    simd::vectorized(
+        #[inline(always)]
+        || {
+            for (row, sum) in rows.chunks_exact_mut(n).zip(sums) {
                 let max = scale * simd::max(row);
-                for x in row.iter_mut() {
-                    *x = simd::exp(x.mul_add(scale, -max));
-                }
-                let sum = simd::sum(row, |x| x);
-                let reciprocal = 1.0 / sum;
-                for x in row.iter_mut() {
-                    *x *= reciprocal;
-                }
-                (max, sum)
-            },
-        );
-        *log_sum = max + sum.ln();
-    }
+                *sum = (max, simd::exponentials(row, scale, max));
+            }
+        },
+    );
 }
 
 /// Rows of scores become their weights, and rows of the weights' gradients those of the scores.

@@ -36,9 +36,13 @@ impl Rotation<'_> {
             #[inline(always)]
             || {
                 for ((to, from), (cos, sin)) in rows.zip(angles) {
-                    let (a, b) = from[..d].split_at(half);
-                    let (to_a, to_b) = to[..d].split_at_mut(half);
-                    for i in 0..half {
+                    let (a, b) = from[..2 * half].split_at(half);
+                    let (to_a, to_b) = to[..2 * half].split_at_mut(half);
+                    // Equal lengths, visibly to the compiler: otherwise it checks every index and
+                    // does not vectorize.
+                    let (b, to_b) = (&b[..a.len()], &mut to_b[..a.len()]);
+                    let (to_a, cos, sin) = (&mut to_a[..a.len()], &cos[..a.len()], &sin[..a.len()]);
+                    for i in 0..a.len() {
                         let sin = sign(sin[i]);
                         to_a[i] = a[i].mul_add(cos[i], -(b[i] * sin));
                         to_b[i] = a[i].mul_add(sin, b[i] * cos[i]);
