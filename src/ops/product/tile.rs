@@ -112,7 +112,7 @@ impl Block<'_> {
                 }
             }
         }
-        self.store::<S, V, P, R>(s, panel, row, &sums);
+        self.store::<S, V, P, R>(panel, row, &sums);
     }
 
     #[inline(always)]
@@ -122,42 +122,23 @@ impl Block<'_> {
         panel: usize,
         row: usize,
     ) -> [[S::f32s; V]; R] {
-        let mut sums = [[s.splat_f32s(0.0); V]; R];
-        let read = |sums: &mut [S::f32s; V], from: &[f32]| {
-            if from.len() == P * WIDTH {
-                sums.copy_from_slice(S::as_simd_f32s(from).0);
-            } else {
-                for (sum, from) in sums.iter_mut().zip(from.chunks(S::F32_LANES)) {
-                    *sum = s.partial_load_f32s(from);
-                }
-            }
-        };
         let columns = self.columns::<P>(panel);
         match self.start {
-            Start::Zero => {}
+            Start::Zero => [[s.splat_f32s(0.0); V]; R],
             Start::Bias(bias) => {
                 let first = self.panels.start * WIDTH;
-                let mut of_row = [s.splat_f32s(0.0); V];
-                read(
-                    &mut of_row,
-                    &bias[first + columns.start..first + columns.end],
-                );
-                sums = [of_row; R];
+                [read::<S, V, P>(&bias[first + columns.start..first + columns.end]); R]
             }
-            Start::Present => {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let at = (row + r) * self.stride;
-                    read(sums, &self.out[at + columns.start..at + columns.end]);
-                }
-            }
+            Start::Present => std::array::from_fn(|r| {
+                let at = (row + r) * self.stride;
+                read::<S, V, P>(&self.out[at + columns.start..at + columns.end])
+            }),
         }
-        sums
     }
 
     #[inline(always)]
     fn store<S: Simd, const V: usize, const P: usize, const R: usize>(
         &mut self,
-        s: S,
         panel: usize,
         row: usize,
         sums: &[[S::f32s; V]; R],
@@ -165,14 +146,7 @@ impl Block<'_> {
         let columns = self.columns::<P>(panel);
         for (r, sums) in sums.iter().enumerate() {
             let at = (row + r) * self.stride;
-            let out = &mut self.out[at + columns.start..at + columns.end];
-            if out.len() == P * WIDTH {
-                S::as_mut_simd_f32s(out).0.copy_from_slice(sums);
-            } else {
-                for (out, &sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
-                    s.partial_store_f32s(out, sum);
-                }
-            }
+            write::<S, V, P>(&mut self.out[at + columns.start..at + columns.end], sums);
         }
     }
 
@@ -184,3 +158,36 @@ impl Block<'_> {
         panel * WIDTH - first..end - first
     }
 }
+
+// Sums stay in registers only if every index into them is a constant. Rows of fewer columns take a
+// detour through a whole one.
+
+/// A row of `P` panels; zeros are appended to fewer columns.
+#[inline(always)]
+fn read<S: Simd, const V: usize, const P: usize>(from: &[f32]) -> [S::f32s; V] {
+    if from.len() == P * WIDTH {
+        return *S::as_simd_f32s(from).0.first_chunk().expect(WHOLE);
+    }
+    let mut row = [[0f32; WIDTH]; P];
+    row.as_flattened_mut()[..from.len()].copy_from_slice(from);
+    *S::as_simd_f32s(row.as_flattened())
+        .0
+        .first_chunk()
+        .expect(WHOLE)
+}
+
+/// As many columns of a row as `out` has.
+#[inline(always)]
+fn write<S: Simd, const V: usize, const P: usize>(out: &mut [f32], sums: &[S::f32s; V]) {
+    if out.len() == P * WIDTH {
+        let row = S::as_mut_simd_f32s(out).0;
+        *row.first_chunk_mut().expect(WHOLE) = *sums;
+        return;
+    }
+    let mut row = [[0f32; WIDTH]; P];
+    let vectors = S::as_mut_simd_f32s(row.as_flattened_mut()).0;
+    *vectors.first_chunk_mut().expect(WHOLE) = *sums;
+    out.copy_from_slice(&row.as_flattened()[..out.len()]);
+}
+
+const WHOLE: &str = "P panels are V vectors";
