@@ -23,6 +23,7 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn new(config: &TokenizerConfig, scope: &Scope) -> Result<Self> {
+        let scope = &scope.clone().with_winograd();
         let (groups, levels) = (config.norm_groups, config.ch_mult.len());
         let mut c = config.ch * config.ch_mult[levels - 1];
         let conv_in = Conv2d::same(config.embed_dim, c, 3, &scope.push("conv_in"))?;

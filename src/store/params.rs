@@ -147,6 +147,7 @@ pub struct Scope {
     prefix: String,
     device: Device,
     frozen: bool,
+    winograd: bool,
     origin: Arc<Mutex<Origin>>,
 }
 
@@ -186,6 +187,7 @@ impl Scope {
             prefix: String::new(),
             device: device.clone(),
             frozen: false,
+            winograd: false,
             origin: Arc::new(Mutex::new(origin)),
         }
     }
@@ -199,9 +201,22 @@ impl Scope {
         }
     }
 
+    /// For a network from whose results nothing is chosen: its frozen 3×3 convolutions may be
+    /// computed by Winograd's algorithm on a CPU, whose rounding differs.
+    pub fn with_winograd(self) -> Self {
+        Self {
+            winograd: true,
+            ..self
+        }
+    }
+
     /// The container for a layer's weight in reading order; none if the weight may still change.
     pub fn packed(&self) -> Option<Packed> {
-        self.frozen.then(Packed::default)
+        let make = match self.winograd {
+            true => Packed::for_winograd,
+            false => Packed::default,
+        };
+        self.frozen.then(make)
     }
 
     pub fn device(&self) -> &Device {

@@ -6,6 +6,7 @@
 mod discriminator;
 mod features;
 mod fixture;
+mod frozen;
 mod generator;
 mod perceptual;
 mod pictures;

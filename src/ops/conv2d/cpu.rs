@@ -3,12 +3,15 @@
 //! The gradient for x is also a convolution of dy, one for each remainder (i mod s, j mod s) of an
 //! input's position: only every s-th kernel offset reaches it, so nothing is multiplied by zero.
 
+use std::sync::OnceLock;
+
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::gather::Gather;
 use super::op::Conv2d;
 use super::pack;
+use super::winograd::Winograd;
 use crate::ops::product::{Panels, Plain, outer, times, times_then};
 use crate::ops::window::Window;
 use crate::ops::{simd, slices};
@@ -56,18 +59,17 @@ impl Conv2d {
     pub fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
         let (i, o) = self.channels;
         let make = || Panels::of_outputs(weight, o, i, self.taps());
-        let made;
-        let panels = match &self.packed {
+        let made = OnceLock::new();
+        let panels = || match &self.packed {
             Some(packed) => packed.get_or_make(make),
-            None => {
-                made = make();
-                &made
-            }
+            None => made.get_or_init(make),
         };
-        let y = if self.is_pointwise() {
-            times(&Plain::new(x, i), panels, bias)
-        } else {
-            times(&self.windows(x), panels, bias)
+        let packed = self.packed.as_ref();
+        let winograd = packed.and_then(|p| Winograd::new(&self.window, self.channels, weight, p));
+        let y = match winograd {
+            Some(winograd) => winograd.forward(x, bias),
+            None if self.is_pointwise() => times(&Plain::new(x, i), panels(), bias),
+            None => times(&self.windows(x), panels(), bias),
         };
         let (height, width) = self.window.output;
         let shape = Shape::from((y.len() / (height * width * o), height, width, o));

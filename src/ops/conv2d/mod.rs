@@ -44,6 +44,7 @@ mod weight_hopper;
     allow(dead_code, reason = "the tests look at plans that only a GPU runs")
 )]
 mod weight_plan;
+mod winograd;
 
 #[cfg(test)]
 mod tests;

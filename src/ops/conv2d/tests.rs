@@ -1,8 +1,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{Window, conv2d, conv2d_weight_grad, reference};
-use crate::ops::Padding;
+use super::{Window, conv2d, conv2d_packed, conv2d_weight_grad, reference};
 use crate::ops::testing::*;
+use crate::ops::{Packed, Padding, blocks};
 
 /// Kernel, stride, padding, map.
 type Case = ((usize, usize), usize, Padding, (usize, usize));
@@ -286,5 +286,39 @@ fn other_types_take_the_oracle() -> Result<()> {
     let weight = Tensor::ones((2, 3, 3, 3), DType::F64, &Device::Cpu)?;
     let y = conv2d(&x, &weight, None, 1, Padding::same(1))?;
     assert_eq!(y.dtype(), DType::F64);
+    Ok(())
+}
+
+#[test]
+fn winograd_gives_the_convolution_and_an_image_the_same_bits_in_every_batch() -> Result<()> {
+    // Maps whose lines of tiles are processed one, two and four at a time; the first has more tiles
+    // in a line than are otherwise processed together.
+    for (h, w, i, o) in [
+        (4, 72, 16, 32),
+        (24, 24, 32, 16),
+        (16, 16, 16, 16),
+        (64, 64, 16, 16),
+    ] {
+        let (x, weight) = (normal(1, (3, h, w, i)), normal(2, (o, i, 3, 3)));
+        let bias = normal(3, o);
+        let convolve = |x: &Tensor, packed: Packed| {
+            conv2d_packed(x, &weight, Some(&bias), 1, Padding::same(1), Some(&packed))
+        };
+        let found = convolve(&x, Packed::for_winograd())?;
+        let expected = convolve(&x, Packed::default())?;
+        let norm = |x: &Tensor| x.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
+        let error = norm(&(&found - &expected)?)? / norm(&expected)?;
+        assert!(error < 3e-6, "{h}x{w}, {i} to {o}: {error:e}");
+        assert!(error > 0.0, "{h}x{w}: computed directly");
+        for threads in [1, 2, 5] {
+            let again = on_threads(threads, || convolve(&x, Packed::for_winograd()))?;
+            assert!(bits(&again) == bits(&found), "{threads} threads");
+        }
+        for b in 0..3 {
+            let alone = x.narrow(0, b, 1)?.contiguous()?;
+            let alone = blocks::serially(|| convolve(&alone, Packed::for_winograd()))?;
+            assert!(bits(&alone) == bits(&found.narrow(0, b, 1)?), "image {b}");
+        }
+    }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub mod views;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Range;
 
 pub(super) use matrix::{Matrix, multiply};
@@ -90,15 +90,25 @@ impl Rows for Plain<'_> {
     }
 }
 
-/// Lends `f` this thread's buffer for gathered rows: a new one would be taken from the system and zeroed at every call.
-fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+/// Lends `f` a buffer of this thread: a new one would be requested from the system and zeroed in
+/// every call. Nested calls get different buffers.
+pub(super) fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     thread_local! {
-        static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        static BUFFERS: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
     }
-    let mut buffer = BUFFER.take();
+    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
     let result = f(&mut buffer);
-    BUFFER.set(buffer);
+    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
     result
+}
+
+/// The first `len` values of a buffer, uninitialised in meaning; it never shrinks, so that each value
+/// is zeroed once.
+pub(super) fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 /// 0..total in the fewest ranges of at most `longest`, whose lengths differ by one at most.

@@ -26,14 +26,17 @@ pub(super) struct Line(pub [f32; WIDTH]);
 /// Lines below which panels are packed by one thread.
 const FEW: usize = 1 << 10;
 
-/// Copies of a weight that does not change any more, in the orders in which kernels read it, each made at its first use. On a CPU they take as much
-/// memory as the weight, on a GPU half as much or a little less than it.
+/// Copies of a weight that no longer changes, in the orders in which kernels read it, each made at
+/// its first use. On a CPU they take as much memory as the weight, or four times as much for
+/// Winograd's convolution; on a GPU half as much or a little less than it.
 #[derive(Clone, Default)]
 pub struct Packed(Arc<Copies>);
 
 #[derive(Default)]
 struct Copies {
     panels: OnceLock<Panels>,
+    /// The 36 factors of Winograd's convolution, if that is allowed.
+    winograd: Option<OnceLock<Vec<Panels>>>,
     #[cfg(feature = "cuda")]
     packed: OnceLock<Tensor>,
     #[cfg(feature = "cuda")]
@@ -47,6 +50,14 @@ impl fmt::Debug for Packed {
 }
 
 impl Packed {
+    /// For a convolution that may be computed by Winograd's algorithm, with other bits.
+    pub fn for_winograd() -> Self {
+        Self(Arc::new(Copies {
+            winograd: Some(OnceLock::new()),
+            ..Copies::default()
+        }))
+    }
+
     pub(in crate::ops) fn get_or_make(&self, make: impl FnOnce() -> Panels) -> &Panels {
         self.0.panels.get_or_init(make)
     }
@@ -58,6 +69,12 @@ impl Packed {
             Form::Packed => &self.0.packed,
             Form::Folded => &self.0.folded,
         }
+    }
+
+    /// The factors of Winograd's convolution, if that is allowed.
+    pub(in crate::ops) fn winograd(&self, make: impl FnOnce() -> Vec<Panels>) -> Option<&[Panels]> {
+        let factors = self.0.winograd.as_ref()?;
+        Some(factors.get_or_init(make))
     }
 }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::panels::{Panels, WIDTH};
 use super::tile::{Block, Start};
-use super::{BLOCK, DEPTH, Plain, Rows, ranges, with_buffer};
+use super::{BLOCK, DEPTH, Plain, Rows, ranges, room, with_buffer};
 use crate::ops::blocks;
 
 /// Multiplications a task at least (about 20 µs) where few rows are spread over the threads by their outputs.
@@ -64,8 +64,8 @@ pub(in crate::ops) fn times_through(
         return y;
     }
     let (y, _) = blocks::images(rows.count() * width, THROUGH * width, |i, y| {
-        with_buffer(|x| {
-            x.resize(y.len() / width * outputs, 0.0);
+        with_buffer(|buffer| {
+            let x = room(buffer, y.len() / width * outputs);
             product.block(i * THROUGH, x);
             then(x, y);
         });
