@@ -3,6 +3,8 @@
 //! Noise ε_t and sum z'_{t−1}, each [B,h,w,d], and the condition [B,C] → logits [B,N,K], tokens in
 //! raster order.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Result, Tensor, Var, bail};
 
 use super::layers::Linear;
@@ -25,6 +27,8 @@ pub struct Generator {
     blocks: Vec<Block>,
     adaln: Linear,
     head: Linear,
+    /// See [`Generator::sources`]; none if the weights may still change.
+    sources: Option<OnceLock<Tensor>>,
 }
 
 /// AdaLN-Zero: all modulations and the head start at zero, so that every block is the identity and
@@ -72,6 +76,10 @@ impl Generator {
             blocks: (0..generator.depth).map(block).collect::<Result<_>>()?,
             adaln: Linear::new(c, 2 * c, ZERO, &scope.push("adaLN_modulation"))?,
             head: Linear::new(c, config.quantizer.codebook_size, ZERO, &scope.push("head"))?,
+            sources: match scope.packed() {
+                Some(_) if scope.device().is_cpu() && 2 * d < c => Some(OnceLock::new()),
+                _ => None,
+            },
         })
     }
 
@@ -89,22 +97,28 @@ impl Generator {
         self.head(&x)
     }
 
-    /// ε_t and z'_{t−1}, [B,h,w,d] each → the blocks' input [B,N,C].
-    pub fn embed(&self, noise: &Tensor, sum: &Tensor) -> Result<Tensor> {
+    /// ε_t and z'_{t−1}, [B,h,w,d] each → the blocks' input.
+    pub fn embed(&self, noise: &Tensor, sum: &Tensor) -> Result<Embedded> {
         let (b, h, w, d) = noise.dims4()?;
-        let x = Tensor::cat(&[noise, sum], 3)?.reshape((b, h * w, 2 * d))?;
-        let x = self.x_embedder.forward(&self.mix.forward(&x)?)?; // [B,N,C]
-        match &self.pos_embed {
-            Some(pos) => ops::add_to_each(&x, pos),
-            None => Ok(x),
-        }
+        let inputs = Tensor::cat(&[noise, sum], 3)?.reshape((b, h * w, 2 * d))?;
+        let x = self.x_embedder.forward(&self.mix.forward(&inputs)?)?; // [B,N,C]
+        let x = match &self.pos_embed {
+            Some(pos) => ops::add_to_each(&x, pos)?,
+            None => x,
+        };
+        Ok(Embedded { inputs, x })
     }
 
-    /// The output of the blocks for x [B,N,C], normalized and modulated for the head.
-    pub fn transform(&self, x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
+    /// The output of the blocks [B,N,C], normalized and modulated for the head.
+    pub fn transform(&self, embedded: &Embedded, modulation: &Modulation) -> Result<Tensor> {
+        let Embedded { inputs, x } = embedded;
         let mut x = x.clone();
-        for (block, parts) in self.blocks.iter().zip(&modulation.blocks) {
-            x = block.forward(&x, parts, &self.rope)?;
+        for (i, (block, parts)) in self.blocks.iter().zip(&modulation.blocks).enumerate() {
+            let qkv = match &modulation.first {
+                Some(projected) if i == 0 => ops::rms_norm_projected(inputs, &x, projected, EPS)?,
+                _ => block.qkv(&x, parts)?,
+            };
+            x = block.forward(&x, &qkv, parts, &self.rope)?;
         }
         let [shift, scale] = &modulation.last;
         ops::rms_norm_modulate(&x, shift, scale, EPS)
@@ -118,12 +132,41 @@ impl Generator {
     /// Every block's and the head's modulation by the condition [R,C].
     pub fn modulation(&self, condition: &Tensor) -> Result<Modulation> {
         let blocks = self.blocks.iter();
+        let blocks: Vec<[Tensor; 6]> = blocks
+            .map(|block| parts(&block.adaln.forward(condition)?))
+            .collect::<Result<_>>()?;
+        let first = match (self.sources()?, self.blocks.first()) {
+            (Some(sources), Some(block)) => Some(block.projected(sources, &blocks[0])?),
+            _ => None,
+        };
         Ok(Modulation {
-            blocks: blocks
-                .map(|block| parts(&block.adaln.forward(condition)?))
-                .collect::<Result<_>>()?,
+            blocks,
             last: parts(&self.adaln.forward(condition)?)?,
+            first,
         })
+    }
+
+    /// The blocks' input is a linear function of the 2d inputs plus an embedding: the rows of that
+    /// function [2d,C], then the embedding [N,C], or [1,C] if it is the same everywhere. From
+    /// their projections the first block's q, k and v take 2d multiply-adds each instead of C.
+    fn sources(&self) -> Result<Option<&Tensor>> {
+        let Some(once) = &self.sources else {
+            return Ok(None);
+        };
+        if let Some(sources) = once.get() {
+            return Ok(Some(sources));
+        }
+        let rows = self.mix.weight.t()?.contiguous()?; // [2d,mix]
+        let rows = ops::linear(&rows, &self.x_embedder.weight, None)?; // [2d,C]
+        // Of inputs that are zero: the biases alone, [1,C].
+        let zero = Tensor::zeros((1, rows.dim(0)?), DType::F32, rows.device())?;
+        let bias = self.x_embedder.forward(&self.mix.forward(&zero)?)?;
+        let embedding = match &self.pos_embed {
+            Some(pos) => pos.squeeze(0)?.broadcast_add(&bias)?, // [N,C]
+            None => bias,
+        };
+        let sources = Tensor::cat(&[rows, embedding], 0)?;
+        Ok(Some(once.get_or_init(|| sources)))
     }
 
     /// Initialises the head from the codebook [K,d] [ours]: logit_k = −s/2·‖v − e_k‖² up to a
@@ -152,11 +195,30 @@ impl Generator {
     }
 }
 
+/// The generator's inputs [ε ; z'] [B,N,2d], and x [B,N,C], the blocks' input made of them.
+pub struct Embedded {
+    inputs: Tensor,
+    x: Tensor,
+}
+
+impl Embedded {
+    /// The same images once more behind these.
+    pub fn twice(&self) -> Result<Self> {
+        Ok(Self {
+            inputs: Tensor::cat(&[&self.inputs, &self.inputs], 0)?,
+            x: Tensor::cat(&[&self.x, &self.x], 0)?,
+        })
+    }
+}
+
 /// AdaLN-Zero's shift, scale and gate [R,C] of each branch and block, one row per condition.
 pub struct Modulation {
     blocks: Vec<[Tensor; 6]>,
     /// Shift and scale before the head.
     last: [Tensor; 2],
+    /// q, k and v of the first block's modulated [`sources`](Generator::sources), and of its shift:
+    /// [R,2d+N+1,3C].
+    first: Option<Tensor>,
 }
 
 impl Modulation {
@@ -172,6 +234,7 @@ impl Modulation {
         Ok(Self {
             blocks: blocks.map(|m| each(m, of)).collect::<Result<_>>()?,
             last: each(&self.last, of)?,
+            first: self.first.as_ref().map(of).transpose()?,
         })
     }
 }
@@ -241,18 +304,34 @@ impl Block {
         })
     }
 
-    /// `m`: shift, scale, gate of each branch [B,C].
-    fn forward(&self, x: &Tensor, m: &[Tensor; 6], rope: &RopeTable) -> Result<Tensor> {
-        let branch = self.attention(&ops::rms_norm_modulate(x, &m[0], &m[1], EPS)?, rope)?;
+    /// The attention's q, k and v [B,N,3C]; `m` as in [`Block::forward`].
+    fn qkv(&self, x: &Tensor, m: &[Tensor; 6]) -> Result<Tensor> {
+        self.qkv
+            .forward(&ops::rms_norm_modulate(x, &m[0], &m[1], EPS)?)
+    }
+
+    /// q, k and v of `sources` [M,C], scaled, and of the shift behind them: [R,M+1,3C] for `m` with
+    /// R rows.
+    fn projected(&self, sources: &Tensor, m: &[Tensor; 6]) -> Result<Tensor> {
+        let scale = (m[1].unsqueeze(1)? + 1.0)?; // [R,1,C]
+        let scaled = sources.unsqueeze(0)?.broadcast_mul(&scale)?;
+        let rows = Tensor::cat(&[&scaled, &m[0].unsqueeze(1)?], 1)?;
+        self.qkv.forward(&rows)
+    }
+
+    /// x [B,N,C] and its q, k and v; `m`: shift, scale, gate of each branch [B,C].
+    fn forward(
+        &self,
+        x: &Tensor,
+        qkv: &Tensor,
+        m: &[Tensor; 6],
+        rope: &RopeTable,
+    ) -> Result<Tensor> {
+        let branch = ops::attention(qkv, self.heads, Some(rope))?;
+        let branch = self.proj.forward(&branch)?;
         let x = ops::gate_residual(x, &m[2], &branch)?;
         let branch = self.mlp(&ops::rms_norm_modulate(&x, &m[3], &m[4], EPS)?)?;
         ops::gate_residual(&x, &m[5], &branch)
-    }
-
-    fn attention(&self, x: &Tensor, rope: &RopeTable) -> Result<Tensor> {
-        let qkv = self.qkv.forward(x)?; // [B,N,3C]
-        self.proj
-            .forward(&ops::attention(&qkv, self.heads, Some(rope))?)
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {

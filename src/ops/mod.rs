@@ -77,7 +77,7 @@ pub mod upsample;
 mod window;
 
 pub use activation::{Activation, leaky_relu, relu};
-pub use adaln::{gate_residual, rms_norm_modulate};
+pub use adaln::{gate_residual, rms_norm_modulate, rms_norm_projected};
 pub use add::{add, add_scaled};
 pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};

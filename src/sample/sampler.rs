@@ -192,17 +192,23 @@ impl<'a> Sampler<'a> {
     fn conditions(&self, labels: &[u32], t: usize, guided: bool) -> Result<Conditions> {
         let device = self.tokenizer.quantizer.codebook.embedding.device();
         let distinct: BTreeSet<u32> = labels.iter().copied().collect();
-        let empty = self.classes as u32;
-        let each: Vec<u32> = match guided {
-            true => distinct.iter().flat_map(|&label| [label, empty]).collect(),
-            false => distinct.iter().copied().collect(),
-        };
+        let mut each: Vec<u32> = distinct.iter().copied().collect();
+        if guided {
+            each.push(self.classes as u32); // the empty condition
+        }
         let t = Tensor::full(t as u32, each.len(), device)?;
         let rows = if guided { 2 } else { 1 };
+        let empty = distinct.len() as u32;
         let first: BTreeMap<u32, u32> = distinct.into_iter().zip((0..).step_by(rows)).collect();
         let condition = self.generator.condition(&Tensor::new(each, device)?, &t)?;
+        let mut modulation = self.generator.modulation(&condition)?;
+        if guided {
+            // A label's row and the empty condition's side by side: no image copies them.
+            let pairs: Vec<u32> = (0..empty).flat_map(|row| [row, empty]).collect();
+            modulation = modulation.rows(&pairs)?;
+        }
         Ok(Conditions {
-            modulation: self.generator.modulation(&condition)?,
+            modulation,
             first: labels.iter().map(|label| first[label]).collect(),
             rows: rows as u32,
         })
@@ -261,7 +267,7 @@ fn logits(
         return generator.head(&generator.transform(&x, modulation)?);
     }
     // Both halves in one batch: an image's bits do not depend on the rest of its batch.
-    let x = generator.transform(&Tensor::cat(&[&x, &x], 0)?, modulation)?;
+    let x = generator.transform(&x.twice()?, modulation)?;
     let halves = x.chunk(2, 0)?;
     let (c, u) = (&halves[0], &halves[1]);
     generator.head(&(c + ((c - u)? * f64::from(lambda))?)?)

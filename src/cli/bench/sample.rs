@@ -91,15 +91,25 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     judged.verdict()
 }
 
-/// FLOP of all steps: two passes where λ_t is not 0; on a CPU the head runs once for both.
+/// FLOP of all steps: two passes where λ_t is not 0. On a CPU the head runs once for both, and the
+/// first block's q, k and v are computed from the 2d inputs.
 pub(super) fn work(batch: u32, config: &Config, options: &SampleOptions, device: &Device) -> f64 {
-    let (steps, head) = (config.quantizer.steps, head_flop(config));
+    let (pass, head) = match device.is_cpu() {
+        true => (flop(config) - spared(config), head_flop(config)),
+        false => (flop(config), 0.0),
+    };
+    let steps = config.quantizer.steps;
     let of_step = |t| match options.guided(t, steps) {
-        true if device.is_cpu() => 2.0 * flop(config) - head,
-        true => 2.0 * flop(config),
-        false => flop(config),
+        true => 2.0 * pass - head,
+        false => pass,
     };
     f64::from(batch) * (1..=steps).map(of_step).sum::<f64>()
+}
+
+/// FLOP that a pass does not spend on the first block's q, k and v: 2d terms each instead of C.
+fn spared(config: &Config) -> f64 {
+    let (c, inputs) = (config.generator.width(), 2 * config.tokenizer.embed_dim);
+    (2 * config.tokens() * 3 * c) as f64 * (c as f64 - inputs as f64)
 }
 
 pub(super) fn labels(batch: u32) -> (Vec<u32>, Vec<u64>) {

@@ -10,7 +10,7 @@ pub(super) struct RmsNormModulate {
 
 /// 1/√(mean(x²) + eps) of a row.
 #[inline(always)]
-fn reciprocal_rms(x: &[f32], eps: f64) -> f32 {
+pub(super) fn reciprocal_rms(x: &[f32], eps: f64) -> f32 {
     let mean = simd::sum(x, |x| x * x) / x.len() as f32;
     (1.0 / (f64::from(mean) + eps).sqrt()) as f32
 }

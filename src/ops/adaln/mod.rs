@@ -9,12 +9,14 @@
 //! are sums over N.
 
 mod cpu;
+mod projected;
 mod reference;
 #[cfg(test)]
 mod tests;
 
 use super::{check, slices, tape};
 use candle_core::{Result, Tensor};
+pub use projected::rms_norm_projected;
 
 /// x [B,N,C]; shift, scale [B,C].
 pub fn rms_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {

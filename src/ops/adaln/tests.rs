@@ -1,4 +1,5 @@
-use super::{gate_residual, reference, rms_norm_modulate};
+use super::{gate_residual, reference, rms_norm_modulate, rms_norm_projected};
+use crate::ops::linear;
 use crate::ops::testing::{
     assert_matches, assert_refused, bits, normal, on_threads, with_gradients,
 };
@@ -109,4 +110,43 @@ fn wrong_shapes_are_refused_by_name() {
         rms_norm_modulate(&wrong, &wrong, &wrong, 1e-6),
         &["rms_norm_modulate", "x", "[3, 4]", "[B,N,C]"],
     );
+}
+
+#[test]
+fn a_projection_of_few_inputs_is_that_of_the_normalized_rows() -> Result<()> {
+    let (b, n, k, c, o) = (3, 20, 6, 40, 35);
+    for positions in [1, n] {
+        let u = normal(1, (b, n, k));
+        let (sources, added) = (normal(2, (k, c)), normal(3, (positions, c)));
+        let (shift, scale) = (normal(4, (b, c)), normal(5, (b, c)));
+        let weight = normal(6, (o, c));
+        let x = u
+            .reshape((b * n, k))?
+            .matmul(&sources)?
+            .reshape((b, n, c))?
+            .broadcast_add(&added)?;
+        let project = |rows: &Tensor| linear(rows, &weight, None);
+        let expected = project(&rms_norm_modulate(&x, &shift, &scale, 1e-6)?)?;
+        let rows = Tensor::cat(&[sources, added], 0)?
+            .unsqueeze(0)?
+            .broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?;
+        let projected = project(&Tensor::cat(&[rows, shift.unsqueeze(1)?], 1)?)?;
+        let of = |u: &Tensor, x: &Tensor, p: &Tensor| rms_norm_projected(u, x, p, 1e-6);
+        let found = of(&u, &x, &projected)?;
+        let most = (&found - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(most < 2e-5, "{positions} positions: {most:e}");
+        let image = |x: &Tensor| x.narrow(0, 1, 1);
+        let alone = on_threads(1, || of(&image(&u)?, &image(&x)?, &image(&projected)?))?;
+        assert!(bits(&alone) == bits(&image(&found)?));
+    }
+    assert_refused(
+        rms_norm_projected(
+            &normal(1, (1, 4, 2)),
+            &normal(1, (1, 4, 3)),
+            &normal(1, (1, 6, 5)),
+            1e-6,
+        ),
+        &["6 projected rows", "expected 4 or 7"],
+    );
+    Ok(())
 }
