@@ -6,12 +6,10 @@
 //! of crop. All resampling uses Pillow's bicubic filter (the bilinear filters of torchvision and
 //! albumentations are blurrier or aliased) **[ours]**.
 
-use std::borrow::Cow;
-
 use image::RgbImage;
 use image::imageops;
 
-use super::resize::{Filter, resize};
+use super::resize::{Filter, Step, Window, resize, resize_window};
 use crate::config::Crop;
 use crate::rng::{Purpose, Stream};
 
@@ -42,14 +40,7 @@ impl Augment {
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
         let square = match self.crop {
             Crop::Center => center_crop(image, self.size),
-            Crop::Random => {
-                let image = shorter_side(image, self.size);
-                let (x, y) = (
-                    spare(image.width(), self.size),
-                    spare(image.height(), self.size),
-                );
-                cut(&image, pick(u[1], x), pick(u[2], y), self.size, self.size)
-            }
+            Crop::Random => shorter_side(image, self.size, |x, y| (pick(u[1], x), pick(u[2], y))),
             Crop::RandomResized => random_resized_crop(image, self.size, &u[4..]),
         };
         if self.flip && is_flipped(u[0]) {
@@ -78,32 +69,41 @@ pub fn mirrored(image: &RgbImage) -> RgbImage {
 /// ADM's center crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the
 /// shorter side is at least twice `size`, then resized to `size` by bicubic, then cropped.
 pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
-    let image = shorter_side(image, size);
-    let (x, y) = (
-        spare(image.width(), size) / 2,
-        spare(image.height(), size) / 2,
-    );
-    cut(&image, x, y, size, size)
+    shorter_side(image, size, |x, y| (x / 2, y / 2))
 }
 
-/// The whole image with its shorter side resized to `size` as ADM does; smaller images are
-/// enlarged.
-fn shorter_side(image: &RgbImage, size: usize) -> RgbImage {
-    let mut image = Cow::Borrowed(image);
-    let shorter = |image: &RgbImage| image.width().min(image.height()) as usize;
-    while shorter(&image) >= 2 * size {
-        let (w, h) = (image.width() / 2, image.height() / 2);
-        image = Cow::Owned(resize(&image, w, h, Filter::Box));
+/// The square of `size` that lies at `place` in the image whose shorter side is resized to `size`
+/// as ADM does; smaller images are enlarged. `place` is given the largest column and row.
+fn shorter_side(
+    image: &RgbImage,
+    size: usize,
+    place: impl FnOnce(usize, usize) -> (usize, usize),
+) -> RgbImage {
+    let (mut width, mut height) = (image.width() as usize, image.height() as usize);
+    let mut steps = Vec::new();
+    while width.min(height) >= 2 * size {
+        (width, height) = (width / 2, height / 2);
+        steps.push(Step {
+            width,
+            height,
+            filter: Filter::Box,
+        });
     }
-    let scale = size as f64 / shorter(&image) as f64;
+    let scale = size as f64 / width.min(height) as f64;
     // Python rounds halves to even.
-    let scaled = |side: u32| (f64::from(side) * scale).round_ties_even() as u32;
-    resize(
-        &image,
-        scaled(image.width()),
-        scaled(image.height()),
-        Filter::Bicubic,
-    )
+    let scaled = |side: usize| (side as f64 * scale).round_ties_even() as usize;
+    let (width, height) = (scaled(width), scaled(height));
+    steps.push(Step {
+        width,
+        height,
+        filter: Filter::Bicubic,
+    });
+    let (x, y) = place(width - size, height - size);
+    let window = Window {
+        columns: x..x + size,
+        rows: y..y + size,
+    };
+    resize_window(image, &steps, window)
 }
 
 /// torchvision's `RandomResizedCrop`; `u` has four uniforms per attempt (area, aspect ratio, x, y).
@@ -131,18 +131,8 @@ fn random_resized_crop(image: &RgbImage, size: usize, u: &[f32]) -> RgbImage {
         let middle = |side: f64, cut: usize| (side as usize - cut) / 2;
         (middle(w, cut_w), middle(h, cut_h), cut_w, cut_h)
     });
-    let cut = cut(image, x, y, cut_w, cut_h);
+    let cut = imageops::crop_imm(image, x as u32, y as u32, cut_w as u32, cut_h as u32).to_image();
     resize(&cut, size as u32, size as u32, Filter::Bicubic)
-}
-
-fn cut(image: &RgbImage, x: usize, y: usize, width: usize, height: usize) -> RgbImage {
-    let (x, y, width, height) = (x as u32, y as u32, width as u32, height as u32);
-    imageops::crop_imm(image, x, y, width, height).to_image()
-}
-
-/// Number of possible offsets of a crop of `size`, besides 0.
-fn spare(side: u32, size: usize) -> usize {
-    side as usize - size
 }
 
 /// Selects one of 0..=`last` by the uniform `u` in (0,1).
