@@ -34,22 +34,18 @@ const TRIES: usize = 10;
 const DRAWS: usize = 4 + 4 * TRIES;
 
 impl Augment {
-    /// The image as used for example number `n` of a run.
-    pub fn apply(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
+    /// The crop of the image for example number `n` of a run, before [`Augment::flips`] mirrors it.
+    pub fn cut(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
         let mut u = [0f32; DRAWS];
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
-        let square = match self.crop {
+        match self.crop {
             Crop::Center => center_crop(image, self.size),
             Crop::Random => shorter_side(image, self.size, |x, y| (pick(u[1], x), pick(u[2], y))),
             Crop::RandomResized => random_resized_crop(image, self.size, &u[4..]),
-        };
-        if self.flip && is_flipped(u[0]) {
-            return mirrored(&square);
         }
-        square
     }
 
-    /// Whether [`Augment::apply`] mirrors example number `n`.
+    /// Whether example number `n` is mirrored.
     pub fn flips(&self, seed: u64, n: u64) -> bool {
         let mut u = [0f32; 1];
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
@@ -61,24 +57,41 @@ fn is_flipped(u: f32) -> bool {
     u < 0.5
 }
 
-/// The mirrored image.
-pub fn mirrored(image: &RgbImage) -> RgbImage {
-    imageops::flip_horizontal(image)
-}
-
 /// ADM's center crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the
 /// shorter side is at least twice `size`, then resized to `size` by bicubic, then cropped.
 pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
     shorter_side(image, size, |x, y| (x / 2, y / 2))
 }
 
-/// The square of `size` that lies at `place` in the image whose shorter side is resized to `size`
-/// as ADM does; smaller images are enlarged. `place` is given the largest column and row.
+/// The whole image with its shorter side resized to `size` as ADM does, of which both
+/// [`center_crop`] and a random crop take a square; smaller images are enlarged.
+pub fn whole(image: &RgbImage, size: usize) -> RgbImage {
+    let (width, height, steps) = steps(image, size);
+    let window = Window {
+        columns: 0..width,
+        rows: 0..height,
+    };
+    resize_window(image, &steps, window)
+}
+
+/// The square of `size` that lies at `place` in the [`whole`] image; `place` is given the largest
+/// column and row.
 fn shorter_side(
     image: &RgbImage,
     size: usize,
     place: impl FnOnce(usize, usize) -> (usize, usize),
 ) -> RgbImage {
+    let (width, height, steps) = steps(image, size);
+    let (x, y) = place(width - size, height - size);
+    let window = Window {
+        columns: x..x + size,
+        rows: y..y + size,
+    };
+    resize_window(image, &steps, window)
+}
+
+/// Width and height of the [`whole`] image, and the way there.
+fn steps(image: &RgbImage, size: usize) -> (usize, usize, Vec<Step>) {
     let (mut width, mut height) = (image.width() as usize, image.height() as usize);
     let mut steps = Vec::new();
     while width.min(height) >= 2 * size {
@@ -98,12 +111,7 @@ fn shorter_side(
         height,
         filter: Filter::Bicubic,
     });
-    let (x, y) = place(width - size, height - size);
-    let window = Window {
-        columns: x..x + size,
-        rows: y..y + size,
-    };
-    resize_window(image, &steps, window)
+    (width, height, steps)
 }
 
 /// torchvision's `RandomResizedCrop`; `u` has four uniforms per attempt (area, aspect ratio, x, y).
@@ -178,21 +186,23 @@ mod tests {
     fn an_example_depends_on_seed_and_number_only() {
         for crop in [Crop::Random, Crop::RandomResized] {
             let (a, image) = (augment(crop), ramp(40, 30));
-            assert_eq!(a.apply(&image, 1, 7), a.apply(&image, 1, 7));
-            assert!((0..20).any(|n| a.apply(&image, 1, n) != a.apply(&image, 1, 0)));
-            assert!((0..20).any(|n| a.apply(&image, 2, n) != a.apply(&image, 1, n)));
+            assert_eq!(a.cut(&image, 1, 7), a.cut(&image, 1, 7));
+            assert!((0..20).any(|n| a.cut(&image, 1, n) != a.cut(&image, 1, 0)));
+            assert!((0..20).any(|n| a.cut(&image, 2, n) != a.cut(&image, 1, n)));
         }
     }
 
     #[test]
-    fn flips_says_what_apply_does_about_half_of_the_time() {
-        let (a, image) = (augment(Crop::Center), ramp(16, 16));
-        let count = (0..1000).filter(|&n| {
-            let flipped = a.apply(&image, 3, n) == mirrored(&image);
-            assert_eq!(flipped, a.flips(3, n));
-            flipped
-        });
-        assert!((450..550).contains(&count.count()));
+    fn half_of_the_examples_are_mirrored_whatever_the_crop() {
+        let flips = |crop| (0..1000).map(move |n| augment(crop).flips(3, n));
+        let count = flips(Crop::Center).filter(|flips| *flips).count();
+        assert!((450..550).contains(&count), "{count}");
+        assert!(flips(Crop::Center).eq(flips(Crop::RandomResized)));
+        let never = Augment {
+            flip: false,
+            ..augment(Crop::Center)
+        };
+        assert!(!(0..100).any(|n| never.flips(3, n)));
     }
 
     #[test]
@@ -204,7 +214,7 @@ mod tests {
         let image = ramp(19, 16);
         let mut seen = [0; 4];
         for n in 0..400 {
-            seen[a.apply(&image, 0, n).get_pixel(0, 0)[0] as usize] += 1;
+            seen[a.cut(&image, 0, n).get_pixel(0, 0)[0] as usize] += 1;
         }
         assert!(seen.iter().all(|&count| count > 50), "{seen:?}");
     }
@@ -222,7 +232,7 @@ mod tests {
                 (129, 64),
             ] {
                 for n in 0..4 {
-                    let out = augment(crop).apply(&ramp(w, h), 0, n);
+                    let out = augment(crop).cut(&ramp(w, h), 0, n);
                     assert_eq!(out.dimensions(), (16, 16), "{crop:?} of {w}×{h}");
                 }
             }
