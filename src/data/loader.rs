@@ -18,6 +18,7 @@ use tracing::debug_span;
 
 use super::augment::{Augment, center_crop};
 use super::source::{DataChanged, Example, Source};
+use crate::config::Crop;
 use crate::error::{Context, Result, hinted};
 use crate::ops::pixels::{Bytes, Pixels};
 use crate::rng::{Purpose, Stream};
@@ -197,6 +198,11 @@ impl Loader {
         if source.is_empty() {
             return Err(hinted("the data set holds no images", ""));
         }
+        let (size, crop) = match &kind {
+            Kind::Shuffled { augment, .. } => (augment.size, augment.crop),
+            Kind::Ordered { size, .. } | Kind::Spread { size, .. } => (*size, Crop::Center),
+        };
+        source.serve(size, crop)?;
         let (skipped, total) = (Arc::new(Mutex::new(BTreeSet::new())), source.len());
         let plan = Arc::new(Plan {
             source,
