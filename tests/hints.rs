@@ -32,6 +32,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/train", TRAINING),
     ("src/config", TRAINING),
     ("src/data/latent_cache.rs", &["train-gen"]),
+    ("src/data/pack", &["pack"]),
     (
         "src/data",
         &[
@@ -40,6 +41,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
             "encode",
             "reconstruct",
             "eval-vae",
+            "pack",
         ],
     ),
     ("src/metrics/inception.rs", &["eval-fid", "eval-vae"]),

@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 31] = [
+const FAMILIES: [&str; 32] = [
     "activation",
     "adaln",
     "add",
@@ -45,6 +45,7 @@ const FAMILIES: [&str; 31] = [
     "lookup",
     "mean_squared_error",
     "optimizer",
+    "pixels",
     "pool",
     "product",
     "quantize",
@@ -203,6 +204,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(crate::train::check::optimizer(gpu)?);
             Ok(rows)
         }
+        "pixels" => ops::pixels::check::check(gpu),
         "pool" => ops::pool::check::check(gpu),
         "product" => check::product(gpu),
         "quantize" => {

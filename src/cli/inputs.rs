@@ -89,7 +89,8 @@ impl Inputs {
         let numbering = numbering(data, model);
         let mut progress = Progress::new(what, self.source.len() as u64, 0);
         let interrupt = Interrupt::listen()?;
-        let mut loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
+        let loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
+        let mut loader = loader.on(device);
         let mut count = 0;
         for batch in loader.by_ref() {
             interrupt.check(
@@ -98,7 +99,6 @@ impl Inputs {
             )?;
             let mut batch = batch?;
             count += batch.labels.len();
-            batch.images = batch.images.to_device(device)?;
             if let Some(numbering) = &numbering {
                 batch
                     .labels

@@ -18,6 +18,7 @@ pub mod export;
 pub mod index;
 mod inputs;
 pub mod inspect;
+pub mod pack;
 pub mod reconstruct;
 pub mod sample;
 mod sheet;
@@ -75,6 +76,7 @@ subcommands! {
     EvalVae => eval_vae,
     Index => index,
     Inspect => inspect,
+    Pack => pack,
     Bench => bench,
     Doctor => doctor,
     Completions => completions,

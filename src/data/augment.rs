@@ -6,12 +6,10 @@
 //! of crop. All resampling uses Pillow's bicubic filter (the bilinear filters of torchvision and
 //! albumentations are blurrier or aliased) **[ours]**.
 
-use std::borrow::Cow;
-
 use image::RgbImage;
 use image::imageops;
 
-use super::resize::{Filter, resize};
+use super::resize::{Filter, Step, Window, resize, resize_window};
 use crate::config::Crop;
 use crate::rng::{Purpose, Stream};
 
@@ -36,29 +34,18 @@ const TRIES: usize = 10;
 const DRAWS: usize = 4 + 4 * TRIES;
 
 impl Augment {
-    /// The image as used for example number `n` of a run.
-    pub fn apply(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
+    /// The crop of the image for example number `n` of a run, before [`Augment::flips`] mirrors it.
+    pub fn cut(&self, image: &RgbImage, seed: u64, n: u64) -> RgbImage {
         let mut u = [0f32; DRAWS];
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
-        let square = match self.crop {
+        match self.crop {
             Crop::Center => center_crop(image, self.size),
-            Crop::Random => {
-                let image = shorter_side(image, self.size);
-                let (x, y) = (
-                    spare(image.width(), self.size),
-                    spare(image.height(), self.size),
-                );
-                cut(&image, pick(u[1], x), pick(u[2], y), self.size, self.size)
-            }
+            Crop::Random => shorter_side(image, self.size, |x, y| (pick(u[1], x), pick(u[2], y))),
             Crop::RandomResized => random_resized_crop(image, self.size, &u[4..]),
-        };
-        if self.flip && is_flipped(u[0]) {
-            return mirrored(&square);
         }
-        square
     }
 
-    /// Whether [`Augment::apply`] mirrors example number `n`.
+    /// Whether example number `n` is mirrored.
     pub fn flips(&self, seed: u64, n: u64) -> bool {
         let mut u = [0f32; 1];
         Stream::new(seed, Purpose::Augment, n, 0).fill_uniform(&mut u);
@@ -70,40 +57,61 @@ fn is_flipped(u: f32) -> bool {
     u < 0.5
 }
 
-/// The mirrored image.
-pub fn mirrored(image: &RgbImage) -> RgbImage {
-    imageops::flip_horizontal(image)
-}
-
 /// ADM's center crop (guided-diffusion, `center_crop_arr`): halved with a box filter while the
 /// shorter side is at least twice `size`, then resized to `size` by bicubic, then cropped.
 pub fn center_crop(image: &RgbImage, size: usize) -> RgbImage {
-    let image = shorter_side(image, size);
-    let (x, y) = (
-        spare(image.width(), size) / 2,
-        spare(image.height(), size) / 2,
-    );
-    cut(&image, x, y, size, size)
+    shorter_side(image, size, |x, y| (x / 2, y / 2))
 }
 
-/// The whole image with its shorter side resized to `size` as ADM does; smaller images are
-/// enlarged.
-fn shorter_side(image: &RgbImage, size: usize) -> RgbImage {
-    let mut image = Cow::Borrowed(image);
-    let shorter = |image: &RgbImage| image.width().min(image.height()) as usize;
-    while shorter(&image) >= 2 * size {
-        let (w, h) = (image.width() / 2, image.height() / 2);
-        image = Cow::Owned(resize(&image, w, h, Filter::Box));
+/// The whole image with its shorter side resized to `size` as ADM does, of which both
+/// [`center_crop`] and a random crop take a square; smaller images are enlarged.
+pub fn whole(image: &RgbImage, size: usize) -> RgbImage {
+    let (width, height, steps) = steps(image, size);
+    let window = Window {
+        columns: 0..width,
+        rows: 0..height,
+    };
+    resize_window(image, &steps, window)
+}
+
+/// The square of `size` that lies at `place` in the [`whole`] image; `place` is given the largest
+/// column and row.
+fn shorter_side(
+    image: &RgbImage,
+    size: usize,
+    place: impl FnOnce(usize, usize) -> (usize, usize),
+) -> RgbImage {
+    let (width, height, steps) = steps(image, size);
+    let (x, y) = place(width - size, height - size);
+    let window = Window {
+        columns: x..x + size,
+        rows: y..y + size,
+    };
+    resize_window(image, &steps, window)
+}
+
+/// Width and height of the [`whole`] image, and the way there.
+fn steps(image: &RgbImage, size: usize) -> (usize, usize, Vec<Step>) {
+    let (mut width, mut height) = (image.width() as usize, image.height() as usize);
+    let mut steps = Vec::new();
+    while width.min(height) >= 2 * size {
+        (width, height) = (width / 2, height / 2);
+        steps.push(Step {
+            width,
+            height,
+            filter: Filter::Box,
+        });
     }
-    let scale = size as f64 / shorter(&image) as f64;
+    let scale = size as f64 / width.min(height) as f64;
     // Python rounds halves to even.
-    let scaled = |side: u32| (f64::from(side) * scale).round_ties_even() as u32;
-    resize(
-        &image,
-        scaled(image.width()),
-        scaled(image.height()),
-        Filter::Bicubic,
-    )
+    let scaled = |side: usize| (side as f64 * scale).round_ties_even() as usize;
+    let (width, height) = (scaled(width), scaled(height));
+    steps.push(Step {
+        width,
+        height,
+        filter: Filter::Bicubic,
+    });
+    (width, height, steps)
 }
 
 /// torchvision's `RandomResizedCrop`; `u` has four uniforms per attempt (area, aspect ratio, x, y).
@@ -131,18 +139,8 @@ fn random_resized_crop(image: &RgbImage, size: usize, u: &[f32]) -> RgbImage {
         let middle = |side: f64, cut: usize| (side as usize - cut) / 2;
         (middle(w, cut_w), middle(h, cut_h), cut_w, cut_h)
     });
-    let cut = cut(image, x, y, cut_w, cut_h);
+    let cut = imageops::crop_imm(image, x as u32, y as u32, cut_w as u32, cut_h as u32).to_image();
     resize(&cut, size as u32, size as u32, Filter::Bicubic)
-}
-
-fn cut(image: &RgbImage, x: usize, y: usize, width: usize, height: usize) -> RgbImage {
-    let (x, y, width, height) = (x as u32, y as u32, width as u32, height as u32);
-    imageops::crop_imm(image, x, y, width, height).to_image()
-}
-
-/// Number of possible offsets of a crop of `size`, besides 0.
-fn spare(side: u32, size: usize) -> usize {
-    side as usize - size
 }
 
 /// Selects one of 0..=`last` by the uniform `u` in (0,1).
@@ -188,21 +186,23 @@ mod tests {
     fn an_example_depends_on_seed_and_number_only() {
         for crop in [Crop::Random, Crop::RandomResized] {
             let (a, image) = (augment(crop), ramp(40, 30));
-            assert_eq!(a.apply(&image, 1, 7), a.apply(&image, 1, 7));
-            assert!((0..20).any(|n| a.apply(&image, 1, n) != a.apply(&image, 1, 0)));
-            assert!((0..20).any(|n| a.apply(&image, 2, n) != a.apply(&image, 1, n)));
+            assert_eq!(a.cut(&image, 1, 7), a.cut(&image, 1, 7));
+            assert!((0..20).any(|n| a.cut(&image, 1, n) != a.cut(&image, 1, 0)));
+            assert!((0..20).any(|n| a.cut(&image, 2, n) != a.cut(&image, 1, n)));
         }
     }
 
     #[test]
-    fn flips_says_what_apply_does_about_half_of_the_time() {
-        let (a, image) = (augment(Crop::Center), ramp(16, 16));
-        let count = (0..1000).filter(|&n| {
-            let flipped = a.apply(&image, 3, n) == mirrored(&image);
-            assert_eq!(flipped, a.flips(3, n));
-            flipped
-        });
-        assert!((450..550).contains(&count.count()));
+    fn half_of_the_examples_are_mirrored_whatever_the_crop() {
+        let flips = |crop| (0..1000).map(move |n| augment(crop).flips(3, n));
+        let count = flips(Crop::Center).filter(|flips| *flips).count();
+        assert!((450..550).contains(&count), "{count}");
+        assert!(flips(Crop::Center).eq(flips(Crop::RandomResized)));
+        let never = Augment {
+            flip: false,
+            ..augment(Crop::Center)
+        };
+        assert!(!(0..100).any(|n| never.flips(3, n)));
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         let image = ramp(19, 16);
         let mut seen = [0; 4];
         for n in 0..400 {
-            seen[a.apply(&image, 0, n).get_pixel(0, 0)[0] as usize] += 1;
+            seen[a.cut(&image, 0, n).get_pixel(0, 0)[0] as usize] += 1;
         }
         assert!(seen.iter().all(|&count| count > 50), "{seen:?}");
     }
@@ -232,7 +232,7 @@ mod tests {
                 (129, 64),
             ] {
                 for n in 0..4 {
-                    let out = augment(crop).apply(&ramp(w, h), 0, n);
+                    let out = augment(crop).cut(&ramp(w, h), 0, n);
                     assert_eq!(out.dimensions(), (16, 16), "{crop:?} of {w}×{h}");
                 }
             }

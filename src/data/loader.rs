@@ -2,8 +2,9 @@
 //!
 //! Examples are numbered through all epochs: number n is place n mod len of epoch n div len, whose order is a
 //! permutation drawn from (seed, epoch). Of W workers each makes every W-th example and hands it on through a
-//! bounded queue of its own; one more thread takes them in turn and makes batches. So batches, and the first error, are the same
-//! whatever the number of workers, and a run continues at any number without reading what came before.
+//! bounded queue of its own; one more thread takes them in turn, as bytes. The thread that asks for a batch makes
+//! numbers of it, on the GPU if the loader is for one. So batches, and the first error, are the same whatever the
+//! number of workers, and a run continues at any number without reading what came before.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,9 +16,11 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use tracing::debug_span;
 
-use super::augment::{Augment, center_crop, mirrored};
+use super::augment::{Augment, center_crop};
 use super::source::{DataChanged, Example, Source};
+use crate::config::Crop;
 use crate::error::{Context, Result, hinted};
+use crate::ops::pixels::{Bytes, Pixels};
 use crate::rng::{Purpose, Stream};
 
 /// Batches ready beyond the one in use.
@@ -29,7 +32,7 @@ const AHEAD: usize = 16;
 /// What goes into one step.
 #[derive(Debug)]
 pub struct Batch {
-    /// [B,H,W,3] in [-1,1], on the CPU.
+    /// [B,H,W,3] in [-1,1], on the loader's device.
     pub images: Tensor,
     /// 0 where the source has no classes.
     pub labels: Vec<u32>,
@@ -90,7 +93,8 @@ fn permutation(seed: u64, epoch: u64, len: usize) -> Arc<[u32]> {
 
 /// An iterator over batches; dropping it ends its threads and says how many images were left out.
 pub struct Loader {
-    batches: Option<Receiver<Result<Batch>>>,
+    batches: Option<Receiver<Result<Vec<Prepared>>>>,
+    pixels: Pixels,
     threads: Vec<JoinHandle<()>>,
     skipped: Arc<Mutex<BTreeSet<usize>>>,
     /// Images of the source.
@@ -121,8 +125,16 @@ enum Kind {
     },
 }
 
-/// An example ready for its batch; none where it was left out.
-type Made = Result<Option<(u64, RgbImage, u32)>>;
+/// An example ready for its batch.
+struct Prepared {
+    number: u64,
+    image: RgbImage,
+    mirrored: bool,
+    label: u32,
+}
+
+/// None where an example was left out.
+type Made = Result<Option<Prepared>>;
 
 impl Loader {
     /// Training: batches without end from example number `start` on, in the order of `seed`.
@@ -166,6 +178,12 @@ impl Loader {
         Self::start(source, options, Kind::Spread { size, count }, 0..count)
     }
 
+    /// The same with its batches on `device`; without this they are on the CPU.
+    pub fn on(mut self, device: &Device) -> Self {
+        self.pixels = Pixels::new(device);
+        self
+    }
+
     /// Images left out so far, each counted once.
     pub fn skipped(&self) -> usize {
         lock(&self.skipped).len()
@@ -180,6 +198,11 @@ impl Loader {
         if source.is_empty() {
             return Err(hinted("the data set holds no images", ""));
         }
+        let (size, crop) = match &kind {
+            Kind::Shuffled { augment, .. } => (augment.size, augment.crop),
+            Kind::Ordered { size, .. } | Kind::Spread { size, .. } => (*size, Crop::Center),
+        };
+        source.serve(size, crop)?;
         let (skipped, total) = (Arc::new(Mutex::new(BTreeSet::new())), source.len());
         let plan = Arc::new(Plan {
             source,
@@ -209,6 +232,7 @@ impl Loader {
         let batches = Some(batches);
         Ok(Self {
             batches,
+            pixels: Pixels::new(&Device::Cpu),
             threads,
             skipped,
             total,
@@ -221,7 +245,8 @@ impl Iterator for Loader {
 
     /// The next batch; an error is the last item.
     fn next(&mut self) -> Option<Self::Item> {
-        self.batches.as_ref()?.recv().ok()
+        let examples = self.batches.as_ref()?.recv().ok()?;
+        Some(examples.and_then(|examples| stack(&mut self.pixels, &examples)))
     }
 }
 
@@ -255,8 +280,14 @@ fn work(plan: &Plan, numbers: impl Iterator<Item = u64>, queue: &SyncSender<Made
     }
 }
 
-/// Takes examples in turn from the workers' queues and sends batches until either side ends.
-fn assemble(queues: &[Receiver<Made>], count: u64, size: usize, out: &SyncSender<Result<Batch>>) {
+/// Takes examples in turn from the workers' queues and sends those of a batch until either side
+/// ends.
+fn assemble(
+    queues: &[Receiver<Made>],
+    count: u64,
+    size: usize,
+    out: &SyncSender<Result<Vec<Prepared>>>,
+) {
     let mut turn = queues
         .iter()
         .cycle()
@@ -264,11 +295,9 @@ fn assemble(queues: &[Receiver<Made>], count: u64, size: usize, out: &SyncSender
     loop {
         let made = turn.by_ref().map_while(|queue| queue.recv().ok());
         let batch: Result<Vec<_>> = made.filter_map(Result::transpose).take(size).collect();
-        let batch = match batch {
-            Ok(examples) if examples.is_empty() => return,
-            Ok(examples) => stack(&examples),
-            Err(error) => Err(error),
-        };
+        if batch.as_ref().is_ok_and(Vec::is_empty) {
+            return;
+        }
         let is_last = batch.is_err();
         if out.send(batch).is_err() || is_last {
             return;
@@ -276,18 +305,24 @@ fn assemble(queues: &[Receiver<Made>], count: u64, size: usize, out: &SyncSender
     }
 }
 
-fn stack(examples: &[(u64, RgbImage, u32)]) -> Result<Batch> {
+fn stack(pixels: &mut Pixels, examples: &[Prepared]) -> Result<Batch> {
     let _span = debug_span!("batch").entered();
-    let (width, height) = examples[0].1.dimensions();
-    let shape = (examples.len(), height as usize, width as usize, 3);
-    let mut values = Vec::with_capacity(shape.0 * shape.1 * shape.2 * 3);
-    for (_, image, _) in examples {
-        values.extend(image.as_raw().iter().map(|&p| f32::from(p) / 127.5 - 1.0));
-    }
+    let (width, height) = examples[0].image.dimensions();
+    let images: Vec<&[u8]> = examples
+        .iter()
+        .map(|e| e.image.as_raw().as_slice())
+        .collect();
+    let mirrored: Vec<bool> = examples.iter().map(|e| e.mirrored).collect();
+    let bytes = Bytes {
+        height: height as usize,
+        width: width as usize,
+        images: &images,
+        mirrored: &mirrored,
+    };
     Ok(Batch {
-        images: Tensor::from_vec(values, shape, &Device::Cpu)?,
-        labels: examples.iter().map(|(_, _, label)| *label).collect(),
-        indices: examples.iter().map(|(n, _, _)| *n).collect(),
+        images: pixels.tensor(bytes)?,
+        labels: examples.iter().map(|e| e.label).collect(),
+        indices: examples.iter().map(|e| e.number).collect(),
     })
 }
 
@@ -303,14 +338,19 @@ impl Plan {
         };
         let _span = debug_span!("augment").entered();
         Ok(example.map(|Example { image, label, .. }| {
-            let image = match &self.kind {
-                Kind::Shuffled { augment, seed, .. } => augment.apply(&image, *seed, n),
-                Kind::Ordered { size, mirror: true } => mirrored(&center_crop(&image, *size)),
-                Kind::Ordered { size, .. } | Kind::Spread { size, .. } => {
-                    center_crop(&image, *size)
+            let (image, mirrored) = match &self.kind {
+                Kind::Shuffled { augment, seed, .. } => {
+                    (augment.cut(&image, *seed, n), augment.flips(*seed, n))
                 }
+                Kind::Ordered { size, mirror } => (center_crop(&image, *size), *mirror),
+                Kind::Spread { size, .. } => (center_crop(&image, *size), false),
             };
-            (n, image, label)
+            Prepared {
+                number: n,
+                image,
+                mirrored,
+                label,
+            }
         }))
     }
 

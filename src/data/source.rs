@@ -18,11 +18,13 @@ use super::decode::decode;
 use super::index::{self, Item, Saved, Table};
 use super::labelling::label;
 use super::numbering::{numbering, unknown_class};
+use super::pack::header::{self, Header};
 use super::part::{Changed, ClassName, Part, Place};
 use super::paths::{Given, expand};
 use super::plausible;
 use super::selection::stem;
 use super::{Classes, folder, shards};
+use crate::config::Crop;
 use crate::error::{Context, Error, Result, hinted, usage};
 use crate::store::digest::hex;
 
@@ -73,6 +75,11 @@ pub trait Source: Send + Sync {
         }
     }
 
+    /// Refuses crops of `size` that it does not hold, since it was packed for others.
+    fn serve(&self, _size: usize, _crop: Crop) -> Result<()> {
+        Ok(())
+    }
+
     /// A digest of what the source holds (names, sizes, labels): equal for equal data wherever it
     /// lies.
     fn fingerprint(&self) -> Result<String>;
@@ -90,7 +97,7 @@ pub fn open(patterns: &[String], skip_bad: bool) -> Result<Arc<dyn Source>> {
     };
     let given = expand(patterns)?;
     if let Some(saved) = index::find(&given) {
-        let images = asked.of_index(saved);
+        let images = asked.of_index(saved)?;
         images.say(&asked);
         return Ok(Arc::new(images));
     }
@@ -153,7 +160,7 @@ pub fn keep_index(patterns: &[String], refresh: bool) -> Result<Kept> {
     };
     if !refresh && let Some(saved) = index::find(&given) {
         let path = saved.path.clone();
-        return Ok(kept(path, &asked.of_index(saved), false));
+        return Ok(kept(path, &asked.of_index(saved)?, false));
     }
     let mut images = asked.look(given)?;
     images.say(&asked);
@@ -192,6 +199,8 @@ struct Images {
     sharing: Option<String>,
     /// Where it is known without looking at files.
     fingerprint: Option<String>,
+    /// The shards that are packs.
+    packs: Vec<(PathBuf, Header)>,
     /// What it was opened by, as a command line names it.
     named: String,
 }
@@ -220,6 +229,7 @@ impl Asked<'_> {
             passed: plausible::passed_over(&parts),
             sharing: plausible::sharing(&parts),
             fingerprint: None,
+            packs: header::of_parts(&parts)?,
             named: shortened(self.patterns),
             parts,
             table,
@@ -228,10 +238,11 @@ impl Asked<'_> {
         })
     }
 
-    fn of_index(&self, saved: Saved) -> Images {
+    fn of_index(&self, saved: Saved) -> Result<Images> {
         let mut doubts = saved.doubts;
         doubts.extend(plausible::unlabelled_folders(&saved.parts, &saved.classes));
-        Images {
+        Ok(Images {
+            packs: header::of_parts(&saved.parts)?,
             parts: saved.parts,
             table: saved.table,
             classes: saved.classes,
@@ -241,7 +252,7 @@ impl Asked<'_> {
             sharing: saved.sharing,
             fingerprint: Some(saved.fingerprint),
             named: shortened(self.patterns),
-        }
+        })
     }
 }
 
@@ -390,6 +401,11 @@ impl Source for Images {
 
     fn doubts(&self) -> &[String] {
         &self.doubts
+    }
+
+    fn serve(&self, size: usize, crop: Crop) -> Result<()> {
+        let mut packs = self.packs.iter();
+        packs.try_for_each(|(path, header)| header.serve(path, size, crop))
     }
 
     fn fingerprint(&self) -> Result<String> {

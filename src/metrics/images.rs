@@ -7,6 +7,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::config::Crop;
 use crate::data::augment::center_crop;
 use crate::data::{self, Source};
 use crate::error::{self, Context, Error, Result, hinted, rehinted};
@@ -58,6 +59,9 @@ impl Images {
         }
         let name = path.to_str().context("a path that is not UTF-8")?;
         let source = data::open(&[name.to_string()], false).map_err(own_remedy)?;
+        if let Some(size) = crop {
+            source.serve(size, Crop::Center)?;
+        }
         Ok(Images::Files { source, crop })
     }
 

@@ -54,6 +54,7 @@ pub mod linear;
 pub mod lookup;
 pub mod mean_squared_error;
 pub mod optimizer;
+pub mod pixels;
 pub mod pool;
 pub mod product;
 pub mod quantize;

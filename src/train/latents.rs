@@ -30,8 +30,8 @@ pub struct LatentBatch {
 }
 
 pub enum Latents {
-    /// Batches of images, of a micro-batch's size.
-    Encoded(Loader),
+    /// Batches of images on the model's device, of a micro-batch's size.
+    Encoded(Box<Loader>),
     Cached(Box<Cached>),
 }
 
@@ -43,9 +43,8 @@ impl Latents {
             Latents::Encoded(loader) => {
                 let batch = wait.in_scope(|| loader.next());
                 let batch = batch.context("the loader has ended")??;
-                let images = batch.images.to_device(device)?;
                 Ok(LatentBatch {
-                    v: info_span!("encode").in_scope(|| tokenizer.encode(&images))?,
+                    v: info_span!("encode").in_scope(|| tokenizer.encode(&batch.images))?,
                     labels: batch.labels,
                     indices: batch.indices,
                 })
@@ -62,7 +61,7 @@ pub struct Cached {
     pub shape: [usize; 3],
     /// Copies batches so that the GPU does not wait for them.
     #[cfg(feature = "cuda")]
-    pub upload: crate::ops::cuda::Upload,
+    pub upload: crate::ops::cuda::Upload<f32>,
 }
 
 impl Cached {
@@ -114,7 +113,10 @@ pub fn open_or_make(
         return Ok(cache);
     }
     tracing::info!("encoding all images into {}", path.display());
-    let pass = |mirror| Loader::ordered(source.clone(), options, meta.image_size, mirror);
+    let pass = |mirror| {
+        let loader = Loader::ordered(source.clone(), options, meta.image_size, mirror)?;
+        Ok::<_, crate::error::Error>(loader.on(device))
+    };
     let mirrored = meta.flip.then(|| pass(true)).transpose()?;
     let passes = 1 + u64::from(meta.flip);
     let mut progress = Progress::new("encode", passes * source.len() as u64, 0);
@@ -132,8 +134,7 @@ pub fn open_or_make(
             },
         )?;
         let batch = batch?;
-        let v =
-            info_span!("encode").in_scope(|| tokenizer.encode(&batch.images.to_device(device)?))?;
+        let v = info_span!("encode").in_scope(|| tokenizer.encode(&batch.images))?;
         let v = v.to_device(&Device::Cpu)?;
         if let Some(row) = finite::first_bad_row(&v)? {
             let image = source.read(batch.indices[row] as usize)?.key;

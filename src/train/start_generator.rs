@@ -60,7 +60,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let latents = match &begun.state.cache {
         None => {
             let loader = Loader::shuffled(source.clone(), &loading, augment, seed, index)?;
-            Latents::Encoded(loader)
+            Latents::Encoded(Box::new(loader.on(&device)))
         }
         Some(path) => {
             let meta = CacheMeta {

@@ -53,13 +53,9 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         config: config.clone(),
         seed,
         device: device.clone(),
-        batches: Box::new(Loader::shuffled(
-            source.clone(),
-            &options,
-            augment,
-            seed,
-            index,
-        )?),
+        batches: Box::new(
+            Loader::shuffled(source.clone(), &options, augment, seed, index)?.on(device),
+        ),
         validation: validation_images(
             config,
             &source,

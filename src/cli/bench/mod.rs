@@ -1,5 +1,5 @@
-//! `rdpm bench`: how fast this machine trains, samples, codes images and computes their features,
-//! and how fast single GPU kernels are, with the FLOP and bytes of the work.
+//! `rdpm bench`: how fast this machine trains, samples, codes images, computes their features and
+//! loads them, and how fast single GPU kernels are, with the FLOP and bytes of the work.
 
 #[cfg(feature = "cuda")]
 mod clock;
@@ -7,6 +7,7 @@ mod codec;
 mod inception;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod loader;
 mod measured;
 mod ops;
 mod peak;
@@ -25,7 +26,7 @@ use crate::rng::{Purpose, normal};
 use crate::store::{Params, Scope};
 use crate::telemetry::{Rates, Work};
 
-/// Time training, sampling or single kernels with random weights and latents
+/// Time training, sampling or single kernels with random weights and latents, or the loader
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -47,6 +48,7 @@ enum What {
     Pixels(pixels::Args),
     Inception(inception::Args),
     Ops(ops::Args),
+    Loader(loader::Args),
     Peak(peak::Args),
 }
 
@@ -63,6 +65,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(What::Pixels(args)) => pixels::run(args, context),
         Some(What::Inception(args)) => inception::run(args, context),
         Some(What::Ops(args)) => ops::run(args, context),
+        Some(What::Loader(args)) => loader::run(args, context),
         Some(What::Peak(args)) => peak::run(args),
     }
 }

@@ -29,7 +29,11 @@ pub fn decode(
     let table: Vec<u8> = (0..=largest).map(scaled).collect();
     let in_range = |value: u32| table.get(value as usize).copied();
     // A header may claim more than there is: a value takes a byte at least, or a bit.
-    let mut values = Vec::with_capacity(count.min(8 * bytes.len()));
+    let mut values = Vec::with_capacity(match (kind, largest) {
+        // What is copied as it is.
+        (6, 255) => 0,
+        _ => count.min(8 * bytes.len()),
+    });
     if kind == 1 {
         for _ in 0..count {
             values.push(reader.bit()?);
@@ -50,6 +54,10 @@ pub fn decode(
         let data = data
             .get(..row * height as usize)
             .ok_or_else(|| damaged("truncated"))?;
+        if (kind, largest) == (6, 255) {
+            return RgbImage::from_raw(width, height, data.to_vec())
+                .ok_or_else(|| damaged("fewer pixels than it says"));
+        }
         let white = table[largest as usize];
         for row in data.chunks_exact(row) {
             match (kind, largest) {

@@ -103,6 +103,31 @@ fn an_ordered_pass_sees_every_image_once_and_ends() {
 }
 
 #[test]
+fn a_shuffled_batch_holds_the_crops_mirrored_where_asked() {
+    let source: Arc<dyn Source> = Arc::new(Shapes::new(1, 10));
+    let order = Order::new(5, 10);
+    let mut mirrored = 0;
+    for batch in take(shuffled(source.clone(), 2, 0), 8) {
+        for (values, n) in batch.0.chunks(24 * 24 * 3).zip(batch.2) {
+            let image = source.read(order.place(n)).unwrap().image;
+            let mut expected = AUGMENT.cut(&image, 5, n);
+            if AUGMENT.flips(5, n) {
+                expected = image::imageops::flip_horizontal(&expected);
+                mirrored += 1;
+            }
+            let expected = expected.as_raw().iter();
+            assert!(
+                expected
+                    .map(|&p| f32::from(p) / 127.5 - 1.0)
+                    .eq(values.iter().copied()),
+                "example {n}"
+            );
+        }
+    }
+    assert!((1..24).contains(&mirrored), "{mirrored}");
+}
+
+#[test]
 fn a_spread_batch_reaches_over_the_whole_source() {
     let spread = |bad: &[usize], batch_size| {
         let options = LoaderOptions {

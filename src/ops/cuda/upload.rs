@@ -1,25 +1,35 @@
-//! Batches from the host to the card without waiting for it: page-locked buffers taken in turn, copied in the stream's order.
+//! Batches from the host to the GPU without waiting for it: page-locked buffers used in turn, copied in
+//! the stream's order.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, Error, Result, Shape, Tensor};
 
-use super::tensor::of_slice;
+use super::{Element, Output};
 
-/// The host fills one buffer while the other's copy waits for its turn on the card.
-#[derive(Default)]
-pub struct Upload {
-    buffers: [Option<Buffer>; 2],
+/// The host fills one buffer while the copy out of the other waits for its turn on the GPU.
+pub struct Upload<T: Element + ValidAsZeroBits> {
+    buffers: [Option<Buffer<T>>; 2],
     turn: usize,
 }
 
-struct Buffer {
-    memory: PinnedHostSlice<f32>,
-    /// The end of the last copy out of it. cudarc's own event is not recorded on candle's stream, the thread's default one.
+impl<T: Element + ValidAsZeroBits> Default for Upload<T> {
+    fn default() -> Self {
+        Self {
+            buffers: [None, None],
+            turn: 0,
+        }
+    }
+}
+
+struct Buffer<T> {
+    memory: PinnedHostSlice<T>,
+    /// The end of the last copy out of it. cudarc's own event is not recorded on candle's stream, the
+    /// thread's default one.
     copied: Option<CudaEvent>,
 }
 
-impl Buffer {
-    /// Until the card no longer reads it.
+impl<T> Buffer<T> {
+    /// Until the GPU no longer reads it.
     fn wait(&self) -> Result<()> {
         match &self.copied {
             Some(copied) => copied.synchronize().map_err(Error::wrap),
@@ -28,29 +38,29 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if let Err(e) = self.wait() {
-            tracing::warn!("the card's copies did not end well: {e}");
+            tracing::warn!("the GPU's copies did not end well: {e}");
         }
     }
 }
 
-impl Upload {
-    /// A tensor of what `fill` writes, every element of it. Waits only for the copy before the last.
-    pub fn tensor(
+impl<T: Element + ValidAsZeroBits> Upload<T> {
+    /// What `fill` writes, every one of `count` elements, on the GPU. Waits only for the copy before
+    /// the last.
+    pub fn copy(
         &mut self,
         device: &CudaDevice,
-        shape: impl Into<Shape>,
-        fill: impl FnOnce(&mut [f32]),
-    ) -> Result<Tensor> {
-        let (shape, stream) = (shape.into(), device.cuda_stream());
-        let count = shape.elem_count();
+        count: usize,
+        fill: impl FnOnce(&mut [T]),
+    ) -> Result<Output<T>> {
+        let stream = device.cuda_stream();
         self.turn = (self.turn + 1) % self.buffers.len();
         let buffer = &mut self.buffers[self.turn];
         if buffer.as_ref().is_none_or(|b| b.memory.len() != count) {
-            // SAFETY: every bit pattern is an f32, and all elements are written before they are read.
-            let memory = unsafe { stream.context().alloc_pinned::<f32>(count) };
+            // SAFETY: any bits are a T, and all elements are written before they are read.
+            let memory = unsafe { stream.context().alloc_pinned::<T>(count) };
             *buffer = Some(Buffer {
                 memory: memory.map_err(Error::wrap)?,
                 copied: None,
@@ -59,12 +69,23 @@ impl Upload {
         let buffer = buffer.as_mut().expect("filled above");
         buffer.wait()?;
         fill(buffer.memory.as_mut_slice().map_err(Error::wrap)?);
-        // SAFETY: the copy below writes every element.
-        let mut slice = unsafe { device.alloc::<f32>(count)? };
+        let mut there = Output::new(device, count)?;
         stream
-            .memcpy_htod(&buffer.memory, &mut slice)
+            .memcpy_htod(&buffer.memory, there.slice_mut())
             .map_err(Error::wrap)?;
         buffer.copied = Some(stream.record_event(None).map_err(Error::wrap)?);
-        Ok(of_slice(slice, shape, device))
+        Ok(there)
+    }
+
+    /// [`Upload::copy`] as a tensor.
+    pub fn tensor(
+        &mut self,
+        device: &CudaDevice,
+        shape: impl Into<Shape>,
+        fill: impl FnOnce(&mut [T]),
+    ) -> Result<Tensor> {
+        let shape = shape.into();
+        let there = self.copy(device, shape.elem_count(), fill)?;
+        Ok(there.tensor(shape))
     }
 }

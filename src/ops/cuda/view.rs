@@ -272,6 +272,11 @@ impl<T: Element> Output<T> {
         }
     }
 
+    /// What a copy fills.
+    pub(super) fn slice_mut(&mut self) -> &mut CudaSlice<T> {
+        &mut self.slice
+    }
+
     pub fn view(&self) -> View<'_, T> {
         let stream = self.device.cuda_stream();
         let (address, _guard) = self.slice.device_ptr(&stream);
