@@ -12,6 +12,10 @@ import triton.language as tl
 
 LINEAR, SILU, LEAKY, RELU = 0, 1, 2, 3
 TILE = 4096  # elements of a program's tile
+# How the passes that sum are launched: of 16 ways on an H200 the one with most bytes/s. Widths that are no power of two take the second: with loads
+# ahead of their use their sums are wrong by 2 % (Triton 3.6).
+SUMS = dict(tile=2048, programs=4096, STAGES=3, num_warps=2)
+SUMS_MASKED = dict(tile=4096, programs=2048, STAGES=1, num_warps=8)
 DISTANCES = "tf32"  # for the quantizer's matmuls; "ieee" for comparisons
 
 
@@ -37,7 +41,7 @@ def _act_grad(z, dy, ACT: tl.constexpr):
 
 
 @triton.jit
-def _sums(x, other, bias, y, part, rows, share, C: tl.constexpr, BC: tl.constexpr, R: tl.constexpr, OTHER: tl.constexpr, BIAS: tl.constexpr, WRITE: tl.constexpr):
+def _sums(x, other, bias, y, part, rows, share, C: tl.constexpr, BC: tl.constexpr, R: tl.constexpr, OTHER: tl.constexpr, BIAS: tl.constexpr, WRITE: tl.constexpr, STAGES: tl.constexpr):
     """part[n, s] = sum and sum of squares by channel of x (+ other + bias, written to y in y's type first)."""
     n, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BC)
@@ -47,7 +51,7 @@ def _sums(x, other, bias, y, part, rows, share, C: tl.constexpr, BC: tl.constexp
     if BIAS:
         b = tl.load(bias + c, mask=inside, other=0).to(tl.float32)
     end = tl.minimum(rows, (s + 1) * share)
-    for r0 in range(s * share, end, R):
+    for r0 in tl.range(s * share, end, R, num_stages=STAGES):
         r = r0 + tl.arange(0, R)
         at = (n * rows + r)[:, None] * C + c[None, :]
         m = (r < end)[:, None] & inside[None, :]
@@ -68,7 +72,7 @@ def _sums(x, other, bias, y, part, rows, share, C: tl.constexpr, BC: tl.constexp
 
 
 @triton.jit
-def _backward_sums(x, dz, coef, part, rows, share, NC, C: tl.constexpr, BC: tl.constexpr, R: tl.constexpr, ACT: tl.constexpr):
+def _backward_sums(x, dz, coef, part, rows, share, NC, C: tl.constexpr, BC: tl.constexpr, R: tl.constexpr, ACT: tl.constexpr, STAGES: tl.constexpr):
     """part[n, s] = by channel the sums of dy and of dy·x̂, where dy is the gradient before the activation."""
     n, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BC)
@@ -81,7 +85,7 @@ def _backward_sums(x, dz, coef, part, rows, share, NC, C: tl.constexpr, BC: tl.c
     first = tl.zeros([R, BC], tl.float32)
     second = tl.zeros([R, BC], tl.float32)
     end = tl.minimum(rows, (s + 1) * share)
-    for r0 in range(s * share, end, R):
+    for r0 in tl.range(s * share, end, R, num_stages=STAGES):
         r = r0 + tl.arange(0, R)
         at = (n * rows + r)[:, None] * C + c[None, :]
         m = (r < end)[:, None] & inside[None, :]
@@ -273,6 +277,19 @@ def _tap_backward(f, tap, pooled, out, positions, W, C: tl.constexpr, R: tl.cons
 
 
 @triton.jit
+def _pool(x, y, positions, W, C: tl.constexpr, R: tl.constexpr):
+    """The largest of each 2×2; positions of the result."""
+    p = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    c = tl.arange(0, C)
+    m = (p < positions)[:, None] & (c < C)[None, :]
+    at = ((p // W) * 4 * W + (p % W) * 2)[:, None] * C + c[None, :]
+    down = 2 * W * C
+    v = tl.maximum(tl.load(x + at, mask=m, other=0), tl.load(x + at + C, mask=m, other=0))
+    v = tl.maximum(v, tl.maximum(tl.load(x + at + down, mask=m, other=0), tl.load(x + at + down + C, mask=m, other=0)))
+    tl.store(y + p[:, None] * C + c[None, :], v, mask=m)
+
+
+@triton.jit
 def _nearest(v, book, half, codes, positions, K, D: tl.constexpr, R: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr):
     """codes = argmax over k of v·e_k − |e_k|²/2; the smallest index wins a tie."""
     p = tl.program_id(0) * R + tl.arange(0, R)
@@ -298,33 +315,39 @@ def nhwc(*maps):
         assert x is None or x.is_contiguous(memory_format=torch.channels_last), (x.shape, x.stride())
 
 
-def tile(c):
+def tile(c, elements=TILE):
     block = triton.next_power_of_2(c)
-    return block, max(1, TILE // block)
+    return block, max(1, elements // block)
 
 
-def shares(n, rows, r):
-    """How many programs sum over one n's rows, and the rows of each."""
-    s = max(1, min(2048 // n, triton.cdiv(rows, 4 * r)))
+def shares(n, rows, c):
+    """How many programs sum over one n's rows, the rows of each, the tile, and how it is launched."""
+    options = dict(SUMS if c == triton.next_power_of_2(c) else SUMS_MASKED)
+    block, r = tile(c, options.pop("tile"))
+    s = max(1, min(options.pop("programs") // n, triton.cdiv(rows, 4 * r)))
     share = triton.cdiv(triton.cdiv(rows, s), r) * r
-    return triton.cdiv(rows, share), share
+    return triton.cdiv(rows, share), share, block, r, options
 
 
 def sums(x, n, rows, other=None, bias=None, write=False):
     """Partial sums of x (+ other + bias) as [n, rows, C]; with write also the sum itself."""
     nhwc(x, other)
     c = x.shape[1]
-    block, r = tile(c)
-    s, share = shares(n, rows, r)
+    s, share, block, r, options = shares(n, rows, c)
     part = torch.empty(n, s, 2, c, device=x.device)
     y = torch.empty_like(x) if write else x
-    _sums[(n, s)](x, x if other is None else other, x if bias is None else bias, y, part, rows, share, c, block, r, other is not None, bias is not None, write, num_warps=8)
+    _sums[(n, s)](x, x if other is None else other, x if bias is None else bias, y, part, rows, share, c, block, r, other is not None, bias is not None, write, **options)
     return (y, part) if write else part
 
 
 def groups_tile(c, groups):
     per = c // groups
     return per, triton.next_power_of_2(per), 32, (groups + 31) // 32
+
+
+def column_sums(x):
+    """Sums of x [B,C,H,W] by channel, in f32."""
+    return sums(x, 1, x.numel() // x.shape[1])[0, :, 0].sum(0)
 
 
 def coefficients(part, rows, gamma, beta, groups, eps, bias=None):
@@ -360,10 +383,10 @@ def norm_act_backward(dz, x, coef, groups=32, act=SILU, add=None, weights=True):
     nhwc(dz, x, add)
     n, c = coef.shape[1:]
     rows = x.numel() // (n * c)
-    block, r = tile(c)
-    s, share = shares(n, rows, r)
+    s, share, block, r, options = shares(n, rows, c)
     part = torch.empty(n, s, 2, c, device=x.device)
-    _backward_sums[(n, s)](x, dz, coef, part, rows, share, n * c, c, block, r, act, num_warps=8)
+    _backward_sums[(n, s)](x, dz, coef, part, rows, share, n * c, c, block, r, act, **options)
+    block, r = tile(c)
     per, p, g, blocks = groups_tile(c, groups)
     out, grads = torch.empty(3, n, c, device=x.device), torch.empty(n, 3, c, device=x.device)
     _backward_coefficients[(n, blocks)](part, coef, out, grads, s, rows, c, n * c, per, p, g, max(1, 32 // p))
@@ -401,6 +424,15 @@ def lpips_tap(a, b, weight):
     part, db = torch.empty(programs, device=b.device), torch.empty_like(b)
     _lpips[(programs,)](a, b, weight, db, part, n * h * w, 1.0 / (n * h * w), c, r)
     return part.sum(), db
+
+
+def pool(x):
+    nhwc(x)
+    b, c, h, w = x.shape
+    r = max(1, 2048 // c)
+    y = torch.empty(b, c, h // 2, w // 2, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
+    _pool[(triton.cdiv(b * h * w // 4, r),)](x, y, b * h * w // 4, w // 2, c, r)
+    return y
 
 
 def tap_backward(f, tap, pooled):
