@@ -48,6 +48,10 @@ type Found = HashMap<TensorId, (Tensor, Tensor)>;
 /// What an operation whose gradient is being computed may know and say about the gradient of its
 /// first input, so that a pass over memory does more than one thing.
 #[derive(Default)]
+#[cfg_attr(
+    not(any(feature = "cuda", test)),
+    allow(dead_code, reason = "only a GPU's operations and the tests ask")
+)]
 struct Passing {
     /// The gradient that has already reached the first input.
     reached: Option<Tensor>,

@@ -31,24 +31,20 @@ __device__ __forceinline__ Raw<V, T> load_raw(const T* p) {
     return *reinterpret_cast<const Raw<V, T>*>(p);
 }
 
-__device__ __forceinline__ Channels<8> channels_of(const Raw<8, __half>& raw) {
-    const __half2* pairs = reinterpret_cast<const __half2*>(&raw.x);
-    Channels<8> out;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float2 v = __half22float2(pairs[i]);
-        out.x[2 * i] = v.x;
-        out.x[2 * i + 1] = v.y;
-    }
-    return out;
-}
-
 template <int V, class T>
 __device__ __forceinline__ Channels<V> channels_of(const Raw<V, T>& raw) {
     Channels<V> out;
     if constexpr (V == 1) {
         out.x[0] = static_cast<float>(raw.x);
-    } else if constexpr (sizeof(T) == 2) {
+    } else if constexpr (std::is_same_v<T, __half>) {
+        const __half2* pairs = reinterpret_cast<const __half2*>(&raw.x);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 v = __half22float2(pairs[i]);
+            out.x[2 * i] = v.x;
+            out.x[2 * i + 1] = v.y;
+        }
+    } else if constexpr (std::is_same_v<T, bf16>) {
         const uint32_t w[4] = {raw.x.x, raw.x.y, raw.x.z, raw.x.w};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -63,10 +59,7 @@ __device__ __forceinline__ Channels<V> channels_of(const Raw<V, T>& raw) {
 
 template <int V, class T>
 __device__ __forceinline__ Channels<V> load_channels(const T* p) {
-    if constexpr (V == 8 && std::is_same_v<T, __half>)
-        return channels_of(load_raw<V>(p));
-    else
-        return channels_of<V, T>(load_raw<V>(p));
+    return channels_of<V, T>(load_raw<V>(p));
 }
 
 // V channels rounded to T, as they are to lie in memory.
@@ -75,7 +68,12 @@ __device__ __forceinline__ Raw<V, T> raw_of(const Channels<V>& v) {
     Raw<V, T> out;
     if constexpr (V == 1) {
         out.x = static_cast<T>(v.x[0]);
-    } else if constexpr (sizeof(T) == 2) {
+    } else if constexpr (std::is_same_v<T, __half>) {
+        __half2 pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(v.x[2 * i], v.x[2 * i + 1]);
+        out.x = *reinterpret_cast<const uint4*>(pairs);
+    } else if constexpr (std::is_same_v<T, bf16>) {
         uint32_t w[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
