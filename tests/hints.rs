@@ -24,6 +24,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/mod.rs", ANY),
     ("src/cli/device.rs", ANY),
     ("src/cli/bench/train_gen.rs", &["bench train-gen"]),
+    ("src/cli/bench/train_vae.rs", &["bench train-vae"]),
     ("src/cli/bench/ops.rs", &["bench ops"]),
     ("src/train/start_vae.rs", &["train-vae"]),
     ("src/train/start_generator.rs", &["train-gen"]),

@@ -61,8 +61,8 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
-/// Every x becomes exp(scale·x − max), where `max` is the largest scale·x; returns their sum, added in
-/// a fixed order. Values below e⁻⁸⁷ of the largest are clamped to it.
+/// Every x becomes exp(scale·x − max), where `max` is the largest scale·x; returns their sum, added
+/// in a fixed order. Values below e⁻⁸⁷ of the largest are clamped to it.
 #[inline(always)]
 pub(super) fn exponentials(xs: &mut [f32], scale: f32, max: f32) -> f32 {
     #[inline(always)]

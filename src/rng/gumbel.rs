@@ -1,10 +1,10 @@
-//! The largest of a row with Gumbel noise, argmax(x − ln(−ln u)), with logarithms only of those that
-//! can be the largest.
+//! The largest of a row with Gumbel noise, argmax(x − ln(−ln u)), with logarithms only of those
+//! that can be the largest.
 //!
-//! An upper bound of the noise, with v = 1 − u, which is exact for this module's uniforms: −ln u ≥ v,
-//! so the noise is at most −ln v; and ln m ≥ (m − 1)·ln 2 for 1 ≤ m ≤ 2, so −ln v ≤ −(e + m − 1)·ln 2
-//! for v = m·2ᵉ, which the bits of v give. If the noise is large the bound is at most 0.06 above it,
-//! which leaves a handful of a row's thousands.
+//! An upper bound of the noise, with v = 1 − u, which is exact for this module's uniforms: −ln u ≥
+//! v, so the noise is at most −ln v; and ln m ≥ (m − 1)·ln 2 for 1 ≤ m ≤ 2, so −ln v ≤ −(e + m −
+//! 1)·ln 2 for v = m·2ᵉ, which the bits of v give. If the noise is large the bound is at most 0.06
+//! above it, which leaves a handful of a row's thousands.
 
 use pulp::{Arch, Simd, WithSimd};
 

@@ -1,5 +1,5 @@
-//! Frozen models use fewer multiplications: Winograd's convolution in the decoder, and few inputs in
-//! the first block of the generator. Their results must agree with those of the same weights in
+//! Frozen models use fewer multiplications: Winograd's convolution in the decoder, and few inputs
+//! in the first block of the generator. Their results must agree with those of the same weights in
 //! training, which the other golden tests compare with PyTorch. The size is the demo's, because the
 //! golden files' decoder is too small for Winograd's tiles.
 

@@ -1,5 +1,5 @@
-//! The kernel against the CPU, bit for bit: every value that bf16 has between -1.5 and 1.5, patches,
-//! images that are no multiple of eight, and values that are not finite.
+//! The kernel against the CPU, bit for bit: every value that bf16 has between -1.5 and 1.5,
+//! patches, images that are no multiple of eight, and values that are not finite.
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;

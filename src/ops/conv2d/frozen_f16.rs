@@ -1,7 +1,8 @@
 //! A frozen convolution and its ReLU in f16 on Hopper, with sums in f32: eight times as fine as
 //! bf16, for features that are compared with other programs'.
 //!
-//! Maps whose channels Hopper's kernels do not take (an image's three) are gathered into rows first.
+//! Maps whose channels Hopper's kernels do not take (an image's three) are gathered into rows
+//! first.
 
 use std::sync::OnceLock;
 

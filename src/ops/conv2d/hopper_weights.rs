@@ -1,8 +1,9 @@
-//! Weights f32 [O,I,kh,kw] in bf16 as Hopper's kernels read them (kernel_pack_sm90.cu): [O,kh,kw,I], or folded for a convolution behind an
-//! upsampling, [O,4,4,I].
+//! Weights f32 [O,I,kh,kw] in bf16 as Hopper's kernels read them (kernel_pack_sm90.cu):
+//! [O,kh,kw,I], or folded for a convolution behind an upsampling, [O,4,4,I].
 //!
-//! A copy serves as long as its weight surely keeps its value: that of a frozen weight lies in its layer ([`Packed`]), those of trained weights in a
-//! table from the beginning of a step's passes to their end ([`Held`]), and any other in the operation, from its forward to its backward pass.
+//! A copy serves as long as its weight surely keeps its value: that of a frozen weight lies in its
+//! layer ([`Packed`]), those of trained weights in a table from the beginning of a step's passes to
+//! their end ([`Held`]), and any other in the operation, from its forward to its backward pass.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -218,7 +219,8 @@ fn pack(gpu: &Gpu, places: &[Place], form: Form, mut to: ViewMut<bf16>) -> Resul
         let kernel = gpu.kernel("conv2d_pack_sm90", "pack_weights", 0)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&list);
-        // SAFETY: the weights have O·I·kh·kw elements, as their views said; the copies lie in `to`, one after the other.
+        // SAFETY: the weights have O·I·kh·kw elements, as their views said; the copies lie in `to`,
+        // one after the other.
         unsafe { launch.run((blocks as u32, 1, 1), 256, 0)? };
     }
     Ok(())

@@ -136,8 +136,8 @@ fn the_weights_gradient_alone_is_the_whole_ones() -> Result<()> {
     Ok(())
 }
 
-/// What a GPU computes behind an upsampling: each tap of the small map's 4×4 gradient belongs to the
-/// taps whose sum it meets.
+/// What a GPU computes behind an upsampling: each tap of the small map's 4×4 gradient belongs to
+/// the taps whose sum it meets.
 #[test]
 fn behind_an_upsampling_the_weights_gradient_is_folded() -> Result<()> {
     let (x, dy) = (normal(1, (2, 5, 3, 6)), normal(2, (2, 10, 6, 4)));

@@ -1,11 +1,11 @@
 //! 3×3 convolutions of stride 1 by Winograd's F(4×4, 3×3) (Lavin and Gray 2016), for weights that
 //! no longer change.
 //!
-//! With d the 6×6 inputs under a tile of 4×4 outputs, g a kernel, and A, B, G constant matrices, the
-//! tile is Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A. Over all channels that is 36 products of [tiles,I] with [I,O]
-//! instead of 144: 9/4 multiply-adds per output and input channel instead of 9. An image's bits
-//! depend on that image alone. The error is about ten times that of the direct convolution, 1e-6 of
-//! the result.
+//! With d the 6×6 inputs under a tile of 4×4 outputs, g a kernel, and A, B, G constant matrices,
+//! the tile is Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A. Over all channels that is 36 products of [tiles,I] with
+//! [I,O] instead of 144: 9/4 multiply-adds per output and input channel instead of 9. An image's
+//! bits depend on that image alone. The error is about ten times that of the direct convolution,
+//! 1e-6 of the result.
 
 use std::ops::Range;
 
@@ -17,8 +17,8 @@ use crate::ops::{Padding, blocks, simd};
 const OUT: usize = 4;
 const IN: usize = 6;
 
-/// Tiles that are multiplied at a time, and the fewest of a map: with fewer, the 36 weights would be
-/// read for too few rows.
+/// Tiles that are multiplied at a time, and the fewest of a map: with fewer, the 36 weights would
+/// be read for too few rows.
 const TILES: usize = 16;
 
 /// Channels that are transformed together.

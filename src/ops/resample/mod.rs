@@ -1,7 +1,7 @@
 //! Images of bytes resampled on a GPU, along both sides: y = scale·Σ w·x + shift.
 //!
-//! x u8 [B,h,w,3] → y [B,H,W,3] in f32 or f16; every line and every column of y has its own taps. No
-//! gradient. The CPU's resampling is that of `metrics::resize`.
+//! x u8 [B,h,w,3] → y [B,H,W,3] in f32 or f16; every line and every column of y has its own taps.
+//! No gradient. The CPU's resampling is that of `metrics::resize`.
 
 pub mod check;
 

@@ -51,7 +51,8 @@ pub(super) fn update(all: &[Running]) -> Result<()> {
         let function = gpu.kernel("running_average", "running_average", 0)?;
         let mut launch = gpu.launch(&function);
         launch.structure(&list);
-        // SAFETY: new values have the shapes of their averages, which was checked; a block for each.
+        // SAFETY: new values have the shapes of their averages, which was checked; a block for
+        // each.
         unsafe { launch.run((some.len() as u32, 1, 1), 256, 0)? };
     }
     Ok(())

@@ -1,5 +1,6 @@
-//! Images as a frozen network expects them: y_c = (x_c − shift_c)/scale_c, channel by channel, then rounded to the type
-//! that it computes in. x [..,C] f32, shift and scale [C] → [..,C]. Gradient: dx_c = dy_c/scale_c.
+//! Images as a frozen network expects them: y_c = (x_c − shift_c)/scale_c, channel by channel, then
+//! rounded to the type that it computes in. x [..,C] f32, shift and scale [C] → [..,C]. Gradient:
+//! dx_c = dy_c/scale_c.
 
 #[cfg(feature = "cuda")]
 pub mod check;
