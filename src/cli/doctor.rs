@@ -62,7 +62,7 @@ const FAMILIES: [&str; 32] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 28;
+const KERNELS: usize = 29;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(

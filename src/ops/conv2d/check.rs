@@ -22,7 +22,7 @@ type Case = (
     Padding,
 );
 
-const CASES: [Case; 24] = [
+const CASES: [Case; 30] = [
     (2, 7, 9, 64, 72, 3, 3, 1, Padding::same(1)),
     (3, 8, 8, 96, 64, 3, 3, 1, Padding::same(1)),
     (1, 13, 6, 128, 128, 3, 3, 1, Padding::same(1)),
@@ -49,11 +49,22 @@ const CASES: [Case; 24] = [
     (1, 5, 32, 64, 72, 3, 3, 1, Padding::same(1)),
     (1, 3, 128, 72, 64, 3, 3, 1, Padding::same(1)),
     (1, 31, 31, 64, 96, 4, 4, 1, Padding::same(1)),
+    // A weight gradient of three products of two taps each.
+    (2, 6, 10, 192, 96, 4, 4, 1, Padding::same(1)),
+    // Few channels, by each of the kernels for them.
+    (2, 9, 37, 1, 40, 3, 3, 1, Padding::same(1)),
+    (1, 21, 70, 3, 64, 3, 3, 2, Padding::new(0, 1, 0, 1)),
+    (1, 11, 37, 3, 64, 4, 4, 1, Padding::same(1)),
+    (1, 11, 37, 3, 96, 4, 4, 1, Padding::same(1)),
+    (1, 22, 70, 3, 72, 4, 4, 2, Padding::same(1)),
 ];
 
 pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = fused(gpu)?;
     rows.extend(super::check_norms::check(gpu)?);
+    if gpu.is_hopper() {
+        rows.extend(super::check_cuts::check(gpu)?);
+    }
     rows.extend(held(gpu)?);
     for (b, h, w, i, o, kh, kw, stride, padding) in CASES {
         let name = format!("conv2d {b}×{h}×{w}, {i} to {o}, {kh}×{kw}, stride {stride}");

@@ -148,8 +148,8 @@ impl Windows {
 }
 
 /// How results reach y (`To` in windows_sm90.cuh).
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum To {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
     Rows,
     Lines,
     Places,
@@ -212,7 +212,7 @@ impl Work {
     }
 
     /// How a cut's results reach y, if it serves.
-    fn reaching(&self, cut: &Cut) -> Option<To> {
+    pub fn reaching(&self, cut: &Cut) -> Option<To> {
         let within = |w: &Windows| {
             let low = w.low.map(|x| x as i32);
             let mut corners = low.into_iter().chain(w.high(self.input, cut));
@@ -256,10 +256,23 @@ impl Work {
         finish: Finish<T>,
         y: ViewMut<T>,
     ) -> Result<bool> {
+        match self.choose(gpu) {
+            Some(by) => self.run_by(gpu, by, x, weight, finish, y).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Runs by a cut that serves, and as its results reach y.
+    pub fn run_by<T: Half>(
+        &self,
+        gpu: &Gpu,
+        (cut, to): (&Cut, To),
+        x: View<T>,
+        weight: View<T>,
+        finish: Finish<T>,
+        y: ViewMut<T>,
+    ) -> Result<()> {
         let (columns, channels, positions) = (self.columns, self.channels, self.positions());
-        let Some((cut, to)) = self.choose(gpu) else {
-            return Ok(false);
-        };
         let mut sums = match finish.tiles && self.leaves_tiles(cut, to) {
             true => Some(Output::<f32>::new(
                 gpu.device(),
@@ -357,7 +370,7 @@ impl Work {
                 rows: SUMMED,
             }));
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A map whose positions are rows.
@@ -403,7 +416,8 @@ impl Work {
     }
 }
 
-fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
+/// None for strides that the kernels do not serve.
+pub(super) fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
     let w = &op.window;
     (w.stride <= 2).then(|| Work {
         maps,
@@ -422,6 +436,21 @@ fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
         transposed: false,
         size: w.output,
         columns: op.channels.1,
+    })
+}
+
+/// None for strides that the kernels do not serve.
+pub(super) fn of_input_gradient(op: &Conv2d, maps: usize) -> Option<Work> {
+    let w = &op.window;
+    (w.stride <= 2).then(|| Work {
+        maps,
+        input: w.output,
+        channels: op.channels.1,
+        windows: op.phases().map(|phase| reaching(op, phase)).collect(),
+        taps: op.taps(),
+        transposed: true,
+        size: w.input,
+        columns: op.channels.0,
     })
 }
 
@@ -451,21 +480,10 @@ pub(super) fn input_gradient(
     finish: Finish,
     dx: ViewMut<bf16>,
 ) -> Result<bool> {
-    let w = &op.window;
-    if w.stride > 2 {
-        return Ok(false);
+    match of_input_gradient(op, maps) {
+        Some(work) => work.run(gpu, grad, weight, finish, dx),
+        None => Ok(false),
     }
-    let work = Work {
-        maps,
-        input: w.output,
-        channels: op.channels.1,
-        windows: op.phases().map(|phase| reaching(op, phase)).collect(),
-        taps: op.taps(),
-        transposed: true,
-        size: w.input,
-        columns: op.channels.0,
-    };
-    work.run(gpu, grad, weight, finish, dx)
 }
 
 /// The windows of outputs that reach the inputs of a phase.

@@ -10,7 +10,10 @@ use crate::ops::cuda::{Gpu, View, ViewMut};
 /// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
 pub(super) const FOLDED: usize = 16;
 
-fn of_upsampled((maps, height, width): (usize, usize, usize), (i, o): (usize, usize)) -> Work {
+pub(super) fn of_upsampled(
+    (maps, height, width): (usize, usize, usize),
+    (i, o): (usize, usize),
+) -> Work {
     let phases = [(0, 0), (0, 1), (1, 0), (1, 1)];
     let windows = |to: (usize, usize)| Windows {
         output: (height, width),

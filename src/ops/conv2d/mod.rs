@@ -8,6 +8,8 @@
 #[cfg(feature = "cuda")]
 pub mod check;
 #[cfg(feature = "cuda")]
+mod check_cuts;
+#[cfg(feature = "cuda")]
 pub mod check_f16;
 #[cfg(feature = "cuda")]
 mod check_norms;
