@@ -5,7 +5,7 @@
 //   thin_spread   many = few ∗ w: forward of a widening layer, dx of a narrowing one
 //   thin_gather   few = many ∗ w: dx of a widening layer, forward of a narrowing one
 //   thin_weight   dW of both, and of a widening layer also the bias's
-// In products of m16n8k16: few-channel values and weights are rounded to bf16, sums are f32. The loads give fragments as they come: eight channels a
+// In products of m16n8k16: weights are rounded to bf16, sums are f32. The loads give fragments as they come: eight channels a
 // lane, the order of k (or of the columns) being the kernel's own to choose.
 //
 // Bytes: the map of many once, 537 MB for 128 channels at 256² and 32 images, 0.125 ms at 4.3 TB/s; FLOP: 14.5 G, 0.03 ms of these products. H200,
@@ -32,9 +32,6 @@ struct Thin {
     int of_many, of_few;              // floats from one channel's weights to the next one's
 };
 
-__device__ __forceinline__ void put(float* to, float v) { *to = v; }
-__device__ __forceinline__ void put(bf16* to, float v) { *to = __float2bfloat16_rn(v); }
-
 // Weight k (tap by tap, of each the few channels) of a channel of the many; zero beyond them.
 template <int FEW>
 __device__ __forceinline__ float weight(const Thin& g, const float* w, int channel, int k) {
@@ -45,41 +42,39 @@ __device__ __forceinline__ float weight(const Thin& g, const float* w, int chann
 
 // What a warp holds of the map of few: the lines under up to CHUNK positions of a line, K lines of LOADS · 32 values, first on their way, then in
 // shared memory as bf16. Two copies, the second one value behind, so that any two neighbours are one word of one of them.
-template <int FEW, int K, int CHUNK, class T>
+template <int FEW, int K, int CHUNK>
 struct Lines {
     static constexpr int LOADS = ((CHUNK + K - 1) * FEW + 31) / 32, VALUES = LOADS * 32;
-    T v[K][LOADS];
+    bf16 v[K][LOADS];
 
     // Positions of a chunk.
     __device__ __forceinline__ static int positions(const Thin& g) { return g.stride == 1 ? CHUNK : CHUNK / 2; }
 
     // Of the windows from position x of a line on; zeros beyond the map.
-    __device__ __forceinline__ void fetch(const Thin& g, const T* few, int line, int x) {
+    __device__ __forceinline__ void fetch(const Thin& g, const bf16* few, int line, int x) {
         const int image = line / g.height, y = line % g.height * g.stride + g.low_y, end = g.few_width * FEW;
         const int first = (x * g.stride + g.low_x) * FEW + (threadIdx.x & 31);
 #pragma unroll
         for (int r = 0; r < K; ++r) {
             const bool inside = image < g.images && y + r >= 0 && y + r < g.few_height;
-            const T* from = few + (static_cast<size_t>(image) * g.few_height + (inside ? y + r : 0)) * end;
+            const bf16* from = few + (static_cast<size_t>(image) * g.few_height + (inside ? y + r : 0)) * end;
 #pragma unroll
             for (int i = 0; i < LOADS; ++i) {
                 const int e = first + i * 32;
-                v[r][i] = inside && e >= 0 && e < end ? from[e] : T(0.f);
+                v[r][i] = inside && e >= 0 && e < end ? from[e] : bf16(0.f);
             }
         }
     }
 };
 
-__device__ __forceinline__ bf16 rounded(float v) { return __float2bfloat16_rn(v); }
-__device__ __forceinline__ bf16 rounded(bf16 v) { return v; }
 __device__ __forceinline__ uint32_t word(const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); }
 
 // many[q, c] = act(bias[c] + Σ few · w); a warp takes chunks of lines. grid (blocks, C in 64s).
-template <int FEW, int K, class T>
-__device__ __forceinline__ void spread(const Thin& g, const T* few, const float* w, const float* bias, bf16* many, float slope) {
+template <int FEW, int K>
+__device__ __forceinline__ void spread(const Thin& g, const bf16* few, const float* w, const float* bias, bf16* many, float slope) {
     // A line of a window is an even number of values; the last of an odd number has no weight.
     constexpr int LINE = (K * FEW + 1) / 2 * 2, STEPS = (K * LINE + 15) / 16;
-    using Held = Lines<FEW, K, 64, T>;
+    using Held = Lines<FEW, K, 64>;
     constexpr int COPY = K * Held::VALUES;
     __shared__ __align__(16) float start[BLOCK];
     __shared__ __align__(16) bf16 held[SPREAD_WARPS][2 * COPY];
@@ -118,7 +113,7 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
 #pragma unroll
             for (int i = 0; i < Held::LOADS; ++i) {
                 const int e = r * Held::VALUES + i * 32 + lane;
-                const bf16 v = rounded(next.v[r][i]);
+                const bf16 v = next.v[r][i];
                 held[warp][e] = v;
                 if (e > 0) held[warp][COPY + e - 1] = v;
             }
@@ -165,8 +160,8 @@ __device__ __forceinline__ void spread(const Thin& g, const T* few, const float*
 
 // few[p, c] = bias[c] + Σ many · w: of each position under a tile of pixels all taps' products, which then are added where they belong; positions
 // outside the map give zeros. A warp multiplies 16 positions by CHUNKS times 32 channels, or as many more positions. grid (blocks).
-template <int FEW, int K, int STRIDE, int CHUNKS, class T>
-__device__ __forceinline__ void gather(const Thin& g, const bf16* many, const float* w, const float* bias, T* few) {
+template <int FEW, int K, int STRIDE, int CHUNKS>
+__device__ __forceinline__ void gather(const Thin& g, const bf16* many, const float* w, const float* bias, bf16* few) {
     constexpr int TILE_X = 32, TILE_Y = 16 * STRIDE, VALUES = K * K * FEW, Z = (VALUES + 7) / 8;
     // Positions that a tile sees, and how many a warp takes; the sums' pitch keeps a fragment's eight rows and four pairs of columns in different banks.
     constexpr int ACROSS = STRIDE == 1 ? TILE_X + K - 1 : (TILE_X + K) / 2, DOWN = STRIDE == 1 ? TILE_Y + K - 1 : (TILE_Y + K) / 2, SEEN = ACROSS * DOWN;
@@ -274,20 +269,20 @@ __device__ __forceinline__ void gather(const Thin& g, const bf16* many, const fl
 #pragma unroll
                             for (int c = 0; c < FEW; ++c) total[c] += at[((r * K + s) * FEW + c) * PITCH - r / 2 * ACROSS - s / 2];
             }
-            T* to = few + ((static_cast<size_t>(image) * g.few_height + y) * g.few_width + x) * FEW;
+            bf16* to = few + ((static_cast<size_t>(image) * g.few_height + y) * g.few_width + x) * FEW;
 #pragma unroll
-            for (int c = 0; c < FEW; ++c) put(to + c, total[c]);
+            for (int c = 0; c < FEW; ++c) to[c] = __float2bfloat16_rn(total[c]);
         }
     }
 }
 
-// Sums over positions of few · many: rows of the products are the values of a window, of each of MAPS maps after the other, and after the last one's
+// Sums over positions of few · many: rows of the products are the values of a window, and after them
 // the number 1, which gives the bias's gradient; columns are channels. A warp takes chunks of lines, and copies STAGES - 1 times sixteen positions
 // ahead: what a lane reads it copied itself. A block writes its sums [ROWS·16, 64] to a place of its own. grid (blocks, C in 64s).
-template <int FEW, int K, int ROWS, int MAPS, class T>
-__device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, const T* first, const T* second, float* sums) {
+template <int FEW, int K, int ROWS>
+__device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, const bf16* few, float* sums) {
     constexpr int STAGES = 4, VALUES = K * K * FEW;
-    using Held = Lines<FEW, K, MAPS == 1 ? 64 : 32, T>;
+    using Held = Lines<FEW, K, 64>;
     // Of a channel and line every stride-th pixel is a plane: neighbours there are under neighbours among positions.
     constexpr int PLANE = ((Held::VALUES + FEW - 1) / FEW + 1) / 2 * 2, COPY = K * FEW * PLANE + 8;
     extern __shared__ __align__(16) unsigned char smem[];
@@ -296,17 +291,17 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
     const bool live = block + row * 8 < g.channels;
     // So that neither the copy of a line of channels nor a fragment's read meets a bank twice.
     uint4* ring = reinterpret_cast<uint4*>(smem) + warp * STAGES * 128 + t * 8 + (row ^ 2 * t);
-    bf16* held = reinterpret_cast<bf16*>(smem + WEIGHT_WARPS * STAGES * 2048) + warp * (2 * MAPS * COPY);
+    bf16* held = reinterpret_cast<bf16*>(smem + WEIGHT_WARPS * STAGES * 2048) + warp * (2 * COPY);
     int at[ROWS][2];
     bool one[ROWS][2];
 #pragma unroll
     for (int m = 0; m < ROWS; ++m)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int k = m * 16 + row + 8 * h, map = MAPS > 1 && k >= VALUES, value = k - map * VALUES < VALUES ? k - map * VALUES : 0;
+            const int k = m * 16 + row + 8 * h, value = k < VALUES ? k : 0;
             const int r = value / (K * FEW), s = value / FEW % K, beside = s >> shift;
-            at[m][h] = map * 2 * COPY + ((r * FEW + value % FEW << shift) + (s & shift)) * plane + (beside & 1 ? COPY + beside - 1 : beside) + 2 * t;
-            one[m][h] = k == MAPS * VALUES;
+            at[m][h] = ((r * FEW + value % FEW << shift) + (s & shift)) * plane + (beside & 1 ? COPY + beside - 1 : beside) + 2 * t;
+            one[m][h] = k == VALUES;
         }
     int put_at[Held::LOADS];
 #pragma unroll
@@ -332,30 +327,24 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
     for (int i = 0; i < STAGES - 1; ++i) copy(i);
     const int positions = Held::positions(g);
     int line = blockIdx.x * WEIGHT_WARPS + warp, x = 0, stage = 0;
-    Held next[MAPS];
-    auto fetch = [&] {
-        next[0].fetch(g, first, line, x);
-        if (MAPS > 1) next[MAPS - 1].fetch(g, second, line, x);
-    };
-    fetch();
+    Held next;
+    next.fetch(g, few, line, x);
     float d[ROWS][8][4] = {};
     while (line < lines) {
         __syncwarp();
 #pragma unroll
-        for (int m = 0; m < MAPS; ++m)
+        for (int r = 0; r < K; ++r)
 #pragma unroll
-            for (int r = 0; r < K; ++r)
-#pragma unroll
-                for (int i = 0; i < Held::LOADS; ++i) {
-                    bf16* to = held + m * 2 * COPY + r * FEW * (plane << shift) + put_at[i];
-                    const bf16 v = rounded(next[m].v[r][i]);
-                    to[0] = v;
-                    if (r || put_at[i]) to[COPY - 1] = v;
-                }
+            for (int i = 0; i < Held::LOADS; ++i) {
+                bf16* to = held + r * FEW * (plane << shift) + put_at[i];
+                const bf16 v = next.v[r][i];
+                to[0] = v;
+                if (r || put_at[i]) to[COPY - 1] = v;
+            }
         __syncwarp();
         const int from = x, end = min(x + positions, g.width);
         if ((x += positions) >= g.width) x = 0, line += gridDim.x * WEIGHT_WARPS;
-        fetch();
+        next.fetch(g, few, line, x);
         const bf16* windows = held;
 #pragma unroll 1
         for (int p = from; p < end; p += 16, windows += 16) {
@@ -412,48 +401,45 @@ __device__ __forceinline__ void weight_sums(const Thin& g, const bf16* many, con
 
 }  // namespace
 
-#define RDPM_SPREAD(FEW, K, LEAST, T)                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(SPREAD_WARPS * 32, LEAST)                                                                      \
-        thin_spread_##FEW##_##K##_##T(const __grid_constant__ Thin g, const T* few, const float* w, const float* bias, bf16* many, float slope) { \
-        spread<FEW, K>(g, few, w, bias, many, slope);                                                                                           \
+#define RDPM_SPREAD(FEW, K, LEAST)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(SPREAD_WARPS * 32, LEAST)                                                                     \
+        thin_spread_##FEW##_##K(const __grid_constant__ Thin g, const bf16* few, const float* w, const float* bias, bf16* many, float slope) { \
+        spread<FEW, K>(g, few, w, bias, many, slope);                                                                                          \
     }
-#define RDPM_GATHER(FEW, K, STRIDE, CHUNKS, T)                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(GATHER_WARPS * 32, 2)                                                                                       \
-        thin_gather_##FEW##_##K##_##STRIDE##_##CHUNKS##_##T(const __grid_constant__ Thin g, const bf16* many, const float* w, const float* bias, T* few) { \
-        gather<FEW, K, STRIDE, CHUNKS>(g, many, w, bias, few);                                                                                               \
-    }
-#define RDPM_WEIGHT(FEW, K, ROWS, MAPS, LEAST, T)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                                                            \
-        thin_weight_##FEW##_##K##_##MAPS##_##T(const __grid_constant__ Thin g, const bf16* many, const T* first, const T* second, float* sums) { \
-        weight_sums<FEW, K, ROWS, MAPS>(g, many, first, second, sums);                                                                                \
-    }
-#define RDPM_THIN(T)              \
-    RDPM_SPREAD(3, 3, 4, T)       \
-    RDPM_SPREAD(3, 4, 3, T)       \
-    RDPM_SPREAD(1, 3, 4, T)       \
-    RDPM_SPREAD(1, 4, 4, T)       \
-    RDPM_GATHER(3, 3, 1, 2, T)    \
-    RDPM_GATHER(3, 3, 1, 4, T)    \
-    RDPM_GATHER(3, 3, 2, 2, T)    \
-    RDPM_GATHER(3, 3, 2, 4, T)    \
-    RDPM_GATHER(3, 4, 1, 2, T)    \
-    RDPM_GATHER(3, 4, 1, 4, T)    \
-    RDPM_GATHER(3, 4, 2, 2, T)    \
-    RDPM_GATHER(3, 4, 2, 4, T)    \
-    RDPM_GATHER(1, 3, 1, 4, T)    \
-    RDPM_GATHER(1, 4, 1, 4, T)    \
-    RDPM_WEIGHT(3, 3, 2, 1, 3, T) \
-    RDPM_WEIGHT(3, 4, 4, 1, 2, T) \
-    RDPM_WEIGHT(3, 3, 4, 2, 2, T) \
-    RDPM_WEIGHT(1, 3, 1, 1, 3, T) \
-    RDPM_WEIGHT(1, 4, 2, 1, 3, T)
-using f32 = float;
-RDPM_THIN(f32)
-RDPM_THIN(bf16)
+RDPM_SPREAD(3, 3, 4)
+RDPM_SPREAD(3, 4, 3)
+RDPM_SPREAD(1, 3, 4)
+RDPM_SPREAD(1, 4, 4)
 
-// Adds up the blocks' sums in order: grid (2 · C in 64s, window values and one more), threads 32 · groups. The first `values` rows go to dw, of a
-// second map's to dw2; the last row, the bias's gradient, to db where that is not null.
-extern "C" __global__ void thin_weight_sum(const __grid_constant__ Thin g, const float* sums, int blocks, int rows, int few, float* dw, float* dw2, float* db, int accumulate) {
+#define RDPM_GATHER(FEW, K, STRIDE, CHUNKS)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(GATHER_WARPS * 32, 2)                                                                                  \
+        thin_gather_##FEW##_##K##_##STRIDE##_##CHUNKS(const __grid_constant__ Thin g, const bf16* many, const float* w, const float* bias, bf16* few) { \
+        gather<FEW, K, STRIDE, CHUNKS>(g, many, w, bias, few);                                                                                          \
+    }
+RDPM_GATHER(3, 3, 1, 2)
+RDPM_GATHER(3, 3, 1, 4)
+RDPM_GATHER(3, 3, 2, 2)
+RDPM_GATHER(3, 3, 2, 4)
+RDPM_GATHER(3, 4, 1, 2)
+RDPM_GATHER(3, 4, 1, 4)
+RDPM_GATHER(3, 4, 2, 2)
+RDPM_GATHER(3, 4, 2, 4)
+RDPM_GATHER(1, 3, 1, 4)
+RDPM_GATHER(1, 4, 1, 4)
+
+#define RDPM_WEIGHT(FEW, K, ROWS, LEAST)                                                                          \
+    extern "C" __global__ void __launch_bounds__(WEIGHT_WARPS * 32, LEAST)                                        \
+        thin_weight_##FEW##_##K(const __grid_constant__ Thin g, const bf16* many, const bf16* few, float* sums) { \
+        weight_sums<FEW, K, ROWS>(g, many, few, sums);                                                            \
+    }
+RDPM_WEIGHT(3, 3, 2, 3)
+RDPM_WEIGHT(3, 4, 4, 2)
+RDPM_WEIGHT(1, 3, 1, 3)
+RDPM_WEIGHT(1, 4, 2, 3)
+
+// Adds up the blocks' sums in order: grid (2 · C in 64s, window values and one more), threads 32 · groups. The first `values` rows go to dw,
+// the last one, the bias's gradient, to db where that is not null.
+extern "C" __global__ void thin_weight_sum(const __grid_constant__ Thin g, const float* sums, int blocks, int rows, int few, float* dw, float* db, int accumulate) {
     __shared__ float parts[8][32];
     const int taps = g.down * g.across, values = taps * few, row = blockIdx.y, block = blockIdx.x / 2, lane = threadIdx.x & 31, group = threadIdx.x >> 5;
     const int groups = blockDim.x >> 5, channel = blockIdx.x * 32 + lane;
@@ -469,8 +455,8 @@ extern "C" __global__ void thin_weight_sum(const __grid_constant__ Thin g, const
     if (group || channel >= g.channels) return;
     sum = 0.f;
     for (int i = 0; i < groups; ++i) sum += parts[i][lane];
-    const int maps = dw2 ? 2 : 1, map = row / values, k = row % values, tap = k / few;
-    float* to = map == maps ? (db ? db + channel : nullptr)
-                            : (map ? dw2 : dw) + static_cast<size_t>(channel) * g.of_many + k % few * g.of_few + (g.flip ? taps - 1 - tap : tap);
+    const int tap = row / few;
+    float* to = row == values ? (db ? db + channel : nullptr)
+                              : dw + static_cast<size_t>(channel) * g.of_many + row % few * g.of_few + (g.flip ? taps - 1 - tap : tap);
     if (to) *to = accumulate ? *to + sum : sum;
 }

@@ -1,10 +1,10 @@
-//! Convolutions to or from a map of 3 channels or 1 on a GPU (kernel_thin.cu): the map of few is bf16 or f32, that of many bf16.
+//! Convolutions to or from a map of 3 channels or 1 on a GPU (kernel_thin.cu): both maps are bf16.
 
 use candle_core::Result;
 use half::bf16;
 
 use super::op::Conv2d;
-use crate::ops::cuda::{Element, Gpu, Output, View, ViewMut};
+use crate::ops::cuda::{Gpu, Output, View, ViewMut};
 
 /// Blocks that gather: threads, how many a multiprocessor holds, and pixels of a tile across.
 const THREADS: u32 = 256;
@@ -123,10 +123,10 @@ impl Thin {
     }
 
     /// The many from the few: y of a layer that widens, with a bias and below zero times `slope`; dx of one that narrows.
-    pub fn spread<T: Element>(
+    pub fn spread(
         &self,
         gpu: &Gpu,
-        few: View<T>,
+        few: View<bf16>,
         weight: View<f32>,
         bias: Option<View<f32>>,
         slope: f32,
@@ -135,7 +135,7 @@ impl Thin {
         let g = &self.geometry;
         self.check(few.len(), weight.len(), many.len());
         assert!(bias.is_none_or(|bias| bias.len() == g.channels as usize));
-        let kernel = name::<T>(&format!("thin_spread_{}_{}", self.few, g.down));
+        let kernel = format!("thin_spread_{}_{}", self.few, g.down);
         let [blocks, across] = self.lines(if self.values == 48 { 3 } else { 4 });
         let kernel = gpu.kernel("conv2d_thin", &kernel, 0)?;
         let mut launch = gpu.launch(&kernel);
@@ -151,13 +151,13 @@ impl Thin {
     }
 
     /// The few from the many: y of a layer that narrows, with a bias; dx of one that widens.
-    pub fn gather<T: Element>(
+    pub fn gather(
         &self,
         gpu: &Gpu,
         many: View<bf16>,
         weight: View<f32>,
         bias: Option<View<f32>>,
-        few: ViewMut<T>,
+        few: ViewMut<bf16>,
     ) -> Result<()> {
         let g = &self.geometry;
         self.check(few.len(), weight.len(), many.len());
@@ -178,8 +178,7 @@ impl Thin {
         let positions = (seen(ACROSS) * seen(down)).next_multiple_of(step) + 4;
         let weights = (g.channels as usize).div_ceil(32) * self.values.div_ceil(8) * 512;
         let shared = (4 * self.values * positions + weights) as u32;
-        let of_size = format!("thin_gather_{}_{}_{stride}_{chunks}", self.few, g.down);
-        let kernel = name::<T>(&of_size);
+        let kernel = format!("thin_gather_{}_{}_{stride}_{chunks}", self.few, g.down);
         let (height, width) = (g.few_height as usize, g.few_width as usize);
         let tiles = g.images as usize * width.div_ceil(ACROSS) * height.div_ceil(down);
         let kernel = gpu.kernel("conv2d_thin", &kernel, shared)?;
@@ -195,11 +194,11 @@ impl Thin {
     }
 
     /// dL/dw f32 [O,I,kh,kw]; of a layer that widens, dL/dbias too where it is wanted.
-    pub fn weight_gradient<T: Element>(
+    pub fn weight_gradient(
         &self,
         gpu: &Gpu,
         many: View<bf16>,
-        few: View<T>,
+        few: View<bf16>,
         to: Gradients,
     ) -> Result<()> {
         let g = &self.geometry;
@@ -212,7 +211,7 @@ impl Thin {
             rows @ ..=2 => rows,
             _ => 4,
         };
-        let kernel = name::<T>(&format!("thin_weight_{}_{}_1", self.few, g.down));
+        let kernel = format!("thin_weight_{}_{}", self.few, g.down);
         let [blocks, across] = self.lines(if rows == 4 { 2 } else { 3 });
         let sums_of_block = rows * 16 * CHANNELS;
         let shared = (WARPS * (RING + self.held())) as u32;
@@ -223,7 +222,6 @@ impl Thin {
         launch.structure(g);
         launch.value(many);
         launch.value(few);
-        launch.value(few); // of a second gradient, which this kernel does not read
         launch.value(sums.view_mut());
         // SAFETY: as above; a block writes its own sums.
         unsafe { launch.run((blocks as u32, across as u32, 1), 32 * WARPS as u32, shared) }?;
@@ -237,7 +235,6 @@ impl Thin {
         launch.value(rows as i32 * 16);
         launch.value(self.few as i32);
         launch.value(to.weight);
-        launch.value(None::<View<f32>>); // no second gradient's
         launch.value(to.bias.as_ref().map(ViewMut::read));
         launch.value(i32::from(to.accumulate));
         let grid = (2 * across as u32, (self.values + 1) as u32, 1);
@@ -266,9 +263,4 @@ pub(super) struct Gradients<'a> {
     pub weight: ViewMut<'a, f32>,
     pub bias: Option<ViewMut<'a, f32>>,
     pub accumulate: bool,
-}
-
-/// A kernel's for maps of few channels of this type.
-fn name<T: Element>(kernel: &str) -> String {
-    format!("{kernel}_{}", T::NAME)
 }
