@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 32] = [
+const FAMILIES: [&str; 33] = [
     "activation",
     "adaln",
     "add",
@@ -35,6 +35,7 @@ const FAMILIES: [&str; 32] = [
     "bytes",
     "cast",
     "code_counts",
+    "concatenate",
     "condition",
     "conv2d",
     "cross_entropy",
@@ -193,6 +194,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             Ok(rows)
         }
         "cross_entropy" => check::cross_entropy(gpu),
+        "concatenate" => ops::concatenate::check::check(gpu),
         "feature_distance" => ops::feature_distance::check::check(gpu),
         "group_norm" => ops::group_norm::check::check(gpu),
         "hinge" => ops::hinge::check::check(gpu),

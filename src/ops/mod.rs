@@ -40,6 +40,7 @@ pub mod code_counts;
     )
 )]
 mod column_sums;
+pub mod concatenate;
 pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -84,6 +85,7 @@ pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
 pub use batch_norm::{batch_norm, batch_norm_inference};
 pub use blocks::{is_serial, serially};
+pub use concatenate::concatenate;
 pub use conv2d::{
     FrozenConv2d, HeldWeights, conv2d, conv2d_add, conv2d_packed, conv2d_relu, conv2d_weight_grad,
     upsampled_conv2d,
@@ -96,9 +98,9 @@ pub use linear::{linear, linear_packed};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};
-#[cfg(feature = "cuda")]
-pub use pool::mean_over_positions;
 pub use pool::{avg_pool2d, max_pool2d};
+#[cfg(feature = "cuda")]
+pub use pool::{mean_over_positions, relu_of_average};
 pub use product::Packed;
 pub use quantize::{
     Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,

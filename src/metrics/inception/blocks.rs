@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use super::Output;
-use super::layers::{Builder, HALVING_POOL, Layer, Windows, concatenated};
+use super::layers::{Builder, HALVING_POOL, Layer, Windows};
+use crate::ops;
 use crate::store::Scope;
 
 /// Branches of the same input, concatenated along the channels.
@@ -28,10 +29,7 @@ fn block_a(b: &Builder, c: usize, pool: usize) -> Result<Block> {
             b.same("branch3x3dbl_2", (3, 3), (64, 96))?,
             b.same("branch3x3dbl_3", (3, 3), (96, 96))?,
         ],
-        vec![
-            Layer::AveragePool,
-            b.same("branch_pool", (1, 1), (c, pool))?,
-        ],
+        vec![b.of_average("branch_pool", (c, pool))?],
     ]))
 }
 
@@ -64,7 +62,7 @@ fn block_c(b: &Builder, c: usize, m: usize) -> Result<Block> {
             b.same("branch7x7dbl_4", (7, 1), (m, m))?,
             b.same("branch7x7dbl_5", (1, 7), (m, 192))?,
         ],
-        vec![Layer::AveragePool, b.same("branch_pool", (1, 1), (c, 192))?],
+        vec![b.of_average("branch_pool", (c, 192))?],
     ]))
 }
 
@@ -85,8 +83,8 @@ fn block_d(b: &Builder, c: usize) -> Result<Block> {
     ]))
 }
 
-/// 8×8: 320 + 768 + 768 + 192 channels.
-fn block_e(b: &Builder, c: usize, pool: Layer) -> Result<Block> {
+/// 8×8: 320 + 768 + 768 + 192 channels, the last of them after `pooled`.
+fn block_e(b: &Builder, c: usize, pooled: Vec<Layer>) -> Result<Block> {
     let fork = |across: &str, along: &str| -> Result<Layer> {
         Ok(Layer::Fork(vec![
             b.same(across, (1, 3), (384, 384))?,
@@ -104,7 +102,7 @@ fn block_e(b: &Builder, c: usize, pool: Layer) -> Result<Block> {
             b.same("branch3x3dbl_2", (3, 3), (448, 384))?,
             fork("branch3x3dbl_3a", "branch3x3dbl_3b")?,
         ],
-        vec![pool, b.same("branch_pool", (1, 1), (c, 192))?],
+        pooled,
     ]))
 }
 
@@ -158,12 +156,18 @@ pub(super) fn stages(scope: &Scope, divisor: usize, last: Output) -> Result<Vec<
         });
     }
     if last >= Output::Pool2048 {
-        let max = |stride, padding| Layer::MaxPool { stride, padding };
+        let average =
+            |b: &Builder, c| -> Result<_> { Ok(vec![b.of_average("branch_pool", (c, 192))?]) };
+        let largest = |b: &Builder, c| -> Result<_> {
+            let (stride, padding) = (1, 1);
+            let pool = Layer::MaxPool { stride, padding };
+            Ok(vec![pool, b.same("branch_pool", (1, 1), (c, 192))?])
+        };
         stages.push(Stage {
             blocks: vec![
                 within("Mixed_7a", &|b| block_d(b, 768))?,
-                within("Mixed_7b", &|b| block_e(b, 1280, Layer::AveragePool))?,
-                within("Mixed_7c", &|b| block_e(b, 2048, max(1, 1)))?,
+                within("Mixed_7b", &|b| block_e(b, 1280, average(b, 1280)?))?,
+                within("Mixed_7c", &|b| block_e(b, 2048, largest(b, 2048)?))?,
             ],
             output: Output::Pool2048,
         });
@@ -173,13 +177,16 @@ pub(super) fn stages(scope: &Scope, divisor: usize, last: Output) -> Result<Vec<
 
 impl Block {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let branch = |layers: &Vec<Layer>| {
-            let mut x = x.clone();
-            for layer in layers {
-                x = layer.forward(&x)?;
+        let mut maps = Vec::new();
+        for branch in &self.0 {
+            let (mut x, mut branch) = (x.clone(), branch.iter().peekable());
+            while let Some(layer) = branch.next() {
+                match branch.peek() {
+                    Some(_) => x = layer.forward(&x)?,
+                    None => maps.extend(layer.outputs(&x)?),
+                }
             }
-            Ok(x)
-        };
-        concatenated(self.0.iter().map(branch).collect())
+        }
+        ops::concatenate(&maps)
     }
 }

@@ -15,8 +15,8 @@ pub(super) enum Layer {
         stride: usize,
         padding: usize,
     },
-    /// 3×3, stride 1, same size.
-    AveragePool,
+    /// A 1×1 convolution of averages over 3×3, stride 1, same size.
+    OfAverage(FrozenConv2d),
     /// Several layers of the same input, concatenated along the channels.
     Fork(Vec<Layer>),
 }
@@ -41,9 +41,26 @@ impl Builder<'_> {
         &self,
         name: &str,
         kernel: (usize, usize),
-        (input, output): (usize, usize),
+        io: (usize, usize),
         windows: Windows,
     ) -> Result<Layer> {
+        let convolution = self.folded(name, kernel, io, windows)?;
+        Ok(Layer::Convolution(convolution))
+    }
+
+    /// A 1×1 convolution of averages.
+    pub fn of_average(&self, name: &str, io: (usize, usize)) -> Result<Layer> {
+        let convolution = self.folded(name, (1, 1), io, Windows::Same)?;
+        Ok(Layer::OfAverage(convolution))
+    }
+
+    fn folded(
+        &self,
+        name: &str,
+        kernel: (usize, usize),
+        (input, output): (usize, usize),
+        windows: Windows,
+    ) -> Result<FrozenConv2d> {
         let (input, output) = (self.narrow(input), output / self.divisor);
         let scope = self.scope.push(name);
         let get = |scope: &Scope, name: &str, shape: &[usize]| {
@@ -66,8 +83,7 @@ impl Builder<'_> {
         };
         let weight = weight.to_dtype(DType::F32)?.to_device(device)?;
         let bias = bias.to_dtype(DType::F32)?.to_device(device)?;
-        let convolution = FrozenConv2d::new(&weight, &bias, stride, padding)?;
-        Ok(Layer::Convolution(convolution))
+        FrozenConv2d::new(&weight, &bias, stride, padding)
     }
 
     pub fn same(&self, name: &str, kernel: (usize, usize), io: (usize, usize)) -> Result<Layer> {
@@ -96,19 +112,16 @@ impl Layer {
             Layer::MaxPool { stride, padding } => {
                 ops::max_pool2d(x, 3, *stride, Padding::same(*padding))
             }
-            Layer::AveragePool => ops::avg_pool2d(x, 3, 1, Padding::same(1)),
-            Layer::Fork(layers) => {
-                concatenated(layers.iter().map(|layer| layer.forward(x)).collect())
-            }
+            Layer::OfAverage(convolution) => convolution.relu_of_average(x, 3, Padding::same(1)),
+            Layer::Fork(_) => ops::concatenate(&self.outputs(x)?),
         }
     }
-}
 
-/// Concatenates maps along the channels.
-pub(super) fn concatenated(maps: Result<Vec<Tensor>>) -> Result<Tensor> {
-    let mut maps = maps?;
-    match maps.len() {
-        1 => Ok(maps.remove(0)),
-        _ => Tensor::cat(&maps, 3),
+    /// What lies side by side in the result.
+    pub fn outputs(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        match self {
+            Layer::Fork(layers) => layers.iter().map(|layer| layer.forward(x)).collect(),
+            layer => Ok(vec![layer.forward(x)?]),
+        }
     }
 }

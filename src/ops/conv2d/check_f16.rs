@@ -44,6 +44,9 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     if !gpu.is_hopper() {
         return Ok(rows);
     }
+    for (seed, (side, i, o)) in (1..).zip([(35, 192, 32), (17, 768, 192), (8, 1280, 192)]) {
+        rows.push(of_average(gpu, seed, side, i, o)?);
+    }
     for (seed, case) in (1..).zip(CASES) {
         for batch in [1, 3, 40] {
             // Maps of 40 images where they are small.
@@ -89,6 +92,21 @@ fn convolved(gpu: &Gpu, seed: u64, batch: usize, case: Case) -> Result<Vec<Row>>
         row("value", relative(&found, &expected)?, ALLOWED),
         row("the same twice", relative(&again, &found)?, 0.0),
     ])
+}
+
+/// A 1×1 convolution of averages, which in f16 is rounded once before them and once after.
+fn of_average(gpu: &Gpu, seed: u64, side: usize, i: usize, o: usize) -> Result<Row> {
+    let x = there(gpu, &random(seed, &[3, side, side, i])?)?.to_dtype(DType::F16)?;
+    let weight = (random(seed + 100, &[o, i, 1, 1])? * (2.0 / i as f64).sqrt())?;
+    let weight = there(gpu, &weight.to_dtype(DType::F16)?.to_dtype(DType::F32)?)?;
+    let bias = there(gpu, &random(seed + 200, &[o])?)?;
+    let layer = FrozenConv2d::new(&weight, &bias, 1, Padding::same(0))?;
+    let of = |x: &Tensor| layer.relu_of_average(x, 3, Padding::same(1));
+    Ok(Row {
+        name: format!("conv2d of averages in f16, 3×{side}², {i} to {o}"),
+        error: relative(&of(&x)?, &of(&x.to_dtype(DType::F32)?)?)?,
+        allowed: 2.0 * ALLOWED,
+    })
 }
 
 /// Pools and means in f16, with channels that do and do not fill vectors.

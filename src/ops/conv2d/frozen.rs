@@ -5,12 +5,14 @@
 //! the result is in cache. x [B,H,W,I] → y [B,H',W',O] as in [`conv2d`](super::conv2d); not
 //! differentiable.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::op::Conv2d;
 use super::{check_bias, slices, window};
 use crate::ops::product::Panels;
-use crate::ops::{Padding, activation, conv2d};
+#[cfg(feature = "cuda")]
+use crate::ops::relu_of_average;
+use crate::ops::{Padding, activation, avg_pool2d, conv2d};
 
 pub struct FrozenConv2d {
     /// [O,I,kh,kw]
@@ -53,7 +55,9 @@ impl FrozenConv2d {
         if x.device().is_cuda() && x.dtype() == candle_core::DType::F16 {
             let op = self.op(x)?;
             let x = x.contiguous()?;
-            return self.f16.relu(&op, &x, &self.weight, &self.bias);
+            return self
+                .f16
+                .forward(&op, &x, &self.weight, &self.bias, Some(0.0));
         }
         let fast = slices::are_f32_on_cpu(&[x, &self.bias]);
         let Some(panels) = self.panels.as_ref().filter(|_| fast) else {
@@ -66,6 +70,26 @@ impl FrozenConv2d {
         })?;
         let (height, width) = op.window.output;
         Tensor::from_vec(y, (x.dim(0)?, height, width, op.channels.1), x.device())
+    }
+
+    /// max(0, conv(avg) + bias), avg the mean of every `kernel`×`kernel` window of stride 1 as in
+    /// [`avg_pool2d`]; of a 1×1 convolution of stride 1.
+    ///
+    /// In f16 the convolution comes first, which has fewer channels for the mean to read: both are
+    /// linear, and the mean leaves the bias as it is.
+    pub fn relu_of_average(&self, x: &Tensor, kernel: usize, padding: Padding) -> Result<Tensor> {
+        let (_, _, kh, kw) = self.weight.dims4()?;
+        if (kh, kw) != (1, 1) || self.stride != 1 || self.padding != Padding::same(0) {
+            bail!("conv2d of averages: expected 1×1 of stride 1, found {kh}×{kw}");
+        }
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() && x.dtype() == candle_core::DType::F16 {
+            let op = self.op(x)?;
+            let x = x.contiguous()?;
+            let y = self.f16.forward(&op, &x, &self.weight, &self.bias, None)?;
+            return relu_of_average(&y, kernel, padding);
+        }
+        self.relu(&avg_pool2d(x, kernel, 1, padding)?)
     }
 
     fn op(&self, x: &Tensor) -> Result<Conv2d> {

@@ -59,20 +59,32 @@ impl Packed {
         Ok(self.0.get_or_init(|| packed))
     }
 
-    /// max(0, conv(x) + bias) of x f16 [B,H,W,I], in f16.
+    /// conv(x) + bias of x f16 [B,H,W,I], through a leaky ReLU of this slope if one is given, in
+    /// f16.
     ///
     /// Errors: another card than a Hopper one; sizes that its kernels do not take.
-    pub fn relu(&self, op: &Conv2d, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        op: &Conv2d,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        slope: Option<f32>,
+    ) -> Result<Tensor> {
         let gpu = Gpu::of(x.device().as_cuda_device()?)?;
         let (maps, ..) = x.dims4()?;
         let ((height, width), o) = (op.window.output, op.channels.1);
         op.count(maps);
         let packed = View::<f16>::of(self.get(op, weight)?)?;
-        let bias = View::<f32>::of(bias)?;
+        let finish = Finish {
+            bias: Some(View::<f32>::of(bias)?),
+            slope,
+            ..Finish::default()
+        };
         let (x, image) = (View::<f16>::of(x)?, height * width);
         let mut y = Output::<f16>::new(gpu.device(), maps * image * o)?;
         match Way::of(op) {
-            Way::Windows => multiply(&gpu, op, maps, x, (packed, bias), y.view_mut())?,
+            Way::Windows => multiply(&gpu, op, maps, x, packed, finish, y.view_mut())?,
             Way::Rows(depth) => {
                 let kernel = (1, 1);
                 let pointwise = Conv2d {
@@ -88,7 +100,7 @@ impl Packed {
                     let part = x.part(first * each, count * each);
                     let rows = general::gathered(&gpu, op, count, part)?;
                     let to = all.part(first * image * o, count * image * o);
-                    multiply(&gpu, &pointwise, count, rows.view(), (packed, bias), to)?;
+                    multiply(&gpu, &pointwise, count, rows.view(), packed, finish, to)?;
                 }
             }
         }
@@ -96,20 +108,16 @@ impl Packed {
     }
 }
 
-/// max(0, conv(x) + bias) by the packed weight.
+/// The convolution by the packed weight.
 fn multiply(
     gpu: &Gpu,
     op: &Conv2d,
     maps: usize,
     x: View<f16>,
-    (packed, bias): (View<f16>, View<f32>),
+    packed: View<f16>,
+    finish: Finish<f16>,
     y: ViewMut<f16>,
 ) -> Result<()> {
-    let finish = Finish {
-        bias: Some(bias),
-        slope: Some(0.0),
-        ..Finish::default()
-    };
     match hopper::forward(gpu, op, maps, x, packed, finish, y)? {
         true => Ok(()),
         false => bail!("conv2d in f16: no kernel of this GPU takes {op:?}"),

@@ -84,7 +84,7 @@ impl Half for f16 {
 }
 
 /// What a result passes through before it is rounded, and what is kept of it.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Finish<'a, T = bf16> {
     /// f32 [O].
     pub bias: Option<View<'a, f32>>,

@@ -4,10 +4,13 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Tensor, bail};
 use half::{bf16, f16};
 
-use super::{Kind, Pool};
+use super::{Kind, Pool, window};
 use crate::ops::Padding;
 use crate::ops::cuda::{Element, Gpu, Output, View, launch, lines};
 use crate::ops::tape::{input_has_passed_slope, slope_of_input, take_reached};
+
+/// B, H, W and C.
+type Dims = (usize, usize, usize, usize);
 
 impl Pool {
     /// Whether the kernels for 2×2 windows serve, which f16 does not have.
@@ -49,12 +52,50 @@ impl Pool {
 }
 
 pub(super) fn forward(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+    let gpu = &Gpu::of(x.device())?;
     match x.dtype() {
         DType::F32 => forward_of::<f32>(pool, x, layout),
         DType::BF16 => forward_of::<bf16>(pool, x, layout),
+        DType::F16 if pool.kind == Kind::Average => {
+            let x = (View::<f16>::stored(x, layout)?, layout.shape().dims4()?);
+            Ok(averages(pool, gpu, x, f32::NEG_INFINITY)?.storage())
+        }
         DType::F16 => forward_of::<f16>(pool, x, layout),
         other => bail!("pool: {other:?} has no kernel"),
     }
+}
+
+/// max(0, the mean of every window of stride 1) of f16 maps x [B,H,W,C]; no gradient.
+pub fn relu_of_average(x: &Tensor, kernel: usize, padding: Padding) -> Result<Tensor> {
+    let pool = Pool {
+        window: window("relu_of_average", x, kernel, 1, padding)?,
+        kind: Kind::Average,
+    };
+    let (dims, shape) = (x.dims4()?, pool.output(x.layout())?);
+    let gpu = Gpu::of(x.device().as_cuda_device()?)?;
+    let y = averages(&pool, &gpu, (View::<f16>::of(x)?, dims), 0.0)?;
+    Ok(y.tensor(shape))
+}
+
+/// The means, at least `least`.
+fn averages(
+    pool: &Pool,
+    gpu: &Gpu,
+    (x, (b, _, _, c)): (View<f16>, Dims),
+    least: f32,
+) -> Result<Output<f16>> {
+    let output = pool.window.output;
+    let mut y = Output::<f16>::new(gpu.device(), b * output.0 * output.1 * c)?;
+    let vector = x.vector(c);
+    let name = pool.kernel("forward", f16::NAME, vector);
+    let grid = lines(b, output.0, output.1, c / vector);
+    let [k, s, top, left, h, w, oh, ow, c] = pool.arguments(c);
+    // SAFETY: B·H·W·C elements of x, B·H'·W'·C of y.
+    unsafe {
+        launch!(gpu, "pool", &name, grid, 256, 0;
+            x, y.view_mut(), least, k, s, top, left, h, w, oh, ow, c)?
+    };
+    Ok(y)
 }
 
 fn forward_of<T: Element>(pool: &Pool, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {

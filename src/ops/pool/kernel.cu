@@ -98,7 +98,7 @@ __device__ __forceinline__ Channels<V> largest(const T* x, const Window& w, cons
 }
 
 template <class T, int V, bool MAX>
-__device__ __forceinline__ void windows_forward(const T* x, T* y, const Window& w, int channels) {
+__device__ __forceinline__ void windows_forward(const T* x, T* y, const Window& w, int channels, float least = -INFINITY) {
     const Spot s = spot_of<V>(w.out_lines, w.out_columns, channels);
     if (!s.works) return;
     const Inside in = inside(w, s.line, s.column);
@@ -115,7 +115,10 @@ __device__ __forceinline__ void windows_forward(const T* x, T* y, const Window& 
                 for (int i = 0; i < V; ++i) out.x[i] += v.x[i];
             }
 #pragma unroll
-        for (int i = 0; i < V; ++i) out.x[i] /= in.count();
+        for (int i = 0; i < V; ++i) {
+            out.x[i] /= in.count();
+            out.x[i] = out.x[i] < least ? least : out.x[i];
+        }
     }
     store_channels<V>(y + offset_of(s.image, s.line, s.column, s.channel, w.out_lines, w.out_columns, channels), out);
 }
@@ -197,13 +200,14 @@ RDPM_POOL(f32_1, float, 1)
 RDPM_POOL(bf16_8, bf16, 8)
 RDPM_POOL(bf16_1, bf16, 1)
 
-// f16, forward alone: of networks for features.
-#define RDPM_POOL_F16(NAME, V)                                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256) max_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, RDPM_WINDOW) {     \
-        windows_forward<__half, V, true>(x, y, RDPM_MAKE_WINDOW, channels);                                                                       \
-    }                                                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(256) average_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, RDPM_WINDOW) { \
-        windows_forward<__half, V, false>(x, y, RDPM_MAKE_WINDOW, channels);                                                                      \
+// f16, forward alone: of networks for features. Averages below `least` become it.
+#define RDPM_POOL_F16(NAME, V)                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) max_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, RDPM_WINDOW) { \
+        windows_forward<__half, V, true>(x, y, RDPM_MAKE_WINDOW, channels);                                                                   \
+    }                                                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                         \
+        average_forward_##NAME(const __half* __restrict__ x, __half* __restrict__ y, float least, RDPM_WINDOW) {                              \
+        windows_forward<__half, V, false>(x, y, RDPM_MAKE_WINDOW, channels, least);                                                           \
     }
 RDPM_POOL_F16(f16_8, 8)
 RDPM_POOL_F16(f16_1, 1)

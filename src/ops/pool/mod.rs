@@ -19,6 +19,8 @@ mod tests;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
+pub use cuda::relu_of_average;
+#[cfg(feature = "cuda")]
 pub use mean::mean_over_positions;
 
 use super::window::{Padding, Window};
