@@ -8,7 +8,9 @@
 set -uo pipefail
 export RDPM=${RDPM:-$(cd "$(dirname "$0")" && pwd)/../target/release/rdpm} LIMIT=${LIMIT:-300} LOGS=${LOGS:-$(mktemp -d)}
 operations=("$@")
-[ ${#operations[@]} -gt 0 ] || operations=(adaln attention condition cross_entropy optimizer product quantize sample swiglu)
+[ ${#operations[@]} -gt 0 ] || operations=(activation adaln add attention batch_norm bytes cast code_counts concatenate condition conv2d cross_entropy feature_distance
+  group_norm hinge layer_norm lookup mean_squared_error optimizer pixels pool product quantize resample running_average sample scalars
+  standardize swiglu upsample)
 mkdir -p "$LOGS"
 
 "$RDPM" doctor --check-ops --only "${operations[@]}" >"$LOGS/plain" 2>&1

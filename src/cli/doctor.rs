@@ -63,7 +63,7 @@ const FAMILIES: [&str; 33] = [
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
-const KERNELS: usize = 29;
+const KERNELS: usize = 30;
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     super::print(&format!(
