@@ -110,6 +110,7 @@ pub(super) struct Finish<'a, T = bf16> {
 }
 
 /// A GroupNorm with SiLU, as its backward pass needs it.
+#[derive(Clone, Copy)]
 pub(super) struct Normed<'a, T> {
     /// Its input, as y.
     pub x: View<'a, T>,
