@@ -15,8 +15,6 @@ mod tests;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
-#[cfg(feature = "cuda")]
-use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
@@ -42,19 +40,6 @@ struct Note {
     rule: Rule,
     /// Set if the operation ends with a leaky ReLU: its slope, 0 for a ReLU.
     slope: Option<f32>,
-    /// Set if the operation is a GroupNorm with SiLU.
-    #[cfg(feature = "cuda")]
-    norm: Option<Rc<NormOf>>,
-}
-
-/// A GroupNorm with SiLU: all that the first sums of its backward pass need besides the gradient.
-#[cfg(feature = "cuda")]
-pub(super) struct NormOf {
-    pub x: Tensor,
-    /// [3,B,G]: mean, variance, 1/√(variance + eps).
-    pub moments: Tensor,
-    pub weight: Tensor,
-    pub bias: Tensor,
 }
 
 /// Gradients found for variables.
@@ -72,9 +57,6 @@ struct Passing {
     reached: Option<Tensor>,
     /// Of the leaky ReLU that made the first input, if one did.
     slope: Option<f32>,
-    /// The norm that made the first input, if one did and no other gradient has reached it.
-    #[cfg(feature = "cuda")]
-    norm: Option<Rc<NormOf>>,
     /// Whether the gradient that the operation is given has already passed the leaky ReLU that the
     /// operation ends with.
     passed: bool,
@@ -213,9 +195,6 @@ struct Walk {
     gradients: HashMap<TensorId, Tensor>,
     /// Results of a leaky ReLU, and its slope.
     slopes: HashMap<TensorId, f32>,
-    /// Results of norms that are still to come.
-    #[cfg(feature = "cuda")]
-    norms: HashMap<TensorId, Rc<NormOf>>,
     /// Those of them whose gradients have passed it already.
     passed: HashSet<TensorId>,
     found: Found,
@@ -228,11 +207,6 @@ impl Walk {
             made: notes.iter().map(|note| note.output.id()).collect(),
             gradients: HashMap::new(),
             slopes: notes.iter().filter_map(slope).collect(),
-            #[cfg(feature = "cuda")]
-            norms: notes
-                .iter()
-                .filter_map(|note| Some((note.output.id(), note.norm.clone()?)))
-                .collect(),
             passed: HashSet::new(),
             found: Found::new(),
         };
@@ -271,8 +245,6 @@ impl Walk {
     fn pass(&mut self, note: &Note, inputs: &[Tensor]) -> Result<()> {
         let output = note.output.id();
         self.made.remove(&output);
-        #[cfg(feature = "cuda")]
-        self.norms.remove(&output);
         let Some(gradient) = self.gradients.remove(&output) else {
             return Ok(());
         };
@@ -280,13 +252,8 @@ impl Walk {
             Rule::Gradient(_) if !inputs.iter().any(Tensor::track_op) => return Ok(()),
             Rule::Gradient(backward) => {
                 let first = inputs.first().map(Tensor::id);
-                let reached = first.and_then(|id| self.gradients.remove(&id));
                 PASSING.set(Passing {
-                    #[cfg(feature = "cuda")]
-                    norm: first
-                        .filter(|_| reached.is_none())
-                        .and_then(|id| self.norms.get(&id).cloned()),
-                    reached,
+                    reached: first.and_then(|id| self.gradients.remove(&id)),
                     slope: first.and_then(|id| self.slopes.get(&id).copied()),
                     passed: self.passed.remove(&output),
                     passes: false,
@@ -386,26 +353,6 @@ pub(super) fn has_passed_slope() -> bool {
     PASSING.with_borrow(|passing| passing.passed)
 }
 
-/// The norm that made the first input of the operation whose gradient is being computed, if that
-/// input's gradient is this operation's alone so far.
-#[cfg(feature = "cuda")]
-pub(super) fn norm_of_input() -> Option<Rc<NormOf>> {
-    PASSING.with_borrow(|passing| passing.norm.clone())
-}
-
-/// Says that the operation recorded last, with the result `output`, is this norm.
-#[cfg(feature = "cuda")]
-pub(super) fn note_norm(output: &Tensor, norm: NormOf) {
-    TAPES.with_borrow_mut(|tapes| {
-        if let Some(Some(notes)) = tapes.last_mut()
-            && let Some(note) = notes.last_mut()
-            && note.output.id() == output.id()
-        {
-            note.norm = Some(Rc::new(norm));
-        }
-    });
-}
-
 /// Says that the operation recorded last, with the result `output`, ends with a leaky ReLU.
 #[cfg(any(feature = "cuda", test))]
 pub(super) fn note_slope(output: &Tensor, slope: f32) {
@@ -449,8 +396,6 @@ fn record(inputs: &[&Tensor], output: &Tensor, rule: Rule) {
                 output: output.clone(),
                 rule,
                 slope: None,
-                #[cfg(feature = "cuda")]
-                norm: None,
             });
         }
     });

@@ -68,7 +68,7 @@ impl Sizes {
 }
 
 /// Mean and Σ(x − mean)² of every channel of each tile: f32 [B, tiles, 2, C], tiles of `rows`
-/// positions; the last tile may be smaller. Of a gradient, Σ dz and Σ dz·x̂.
+/// positions; the last tile may be smaller.
 pub(in crate::ops) struct Tiles {
     pub values: Output<f32>,
     pub rows: usize,
@@ -224,27 +224,15 @@ impl Norm<'_> {
         Ok(y)
     }
 
-    /// Whether a backward pass over bf16 maps begins with the sums over tiles.
-    pub fn sums_tiles(&self) -> bool {
-        Small::of(
-            &self.sizes,
-            self.vector::<bf16>(&[]),
-            size_of::<bf16>(),
-            small::BACKWARD,
-        )
-        .is_none()
-    }
-
-    /// The gradients, from `x` and `dy`, and from what has already reached x; `known` are the sums
-    /// over tiles of dy, if they were left.
+    /// The gradients, from `x` and `dy`, and from what has already reached x.
     pub fn backward<T: Element>(
         &self,
         gpu: &Gpu,
-        [x, dy]: [View<T>; 2],
+        x: View<T>,
+        dy: View<T>,
         moments: &Tensor,
         wanted: Wanted,
         added: Option<View<T>>,
-        known: Option<Tiles>,
     ) -> Result<Gradients<T>> {
         self.sizes.check(x.len())?;
         assert_eq!(x.len(), dy.len());
@@ -270,30 +258,22 @@ impl Norm<'_> {
             });
         }
         let (grid, rows) = self.sizes.grid(vector, BLOCKS_OF_SUMS);
-        let tiles = match known {
-            Some(known) => known,
-            None => {
-                let count = images * grid.0 as usize;
-                let mut values = Output::<f32>::new(gpu.device(), count * 2 * channels)?;
-                let name = format!("{}_{vector}", self.name("tile_sums", T::NAME));
-                // SAFETY: as in forward; a block writes its tile's 2·C values.
-                unsafe {
-                    launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
-                        x, dy, moments, self.weight, self.bias, values.view_mut(), positions as i32,
-                        channels as i32, groups as i32, rows as i32, self.slope())?
-                };
-                Tiles { values, rows }
-            }
+        let count = grid.0;
+        let mut tiles = Output::<f32>::new(gpu.device(), images * count as usize * 2 * channels)?;
+        let name = format!("{}_{vector}", self.name("tile_sums", T::NAME));
+        // SAFETY: as in forward; a block writes its tile's 2·C values.
+        unsafe {
+            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+                x, dy, moments, self.weight, self.bias, tiles.view_mut(), positions as i32, channels as i32,
+                groups as i32, rows as i32, self.slope())?
         };
-        let count = positions.div_ceil(tiles.rows);
-        assert_eq!(tiles.values.view().len(), images * count * 2 * channels);
         let mut of_images = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
         let mut means = Output::<f32>::new(gpu.device(), 2 * images * groups)?;
         let of_groups = (groups as u32, images as u32, 1);
         // SAFETY: a block writes the 2·C/G sums and the two means of its group.
         unsafe {
             launch!(gpu, "channel_norm", "merge_sums", of_groups, 128, 0;
-                tiles.values.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32, channels as i32,
+                tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32, channels as i32,
                 groups as i32, count as i32)?
         };
         if wanted == Wanted::Parameters {
@@ -367,13 +347,12 @@ pub(in crate::ops) fn gradients(
         dy: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Tensor)> {
-        let known = left::take_sums(dy);
         let (x_view, dy) = (View::<T>::of(x)?, View::<T>::of(dy)?);
         // A gradient that has already reached x is added in the same pass.
         let reached = x.track_op().then(take_reached).flatten();
         let reached = reached.map(|reached| reached.contiguous()).transpose()?;
         let added = reached.as_ref().map(View::<T>::of).transpose()?;
-        let found = norm.backward(gpu, [x_view, dy], moments, wanted, added, known)?;
+        let found = norm.backward(gpu, x_view, dy, moments, wanted, added)?;
         let dx = found.dx.map(|dx| dx.tensor(x.shape()));
         if let (Some(dx), Some(sums)) = (&dx, &found.sums) {
             known::remember(dx, sums);

@@ -7,7 +7,6 @@
 //             merge_moments  tiles and a group's channels together (Chan et al. 1983)    nothing beside
 //             normalize      y                                                           reads e, writes e
 //   backward  tile_sums      each tile's Σ dz and Σ dz·x̂, dz = dy·act′(z)                reads 2e
-//                            (not where the convolution that wrote dy left them)
 //             merge_sums     the same of an image, and the groups' means of weight times them
 //                            (ops/sums adds the images: dbias = Σ dz, dweight = Σ dz·x̂)
 //             gradient       dx = r·(weight·dz − a − x̂·b) (+ what reached x), a and b the group's means; and each tile's Σ dx of every channel,

@@ -1,24 +1,18 @@
 //! Checks what convolutions and norms leave each other: a norm the sums of the gradient that it
-//! writes, a convolution the tiles of its result, and its backward pass the first sums of the
-//! norm's.
+//! writes, a convolution the tiles of its result.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{conv2d, conv2d_add, upsampled_conv2d};
 use crate::ops::channel_norm::left;
 use crate::ops::cuda::Gpu;
 use crate::ops::cuda::compare::{ALLOWED_F32, Row, compare, random, relative};
-use crate::ops::tape::{NormOf, Tape, note, note_norm, plain};
 use crate::ops::{Activation, Padding, group_norm};
 
 pub(super) fn check(gpu: &Gpu) -> Result<Vec<Row>> {
     let mut rows = biases(gpu)?;
     if gpu.is_hopper() {
         rows.extend(tiles(gpu)?);
-        rows.extend(backward_sums(gpu)?);
     }
     Ok(rows)
 }
@@ -37,9 +31,6 @@ fn biases(gpu: &Gpu) -> Result<Vec<Row>> {
         (1, 17, 19, 256, 512),
         (2, 6, 7, 24, 40),
         (1, 5, 3, 3, 33),
-        (1, 64, 256, 32, 128),
-        (3, 40, 40, 64, 128),
-        (2, 72, 88, 32, 192),
     ] {
         let groups = o / if o % 2 == 0 { 2 } else { 3 };
         let kernel = |seed: u64, i: usize, taps: usize| {
@@ -149,90 +140,6 @@ fn tiles(gpu: &Gpu) -> Result<Vec<Row>> {
                 name: format!("{name}, a norm by them"),
                 error: relative(&by_tiles, &norm()?)?,
                 allowed: 1e-3,
-            });
-        }
-    }
-    Ok(rows)
-}
-
-/// What the backward pass of a convolution leaves for the norm that made its input: Σ dz and Σ
-/// dz·x̂ of every 64 positions, of the gradient as it was rounded. The sizes are some for each
-/// kernel that leaves them, with tiles that end inside an image and groups of 3 columns.
-fn backward_sums(gpu: &Gpu) -> Result<Vec<Row>> {
-    let device = Device::Cuda(gpu.device().clone());
-    let there = |t: Tensor, dtype| t.to_device(&device)?.to_dtype(dtype);
-    let here = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-    let mut rows = Vec::new();
-    for (b, h, w, c, o, taps, groups) in [
-        (2, 64, 256, 128, 128, 3, 32), // lines_64
-        (3, 24, 256, 40, 64, 3, 5),
-        (3, 80, 88, 128, 96, 3, 32), // 192_128
-        (3, 80, 88, 120, 128, 3, 40),
-    ] {
-        let shape = [b, h, w, c];
-        let scale = 1.0 / ((c * taps * taps) as f64).sqrt();
-        let weight = there((random(1, &[o, c, taps, taps])? * scale)?, DType::F32)?;
-        let y = Var::from_tensor(&there(random(2, &shape)?, DType::BF16)?)?;
-        let x = there(random(3, &shape)?, DType::BF16)?;
-        let mean_variance = random(4, &[2, b, groups])?;
-        let r = (random(5, &[1, b, groups])?.abs()? + 0.5)?;
-        let moments = there(Tensor::cat(&[mean_variance, r], 0)?, DType::F32)?;
-        let scale = there((random(6, &[c])? + 1.0)?, DType::F32)?;
-        let shift = there(random(7, &[c])?, DType::F32)?;
-        let upstream = there(random(8, &[b, h, w, o])?, DType::F32)?;
-
-        let seen = Rc::new(RefCell::new(None));
-        let tape = Tape::start();
-        let input = (y.as_tensor() * 1.0)?;
-        let watching = seen.clone();
-        note(&[y.as_tensor()], &input, move |_, _, dy| {
-            watching.replace(Some((dy.clone(), left::take_sums(dy))));
-            Ok(vec![Some(dy.clone())])
-        });
-        note_norm(
-            &input,
-            NormOf {
-                x: x.clone(),
-                moments: moments.clone(),
-                weight: scale.clone(),
-                bias: shift.clone(),
-            },
-        );
-        let result = conv2d(&input, &weight, None, 1, Padding::same(taps / 2))?;
-        let loss = plain([&result], move |[result]| {
-            (result.to_dtype(DType::F32)? * &upstream)?.sum_all()
-        })?;
-        drop((input, result));
-        tape.backward(loss)?;
-
-        let name = format!("conv2d {b}×{h}×{w}, {c} to {o}, after a norm in {groups}: sums left");
-        let Some((dy, Some(left))) = seen.take() else {
-            bail!("{name}: none were");
-        };
-        let blocks = b * h * w / 64;
-        let found = left.values.tensor((blocks, 2, c));
-        let of_columns = |index: usize| -> Result<Tensor> {
-            here(&moments.get(index)?)?
-                .reshape((b, groups, 1))?
-                .broadcast_as((b, groups, c / groups))?
-                .reshape((b, 1, c))
-        };
-        let map = |t: &Tensor| here(t)?.reshape((b, h * w, c));
-        let normal = map(&x)?
-            .broadcast_sub(&of_columns(0)?)?
-            .broadcast_mul(&of_columns(2)?)?;
-        let z = normal
-            .broadcast_mul(&here(&scale)?)?
-            .broadcast_add(&here(&shift)?)?;
-        let sigmoid = (z.neg()?.exp()? + 1.0)?.recip()?;
-        let slope = (&sigmoid * (((1.0 - &sigmoid)? * &z)? + 1.0)?)?;
-        let dz = (map(&dy)? * slope)?;
-        for (part, index, values) in [("Σ dz", 0, dz.clone()), ("Σ dz·x̂", 1, (dz * normal)?)] {
-            let expected = values.reshape((blocks, 64, c))?.sum(1)?;
-            rows.push(Row {
-                name: format!("{name}, {part}"),
-                error: relative(&found.narrow(1, index, 1)?.squeeze(1)?, &expected)?,
-                allowed: ALLOWED_F32,
             });
         }
     }

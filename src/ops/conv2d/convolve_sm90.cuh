@@ -4,9 +4,8 @@
 
 namespace {
 
-// TRANSPOSE: the sums run over the weights' first dimension. SUMS: of every 64 positions, for the normalisation that follows; with NORM, for the
-// backward pass of the one that made the convolution's input.
-template <class C, bool TRANSPOSE, bool SUMS, To TO, bool NORM = false>
+// TRANSPOSE: the sums run over the weights' first dimension. SUMS: of every 64 positions, for the normalisation that follows.
+template <class C, bool TRANSPOSE, bool SUMS, To TO>
 __device__ __forceinline__ void convolve(const Convolution& c) {
     extern __shared__ __align__(1024) unsigned char smem[];
     constexpr int PHASES = TO == To::ROWS || C::TAPS > 1 ? 1 : 4;
@@ -28,7 +27,7 @@ __device__ __forceinline__ void convolve(const Convolution& c) {
     } else {
         registers_up<232>();
         const int group = warp >> 2;
-        std::conditional_t<C::SWAPPED, SwappedWriter<C, SUMS, TO, PHASES, NORM>, Writer<C, SUMS, TO, PHASES, NORM>> writer(
+        std::conditional_t<C::SWAPPED, SwappedWriter<C, SUMS, TO, PHASES>, Writer<C, SUMS, TO, PHASES>> writer(
             c, smem + STAGES_OF<C, TRANSPOSE> * R::STAGE, ring.own(warp));
         int i = work.first;
         if (C::TURNS && group == 1) {

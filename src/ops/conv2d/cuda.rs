@@ -8,7 +8,7 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::general;
-use super::hopper::{self, Finish, Normed};
+use super::hopper::{self, Finish};
 use super::hopper_weights::{self, Form};
 use super::op::Conv2d;
 use super::thin::{Gradients, Thin};
@@ -16,7 +16,7 @@ use super::weight_hopper;
 use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
 use crate::ops::cuda::{Gpu, Output, View};
-use crate::ops::tape::{NormOf, input_has_passed_slope, norm_of_input, slope_of_input};
+use crate::ops::tape::{input_has_passed_slope, slope_of_input};
 
 pub(super) type Input<'a> = (&'a CudaStorage, &'a Layout);
 
@@ -102,13 +102,8 @@ pub(super) fn backward(
     grad: &Tensor,
 ) -> Result<[Option<Tensor>; 3]> {
     let gpu = Gpu::of(grad.device().as_cuda_device()?)?;
-    left::leave_sums(None);
     let dx = match x.track_op() {
-        true => {
-            let dx = input_gradient(&gpu, op, x, weight, grad)?;
-            left::sums_belong_to(&dx);
-            Some(dx)
-        }
+        true => Some(input_gradient(&gpu, op, x, weight, grad)?),
         false => None,
     };
     let dw = match weight.track_op() {
@@ -167,10 +162,8 @@ fn input_gradient_bf16(
         let packed = View::of(&packed)?;
         // The gradient passes the ReLU that made x on its way out.
         let slope = slope_of_input();
-        let norm = norm_of_input();
         let finish = Finish {
             gate: slope.map(|slope| (x, slope)),
-            norm: norm.as_deref().map(normed).transpose()?,
             ..Finish::default()
         };
         if hopper::input_gradient(gpu, op, maps, grad, packed, finish, dx.view_mut())? {
@@ -181,16 +174,6 @@ fn input_gradient_bf16(
         }
     }
     general::input_gradient(gpu, op, maps, weight, grad)
-}
-
-fn normed(norm: &NormOf) -> Result<Normed<'_, bf16>> {
-    Ok(Normed {
-        x: View::of(&norm.x)?,
-        moments: View::of(&norm.moments)?,
-        groups: norm.moments.dim(2)?,
-        weight: View::of(&norm.weight)?,
-        bias: View::of(&norm.bias)?,
-    })
 }
 
 /// dL/dw f32 [O,I,kh,kw].

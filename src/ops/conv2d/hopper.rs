@@ -61,15 +61,9 @@ struct Convolution {
     to: u64,
     add: u64,
     sums: u64,
-    moments: u64,
-    scale: u64,
-    shift: u64,
-    images: i32,
-    groups: i32,
-    unused: [u64; 4],
 }
 
-const _: () = assert!(size_of::<Phase>() == 448 && size_of::<Convolution>() == 2304);
+const _: () = assert!(size_of::<Phase>() == 448 && size_of::<Convolution>() == 2240);
 
 /// What maps and weights are of: two bytes. For f16 there are the kernels of a convolution forward,
 /// with a bias, a ReLU and a map that is added.
@@ -104,22 +98,6 @@ pub(super) struct Finish<'a, T = bf16> {
     /// Whether to leave a norm's tiles of the result: of every 64 positions of an image, in a fixed order. Only if the kernel that is fastest
     /// without them can.
     pub tiles: bool,
-    /// For a gradient, the norm that made the convolution's input: its sums over every 64 positions are left. Alone, and only if the kernel that is
-    /// fastest without them can.
-    pub norm: Option<Normed<'a, T>>,
-}
-
-/// A GroupNorm with SiLU, as its backward pass needs it.
-#[derive(Clone, Copy)]
-pub(super) struct Normed<'a, T> {
-    /// Its input, as y.
-    pub x: View<'a, T>,
-    /// f32 [3,B,G].
-    pub moments: View<'a, f32>,
-    pub groups: usize,
-    /// f32, of y's columns.
-    pub weight: View<'a, f32>,
-    pub bias: View<'a, f32>,
 }
 
 /// A map [B,H,W,C] in bf16.
@@ -259,25 +237,15 @@ impl Work {
         }
     }
 
-    /// Whether the windows of an image are whole blocks of those whose sums lie together.
-    fn sums_images(&self) -> bool {
-        let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
-        self.windows.iter().all(summed)
-    }
-
     /// Whether a cut whose results reach y so can leave tiles of it.
     fn leaves_tiles(&self, cut: &Cut, to: To) -> bool {
+        let summed = |w: &Windows| (w.output.0 * w.output.1).is_multiple_of(SUMMED);
         let has = match to {
             To::Rows => cut.kernels.sums[0],
             To::Lines => cut.kernels.sums[1],
             To::Places => false,
         };
-        has && !self.transposed && self.sums_images()
-    }
-
-    /// Whether it can leave the sums of the norm that made the input whose gradient y is.
-    fn leaves_norm_sums(&self, cut: &Cut, to: To) -> bool {
-        cut.kernels.norm && to == To::Rows && self.transposed && self.sums_images()
+        has && !self.transposed && self.windows.iter().all(summed)
     }
 
     pub fn run<T: Half>(
@@ -305,12 +273,7 @@ impl Work {
         y: ViewMut<T>,
     ) -> Result<()> {
         let (columns, channels, positions) = (self.columns, self.channels, self.positions());
-        let norm = finish
-            .norm
-            .as_ref()
-            .filter(|_| self.leaves_norm_sums(cut, to));
-        let tiles = finish.tiles && self.leaves_tiles(cut, to);
-        let mut sums = match tiles || norm.is_some() {
+        let mut sums = match finish.tiles && self.leaves_tiles(cut, to) {
             true => Some(Output::<f32>::new(
                 gpu.device(),
                 positions / SUMMED * 2 * columns,
@@ -322,12 +285,6 @@ impl Work {
         assert_eq!(y.len(), positions * columns);
         assert!(finish.gate.is_none() || finish.residual.is_none() && finish.slope.is_none());
         let beside = finish.residual.or(finish.gate.map(|(map, _)| map));
-        if let Some(norm) = norm {
-            assert!(beside.is_none() && finish.slope.is_none() && finish.bias.is_none() && !tiles);
-            assert_eq!(norm.moments.len(), 3 * self.maps * norm.groups);
-            assert!(norm.weight.len() == columns && norm.bias.len() == columns);
-        }
-        let beside = beside.or(norm.map(|norm| norm.x));
         assert!(beside.is_none_or(|beside| beside.len() == y.len()));
         assert!(finish.bias.is_none_or(|b| b.len() == columns));
 
@@ -352,7 +309,7 @@ impl Work {
             .iter()
             .map(|w| self.phase(cut, to, w, [x, result, added]))
             .collect::<Result<Vec<_>>>()?;
-        let count: usize = phases
+        let tiles: usize = phases
             .iter()
             .map(|p| cut.tiles(p.positions as usize, columns))
             .sum();
@@ -386,19 +343,12 @@ impl Work {
             to: y.address(),
             add: beside.map_or(0, |beside| beside.address()),
             sums: sums.as_mut().map_or(0, |sums| sums.view_mut().address()),
-            moments: norm.map_or(0, |norm| norm.moments.address()),
-            scale: norm.map_or(0, |norm| norm.weight.address()),
-            shift: norm.map_or(0, |norm| norm.bias.address()),
-            images: self.maps as i32,
-            groups: norm.map_or(1, |norm| norm.groups) as i32,
-            unused: [0; 4],
         };
         let parts = [
             (self.transposed, "_transposed"),
             (to == To::Lines, "_lines"),
             (to == To::Places && cut.split == 0, "_places"),
-            (tiles, "_sums"),
-            (norm.is_some(), "_norm"),
+            (sums.is_some(), "_sums"),
         ];
         let parts = parts.iter().filter(|(has, _)| *has).map(|(_, part)| *part);
         let name: String = ["conv2d_", cut.name].into_iter().chain(parts).collect();
@@ -409,20 +359,16 @@ impl Work {
         launch.structure(&convolution);
         let most = match cut.split {
             0 => gpu.multiprocessors() as usize / PAIR, // each takes tile after tile
-            _ => count,
+            _ => tiles,
         };
-        let blocks = (count.min(most) * cut.cluster()) as u32;
+        let blocks = (tiles.min(most) * cut.cluster()) as u32;
         // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with the sizes.
         unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
         if let Some(values) = sums {
-            let left = Some(Tiles {
+            left::leave(Some(Tiles {
                 values,
                 rows: SUMMED,
-            });
-            match norm {
-                Some(_) => left::leave_sums(left),
-                None => left::leave(left),
-            }
+            }));
         }
         Ok(())
     }

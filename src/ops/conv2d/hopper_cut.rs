@@ -41,8 +41,6 @@ pub(super) struct Kernels {
     pub places: bool,
     /// Sums with `rows`, and with `lines`.
     pub sums: [bool; 2],
-    /// Transposed with `rows`, the sums that a norm's backward pass begins with.
-    pub norm: bool,
 }
 
 impl Cut {
@@ -151,14 +149,12 @@ const ROWS: Kernels = Kernels {
     lines: false,
     places: false,
     sums: [true, false],
-    norm: false,
 };
 const PLACES: Kernels = Kernels {
     rows: false,
     lines: false,
     places: true,
     sums: [false, false],
-    norm: false,
 };
 
 const fn cut(
@@ -231,7 +227,6 @@ pub(super) static CUTS: [Cut; 14] = [
             lines: true,
             places: true,
             sums: [true, true],
-            norm: true,
             ..ROWS
         },
         ..cut("192_128", (192, 128), 4, 64, ROWS, 740.)
@@ -256,7 +251,6 @@ pub(super) static CUTS: [Cut; 14] = [
         swapped(Cut {
             kernels: Kernels {
                 places: true,
-                norm: true,
                 ..ROWS
             },
             ..cut("lines_64", (256, 64), 3, 64, ROWS, 750.)

@@ -1,6 +1,5 @@
 // How the tiles of Hopper's convolutions are written: bias, a map that is added, a leaky ReLU, one rounding to bf16; and the rounded values' sums.
 #pragma once
-#include "../cuda/activation.cuh"
 #include "windows_sm90.cuh"
 
 namespace {
@@ -146,59 +145,9 @@ __device__ __forceinline__ void merge_warps(const float2* warps, int pitch, floa
     group_sync(group);
 }
 
-// Σ dz and Σ dz·x̂ of a column, dz = dy·silu′(x̂·weight + bias): what the backward pass of a GroupNorm with SiLU begins with.
-struct NormSums {
-    float plain = 0, scaled = 0;
-
-    template <int LANES>
-    __device__ void over_lane_bits(int first) {
-#pragma unroll
-        for (int d = first; d < LANES; d <<= 1) {
-            plain += __shfl_xor_sync(~0u, plain, d);
-            scaled += __shfl_xor_sync(~0u, scaled, d);
-        }
-    }
-};
-
-// The norm's coefficients of a column, in the image of a position.
-struct NormColumn {
-    float mean, r, weight, bias;
-
-    NormColumn() = default;
-    __device__ NormColumn(const Convolution& c, int position, int column) {
-        const int inside = min(column, c.columns - 1), image = position / (c.height * c.width);
-        // Half a column away from the next group: exact.
-        const int group = static_cast<int>((inside + 0.5f) * (static_cast<float>(c.groups) / c.columns));
-        const float* moments = c.moments + image * c.groups + group;
-        mean = __ldg(moments);
-        r = __ldg(moments + 2 * c.images * c.groups);
-        weight = __ldg(c.scale + inside);
-        bias = __ldg(c.shift + inside);
-    }
-    __device__ void add(NormSums& sums, float dy, float x) const {
-        const float normal = (x - mean) * r, dz = dy * activation_slope<SILU>(fmaf(normal, weight, bias), 0.f);
-        sums.plain += dz;
-        sums.scaled = fmaf(dz, normal, sums.scaled);
-    }
-};
-
-// The same over the 64 rows of a warpgroup, whose warps' sums lie `pitch` apart; all its threads' doing.
-__device__ __forceinline__ void add_warps(const float2* warps, int pitch, float* plain, float* scaled, int columns, int group) {
-    group_sync(group);
-    for (int i = threadIdx.x & 127; i < columns; i += 128) {
-        float2 sum = {0, 0};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) sum = {sum.x + warps[w * pitch + i].x, sum.y + warps[w * pitch + i].y};
-        plain[i] = sum.x;
-        scaled[i] = sum.y;
-    }
-    group_sync(group);
-}
-
-// Writes a warp's rows of a tile. NORM: the sums are a norm's, and what lies beside y is the norm's input.
-template <class C, bool SUMS, To TO, int PHASES, bool NORM>
+// Writes a warp's rows of a tile.
+template <class C, bool SUMS, To TO, int PHASES>
 struct Writer {
-    static_assert(!NORM || (SUMS && TO == To::ROWS), "a norm's sums are of rows");
     static constexpr int ACROSS = C::N / C::PART, CHUNKS = C::M * ACROSS, IN_ROW = C::PART / 8, AT_ONCE = 32 / IN_ROW;
     const Convolution& c;
     uint32_t boxes, ready, turns = 0;  // one bit a box
@@ -276,15 +225,11 @@ struct Writer {
                     const uint32_t at = box + in_box<C::PART>(lane & 15, j + (lane >> 4));
                     uint32_t pairs[4] = {};
                     if (add) load_matrix4(pairs, at);
-                    if constexpr (NORM) {
-                        add_to_norm(pairs, &d[m][part * IN_ROW + j], min(place.row + m * 64, p.positions - 1), part * C::PART + j * 8, place.column);
-                    } else {
 #pragma unroll
-                        for (int q = 0; q < 4; ++q) {
-                            const int eight = j + (q >> 1);
-                            const float* sum = d[m][part * IN_ROW + eight] + 2 * (q & 1);
-                            pairs[q] = finish({sum[0], sum[1]}, finish.bias_of2(to + eight * 8 + 2 * (lane & 3)), unpack_pair(pairs[q]));
-                        }
+                    for (int q = 0; q < 4; ++q) {
+                        const int eight = j + (q >> 1);
+                        const float* sum = d[m][part * IN_ROW + eight] + 2 * (q & 1);
+                        pairs[q] = finish({sum[0], sum[1]}, finish.bias_of2(to + eight * 8 + 2 * (lane & 3)), unpack_pair(pairs[q]));
                     }
                     store_matrix4(at, pairs);
                 }
@@ -296,7 +241,7 @@ struct Writer {
                     __syncwarp();
                     if (lane == 0) Boxes<TO>{c, p}.store(box, to, row(place, n));
                 }
-                if (SUMS && !NORM) sum_box<C::PART>(box, shared + (threadIdx.x >> 5 & 3) * C::N + part * C::PART);
+                if (SUMS) sum_box<C::PART>(box, shared + (threadIdx.x >> 5 & 3) * C::N + part * C::PART);
                 __syncwarp();
                 if (TO != To::PLACES && add && n + 2 < CHUNKS && lane == 0) {
                     store_wait_read<0>();
@@ -306,37 +251,7 @@ struct Writer {
             const int row = place.row + m * 64;
             if (SUMS && row < p.positions) {
                 float* to = c.sums + block_of<PHASES>(p, place.phase, row) * 2 * c.columns + place.column;
-                const int columns = min(C::N, c.columns - place.column);
-                if (NORM)
-                    add_warps(shared, C::N, to, to + c.columns, columns, group);
-                else
-                    merge_warps(shared, C::N, to, to + c.columns, columns, group);
-            }
-        }
-    }
-
-    // Turns the norm's input in 16 rows and 16 columns from `first` of the tile into what is written, and keeps the columns' sums over these rows.
-    __device__ __forceinline__ void add_to_norm(uint32_t (&pairs)[4], const float (*d)[4], int position, int first, int tile) const {
-        const int lane = threadIdx.x & 31;
-        float2* to = shared + (threadIdx.x >> 5 & 3) * C::N;
-#pragma unroll
-        for (int eight = 0; eight < 2; ++eight) {
-            const int column = first + eight * 8 + 2 * (lane & 3);
-            const NormColumn norm[2] = {{c, position, tile + column}, {c, position, tile + column + 1}};
-            NormSums sums[2];
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                uint32_t& pair = pairs[2 * eight + half];
-                const float2 x = unpack_pair(pair);
-                pair = pack_pair(d[eight][2 * half], d[eight][2 * half + 1]);
-                const float2 dy = unpack_pair(pair);
-                norm[0].add(sums[0], dy.x, x.x);
-                norm[1].add(sums[1], dy.y, x.y);
-            }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                sums[i].over_lane_bits<32>(4);
-                if (lane < 4) to[column + i] = {sums[i].plain, sums[i].scaled};
+                merge_warps(shared, C::N, to, to + c.columns, min(C::N, c.columns - place.column), group);
             }
         }
     }
@@ -388,9 +303,8 @@ struct Walk {
 };
 
 // The same for a warpgroup whose product lies transposed: a warp has 16 columns of y, of all positions.
-template <class C, bool SUMS, To TO, int PHASES, bool NORM>
+template <class C, bool SUMS, To TO, int PHASES>
 struct SwappedWriter {
-    static_assert(!NORM || (SUMS && TO == To::ROWS), "a norm's sums are of rows");
     static_assert(TO != To::PLACES || PHASES == 1, "where positions are counted with the padding between lines");
     static constexpr uint32_t BOX = 4 * C::BOX;  // 64 positions
     const Convolution& c;
@@ -424,13 +338,6 @@ struct SwappedWriter {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const uint32_t box = boxes + (n & 1) * BOX;
-            const int row = place.row + n * 64;
-            NormColumn norm[2];
-            NormSums sums[2];
-            if (NORM) {
-#pragma unroll
-                for (int r = 0; r < 2; ++r) norm[r] = NormColumn(c, min(row, p.positions - 1), first + 8 * r);
-            }
             if (TO == To::PLACES) {
                 walk.next64(p);
                 group_sync(group);
@@ -451,29 +358,13 @@ struct SwappedWriter {
                 const uint32_t at = box + swizzled((j + (lane >> 4)) * 8 + (lane & 7), warp * 2 + (lane >> 3 & 1));
                 uint32_t pairs[4] = {};
                 if (add) load_matrix4_transposed(pairs, at);
-                if constexpr (NORM) {
 #pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-                        for (int eight = 0; eight < 2; ++eight) {
-                            const float* v = d[n * 8 + j + eight] + 2 * r;
-                            uint32_t& pair = pairs[2 * eight + r];
-                            const float2 x = unpack_pair(pair);
-                            pair = pack_pair(v[0], v[1]);
-                            const float2 dy = unpack_pair(pair);
-                            norm[r].add(sums[r], dy.x, x.x);
-                            norm[r].add(sums[r], dy.y, x.y);
-                        }
-                    }
-                } else {
-#pragma unroll
-                    for (int q = 0; q < 4; ++q) {
-                        const int eight = j + (q >> 1), r = q & 1;
-                        const float* v = d[n * 8 + eight] + 2 * r;
-                        pairs[q] = finish({v[0], v[1]}, {bias[r], bias[r]}, unpack_pair(pairs[q]));
-                        values[2 * eight][r] = unpack_pair(pairs[q]).x;
-                        values[2 * eight + 1][r] = unpack_pair(pairs[q]).y;
-                    }
+                for (int q = 0; q < 4; ++q) {
+                    const int eight = j + (q >> 1), r = q & 1;
+                    const float* v = d[n * 8 + eight] + 2 * r;
+                    pairs[q] = finish({v[0], v[1]}, {bias[r], bias[r]}, unpack_pair(pairs[q]));
+                    values[2 * eight][r] = unpack_pair(pairs[q]).x;
+                    values[2 * eight + 1][r] = unpack_pair(pairs[q]).y;
                 }
                 store_matrix4_transposed(at, pairs);
             }
@@ -488,24 +379,8 @@ struct SwappedWriter {
                     load(place, n + 2);
                 }
             }
-            if (NORM) {
-                if (row < p.positions) put_norm(sums, row, first);
-            } else if (SUMS && row < p.positions) {
-                sum_columns(values, p, place.phase, row, first);
-            }
-        }
-    }
-
-    // The norm's sums of this lane's two columns over the 64 positions from `row` on.
-    __device__ __forceinline__ void put_norm(NormSums (&sums)[2], int row, int first) const {
-        float* to = c.sums + static_cast<size_t>(row >> 6) * 2 * c.columns;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            sums[r].over_lane_bits<4>(1);
-            if ((threadIdx.x & 3) == 0 && first + 8 * r < c.columns) {
-                to[first + 8 * r] = sums[r].plain;
-                to[c.columns + first + 8 * r] = sums[r].scaled;
-            }
+            const int row = place.row + n * 64;
+            if (SUMS && row < p.positions) sum_columns(values, p, place.phase, row, first);
         }
     }
 

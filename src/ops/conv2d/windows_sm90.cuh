@@ -34,11 +34,7 @@ struct alignas(64) Convolution {
     const float* bias;      // of the columns, or null
     bf16* to;               // y
     const bf16* add;        // what is added, or null
-    float* sums;            // [positions / 64, 2, columns] mean and sum of squares around it, of the rounded values; or a norm's backward sums
-    // Of a GroupNorm with SiLU whose output's gradient y is, and whose input is `add`: mean, variance and 1/deviation [3, images, groups]; weight and
-    // bias of the columns.
-    const float *moments, *scale, *shift;
-    int images, groups;
+    float* sums;            // [positions / 64, 2, columns] mean and sum of squares around it, of the rounded values
 };
 
 // How results reach y: positions are its rows; boxes of parts of lines; or by address.

@@ -5,10 +5,8 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::GroupNorm;
-use crate::ops::Activation;
 use crate::ops::channel_norm::cuda::{Norm, Sizes, gradients, moments};
 use crate::ops::cuda::{Element, Gpu, View};
-use crate::ops::tape::{self, NormOf};
 
 type Input<'a> = (&'a CudaStorage, &'a Layout);
 type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
@@ -54,45 +52,6 @@ fn of<T: Element>(norm: &GroupNorm, x: Input, weight: Input, bias: Input) -> Res
     let (y, moments) = of.normalized(&gpu, View::<T>::stored(x.0, x.1)?, tiles, norm.eps)?;
     norm.moments_on_gpu.get_or_init(|| moments);
     Ok(y.storage())
-}
-
-/// Notes a norm whose backward pass may find its first sums already taken.
-pub(super) fn note(
-    activation: Activation,
-    [x, weight, bias]: [&Tensor; 3],
-    moments: &Tensor,
-    y: &Tensor,
-) -> Result<()> {
-    let is_silu = matches!(activation, Activation::Silu);
-    let contiguous = [x, weight, bias].iter().all(|t| t.is_contiguous());
-    if !is_silu || !contiguous || x.dtype() != DType::BF16 {
-        return Ok(());
-    }
-    let (b, h, w, c) = x.dims4()?;
-    let norm = Norm {
-        sizes: Sizes {
-            images: b,
-            positions: h * w,
-            channels: c,
-            groups: moments.dim(2)?,
-        },
-        weight: View::of(weight)?,
-        bias: View::of(bias)?,
-        activation,
-    };
-    if norm.sums_tiles() {
-        let [x, weight, bias, moments] = [x, weight, bias, moments].map(Tensor::detach);
-        tape::note_norm(
-            y,
-            NormOf {
-                x,
-                moments,
-                weight,
-                bias,
-            },
-        );
-    }
-    Ok(())
 }
 
 pub(super) fn backward(

@@ -17,9 +17,9 @@ mod tests;
 use super::channel_norm::{cuda::Tiles, left};
 use super::{Activation, check as shapes, slices, tape};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::OnceLock;
 
 /// x [B,H,W,C]; weight, bias [C]; `groups` divides C.
 pub fn group_norm(
@@ -43,18 +43,11 @@ pub fn group_norm(
             activation,
             moments: OnceLock::new(),
             #[cfg(feature = "cuda")]
-            moments_on_gpu: Arc::default(),
+            moments_on_gpu: OnceLock::new(),
             #[cfg(feature = "cuda")]
             tiles: Mutex::new(left::take(x)),
         };
-        #[cfg(feature = "cuda")]
-        let moments = norm.moments_on_gpu.clone();
-        let y = tape::apply3(x, weight, bias, norm)?;
-        #[cfg(feature = "cuda")]
-        if let Some(moments) = moments.get() {
-            cuda::note(activation, [x, weight, bias], moments, &y)?;
-        }
-        return Ok(y);
+        return tape::apply3(x, weight, bias, norm);
     }
     tape::plain([x, weight, bias], move |[x, weight, bias]| {
         reference::group_norm(x, weight, bias, groups, eps, activation)
@@ -69,7 +62,7 @@ struct GroupNorm {
     moments: OnceLock<Vec<cpu::Moments>>,
     /// [3,B,G]
     #[cfg(feature = "cuda")]
-    moments_on_gpu: Arc<OnceLock<Tensor>>,
+    moments_on_gpu: OnceLock<Tensor>,
     /// Those of x, for the forward pass.
     #[cfg(feature = "cuda")]
     tiles: Mutex<Option<Tiles>>,
