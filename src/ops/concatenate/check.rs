@@ -1,4 +1,5 @@
-//! Checks the kernel against candle's concatenation, which also takes over what the kernel does not.
+//! Checks the kernel against candle's concatenation, which also takes over what the kernel does
+//! not.
 
 use candle_core::{DType, Device, Result, Tensor};
 
