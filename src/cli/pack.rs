@@ -84,7 +84,7 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
     }
     print(&format!(
         "{out}: {} images in {} shards, {:.1} GB{notes}; train on it with rdpm train-vae --data '{out}/*.tar'\n",
-        source.len(),
+        source.len() - packed.skipped,
         packed.shards,
         packed.bytes as f64 / 1e9
     ))

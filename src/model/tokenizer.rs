@@ -59,8 +59,8 @@ impl Tokenizer {
 
     /// The same, keeping less for the gradient: the residual blocks of the `levels` largest
     /// resolutions are computed again in the backward pass. Results are the same; on a Hopper GPU
-    /// but for rounding, since a block's first norm then reads its map instead of taking the moments
-    /// that the convolution before it left.
+    /// but for rounding, since a block's first norm then reads its map instead of taking the
+    /// moments that the convolution before it left.
     pub fn recomputing(self, levels: usize) -> Self {
         Self {
             encoder: self.encoder.recomputing(levels),

@@ -5,7 +5,8 @@
 //! of its thread while it exists. [`Tape::backward`] walks back over the records, takes a first
 //! gradient as it is, and frees what it has walked.
 //!
-//! candle's graph is still built and stays valid: both use the gradient of an operation's CustomOp.
+//! candle's graph is still built and stays valid, except through recomputed functions and what is
+//! fused into a convolution: both use the gradient of an operation's CustomOp.
 //! A gradient must reach a recorded result or a variable; anything else is an error, so that no
 //! gradient is silently lost. A forward pass that serves two losses is kept as a [`Record`].
 
@@ -66,7 +67,7 @@ struct Passing {
 
 thread_local! {
     static PASSING: RefCell<Passing> = RefCell::default();
-    /// The tapes of this thread, the innermost last; None for a tape that is being walked.
+    /// The tapes of this thread, the innermost last; None where nothing is recorded.
     static TAPES: RefCell<Vec<Option<Vec<Note>>>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -121,6 +121,7 @@ pub fn pack(source: &dyn Source, packing: &Packing) -> Result<Packed> {
         shard_images: packing.shard_images,
         shard: 0,
     };
+    let texts = class_texts(source.classes())?;
     let there = there(&packing.out, &header)?;
     fs::create_dir_all(&packing.out)
         .with_context(|| format!("could not make the folder {}", packing.out.display()))?;
@@ -128,7 +129,7 @@ pub fn pack(source: &dyn Source, packing: &Packing) -> Result<Packed> {
     let mut work = Work {
         source,
         packing,
-        texts: class_texts(source.classes()),
+        texts,
         progress: Progress::new(
             "pack",
             source.len() as u64,
@@ -240,14 +241,30 @@ fn difference(found: &Header, expected: &Header) -> Option<String> {
 
 /// What `.cls` says of each class: its name; the numbers of all classes if one's name would be read
 /// as something else.
-fn class_texts(classes: &Classes) -> Vec<String> {
+///
+/// Errors: a name is the number of another class, which a model trained on the pack would take it
+/// for.
+fn class_texts(classes: &Classes) -> Result<Vec<String>> {
     let reads_as_itself = |name: &str| {
         let expected = Label::Field(ClassName::Name(name.into()));
         labels::cls(name.as_bytes()) == expected
     };
+    for (number, class) in classes.iter().enumerate() {
+        let read = labels::cls(class.wnid.as_bytes());
+        if matches!(read, Label::Field(ClassName::Number(n)) if n as usize != number) {
+            return Err(usage(
+                format!(
+                    "the class `{}` is number {number} of the data set: in a pack its name would \
+                     stand for another class",
+                    class.wnid
+                ),
+                "rename the folders so that their order is their number (00, 01, …), or to words",
+            ));
+        }
+    }
     let numbers: Vec<String> = (0..classes.len()).map(|i| i.to_string()).collect();
     let names: Vec<String> = classes.iter().map(|class| class.wnid.clone()).collect();
-    match names.iter().find(|name| !reads_as_itself(name)) {
+    Ok(match names.iter().find(|name| !reads_as_itself(name)) {
         _ if names == numbers => names,
         None => names,
         Some(name) => {
@@ -257,7 +274,7 @@ fn class_texts(classes: &Classes) -> Vec<String> {
             );
             numbers
         }
-    }
+    })
 }
 
 struct Work<'a> {

@@ -118,8 +118,13 @@ fn training_on_a_pack_has_the_bits_of_training_on_its_source() {
 
 #[test]
 fn labels_survive_whatever_classes_are_called() {
-    // Sorted as text, "10" comes before "9": the names are not the numbers.
-    for classes in [&["10", "9", "x"][..], &["0", "1"], &[" a", "b"], &[""]] {
+    for classes in [
+        &["cat", "x"][..],
+        &["0", "1"],
+        &["00", "01"],
+        &[" a", "b"],
+        &[""],
+    ] {
         let folder = Folder::new(classes);
         let source = folder.source();
         pack(&*source, &folder.packing(Crop::Center)).unwrap();
@@ -132,6 +137,14 @@ fn labels_survive_whatever_classes_are_called() {
         assert_eq!(labels(&packed), labels(&source), "{classes:?}");
         assert_eq!(packed.classes().len(), source.classes().len());
     }
+}
+
+/// Sorted as text, "10" comes before "9": class 0 has the name of class 10.
+#[test]
+fn a_class_named_like_another_ones_number_is_refused() {
+    let folder = Folder::new(&["10", "9", "x"]);
+    let text = refusal(pack(&*folder.source(), &folder.packing(Crop::Center)));
+    assert!(text.contains("the class `10` is number 0"), "{text}");
 }
 
 #[test]

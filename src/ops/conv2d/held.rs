@@ -1,5 +1,5 @@
-//! Trained weights in the order in which a GPU's kernels read them, packed once for all passes of a
-//! training step.
+//! Trained weights in the order in which a GPU's kernels read them, packed once for all passes over
+//! a micro-batch.
 
 use std::marker::PhantomData;
 
@@ -9,7 +9,8 @@ use candle_core::{Result, Var};
 use super::hopper_weights::Held;
 
 /// While it exists, the convolutions of its thread take copies of these weights that were made at
-/// its beginning. It borrows the variables, so that their owner cannot change them meanwhile.
+/// its beginning. Nobody may change the variables meanwhile: it borrows them, which keeps an update
+/// by `&mut` out, but not a `Var::set`.
 pub struct HeldWeights<'a> {
     #[cfg(feature = "cuda")]
     _held: Option<Held>,

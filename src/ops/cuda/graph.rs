@@ -5,6 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Result, bail};
 
 use super::Gpu;
+use crate::ops::channel_norm::left;
 
 pub struct Graph(CudaGraph);
 
@@ -20,11 +21,14 @@ impl Graph {
     /// Errors: `work` waits for the GPU, or copies from the host.
     pub fn capture(gpu: &Gpu, work: impl FnOnce() -> Result<()>) -> Result<Self> {
         gpu.synchronize()?;
+        // A convolution's tiles that no norm has taken would be freed inside, or outlive the graph.
+        left::leave(None);
         let stream = gpu.stream();
         stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(candle_core::Error::wrap)?;
         let launched = work();
+        left::leave(None);
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
         launched?;
         match graph.map_err(candle_core::Error::wrap)? {
