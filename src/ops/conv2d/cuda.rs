@@ -1,7 +1,8 @@
 //! The GPU's side: which kernels compute a convolution of these sizes on this card.
 //!
-//! Maps of bf16 with 3 channels or 1 on one side take kernels at the speed of memory (thin.rs), others on Hopper implicit
-//! matrix products (hopper.rs, weight_hopper.rs); everything else gathers its windows (general.rs).
+//! Maps of bf16 with 3 channels or 1 on one side take kernels at the speed of memory (thin.rs),
+//! others on Hopper implicit matrix products (hopper.rs, weight_hopper.rs); everything else gathers
+//! its windows (general.rs).
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
@@ -11,7 +12,7 @@ use super::general;
 use super::hopper::{self, Finish};
 use super::hopper_weights::{self, Form};
 use super::op::Conv2d;
-use super::thin::{Gradients, Thin};
+use super::thin::Thin;
 use super::weight_hopper;
 use crate::ops::channel_norm::left;
 use crate::ops::column_sums::column_sums;
@@ -205,11 +206,7 @@ fn weight_gradient_bf16(
     let len = op.channels.0 * op.channels.1 * op.taps();
     if let Some(thin) = Thin::new(op, maps) {
         let mut dw = Output::<f32>::new(gpu.device(), len)?;
-        let to = Gradients {
-            weight: dw.view_mut(),
-            bias: None,
-            accumulate: false,
-        };
+        let to = dw.view_mut();
         match thin.widens() {
             true => thin.weight_gradient(gpu, grad, x, to)?,
             false => thin.weight_gradient(gpu, x, grad, to)?,
@@ -218,7 +215,7 @@ fn weight_gradient_bf16(
     }
     if weight_hopper::serves(gpu, op) {
         let mut dw = Output::<f32>::new(gpu.device(), len)?;
-        weight_hopper::weight_gradient(gpu, op, maps, x, grad, dw.view_mut(), false)?;
+        weight_hopper::weight_gradient(gpu, op, maps, x, grad, dw.view_mut())?;
         return Ok(dw);
     }
     general::weight_gradient(gpu, op, maps, x, grad)

@@ -1,4 +1,5 @@
-//! Convolutions with a residual map, a ReLU or an upsampling in their own pass, by Hopper's kernels (hopper.rs), bf16.
+//! Convolutions with a residual map, a ReLU or an upsampling in their own pass, by Hopper's kernels
+//! (hopper.rs), bf16.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
@@ -146,15 +147,7 @@ fn upsampled_gradients(
             let size = (maps, height, width);
             let (grad, folded) = (View::of(grad)?, View::of(&folded)?);
             let to = dx.view_mut();
-            if !hopper_upsampled::upsampled_gradient(
-                &gpu,
-                size,
-                op.channels,
-                grad,
-                folded,
-                None,
-                to,
-            )? {
+            if !hopper_upsampled::upsampled_gradient(&gpu, size, op.channels, grad, folded, to)? {
                 bail!("conv2d: no kernel takes the gradient of {op:?} behind an upsampling");
             }
             Some(dx.tensor(x.shape()))
@@ -175,8 +168,9 @@ fn upsampled_gradients(
     Ok([dx, dw, db])
 }
 
-/// dL/dw [O,I,3,3] behind an upsampling, over the small map: the folded weight's gradient is that of a 4×4 convolution of stride 2 from `grad` to
-/// x, whose taps then are summed back into those of the weight. 4/9 of the FLOP, and no map is doubled.
+/// dL/dw [O,I,3,3] behind an upsampling, over the small map: the folded weight's gradient is that
+/// of a 4×4 convolution of stride 2 from `grad` to x, whose taps then are summed back into those of
+/// the weight. 4/9 of the FLOP, and no map is doubled.
 fn upsampled_weight_gradient(gpu: &Gpu, op: &Conv2d, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let (maps, (i, o)) = (x.dim(0)?, op.channels);
     let padding = Padding::same(1);
@@ -187,7 +181,7 @@ fn upsampled_weight_gradient(gpu: &Gpu, op: &Conv2d, x: &Tensor, grad: &Tensor) 
     };
     let mut folded = Output::<f32>::new(gpu.device(), i * o * FOLDED)?;
     let (x, grad, to) = (View::of(x)?, View::of(grad)?, folded.view_mut());
-    weight_hopper::weight_gradient(gpu, &back, maps, grad, x, to, false)?;
+    weight_hopper::weight_gradient(gpu, &back, maps, grad, x, to)?;
     let mut dw = Output::<f32>::new(gpu.device(), i * o * 9)?;
     hopper_weights::unfold_gradient(gpu, op.channels, folded.view(), dw.view_mut())?;
     Ok(dw.tensor((o, i, 3, 3)))

@@ -1,6 +1,8 @@
-//! A convolution on any GPU, of any size: windows gathered into rows, a chunk of them at a time, times packed weights.
+//! A convolution on any GPU, of any size: windows gathered into rows, a chunk of them at a time,
+//! times packed weights.
 //!
-//! The steps are the CPU's (cpu.rs); sizes that matrix products do not take are filled up to multiples of 8 with zeros.
+//! The steps are the CPU's (cpu.rs); sizes that matrix products do not take are filled up to
+//! multiples of 8 with zeros.
 
 use candle_core::Result;
 
@@ -166,7 +168,8 @@ fn pack<T: Element>(
     Ok(packed)
 }
 
-/// Where results go: `channels` of every row, to every `stride`-th position from `phase` on of maps of `size`, plus a bias.
+/// Where results go: `channels` of every row, to every `stride`-th position from `phase` on of maps
+/// of `size`, plus a bias.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     channels: usize,
@@ -213,7 +216,8 @@ fn times<T: Multiply>(
         T::by_rows(gpu, sizes, rows, packed, results.view_mut())?;
         let int = |x: usize| x as i32;
         let grid = grid_of(count * place.channels, 256);
-        // SAFETY: count·width results; positions of the maps that the window's output and the stride reach.
+        // SAFETY: count·width results; positions of the maps that the window's output and the
+        // stride reach.
         unsafe {
             launch!(gpu, "conv2d_gather", &format!("place_{}", T::NAME), grid, 256, 0;
                 results.view(), to.again(), place.bias, first as i64, count as i64, int(width),

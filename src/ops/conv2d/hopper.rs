@@ -1,17 +1,22 @@
-//! Hopper's own kernels (kernel_sm90.cu): convolutions of bf16 maps by TMA's im2col mode, forward and the gradient of the input.
+//! Hopper's own kernels (kernel_sm90.cu): convolutions of bf16 maps by TMA's im2col mode, forward
+//! and the gradient of the input.
 //!
-//! Maps are [B,H,W,C] with C a multiple of 8 from 32 on, weights [O,kh,kw,I] in bf16, sums in f32. Functions return false for what the kernels
-//! do not serve: other cards, other channels, strides beyond 2, windows that reach further than a tensor map does.
+//! Maps are [B,H,W,C] with C a multiple of 8 from 32 on, weights [O,kh,kw,I] in bf16, sums in f32.
+//! Functions return false for what the kernels do not serve: other cards, other channels, strides
+//! beyond 2, windows that reach further than a tensor map does.
 
 use candle_core::Result;
 use half::{bf16, f16};
 
 use super::hopper_cut::{CUTS, Cut, PAIR};
-use super::op::{Conv2d, Reach};
 use crate::ops::channel_norm::cuda::Tiles;
 use crate::ops::channel_norm::left;
 use crate::ops::cuda::{Element, Gpu, Output, TensorMap, View, ViewMut};
 use crate::ops::product::cuda::STAGE;
+
+mod convolution;
+
+pub(super) use convolution::{forward, input_gradient, of_forward, of_input_gradient};
 
 /// Fewest channels that the kernels are for.
 pub(super) const NARROWEST: usize = 32;
@@ -19,7 +24,8 @@ pub(super) const NARROWEST: usize = 32;
 const CORNER: std::ops::RangeInclusive<i32> = -128..=127;
 /// Positions whose sums lie together.
 const SUMMED: usize = 64;
-/// A tensor map inside a launch's argument, which is laid out as the kernel's: the driver's own type asks for another alignment.
+/// A tensor map inside a launch's argument, which is laid out as the kernel's: the driver's own
+/// type asks for another alignment.
 type Words = [u64; 16];
 
 /// One convolution of a launch (`Phase` in windows_sm90.cuh).
@@ -92,11 +98,11 @@ pub(super) struct Finish<'a, T = bf16> {
     pub residual: Option<View<'a, T>>,
     /// Of a leaky ReLU after both, 0 for a ReLU.
     pub slope: Option<f32>,
-    /// For a gradient, the map as y that a leaky ReLU of this slope made: y is multiplied by the slope where the map is not positive. In place of
-    /// residual and slope.
+    /// For a gradient, the map as y that a leaky ReLU of this slope made: y is multiplied by the
+    /// slope where the map is not positive. In place of residual and slope.
     pub gate: Option<(View<'a, T>, f32)>,
-    /// Whether to leave a norm's tiles of the result: of every 64 positions of an image, in a fixed order. Only if the kernel that is fastest
-    /// without them can.
+    /// Whether to leave a norm's tiles of the result: of every 64 positions of an image, in a fixed
+    /// order. Only if the kernel that is fastest without them can.
     pub tiles: bool,
 }
 
@@ -134,7 +140,8 @@ impl Windows {
             }
     }
 
-    /// Windows of a line that the map is made for: with those that come after the last place where several taps are one copy.
+    /// Windows of a line that the map is made for: with those that come after the last place where
+    /// several taps are one copy.
     fn reached(&self, cut: &Cut) -> usize {
         self.output.1 + if cut.taps > 1 { self.taps[1] - 1 } else { 0 }
     }
@@ -164,7 +171,8 @@ pub(super) struct Work {
     /// One, or one for each parity of y's rows and columns.
     pub windows: Vec<Windows>,
     pub taps: usize,
-    /// The weights are bf16 [outer, taps, inner]: the sums run over `outer`, otherwise over `inner`.
+    /// The weights are bf16 [outer, taps, inner]: the sums run over `outer`, otherwise over
+    /// `inner`.
     pub transposed: bool,
     /// Of y.
     pub size: (usize, usize),
@@ -362,7 +370,8 @@ impl Work {
             _ => tiles,
         };
         let blocks = (tiles.min(most) * cut.cluster()) as u32;
-        // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with the sizes.
+        // SAFETY: the argument is the kernel's, which waits; the views' lengths were compared with
+        // the sizes.
         unsafe { launch.run((blocks, 1, 1), cut.threads(), shared)? };
         if let Some(values) = sums {
             left::leave(Some(Tiles {
@@ -413,104 +422,5 @@ impl Work {
             to: [w.to.0 as i32, w.to.1 as i32],
             unused: [0; 3],
         })
-    }
-}
-
-/// None for strides that the kernels do not serve.
-pub(super) fn of_forward(op: &Conv2d, maps: usize) -> Option<Work> {
-    let w = &op.window;
-    (w.stride <= 2).then(|| Work {
-        maps,
-        input: w.input,
-        channels: op.channels.0,
-        windows: vec![Windows {
-            output: w.output,
-            low: [-(w.padding.top as isize), -(w.padding.left as isize)],
-            stride: w.stride,
-            taps: [w.kernel.0, w.kernel.1],
-            tap: 0,
-            tap_steps: [w.kernel.1 as isize, 1],
-            to: (0, 0),
-        }],
-        taps: op.taps(),
-        transposed: false,
-        size: w.output,
-        columns: op.channels.1,
-    })
-}
-
-/// None for strides that the kernels do not serve.
-pub(super) fn of_input_gradient(op: &Conv2d, maps: usize) -> Option<Work> {
-    let w = &op.window;
-    (w.stride <= 2).then(|| Work {
-        maps,
-        input: w.output,
-        channels: op.channels.1,
-        windows: op.phases().map(|phase| reaching(op, phase)).collect(),
-        taps: op.taps(),
-        transposed: true,
-        size: w.input,
-        columns: op.channels.0,
-    })
-}
-
-/// y [B,H',W',O] of `maps` maps x [B,H,W,I] and the packed weight [O,kh,kw,I].
-pub(super) fn forward<T: Half>(
-    gpu: &Gpu,
-    op: &Conv2d,
-    maps: usize,
-    x: View<T>,
-    weight: View<T>,
-    finish: Finish<T>,
-    y: ViewMut<T>,
-) -> Result<bool> {
-    match of_forward(op, maps) {
-        Some(work) => work.run(gpu, x, weight, finish, y),
-        None => Ok(false),
-    }
-}
-
-/// dL/dx [B,H,W,I] from `grad` [B,H',W',O] and the packed weight.
-pub(super) fn input_gradient(
-    gpu: &Gpu,
-    op: &Conv2d,
-    maps: usize,
-    grad: View<bf16>,
-    weight: View<bf16>,
-    finish: Finish,
-    dx: ViewMut<bf16>,
-) -> Result<bool> {
-    match of_input_gradient(op, maps) {
-        Some(work) => work.run(gpu, grad, weight, finish, dx),
-        None => Ok(false),
-    }
-}
-
-/// The windows of outputs that reach the inputs of a phase.
-fn reaching(op: &Conv2d, phase: (usize, usize)) -> Windows {
-    let across = op.window.kernel.1;
-    let [down, right] = op.reach(phase);
-    let output = (down.positions, right.positions);
-    if down.count == 0 || right.count == 0 {
-        // No output does: one tap behind the last of the weights, which is nought.
-        return Windows {
-            output,
-            low: [0, 0],
-            stride: 1,
-            taps: [1, 1],
-            tap: op.taps(),
-            tap_steps: [0, 0],
-            to: phase,
-        };
-    }
-    let step = |reach: &Reach| -(reach.step as isize);
-    Windows {
-        output,
-        low: [down.origin, right.origin],
-        stride: 1,
-        taps: [down.count, right.count],
-        tap: down.highest * across + right.highest,
-        tap_steps: [step(&down) * across as isize, step(&right)],
-        to: phase,
     }
 }

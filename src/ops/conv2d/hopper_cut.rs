@@ -1,4 +1,5 @@
-//! How the kernels of Hopper's convolutions cut their work (kernel_sm90.cu), and which cut is expected to be fastest.
+//! How the kernels of Hopper's convolutions cut their work (kernel_sm90.cu), and which cut is
+//! expected to be fastest.
 
 use crate::ops::product::cuda::{STAGE, WARP_ROWS};
 
@@ -25,10 +26,12 @@ pub(super) struct Cut {
     pub taps: usize,
     /// Only for channels of x whose last block of 64 is at most 32.
     pub half: bool,
-    /// Blocks of a cluster that share a tile's sums (split_sm90.cuh); 0: a pair of blocks has a tile each.
+    /// Blocks of a cluster that share a tile's sums (split_sm90.cuh); 0: a pair of blocks has a
+    /// tile each.
     pub split: usize,
     pub kernels: Kernels,
-    /// TFLOP/s where every multiprocessor has work, and what a launch takes beside, in microseconds: what a cut is chosen by.
+    /// TFLOP/s where every multiprocessor has work, and what a launch takes beside, in
+    /// microseconds: what a cut is chosen by.
     rate: f64,
     start: f64,
 }
@@ -61,7 +64,8 @@ impl Cut {
         }
     }
 
-    /// Whether positions are counted with what lies between two lines: where a tile of several taps is not part of one.
+    /// Whether positions are counted with what lies between two lines: where a tile of several taps
+    /// is not part of one.
     pub fn pads(&self, width: usize) -> bool {
         self.taps > 1 && !(self.kernels.rows && width.is_multiple_of(self.rows))
     }
@@ -80,7 +84,8 @@ impl Cut {
         if self.split > 0 { 288 } else { 384 }
     }
 
-    /// Bytes of shared memory: stages, two boxes for each of eight warps and their columns' sums, barriers.
+    /// Bytes of shared memory: stages, two boxes for each of eight warps and their columns' sums,
+    /// barriers.
     pub fn shared(&self, transposed: bool, sums: bool) -> u32 {
         let columns = match transposed {
             true => self.columns.next_multiple_of(64),
@@ -133,7 +138,8 @@ impl Cut {
         }
     }
 
-    /// The part of a line, or the lines, that a box of a map of so many lines and columns is: nothing where they do not fill it.
+    /// The part of a line, or the lines, that a box of a map of so many lines and columns is:
+    /// nothing where they do not fill it.
     pub fn lines(&self, (height, width): (usize, usize)) -> Option<[usize; 2]> {
         let rows = self.box_rows();
         if width.is_multiple_of(rows) {

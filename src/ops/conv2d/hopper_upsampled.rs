@@ -1,5 +1,6 @@
-//! A nearest ×2 upsampling and the 3×3 convolution behind it as one, on Hopper: over the small map, by weights that were summed where they meet
-//! the same position of it. 4/9 of the FLOP, and the large map in between is neither written nor read.
+//! A nearest ×2 upsampling and the 3×3 convolution behind it as one, on Hopper: over the small map,
+//! by weights that were summed where they meet the same position of it. 4/9 of the FLOP, and the
+//! large map in between is neither written nor read.
 
 use candle_core::Result;
 use half::bf16;
@@ -7,7 +8,8 @@ use half::bf16;
 use super::hopper::{Finish, Windows, Work};
 use crate::ops::cuda::{Gpu, View, ViewMut};
 
-/// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map meets 2×2.
+/// Taps of a 3×3 convolution after an upsampling, folded: 4×4, of which a position of the small map
+/// meets 2×2.
 pub(super) const FOLDED: usize = 16;
 
 pub(super) fn of_upsampled(
@@ -36,8 +38,9 @@ pub(super) fn of_upsampled(
     }
 }
 
-/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding 1, by the folded weight [O,4,4,I]: y [B,2H,2W,O]. Four
-/// convolutions of 2×2 taps over the small map, one for each parity of y's rows and columns: 4/9 of the FLOP.
+/// A nearest ×2 upsampling of x [B,H,W,I], `size` its (B,H,W), and a 3×3 convolution with padding
+/// 1, by the folded weight [O,4,4,I]: y [B,2H,2W,O]. Four convolutions of 2×2 taps over the small
+/// map, one for each parity of y's rows and columns: 4/9 of the FLOP.
 pub(super) fn upsampled(
     gpu: &Gpu,
     size: (usize, usize, usize),
@@ -50,14 +53,14 @@ pub(super) fn upsampled(
     of_upsampled(size, channels).run(gpu, x, folded, finish, y)
 }
 
-/// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2, plus `added` of the shape of x.
+/// The gradient of [`upsampled`] for x, from `grad` [B,2H,2W,O]: a 4×4 convolution of stride 2,
+/// plus `added` of the shape of x.
 pub(super) fn upsampled_gradient(
     gpu: &Gpu,
     (maps, height, width): (usize, usize, usize),
     (i, o): (usize, usize),
     grad: View<bf16>,
     folded: View<bf16>,
-    added: Option<View<bf16>>,
     dx: ViewMut<bf16>,
 ) -> Result<bool> {
     let work = Work {
@@ -78,9 +81,5 @@ pub(super) fn upsampled_gradient(
         size: (height, width),
         columns: i,
     };
-    let finish = Finish {
-        residual: added,
-        ..Finish::default()
-    };
-    work.run(gpu, grad, folded, finish, dx)
+    work.run(gpu, grad, folded, Finish::default(), dx)
 }

@@ -14,7 +14,8 @@ const ACROSS: usize = 32;
 const WARPS: usize = 4;
 /// Stages of a warp's ring.
 const RING: usize = 4 * 2048;
-/// Multiprocessors of an H100 or H200, by which work is divided on any card: sums over blocks are the same.
+/// Multiprocessors of an H100 or H200, by which work is divided on any card: sums over blocks are
+/// the same.
 const CARD: usize = 132;
 /// Channels of the many that a block of the first and the last kernel takes.
 const CHANNELS: usize = 64;
@@ -122,7 +123,8 @@ impl Thin {
         [blocks.min((most * CARD / across).max(1)), across]
     }
 
-    /// The many from the few: y of a layer that widens, with a bias and below zero times `slope`; dx of one that narrows.
+    /// The many from the few: y of a layer that widens, with a bias and below zero times `slope`;
+    /// dx of one that narrows.
     pub fn spread(
         &self,
         gpu: &Gpu,
@@ -146,7 +148,8 @@ impl Thin {
         launch.value(bias);
         launch.value(many);
         launch.value(slope);
-        // SAFETY: the arguments are the kernel's, which waits for the one before it; the lengths were checked.
+        // SAFETY: the arguments are the kernel's, which waits for the one before it; the lengths
+        // were checked.
         unsafe { launch.run((blocks as u32, across as u32, 1), 32 * WARPS as u32, 0) }
     }
 
@@ -162,7 +165,8 @@ impl Thin {
         let g = &self.geometry;
         self.check(few.len(), weight.len(), many.len());
         assert!(bias.is_none_or(|bias| bias.len() == self.few));
-        // Channels in 32s of a warp's product, pixels of a tile down, and positions that the tile sees and a warp takes.
+        // Channels in 32s of a warp's product, pixels of a tile down, and positions that the tile
+        // sees and a warp takes.
         let stride = g.stride as usize;
         let chunks = if self.few == 3 && g.channels <= 64 {
             2
@@ -193,19 +197,16 @@ impl Thin {
         unsafe { launch.run((tiles.min(HELD * CARD) as u32, 1, 1), THREADS, shared) }
     }
 
-    /// dL/dw f32 [O,I,kh,kw]; of a layer that widens, dL/dbias too where it is wanted.
+    /// dL/dw f32 [O,I,kh,kw].
     pub fn weight_gradient(
         &self,
         gpu: &Gpu,
         many: View<bf16>,
         few: View<bf16>,
-        to: Gradients,
+        dw: ViewMut<f32>,
     ) -> Result<()> {
         let g = &self.geometry;
-        self.check(few.len(), to.weight.len(), many.len());
-        if let Some(bias) = &to.bias {
-            assert!(self.widens && bias.len() == g.channels as usize);
-        }
+        self.check(few.len(), dw.len(), many.len());
         // Sixteens of the windows' values, and one for the bias.
         let rows = match (self.values + 1).div_ceil(16) {
             rows @ ..=2 => rows,
@@ -234,9 +235,9 @@ impl Thin {
         launch.value(blocks as i32);
         launch.value(rows as i32 * 16);
         launch.value(self.few as i32);
-        launch.value(to.weight);
-        launch.value(to.bias.as_ref().map(ViewMut::read));
-        launch.value(i32::from(to.accumulate));
+        launch.value(dw);
+        launch.value(None::<View<f32>>); // the kernel's bias
+        launch.value(0i32); // written over what is there
         let grid = (2 * across as u32, (self.values + 1) as u32, 1);
         // SAFETY: as above; rows of channels beyond the last one are not written.
         unsafe { launch.run(grid, 32 * blocks.min(GROUPS) as u32, 0) }
@@ -256,11 +257,4 @@ impl Thin {
             [self.few_len, self.weights, self.many_len]
         );
     }
-}
-
-/// Where a layer's gradients go, and whether they are added to what is there.
-pub(super) struct Gradients<'a> {
-    pub weight: ViewMut<'a, f32>,
-    pub bias: Option<ViewMut<'a, f32>>,
-    pub accumulate: bool,
 }

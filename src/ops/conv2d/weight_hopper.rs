@@ -1,4 +1,5 @@
-//! The weight gradient on Hopper (kernel_weight_sm90.cu): dL/dw f32 [O,I,kh,kw] from bf16 x [B,H,W,I] and dL/dy [B,H',W',O].
+//! The weight gradient on Hopper (kernel_weight_sm90.cu): dL/dw f32 [O,I,kh,kw] from bf16 x
+//! [B,H,W,I] and dL/dy [B,H',W',O].
 
 use candle_core::{Result, bail};
 use half::bf16;
@@ -29,7 +30,7 @@ pub(super) fn serves(gpu: &Gpu, op: &Conv2d) -> bool {
     gpu.is_hopper() && channels(i) && channels(o) && kh.max(kw) <= KERNEL
 }
 
-/// Writes dL/dw, or adds it to what is there: the same bits at every run.
+/// Writes dL/dw: the same bits at every run.
 ///
 /// Errors: sizes that [`serves`] does not name, or more positions than 2³¹.
 pub(super) fn weight_gradient(
@@ -39,7 +40,6 @@ pub(super) fn weight_gradient(
     x: View<bf16>,
     grad: View<bf16>,
     dw: ViewMut<f32>,
-    accumulate: bool,
 ) -> Result<()> {
     let (w, (i, o)) = (&op.window, op.channels);
     let Some(plan) = Plan::new(op, maps).filter(|_| serves(gpu, op)) else {
@@ -52,7 +52,7 @@ pub(super) fn weight_gradient(
     assert_eq!(dw.len(), o * i * op.taps());
     let mut slots = Output::<f32>::new(gpu.device(), plan.slots())?;
     let arguments = Arguments {
-        cut: plan.cut.accumulating(accumulate),
+        cut: plan.cut,
         slots: slots.view_mut().address(),
         dw: dw.address(),
     };
@@ -67,7 +67,8 @@ pub(super) fn weight_gradient(
     launch.value(grad);
     launch.value(x);
     let blocks = (plan.workers as u32, 1, 1);
-    // SAFETY: the arguments are the kernel's, which waits for the one before it; the views and slots have the lengths it reads and writes.
+    // SAFETY: the arguments are the kernel's, which waits for the one before it; the views and
+    // slots have the lengths it reads and writes.
     unsafe { launch.run(blocks, plan.kernel.threads(), plan.shared) }?;
 
     let sum = plan.sum();

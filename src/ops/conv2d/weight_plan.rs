@@ -1,10 +1,12 @@
-//! How Hopper's weight gradient of a convolution (kernel_weight_sm90.cu) is cut into tiles, boxes and parts: arithmetic that the shape alone fixes.
+//! How Hopper's weight gradient of a convolution (kernel_weight_sm90.cu) is cut into tiles, boxes
+//! and parts: arithmetic that the shape alone fixes.
 
 use super::op::Conv2d;
 
 /// Parts of the work: blocks of an H100 or H200, on any card.
 const WORKERS: usize = 132;
-/// Shared memory of a block's ring, and behind it: a sanitizer takes a product of views, which overlap, to read on as if they did not.
+/// Shared memory of a block's ring, and behind it: a sanitizer takes a product of views, which
+/// overlap, to read on as if they did not.
 const RING: usize = 231_424 - BEHIND;
 const BEHIND: usize = 8192;
 const MOST_STAGES: usize = 8;
@@ -12,14 +14,16 @@ const MOST_STAGES: usize = 8;
 const STAGE: usize = 64;
 const BOX: usize = 64;
 const ROW: usize = 128;
-/// Bytes a clock that arrive from L2 at a multiprocessor, how much longer every second pixel takes than every one, multiply-adds
-/// a clock, and clocks of a stage besides: by which the measured times of an H200 are in order.
+/// Bytes a clock that arrive from L2 at a multiprocessor, how much longer every second pixel takes
+/// than every one, multiply-adds a clock, and clocks of a stage besides: by which the measured
+/// times of an H200 are in order.
 const ARRIVING: f64 = 32.0;
 const STRIDED: f64 = 1.5;
 const PRODUCTS_A_CLOCK: f64 = 2048.0;
 const A_STAGE: f64 = 130.0;
 
-/// A kernel: its warpgroups, one under the other or side by side, and the products of each, of 64 rows and `columns`.
+/// A kernel: its warpgroups, one under the other or side by side, and the products of each, of 64
+/// rows and `columns`.
 #[derive(Debug, PartialEq)]
 pub(super) struct Kernel {
     pub name: &'static str,
@@ -113,18 +117,8 @@ pub(super) struct Cut {
     inputs: i32,
     rows: i32,
     columns: i32,
-    pub accumulate: i32,
-}
-
-#[cfg(feature = "cuda")]
-impl Cut {
-    /// The same, added to what is there or written over it.
-    pub fn accumulating(self, accumulate: bool) -> Self {
-        Self {
-            accumulate: accumulate.into(),
-            ..self
-        }
-    }
+    /// 0: written over what is there.
+    accumulate: i32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -182,7 +176,8 @@ impl Plan {
             Boxes::Views => (kernel.columns / BOX, kernel.across()),
             Boxes::Halves => (3, 2),
         };
-        // Lines of 16, 32 or a multiple of 64 positions need none of the pixels between them as positions.
+        // Lines of 16, 32 or a multiple of 64 positions need none of the pixels between them as
+        // positions.
         let fits = width.is_multiple_of(STAGE) || width == 16 || width == 32;
         let (views, more) = (taps - 1, if fits { 0 } else { taps - 1 });
         let lines = if fits && width < STAGE {
