@@ -66,13 +66,18 @@ impl Conv2d {
         };
         let packed = self.packed.as_ref();
         let winograd = packed.and_then(|p| Winograd::new(&self.window, self.channels, weight, p));
-        let y = match winograd {
+        let y = match &winograd {
             Some(winograd) => winograd.forward(x, bias),
             None if self.is_pointwise() => times(&Plain::new(x, i), panels(), bias),
             None => times(&self.windows(x), panels(), bias),
         };
         let (height, width) = self.window.output;
-        let shape = Shape::from((y.len() / (height * width * o), height, width, o));
+        let maps = y.len() / (height * width * o);
+        match winograd {
+            Some(winograd) => winograd.count(maps),
+            None => self.count(maps),
+        }
+        let shape = Shape::from((maps, height, width, o));
         (CpuStorage::F32(y), shape)
     }
 

@@ -65,6 +65,7 @@ impl FrozenConv2d {
             return activation::relu(&y);
         };
         let op = self.op(x)?;
+        op.count(x.dim(0)?);
         let y = slices::read([x, &self.bias], |[x, bias]| {
             op.forward_relu(x, panels, bias)
         })?;

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::ops::product::{Packed, Panels, room, times_into, with_buffer};
 use crate::ops::window::Window;
-use crate::ops::{Padding, blocks, simd};
+use crate::ops::{Padding, blocks, flop, simd};
 
 /// Outputs of a tile along one axis, and the inputs under them.
 const OUT: usize = 4;
@@ -55,6 +55,12 @@ impl<'a> Winograd<'a> {
             channels,
             weights: is_worth.then(|| packed.winograd(make)).flatten()?,
         })
+    }
+
+    /// Counts the products of the forward pass over `maps` maps.
+    pub fn count(&self, maps: usize) {
+        let ((h, w), (i, o)) = (self.size, self.channels);
+        flop::count(IN * IN * maps * (h / OUT) * (w / OUT), i, o);
     }
 
     /// The convolution plus `bias` [O].
