@@ -174,7 +174,7 @@ def make_generator(**kw):
     small = dict(depth=2, d=5, K=37, T=4, classes=3, tokens=9, width=24, heads=2) | kw
     config = dict(data=dict(image_size=24), tokenizer=dict(ch_mult=[1, 1, 1, 1], embed_dim=small["d"]), quantizer=dict(codebook_size=small["K"], steps=small["T"]),
                   generator=dict(depth=small["depth"], width=small["width"], heads=small["heads"], mix_dim=small.get("mix_dim"), pos_embed=small.get("pos", 0.0),
-                                 rope=small.get("rope", "1d"), rope_base=small.get("rope_base", 10000.0), classes=small["classes"]))
+                                 adaln_rank=small.get("adaln_rank"), rope=small.get("rope", "1d"), rope_base=small.get("rope_base", 10000.0), classes=small["classes"]))
     config["generator"] = {k: v for k, v in config["generator"].items() if v is not None}
     return moved(ref.Generator(**small)), config
 
@@ -261,6 +261,7 @@ def main():
         lpips_genuine(args.out, args.weights)
     generator(args.out, "generator", 8)
     generator(args.out, "generator_options", 9, depth=1, mix_dim=10, pos=0.3, rope="2d", rope_base=100.0)
+    generator(args.out, "generator_low_rank", 10, adaln_rank=8)
     sampler(args.out)
     trajectory(args.out)
 

@@ -41,7 +41,7 @@ def modules(config):
     d, K, T = t["embed_dim"], q["codebook_size"], q["steps"]
     side = config["data"]["image_size"] // t["patch"] // 2 ** (len(t["ch_mult"]) - 1)
     tokenizer = ref.Tokenizer(t["ch"], t["ch_mult"], t["num_res_blocks"], d, K, T, t["patch"], schedule=s["kind"], phi=s["phi"], bias=q["bias"])
-    generator = ref.Generator(g["depth"], d, K, T, g["classes"], side * side, g.get("width"), g.get("heads"), g.get("mix_dim"), g["pos_embed"], g["rope"], g["rope_base"])
+    generator = ref.Generator(g["depth"], d, K, T, g["classes"], side * side, g.get("width"), g.get("heads"), g.get("mix_dim"), g["pos_embed"], g["rope"], g["rope_base"], adaln_rank=g.get("adaln_rank"))
     return tokenizer.eval(), generator.eval()
 
 

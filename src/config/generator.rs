@@ -33,6 +33,9 @@ pub struct GeneratorConfig {
     /// Width after mixing noise and sum; the default is `embed_dim`, as in the paper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mix_dim: Option<usize>,
+    /// Rank R of every block's modulation [ours]: C → R → 6C; by default one full matrix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaln_rank: Option<usize>,
     pub head_init: HeadInit,
     /// Scale s of the codebook head.
     pub head_scale: f64,
@@ -72,6 +75,7 @@ impl Default for GeneratorConfig {
             width: None,
             heads: None,
             mix_dim: None,
+            adaln_rank: None,
             head_init: HeadInit::Zero,
             head_scale: 4.0,
             pos_embed: 0.0,

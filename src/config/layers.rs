@@ -167,6 +167,7 @@ pub(super) fn schema() -> Result<Table> {
     config.generator.width = Some(768);
     config.generator.heads = Some(12);
     config.generator.mix_dim = Some(64);
+    config.generator.adaln_rank = Some(64);
     config.generator.classes = Some(1000);
     for train in [&mut config.train_vae, &mut config.train_gen] {
         train.steps = Some(1000);

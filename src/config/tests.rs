@@ -156,6 +156,8 @@ fn what_cannot_be_trained_is_refused_with_the_key() {
             "generator.width",
         ),
         (vec!["generator.head_init=codebook"], "generator.mix_dim"),
+        (vec!["generator.adaln_rank=12"], "generator.adaln_rank"),
+        (vec!["generator.adaln_rank=1024"], "generator.adaln_rank"),
         (vec!["train_vae.accumulate=3"], "train_vae.accumulate"),
         (vec!["train_gen.lr=nan"], "train_gen.lr"),
         (

@@ -172,6 +172,14 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
         ),
     )?;
     from_one("generator.mix_dim", mix, 1 << 16)?;
+    if let Some(rank) = g.adaln_rank {
+        require(
+            rank > 0 && rank.is_multiple_of(8) && rank <= width,
+            "generator.adaln_rank",
+            rank,
+            &format!("a multiple of 8, as the GPU's products need, and at most the width, {width}"),
+        )?;
+    }
     require(
         g.head_init == HeadInit::Zero || mix >= 2 * embed_dim,
         "generator.mix_dim",

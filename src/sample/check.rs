@@ -213,9 +213,16 @@ fn options() -> SampleOptions {
 }
 
 /// A small model whose codes do not affect their neighbours, so that equal vectors mean equal
-/// codes.
+/// codes; then with modulations of low rank.
 pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let mut rows = sampling_of(gpu, "sampling", None)?;
+    rows.extend(sampling_of(gpu, "sampling, rank 8", Some(8))?);
+    Ok(rows)
+}
+
+fn sampling_of(gpu: &Arc<Gpu>, kind: &str, rank: Option<usize>) -> Result<Vec<Row>> {
     let mut config = small(8, true);
+    config.generator.adaln_rank = rank;
     (config.quantizer.steps, config.quantizer.bias) = (3, false);
     let scope = Scope::init(3, &Device::Cpu);
     let generator = Generator::new(&config, CLASSES, &scope)?;
@@ -249,14 +256,14 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let found = sample(0, 12)?;
     let d = config.tokenizer.embed_dim;
     let mut rows = vec![row(
-        "sampling: bits of the noise that differ from the CPU's, share",
+        format!("{kind}: bits of the noise that differ from the CPU's, share"),
         noise(gpu, &config, &indices, &on_gpu)?,
         0.0,
     )];
     for (t, (found, expected)) in found.iter().zip(&expected).enumerate() {
         rows.push(row(
             format!(
-                "sampling: sums after step {} that differ from the CPU's in f32, share",
+                "{kind}: sums after step {} that differ from the CPU's in f32, share",
                 t + 1
             ),
             differing(&flat(found)?, &flat(expected)?, d),
@@ -265,12 +272,12 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     }
     let whole = flat(&found[2])?;
     rows.push(row(
-        "sampling: sums that differ in a second run, share",
+        format!("{kind}: sums that differ in a second run, share"),
         differing(&flat(&sample(0, 12)?[2])?, &whole, d),
         0.0,
     ));
     rows.push(row(
-        "sampling: sums that differ between batches of 12 and 1, share",
+        format!("{kind}: sums that differ between batches of 12 and 1, share"),
         differing(&one_by_one, &whole, d),
         0.15,
     ));
@@ -278,7 +285,9 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     // GEMMs.
     let on_few = sampler_on(Arc::new(gpu.taken_for(false, 4)))?;
     rows.push(row(
-        "sampling: sums of a batch large for the GPU that differ from the CPU's in f32, share",
+        format!(
+            "{kind}: sums of a batch large for the GPU that differ from the CPU's in f32, share"
+        ),
         differing(
             &flat(&sample_on(&on_few, 0, 12)?[2])?,
             &flat(&expected[2])?,
@@ -295,7 +304,7 @@ pub fn sampling(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
             most = most.max(share_that_differs(&found, &expected));
         }
         rows.push(row(
-            format!("sampling: sums of {to} images by kernels that start before the previous one has ended, bits that differ"),
+            format!("{kind}: sums of {to} images by kernels that start before the previous one has ended, bits that differ"),
             most,
             0.0,
         ));

@@ -13,8 +13,8 @@ pub fn build(golden: &Golden) -> Result<(Generator, Params)> {
     golden.build(|scope| Generator::new(&config, classes, scope))
 }
 
-/// The paper's generator; then 2-D RoPE, a learned position and the wide mix.
-const FILES: [&str; 2] = ["generator", "generator_options"];
+/// The paper's generator; 2-D RoPE, a learned position and the wide mix; modulations of low rank.
+const FILES: [&str; 3] = ["generator", "generator_options", "generator_low_rank"];
 
 #[test]
 fn condition_and_logits_and_every_gradient_are_those_of_pytorch() -> Result<()> {

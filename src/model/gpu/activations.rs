@@ -112,6 +112,8 @@ pub struct Scratch {
     pub dmixed: Buffer<bf16>,
     pub dcondition: Buffer<f32>,
     pub dpre: Buffer<bf16>,
+    /// Gradients of the narrow halves of modulations [B, L·R].
+    pub dnarrow: Buffer<bf16>,
 }
 
 impl Scratch {
@@ -149,6 +151,7 @@ impl Scratch {
             dmixed: bf(s.mix)?,
             dcondition: Buffer::zeros(gpu, s.batch * c)?,
             dpre: Buffer::zeros(gpu, s.batch * c)?,
+            dnarrow: Buffer::zeros(gpu, s.batch * s.narrow())?,
         })
     }
 }
@@ -164,6 +167,8 @@ pub struct Conditions {
     pub time: Buffer<f32>,
     pub pre: Buffer<f32>,
     pub condition: Buffer<bf16>,
+    /// The narrow halves of modulations of low rank [L·R] an image.
+    pub narrow: Buffer<bf16>,
     /// [(6L+2)C] an image.
     pub modulations: Buffer<f32>,
 }
@@ -184,6 +189,7 @@ impl Conditions {
             time: f(b * c)?,
             pre: f(b * c)?,
             condition: bf(b * c)?,
+            narrow: bf(b * s.narrow())?,
             modulations: f(b * s.modulations())?,
         })
     }

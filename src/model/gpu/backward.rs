@@ -9,7 +9,7 @@ use candle_core::Result;
 use super::activations::{Activations, Scratch};
 use super::forward::{Modulation, Network};
 use super::kernels::{self, AdalnGradient, AttentionGradient, Residual};
-use crate::ops::cuda::{Buffer, Product};
+use crate::ops::cuda::{Buffer, Product, Strides};
 
 impl Network {
     /// Loss and hits of the batch's logits, and the gradient of `weight`·(mean loss) in `gradients`, laid out as the parameters: added to
@@ -331,10 +331,10 @@ impl Pass<'_> {
         )
     }
 
-    /// All modulations, the label embedding and the time MLP.
-    fn condition(&self) -> Result<()> {
+    /// All modulations: the gradients of their weights and biases, and of the condition.
+    fn modulations(&self) -> Result<()> {
         let (network, a, scratch) = (self.network, self.a, self.scratch);
-        let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
+        let (s, c) = (&network.sizes, network.sizes.width);
         let dmodulations = scratch.dmodulations.address();
         self.linear(
             "blocks.0.adaLN_modulation",
@@ -346,19 +346,92 @@ impl Pass<'_> {
             a.conditions.condition.address(),
             0,
         )?;
-        let to_f32 = |input, output| Product {
+        let product = Product {
             f32_out: true,
-            ..Product::input_gradient(s.batch, input, output)
+            ..Product::input_gradient(s.batch, c, s.modulations())
         };
-        let dcondition = scratch.dcondition.address();
         let weights = network.half("blocks.0.adaLN_modulation.weight")?;
-        network.product(
-            &to_f32(c, s.modulations()),
-            dmodulations,
-            weights,
-            dcondition,
-            0,
+        let dcondition = scratch.dcondition.address();
+        network.product(&product, dmodulations, weights, dcondition, 0)
+    }
+
+    /// The same of modulations of low rank: the biases in one, the wide halves and the last modulation by
+    /// their columns, then all narrow halves at once.
+    fn modulations_of_low_rank(&self, rank: usize) -> Result<()> {
+        let (network, a, scratch) = (self.network, self.a, self.scratch);
+        let (s, c) = (&network.sizes, network.sizes.width);
+        let (narrow, columns, accumulate) = (s.narrow(), s.modulations(), self.accumulate);
+        kernels::row_sums(
+            &network.gpu,
+            scratch.dmodulations.address(),
+            s.batch,
+            columns,
+            scratch.row_sums.address(),
+            self.gradient("blocks.0.adaLN_modulation.1.bias")?,
+            accumulate,
         )?;
+        let strides = |a, b, c| Strides { a, b, c };
+        for i in 0..s.depth {
+            let name = format!("blocks.{i}.adaLN_modulation.1.weight");
+            let dy = scratch
+                .dmodulations
+                .at(network.modulation(i, Modulation::Shift1));
+            let product = Product {
+                accumulate,
+                strides: strides(columns, narrow, 0),
+                ..Product::weight_gradient(s.batch, rank, 6 * c)
+            };
+            let x = a.conditions.narrow.at(i * rank);
+            network.product(&product, dy, x, self.gradient(&name)?, 0)?;
+            let product = Product {
+                strides: strides(columns, 0, narrow),
+                ..Product::input_gradient(s.batch, rank, 6 * c)
+            };
+            let dx = scratch.dnarrow.at(i * rank);
+            network.product(&product, dy, network.half(&name)?, dx, 0)?;
+        }
+
+        let (x, dcondition) = (
+            a.conditions.condition.address(),
+            scratch.dcondition.address(),
+        );
+        let [last, _] = network.last_modulations();
+        let dy = scratch.dmodulations.at(last);
+        let product = Product {
+            accumulate,
+            strides: strides(columns, 0, 0),
+            ..Product::weight_gradient(s.batch, c, 2 * c)
+        };
+        let to = self.gradient("adaLN_modulation.weight")?;
+        network.product(&product, dy, x, to, 0)?;
+        let product = Product {
+            f32_out: true,
+            strides: strides(columns, 0, 0),
+            ..Product::input_gradient(s.batch, c, 2 * c)
+        };
+        let weight = network.half("adaLN_modulation.weight")?;
+        network.product(&product, dy, weight, dcondition, 0)?;
+
+        let (name, dy) = ("blocks.0.adaLN_modulation.0", scratch.dnarrow.address());
+        self.linear(name, false, s.batch, c, narrow, dy, x, 0)?;
+        let product = Product {
+            f32_out: true,
+            accumulate: true, // to the last modulation's
+            ..Product::input_gradient(s.batch, c, narrow)
+        };
+        let weight = network.half(&format!("{name}.weight"))?;
+        network.product(&product, dy, weight, dcondition, 0)
+    }
+
+    /// All modulations, the label embedding and the time MLP.
+    fn condition(&self) -> Result<()> {
+        let (network, a, scratch) = (self.network, self.a, self.scratch);
+        let (s, gpu, c) = (&network.sizes, &*network.gpu, network.sizes.width);
+        match s.rank {
+            None => self.modulations()?,
+            Some(rank) => self.modulations_of_low_rank(rank)?,
+        }
+        let dcondition = scratch.dcondition.address();
 
         let dpre = scratch.dpre.address();
         kernels::silu_gradient(gpu, s, dcondition, a.conditions.pre.address(), dpre)?;
@@ -382,7 +455,11 @@ impl Pass<'_> {
             0,
         )?;
         let weights = network.half("t_embedder.2.weight")?;
-        network.product(&to_f32(c, c), dpre, weights, dcondition, 0)?;
+        let product = Product {
+            f32_out: true,
+            ..Product::input_gradient(s.batch, c, c)
+        };
+        network.product(&product, dpre, weights, dcondition, 0)?;
         kernels::silu_gradient(gpu, s, dcondition, a.conditions.middle.address(), dpre)?;
         self.linear(
             "t_embedder.0",

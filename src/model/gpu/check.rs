@@ -59,16 +59,36 @@ pub fn small(side: usize, positions: bool) -> Config {
 pub fn generator(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (side, batch) in [(4, 3), (7, 2), (8, 5), (16, 4), (17, 2)] {
-        rows.extend(generator_of(gpu, side, batch)?);
+        let config = small(side, true);
+        rows.extend(generator_of(
+            gpu,
+            &format!("{side}×{side}"),
+            &config,
+            batch,
+        )?);
     }
+    for (side, batch, rank) in [(4, 3, 8), (7, 2, 24)] {
+        let mut config = small(side, true);
+        config.generator.adaln_rank = Some(rank);
+        let name = format!("{side}×{side}, rank {rank}");
+        rows.extend(generator_of(gpu, &name, &config, batch)?);
+    }
+    // A small model that ships; then so few multiprocessors that the kernels of many rows serve it, as they serve large batches on a whole card.
+    let mut config = small(8, true);
+    (config.generator.width, config.generator.heads) = (Some(384), Some(6));
+    config.generator.adaln_rank = Some(64);
+    rows.extend(generator_of(gpu, "C 384, rank 64", &config, 5)?);
+    let few = Arc::new(gpu.taken_for(false, 8));
+    let name = "C 384, rank 64, 8 multiprocessors";
+    rows.extend(generator_of(&few, name, &config, 17)?);
     Ok(rows)
 }
 
-/// All comparisons for one map size.
-fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
-    let config = small(side, true);
+/// All comparisons of one generator, a batch of so many images.
+fn generator_of(gpu: &Arc<Gpu>, kind: &str, config: &Config, batch: usize) -> Result<Vec<Row>> {
+    let side = config.grid();
     let scope = Scope::init(3, &Device::Cpu);
-    let model = Generator::new(&config, CLASSES, &scope)?;
+    let model = Generator::new(config, CLASSES, &scope)?;
     let params = scope.finish();
     randomize(&params)?;
     let indices: Vec<u64> = (0..batch as u64).collect();
@@ -90,7 +110,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
     let loss = cross_entropy_on_cpu(&logits, &on_cpu(&codes)?)?.loss;
     let store = loss.mean_all()?.backward()?;
 
-    let mut network = Network::new(gpu.clone(), &config, CLASSES, batch)?;
+    let mut network = Network::new(gpu.clone(), config, CLASSES, batch)?;
     network.load(&params.tensors())?;
     let prepare = |recomputed| -> Result<Activations> {
         let mut a = Activations::new(gpu, &network.sizes, recomputed)?;
@@ -108,7 +128,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
     let found = kernel::widened(&a.trunk.logits)?;
     let row = |name: &str, found: &[f32], reference: &Tensor| -> Result<Row> {
         Ok(Row {
-            name: format!("generator {side}×{side}: {name}"),
+            name: format!("generator {kind}: {name}"),
             error: relative(found, &reference.flatten_all()?.to_vec1::<f32>()?),
             allowed: ALLOWED,
         })
@@ -131,7 +151,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
         let kept = (0..depth).filter(|&i| a.trunk.keeps_inner(i)).count();
         rows.push(Row {
             name: format!(
-                "generator {side}×{side}: blocks that keep their inner activations, {recomputed} asked to be computed again, beside the expected"
+                "generator {kind}: blocks that keep their inner activations, {recomputed} asked to be computed again, beside the expected"
             ),
             error: kept.abs_diff((depth - recomputed).max(1)) as f64,
             allowed: 0.0,
@@ -139,7 +159,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
         network.backward(&a, &scratch, &gradients, 1.0, false)?;
         rows.push(Row {
             name: format!(
-                "generator {side}×{side}: gradients of a second pass, {recomputed} blocks computed again, bits that differ"
+                "generator {kind}: gradients of a second pass, {recomputed} blocks computed again, bits that differ"
             ),
             error: share_that_differs(&bits(&gradients.read()?), &bits(&first)),
             allowed: 0.0,
@@ -151,7 +171,7 @@ fn generator_of(gpu: &Arc<Gpu>, side: usize, batch: usize) -> Result<Vec<Row>> {
     network.forward(&a)?;
     network.backward(&a, &scratch, &gradients, 0.5, true)?;
     rows.push(Row {
-        name: format!("generator {side}×{side}: gradients accumulated"),
+        name: format!("generator {kind}: gradients accumulated"),
         error: relative(&gradients.read()?, &first),
         allowed: ALLOWED,
     });

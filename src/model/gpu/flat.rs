@@ -1,7 +1,8 @@
 //! All parameters in one buffer: names → places, so that the optimizer is one kernel and a gradient's place is known before it exists.
 //!
 //! Order: tensors of two or more dimensions (which take weight decay) first, the modulations' weights of all blocks and the last one side by
-//! side at their end; then the rest, the modulations' biases likewise. Every place is a multiple of eight elements.
+//! side at their end, the narrow halves of modulations of low rank before them; then the rest, the modulations' biases likewise. Every place is
+//! a multiple of eight elements.
 
 use std::collections::BTreeMap;
 
@@ -22,13 +23,14 @@ pub struct Flat {
 impl Flat {
     /// Lays out parameters of the given names and shapes for a generator of `depth` blocks.
     pub fn new(shapes: impl IntoIterator<Item = (String, Shape)>, depth: usize) -> Self {
+        // Whether it is no narrow half, and of which block.
         let modulation = |name: &str| {
             name.starts_with("adaLN_modulation.")
-                .then_some(depth)
+                .then_some((true, depth))
                 .or_else(|| {
                     let (block, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
-                    rest.starts_with("adaLN_modulation.")
-                        .then(|| block.parse().ok())?
+                    let rest = rest.strip_prefix("adaLN_modulation.")?;
+                    Some((rest != "0.weight", block.parse().ok()?))
                 })
         };
         let mut ordered: Vec<(String, Shape)> = shapes.into_iter().collect();
@@ -143,6 +145,39 @@ mod tests {
         let bias = flat.place("blocks.0.adaLN_modulation.bias")?;
         assert_eq!(flat.place("adaLN_modulation.bias")?, bias + 11 * 6 * c);
         assert!(flat.place("head.bias")? >= flat.decayed);
+        Ok(())
+    }
+
+    #[test]
+    fn halves_of_modulations_of_low_rank_lie_side_by_side_each() -> Result<()> {
+        let (c, r) = (24, 8);
+        let mut shapes = vec![
+            (
+                "adaLN_modulation.weight".to_string(),
+                Shape::from((2 * c, c)),
+            ),
+            ("adaLN_modulation.bias".to_string(), Shape::from(2 * c)),
+            ("head.bias".to_string(), Shape::from(20)),
+        ];
+        for i in 0..11 {
+            let name = |part: &str| format!("blocks.{i}.adaLN_modulation.{part}");
+            shapes.push((name("0.weight"), Shape::from((r, c))));
+            shapes.push((name("1.weight"), Shape::from((6 * c, r))));
+            shapes.push((name("1.bias"), Shape::from(6 * c)));
+        }
+        let flat = Flat::new(shapes, 11);
+        let place =
+            |i: usize, part: &str| flat.place(&format!("blocks.{i}.adaLN_modulation.{part}"));
+        for i in 0..11 {
+            assert_eq!(place(i, "0.weight")?, i * r * c);
+            assert_eq!(place(i, "1.weight")?, 11 * r * c + i * 6 * c * r);
+            assert_eq!(place(i, "1.bias")?, place(0, "1.bias")? + i * 6 * c);
+        }
+        let last = 11 * r * c + 11 * 6 * c * r;
+        assert_eq!(flat.place("adaLN_modulation.weight")?, last);
+        assert_eq!(flat.decayed, last + 2 * c * c);
+        let bias = place(0, "1.bias")?;
+        assert_eq!(flat.place("adaLN_modulation.bias")?, bias + 11 * 6 * c);
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use super::flat::Flat;
 use super::kernels::{self, Residual, Rotation, Sizes};
 use crate::config::{Config, Rope};
 use crate::model::generator::Generator;
-use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product};
+use crate::ops::cuda::{Buffer, Epilogue, Gpu, Product, Strides};
 use crate::ops::product::cuda::{self as product, Added};
 use crate::ops::{RopeKind, RopeTable};
 use crate::store::Scope;
@@ -251,12 +251,55 @@ impl Network {
             c.pre.address(),
             c.condition.address(),
         )?;
-        // The weights of all blocks lie side by side: one product for all modulations.
-        self.linear_f32(
-            "blocks.0.adaLN_modulation",
-            [s.batch, s.width, s.modulations()],
-            c.condition.address(),
-            c.modulations.address(),
+        match s.rank {
+            // The weights of all blocks lie side by side: one product for all modulations.
+            None => self.linear_f32(
+                "blocks.0.adaLN_modulation",
+                [s.batch, s.width, s.modulations()],
+                c.condition.address(),
+                c.modulations.address(),
+            ),
+            Some(rank) => self.modulations_of_low_rank(s, c, rank),
+        }
+    }
+
+    /// One product for the narrow halves of all blocks, one a block for the wide ones, and the last modulation.
+    fn modulations_of_low_rank(&self, s: &Sizes, c: &Conditions, rank: usize) -> Result<()> {
+        let condition = c.condition.address();
+        self.linear(
+            "blocks.0.adaLN_modulation.0",
+            false,
+            [s.batch, s.width, s.narrow()],
+            condition,
+            c.narrow.address(),
+        )?;
+        let part = |input, output, a| Product {
+            f32_out: true,
+            epilogue: Epilogue::Bias,
+            strides: Strides {
+                a,
+                c: s.modulations(),
+                ..Strides::default()
+            },
+            ..Product::forward(s.batch, input, output)
+        };
+        for i in 0..s.depth {
+            let name = |part: &str| format!("blocks.{i}.adaLN_modulation.1.{part}");
+            self.product(
+                &part(rank, 6 * s.width, s.narrow()),
+                c.narrow.at(i * rank),
+                self.half(&name("weight"))?,
+                c.modulations.at(self.modulation(i, Modulation::Shift1)),
+                self.full(&name("bias"))?,
+            )?;
+        }
+        let [last, _] = self.last_modulations();
+        self.product(
+            &part(s.width, 2 * s.width, 0),
+            condition,
+            self.half("adaLN_modulation.weight")?,
+            c.modulations.at(last),
+            self.full("adaLN_modulation.bias")?,
         )
     }
 

@@ -73,6 +73,8 @@ pub struct Sizes {
     /// Width after mixing noise and sum.
     pub mix: usize,
     pub depth: usize,
+    /// R of modulations of low rank.
+    pub rank: Option<usize>,
     pub classes: usize,
     /// T
     pub steps: usize,
@@ -98,6 +100,7 @@ impl Sizes {
             latent: config.tokenizer.embed_dim,
             mix: generator.mix_dim.unwrap_or(config.tokenizer.embed_dim),
             depth: generator.depth,
+            rank: generator.adaln_rank,
             classes,
             steps: config.quantizer.steps,
         };
@@ -137,6 +140,13 @@ impl Sizes {
                 self.mix.is_multiple_of(8),
                 "a multiple of 8",
             ),
+            (
+                "generator.adaln_rank",
+                self.rank.unwrap_or(0),
+                self.rank
+                    .is_none_or(|rank| rank > 0 && rank.is_multiple_of(8)),
+                "a multiple of 8",
+            ),
             ("generator.depth", self.depth, self.depth > 0, "at least 1"),
         ];
         for (name, value, good, expected) in served {
@@ -150,6 +160,11 @@ impl Sizes {
     /// Columns of all modulations of an image: six a block, two at the end.
     pub fn modulations(&self) -> usize {
         (6 * self.depth + 2) * self.width
+    }
+
+    /// Columns of the narrow halves of an image's modulations, R a block; 0 where they are of full rank.
+    pub fn narrow(&self) -> usize {
+        self.depth * self.rank.unwrap_or(0)
     }
 
     /// Blocks an image takes in the AdaLN kernels.

@@ -51,6 +51,15 @@ pub struct Product {
     /// β = 1 instead of 0.
     pub accumulate: bool,
     pub epilogue: Epilogue,
+    pub strides: Strides,
+}
+
+/// Elements from one row to the next of the operands as stored; 0: the rows lie side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Strides {
+    pub a: usize,
+    pub b: usize,
+    pub c: usize,
 }
 
 impl Product {
@@ -65,6 +74,7 @@ impl Product {
             f32_out: false,
             accumulate: false,
             epilogue: Epilogue::None,
+            strides: Strides::default(),
         }
     }
 
@@ -95,7 +105,24 @@ impl Product {
     /// Whether our own kernel serves it: bf16 rows times weights, to bf16, of enough rows.
     fn served_by_own(&self, gpu: &Gpu) -> bool {
         let plain = !self.f32_out && !self.accumulate && self.epilogue == Epilogue::None;
-        plain && !self.transpose_a && serves_many(gpu, self.m, self.n)
+        let together = self.strides == Strides::default();
+        plain && together && !self.transpose_a && serves_many(gpu, self.m, self.n)
+    }
+
+    /// Rows, columns and the stride of A, B and C as stored.
+    fn stored(&self) -> [[usize; 3]; 3] {
+        let shapes = [
+            (self.transpose_a, self.m, self.k, self.strides.a),
+            (self.transpose_b, self.k, self.n, self.strides.b),
+            (false, self.m, self.n, self.strides.c),
+        ];
+        shapes.map(|(transposed, rows, columns, stride)| {
+            let (rows, columns) = match transposed {
+                true => (columns, rows),
+                false => (rows, columns),
+            };
+            [rows, columns, if stride == 0 { columns } else { stride }]
+        })
     }
 
     pub fn flop(&self) -> f64 {
@@ -229,8 +256,9 @@ impl Matmul {
         plan: &Plan,
         candidates: &[Algorithm],
     ) -> Result<Algorithm> {
-        let operand = (p.m * p.k).max(p.k * p.n).max(2 * p.n); // the bias may be f32
-        let bytes = p.m * p.n * if p.f32_out { 4 } else { 2 };
+        let [a, b, c] = p.stored().map(|[rows, _, stride]| rows * stride);
+        let operand = a.max(b).max(2 * p.n); // the bias may be f32
+        let bytes = c * if p.f32_out { 4 } else { 2 };
         let vectors = bytes.div_ceil(16);
         let out = || Buffer::<u32>::zeros(gpu, 4 * vectors);
         let (Ok(operands), Ok(expected), Ok(found)) =
@@ -313,23 +341,12 @@ impl Matmul {
             CUBLAS_OP_N
         };
         let out = if p.f32_out { f32 } else { bf16 };
-        let layout = |data, rows: usize, columns: usize| {
-            result::create_matrix_layout(data, rows as u64, columns as u64, rows as i64)
+        let layout = |data, [rows, columns, stride]: [usize; 3]| {
+            result::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)
                 .map_err(failed)
         };
-        let layouts = [
-            if p.transpose_b {
-                layout(bf16, p.k, p.n)?
-            } else {
-                layout(bf16, p.n, p.k)?
-            },
-            if p.transpose_a {
-                layout(bf16, p.m, p.k)?
-            } else {
-                layout(bf16, p.k, p.m)?
-            },
-            layout(out, p.n, p.m)?,
-        ];
+        let [a, b, c] = p.stored();
+        let layouts = [layout(bf16, b)?, layout(bf16, a)?, layout(out, c)?];
         // SAFETY: the descriptor and the preference were just made; each value has its attribute's type.
         unsafe {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &first)?;
@@ -348,6 +365,25 @@ impl Matmul {
                 size_of_val(&workspace),
             )
             .map_err(failed)?;
+            if p.strides != Strides::default() {
+                // Parts of rows begin where their neighbours end, at 16 bytes instead of the library's 256.
+                use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+                for attribute in [
+                    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                ] {
+                    let bytes = 16u32;
+                    result::set_matmul_pref_attribute(
+                        preference,
+                        attribute,
+                        (&raw const bytes).cast(),
+                        size_of_val(&bytes),
+                    )
+                    .map_err(failed)?;
+                }
+            }
             let [b, a, c] = layouts;
             let mut found: [MaybeUninit<sys::cublasLtMatmulHeuristicResult_t>; CANDIDATES] =
                 [MaybeUninit::zeroed(); CANDIDATES];

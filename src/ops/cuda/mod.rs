@@ -32,7 +32,7 @@ use candle_core::{CudaDevice, Result, bail};
 
 pub use buffer::Buffer;
 pub use graph::Graph;
-pub use matmul::{Epilogue, Matmul, Product, count_differing, fill_operand};
+pub use matmul::{Epilogue, Matmul, Product, Strides, count_differing, fill_operand};
 pub use tensor::{address, fresh};
 pub use tensor_map::TensorMap;
 pub use upload::Upload;

@@ -24,6 +24,7 @@ pub const NONE: Sizes = Sizes {
     latent: 0,
     mix: 0,
     depth: 1,
+    rank: None,
     classes: 0,
     steps: 0,
 };
