@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
     Constant,
-    /// Half a cosine, down to 0.
+    /// Half a cosine, down to `lr_min`.
     Cosine,
+    /// Warm-up, stable, decay: linear to `lr_min` over the last `lr_decay` of the run [ours].
+    Wsd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,10 @@ pub struct TrainConfig {
     pub accumulate: usize,
     pub lr: f64,
     pub lr_schedule: LrSchedule,
+    /// Share of the run over which "wsd" falls.
+    pub lr_decay: f64,
+    /// Share of `lr` at which "cosine" and "wsd" end.
+    pub lr_min: f64,
     pub warmup_steps: u64,
     pub betas: (f64, f64),
     pub weight_decay: f64,
@@ -90,6 +96,8 @@ impl TrainConfig {
             accumulate: 1,
             lr: 4e-5,
             lr_schedule: LrSchedule::Constant,
+            lr_decay: 0.3,
+            lr_min: 0.0,
             warmup_steps: 5_004,
             betas: (0.5, 0.9),
             weight_decay: 0.0,

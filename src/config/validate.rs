@@ -253,6 +253,13 @@ fn train(section: &str, t: &TrainConfig) -> Result<()> {
         &format!("a divisor of the batch size, {}", t.batch_size),
     )?;
     positive(&key("lr"), t.lr)?;
+    require(
+        t.lr_decay > 0.0 && t.lr_decay <= 1.0,
+        &key("lr_decay"),
+        t.lr_decay,
+        "above 0 and at most 1",
+    )?;
+    below_one(&key("lr_min"), t.lr_min)?;
     below_one(&key("betas"), t.betas.0)?;
     below_one(&key("betas"), t.betas.1)?;
     at_least_zero(&key("weight_decay"), t.weight_decay)?;

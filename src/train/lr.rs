@@ -1,17 +1,22 @@
-//! The learning rate schedule: linear warm-up, then constant or a half cosine to 0 (the cosine is
-//! [ours]).
+//! The learning rate schedule: linear warm-up, then constant, a half cosine, or constant and then
+//! linear to the end (the last two are [ours]).
 
 use crate::config::{LrSchedule, TrainConfig};
 
-/// The learning rate of `step` (from 0) of `steps`: lr · min(1, (step+1)/warmup) · s, where s is 1
-/// or ½(1 + cos(π·step/steps)).
+/// The learning rate of `step` (from 0) of `steps`: lr · min(1, (step+1)/warmup) · s, where s is 1,
+/// or falls from 1 to `lr_min` as ½(1 + cos(π·step/steps)) or as (steps − step)/(lr_decay·steps).
 pub fn learning_rate(config: &TrainConfig, step: u64, steps: u64) -> f64 {
     let warm = ((step + 1) as f64 / config.warmup_steps.max(1) as f64).min(1.0);
+    let falling = |height: f64| config.lr_min + (1.0 - config.lr_min) * height;
     let schedule = match config.lr_schedule {
         LrSchedule::Constant => 1.0,
         LrSchedule::Cosine => {
             let share = (step as f64 / steps.max(1) as f64).min(1.0);
-            0.5 + 0.5 * (std::f64::consts::PI * share).cos()
+            falling(0.5 + 0.5 * (std::f64::consts::PI * share).cos())
+        }
+        LrSchedule::Wsd => {
+            let left = steps.saturating_sub(step) as f64;
+            falling((left / (config.lr_decay * steps.max(1) as f64)).min(1.0))
         }
     };
     config.lr * warm * schedule
@@ -48,6 +53,14 @@ mod tests {
         let cosine = rates(&config);
         assert!((cosine[4] - 1.0).abs() < 1e-12, "half way: {cosine:?}");
         assert!(learning_rate(&config, 99, 100) < 1e-3);
+        config.lr_schedule = LrSchedule::Wsd;
+        (config.lr_decay, config.lr_min) = (0.2, 0.0);
+        assert_eq!(rates(&config), [0.5, 1.0, 2.0, 2.0, 2.0]);
+        let end = |c: &TrainConfig| [80, 90, 99, 100].map(|s| learning_rate(c, s, 100));
+        assert_eq!(end(&config), [2.0, 1.0, 0.1, 0.0]);
+        config.lr_min = 0.5;
+        assert_eq!(end(&config)[..2], [2.0, 1.5]);
+        assert_eq!(learning_rate(&config, 100, 100), 1.0);
     }
 
     #[test]
