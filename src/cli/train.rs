@@ -28,6 +28,11 @@ pub struct TrainArgs {
     /// requeue
     #[arg(long, value_name = "RUN|auto", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
+    /// Start from other weights, by name: a run's moving average (EMA), a bundle, or a file (.pth,
+    /// .ckpt, .safetensors); tensors that do not match are listed and start from scratch, and so
+    /// does the optimizer
+    #[arg(long, value_name = "RUN|BUNDLE|FILE")]
+    pub init: Option<PathBuf>,
     /// Steps to train (replaces the configuration's steps and epochs)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
@@ -85,6 +90,19 @@ impl TrainArgs {
             skip_bad: self.skip_bad_images,
             scale: self.scale.scale,
         })
+    }
+
+    /// The weights that the run starts from; a run that has already started keeps its own.
+    ///
+    /// Errors: a resumed run.
+    pub fn init(&self, request: &Request) -> Result<Option<&Path>> {
+        if self.init.is_some() && self.resume.is_some() && !self.is_auto() {
+            return Err(usage(
+                "--init with --resume",
+                "a resumed run continues from its own weights; leave --init out",
+            ));
+        }
+        Ok(self.init.as_deref().filter(|_| request.resume.is_none()))
     }
 
     /// The run at --out if it exists. One that stopped before its first checkpoint starts from

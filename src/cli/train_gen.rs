@@ -1,6 +1,6 @@
 //! `rdpm train-gen`: trains the generator on a tokenizer's latents.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::train::{Stage, TrainArgs};
@@ -30,6 +30,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let options = Options {
         vae: args.vae.clone().filter(|_| !has_begun),
         cache: args.cache.clone(),
+        init: args.train.init(&request)?.map(Path::to_path_buf),
     };
     if args.train.dry_run {
         return super::print(&start_generator::estimate(&request, &options)?.text());

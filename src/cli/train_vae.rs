@@ -1,11 +1,11 @@
 //! `rdpm train-vae`: trains the tokenizer.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::Context;
 use super::config::absolute;
 use super::train::{Stage, TrainArgs};
-use crate::error::{Result, usage};
+use crate::error::Result;
 use crate::train::start_vae;
 
 /// Train the tokenizer: encode images to latents, quantize them to codes, and decode them
@@ -13,10 +13,6 @@ use crate::train::start_vae;
 pub struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// Initialise by name from other weights, such as taming-transformers' VQGAN (.ckpt, .pth,
-    /// .safetensors) or a bundle; tensors that do not match are listed and start from scratch
-    #[arg(long, value_name = "FILE")]
-    init: Option<PathBuf>,
     /// VGG16's weights for the perceptual loss, from torchvision (.pth or .safetensors; replaces
     /// loss.vgg)
     #[arg(long, value_name = "FILE")]
@@ -30,12 +26,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut request = args
         .train
         .request(context, Stage::Tokenizer, |config| &mut config.train_vae)?;
-    if args.init.is_some() && args.train.resume.is_some() && !args.train.is_auto() {
-        return Err(usage(
-            "--init with --resume",
-            "a resumed run continues from its own weights; leave --init out",
-        ));
-    }
+    let init = args.train.init(&request)?.map(Path::to_path_buf);
     let loss = &mut request.config.loss;
     for (asked, own) in [(&args.vgg, &mut loss.vgg), (&args.lpips, &mut loss.lpips)] {
         if let Some(asked) = asked {
@@ -45,8 +36,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.train.dry_run {
         return super::print(&start_vae::estimate(&request)?.text());
     }
-    // --init does not apply to a run that has already started.
-    let init = args.init.as_deref().filter(|_| request.resume.is_none());
-    let run = start_vae::train(&request, init)?;
+    let run = start_vae::train(&request, init.as_deref())?;
     super::print(&format!("{}\n", run.display()))
 }

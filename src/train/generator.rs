@@ -11,6 +11,7 @@ use tracing::info_span;
 
 use super::checkpoint::{Contents, counter};
 use super::grads::{Gradients, gradients};
+use super::init::Start;
 use super::latents::{LatentBatch, Latents};
 use super::optimizer::Optimizer;
 use super::stage::{Checkpointed, Micro, Stage, Update};
@@ -49,6 +50,8 @@ pub struct Parts {
     /// The frozen tokenizer.
     pub tokenizer: Tokenizer,
     pub classes: usize,
+    /// Of a new run.
+    pub init: Option<Start>,
 }
 
 impl GeneratorStage {
@@ -60,11 +63,16 @@ impl GeneratorStage {
             latents,
             tokenizer,
             classes,
+            init,
         } = parts;
         let scope = Scope::init(seed, &device);
         let generator = Generator::new(&config, classes, &scope)?;
         start_head(&generator, &config, &tokenizer)?;
-        let optimizer = Optimizer::new(scope.finish(), &config.train_gen, true)?;
+        let params = scope.finish();
+        if let Some(init) = &init {
+            init.set(&params)?;
+        }
+        let optimizer = Optimizer::new(params, &config.train_gen, true)?;
         Ok(Self {
             config,
             seed,

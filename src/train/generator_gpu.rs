@@ -50,6 +50,7 @@ impl GpuGeneratorStage {
             latents,
             tokenizer,
             classes,
+            init,
         } = parts;
         GpuSampler::serves(&config, classes).map_err(|error| {
             usage(
@@ -61,6 +62,10 @@ impl GpuGeneratorStage {
         let scope = Scope::init(seed, &Device::Cpu);
         let generator = Generator::new(&config, classes, &scope)?;
         start_head(&generator, &config, &tokenizer)?;
+        let params = scope.finish();
+        if let Some(init) = &init {
+            init.set(&params)?;
+        }
         let quantizer = &tokenizer.quantizer;
         let batch = config.train_gen.micro_batch();
         let mut trainer = GpuTrainer::new(
@@ -73,7 +78,7 @@ impl GpuGeneratorStage {
             seed,
         )
         .map_err(|error| with_oom_hint(error.into(), batch))?;
-        trainer.load(&scope.finish().tensors())?;
+        trainer.load(&params.tensors())?;
         Ok(Self {
             config,
             seed,

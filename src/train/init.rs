@@ -1,26 +1,86 @@
-//! `--init`: loads a tokenizer's weights from a file by name; tensors that do not match are listed
-//! and start from scratch.
+//! `--init`: starts a tokenizer or a generator from other weights, by name: of a run, a bundle or a
+//! file; tensors that do not match are listed and start from scratch.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
 use crate::error::{Result, hinted, usage};
 use crate::ops::finite;
-use crate::store::{Params, names};
+use crate::store::model::{self, Weights};
+use crate::store::{Params, bundle, names, tensors};
 
 /// Number of names of the file that an error lists.
 const SHOWN: usize = 3;
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Tokenizer,
+    Generator,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "tokenizer",
+            Self::Generator => "generator",
+        }
+    }
+
+    /// What its names look like.
+    fn names(self) -> &'static str {
+        match self {
+            Self::Tokenizer => "taming-transformers' do (encoder.…, decoder.…, quant_conv.…)",
+            Self::Generator => "rdpm's do (blocks.…, head.…, x_embedder.…)",
+        }
+    }
+}
+
+/// Weights to start from.
+pub struct Start {
+    part: Part,
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Start {
+    /// Reads a run (or one of its checkpoints; its moving average), a bundle, or any other file of
+    /// weights.
+    pub fn read(path: &Path, part: Part) -> Result<Self> {
+        let tensors = match path.is_dir() || bundle::kind_of(path).is_some() {
+            true => {
+                let model = model::load(path, Weights::Ema)?;
+                match part {
+                    Part::Tokenizer => model.tokenizer,
+                    Part::Generator => model.generator()?.clone(),
+                }
+            }
+            false => tensors::read(path)?,
+        };
+        Ok(Self {
+            part,
+            path: path.to_path_buf(),
+            tensors,
+        })
+    }
+
+    /// Sets every parameter that is there; see [`set_what_fits`].
+    pub fn set(&self, params: &Params) -> Result<()> {
+        set_what_fits(params, &self.tensors, self.part, &self.path)
+    }
+}
 
 /// Sets every parameter that `tensors` has under its name and in its shape, after removing a prefix
 /// that the file may use (a bundle's `tokenizer.`, a wrapper's `module.`). Logs the parameters that
 /// start from scratch.
 ///
 /// Errors: no parameter was set; lists the first tensors of the file.
-pub fn set_what_fits(
+fn set_what_fits(
     params: &Params,
     tensors: &BTreeMap<String, Tensor>,
+    part: Part,
     from: &Path,
 ) -> Result<()> {
     let found = names::matched(tensors, params.iter().map(|(name, _)| name));
@@ -54,14 +114,17 @@ pub fn set_what_fits(
         });
         return Err(usage(
             format!(
-                "{} has none of the tokenizer's {} parameters{why}: its {} tensors are {}{more}",
+                "{} has none of the {}'s {} parameters{why}: its {} tensors are {}{more}",
                 from.display(),
+                part.name(),
                 params.len(),
                 tensors.len(),
                 known.join(", ")
             ),
-            "names must end as taming-transformers' do (encoder.…, decoder.…, quant_conv.…), and the configuration must be \
-             the one that the weights were trained with",
+            format!(
+                "names must end as {}, and the configuration must be the one that the weights were trained with",
+                part.names()
+            ),
         ));
     }
     tracing::info!(
@@ -118,7 +181,12 @@ mod tests {
             "module._orig_mod.model.",
         ] {
             let params = params()?;
-            set_what_fits(&params, &file(prefix, &[2, 2])?, Path::new("a.pth"))?;
+            set_what_fits(
+                &params,
+                &file(prefix, &[2, 2])?,
+                Part::Tokenizer,
+                Path::new("a.pth"),
+            )?;
             let set = params
                 .get("encoder.conv.weight")
                 .expect("made")
@@ -132,7 +200,8 @@ mod tests {
     fn weights_that_are_not_finite_start_nothing() -> Result<()> {
         let bad = Tensor::new(&[[1f32, f32::NAN], [0.0, 0.0]], &Device::Cpu)?;
         let bad = BTreeMap::from([("encoder.conv.weight".to_string(), bad)]);
-        let error = set_what_fits(&params()?, &bad, Path::new("a.pth")).unwrap_err();
+        let error =
+            set_what_fits(&params()?, &bad, Part::Tokenizer, Path::new("a.pth")).unwrap_err();
         let (text, _) = report(&error);
         assert!(
             text.contains("a.pth: `encoder.conv.weight` holds NaN"),
@@ -147,15 +216,25 @@ mod tests {
             "unet.in.w".to_string(),
             Tensor::ones(1, DType::F32, &Device::Cpu)?,
         )]);
-        let error = set_what_fits(&params()?, &other, Path::new("a.pth")).unwrap_err();
+        let error =
+            set_what_fits(&params()?, &other, Part::Generator, Path::new("a.pth")).unwrap_err();
         let (text, code) = report(&error);
         assert!(
             text.contains("a.pth") && text.contains("its 1 tensors are unet.in.w"),
             "{text}"
         );
+        assert!(
+            text.contains("none of the generator's 2 parameters") && text.contains("blocks.…"),
+            "{text}"
+        );
         assert_eq!(code, 2);
-        let error =
-            set_what_fits(&params()?, &file("module.", &[3, 2])?, Path::new("a.pth")).unwrap_err();
+        let error = set_what_fits(
+            &params()?,
+            &file("module.", &[3, 2])?,
+            Part::Tokenizer,
+            Path::new("a.pth"),
+        )
+        .unwrap_err();
         let (text, _) = report(&error);
         assert!(text.contains("[2, 2], the file has [3, 2]"), "{text}");
         Ok(())

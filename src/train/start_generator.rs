@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::estimate::RunEstimate;
 use super::generator::{GeneratorStage, Parts};
+use super::init::{Part, Start};
 use super::latents::{Cached, Latents, open_or_make};
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
@@ -26,6 +27,8 @@ pub struct Options {
     pub vae: Option<PathBuf>,
     /// Read latents from this file; make it first if it is missing.
     pub cache: Option<PathBuf>,
+    /// Start a new run from these weights where tensors match: a run, a bundle or a file.
+    pub init: Option<PathBuf>,
 }
 
 /// Trains a generator on a tokenizer's latents. Returns the run's folder.
@@ -37,6 +40,10 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let mut begun = request.begin(STAGE, &*source)?;
     begun.state.cache = cache(&request, options, begun.state.cache.take())?;
     let frozen = frozen(&request, options)?;
+    let init = options.init.as_deref();
+    let init = init
+        .map(|path| Start::read(path, Part::Generator))
+        .transpose()?;
     let tokenizer_hash = frozen.tokenizer_hash()?;
     begun.record_frozen_hash(model::TOKENIZER, tokenizer_hash.clone())?;
     inherit_tokenizer_config(&mut request.config, &frozen.config);
@@ -93,6 +100,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
         latents,
         tokenizer,
         classes,
+        init,
     };
     let prepare = |folder: &_| {
         write_classes(folder, source.classes())?;

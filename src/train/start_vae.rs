@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use super::estimate::RunEstimate;
+use super::init::{Part, Start};
 use super::start::{
     Request, check_compute_type, training_source, validation_images, write_classes,
 };
@@ -21,13 +22,17 @@ const STAGE: &str = "train-vae";
 /// The maximum size of the validation batch.
 const VALIDATION: usize = 16;
 
-/// Trains a tokenizer, initialised from `init` where tensors match. Returns the run's folder.
+/// Trains a tokenizer, initialised from `init` (a run, a bundle or a file of weights) where tensors
+/// match. Returns the run's folder.
 pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let (config, device) = (&request.config, &request.device);
     let train = &config.train_vae;
     check_compute_type("train_vae", train, device)?;
     let source = training_source(config, request.skip_bad)?;
     let perceptual = perceptual(config)?;
+    let init = init
+        .map(|path| Start::read(path, Part::Tokenizer))
+        .transpose()?;
     let mut begun = request.begin(STAGE, &*source)?;
     let lpips = match perceptual {
         None => None,
@@ -64,8 +69,8 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         )?,
         lpips,
     })?;
-    if let Some(path) = init {
-        stage.start_from(path)?;
+    if let Some(start) = &init {
+        stage.start_from(start)?;
     }
     begun.train(request, train, &mut stage, |folder| {
         write_classes(folder, source.classes())

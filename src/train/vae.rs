@@ -17,7 +17,7 @@ use super::adversary::{Adversary, Judged, Seen};
 use super::checkpoint::{Contents, counter};
 use super::code_counts::CodeCounts;
 use super::grads::{self, Gradients, gradients};
-use super::init::set_what_fits;
+use super::init::Start;
 use super::lr::ramp;
 use super::optimizer::Optimizer;
 use super::reduce;
@@ -33,7 +33,6 @@ use crate::model::tokenizer::{Tokenizer, straight_through};
 use crate::ops::{self, HeldWeights, Noise, Quantized, Tape, global_norm};
 use crate::sample::Scale;
 use crate::store::Scope;
-use crate::store::tensors;
 
 const USAGE: &str = "interval_codes";
 const COUNTS: &str = "code_counts";
@@ -121,9 +120,9 @@ impl VaeStage {
         })
     }
 
-    /// Loads weights of a file where they match, into the parameters and the average.
-    pub fn start_from(&mut self, path: &Path) -> Result<()> {
-        set_what_fits(&self.optimizer.params, &tensors::read(path)?, path)?;
+    /// Sets the parameters and the average to other weights, where they match.
+    pub fn start_from(&mut self, start: &Start) -> Result<()> {
+        start.set(&self.optimizer.params)?;
         self.optimizer.restart_average()
     }
 

@@ -242,6 +242,58 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
 }
 
 #[test]
+fn a_generator_starts_from_the_average_of_another_run_and_of_its_bundle() {
+    let lab = Lab::new();
+    lab.train(GENERATOR, "first", &["--steps", "3"]);
+    lab.run(&["export", "--gen", "first", "--out", "bundle.safetensors"]);
+    let read = |name: &str| {
+        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
+    };
+    let values = |t: &Tensor| {
+        t.flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .expect("values")
+    };
+    let from = read("first/checkpoints/step-00000003/ema.safetensors");
+    for (run, init) in [("second", "first"), ("third", "bundle.safetensors")] {
+        let options = ["--steps", "1", "--init", init];
+        let output = lab.output(&lab.start(GENERATOR, run, &options));
+        let told = stderr(&output);
+        assert!(output.status.success(), "{told}");
+        assert!(!told.contains("from scratch:"), "{told}");
+        for file in ["model", "ema"] {
+            let to = read(&format!(
+                "{run}/checkpoints/step-00000000/{file}.safetensors"
+            ));
+            assert_eq!(from.len(), to.len());
+            for (name, tensor) in &from {
+                assert_eq!(values(tensor), values(&to[name]), "{run}: {name} of {file}");
+            }
+        }
+    }
+    // Other classes: their embeddings start from scratch.
+    let other = [
+        "--set",
+        "generator.classes=5",
+        "--steps",
+        "1",
+        "--init",
+        "first",
+    ];
+    let output = lab.output(&lab.start(GENERATOR, "fourth", &other));
+    let told = stderr(&output);
+    assert!(
+        told.contains("from scratch: y_embedder.weight ([6, 32], the file has [3, 32])"),
+        "{told}"
+    );
+    assert_eq!(told.matches("from scratch:").count(), 1, "{told}");
+    let start = lab.start(GENERATOR, "fifth", &["--init", "vae"]);
+    let told = stderr(&lab.output(&start));
+    assert!(told.contains("the model has a tokenizer only"), "{told}");
+    assert!(!lab.path("fifth").exists());
+}
+
+#[test]
 fn skipped_images_are_named_and_counted_at_the_end() {
     let lab = Lab::new();
     for name in ["high/3.png", "wide/5.png"] {
