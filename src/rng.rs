@@ -47,6 +47,8 @@ pub enum Purpose {
     Drawing = 8,
     /// The images in a random subset of a metric; index: the subset.
     Subset = 9,
+    /// Which codes of a training example give way to others; index: the example's number.
+    Perturb = 10,
 }
 
 /// One stream of numbers, with fixed seed, purpose, index and t.

@@ -47,6 +47,8 @@ pub struct GeneratorConfig {
     pub label_std: f64,
     pub time_std: f64,
     pub label_dropout: f64,
+    /// Probability that a code before an example's step gives way to one near it [ours].
+    pub perturb: f64,
     /// Number of classes; by default taken from the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
@@ -84,6 +86,7 @@ impl Default for GeneratorConfig {
             label_std: 0.02,
             time_std: 0.02,
             label_dropout: 0.1,
+            perturb: 0.0,
             classes: None,
         }
     }

@@ -12,6 +12,13 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     quantizer(config)?;
     loss(config)?;
     generator(&config.generator, config.tokenizer.embed_dim)?;
+    let codes = config.quantizer.codebook_size;
+    require(
+        config.generator.perturb == 0.0 || codes > 8,
+        "generator.perturb",
+        config.generator.perturb,
+        &format!("0 with {codes} codes: a code gives way to one of its 8 nearest"),
+    )?;
     train("train_vae", &config.train_vae)?;
     train("train_gen", &config.train_gen)?;
     recomputation(config)?;
@@ -200,6 +207,7 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
     at_least_zero("generator.label_std", g.label_std)?;
     at_least_zero("generator.time_std", g.time_std)?;
     below_one("generator.label_dropout", g.label_dropout)?;
+    below_one("generator.perturb", g.perturb)?;
     g.classes
         .map_or(Ok(()), |n| from_one("generator.classes", n, 1 << 20))
 }

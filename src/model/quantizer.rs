@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::schedule::Schedule;
 use crate::config::{QuantizerConfig, Reduction, ScheduleConfig};
-use crate::ops::quantize::{self, Codebook, Examples, Noise, Quantized};
+use crate::ops::quantize::{self, Codebook, Examples, Noise, Perturbation, Quantized};
 use crate::store::{Init, Scope};
 
 pub struct Quantizer {
@@ -69,6 +69,18 @@ impl Quantizer {
     /// The generator's training examples: image b is quantized up to its own t[b].
     pub fn quantize_until(&self, v: &Tensor, noise: &Noise, t: &[u32]) -> Result<Examples> {
         quantize::quantize_until(v, &self.codebook, noise, &self.schedule, t)
+    }
+
+    /// [`Quantizer::quantize_until`], with some of the codes before t[b] perturbed.
+    pub fn quantize_until_perturbed(
+        &self,
+        v: &Tensor,
+        noise: &Noise,
+        t: &[u32],
+        perturbation: Option<&Perturbation>,
+    ) -> Result<Examples> {
+        let (codebook, schedule) = (&self.codebook, &self.schedule);
+        quantize::quantize_until_perturbed(v, codebook, noise, schedule, t, perturbation)
     }
 
     /// v'(codes) [..,h,w] → [..,h,w,d], differentiable in the codebook.

@@ -103,7 +103,8 @@ pub use pool::{avg_pool2d, max_pool2d};
 pub use pool::{mean_over_positions, relu_of_average};
 pub use product::Packed;
 pub use quantize::{
-    Codebook, Examples, Noise, Quantized, quantization_loss, quantize_until, recurrent_quantize,
+    Codebook, Examples, Noise, Perturbation, Quantized, quantization_loss, quantize_until,
+    quantize_until_perturbed, recurrent_quantize,
 };
 pub use running_average::{Running, update_averages};
 pub use scalars::read_scalars;

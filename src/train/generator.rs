@@ -20,7 +20,7 @@ use crate::config::{Config, HeadInit};
 use crate::error::{Result, hinted};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::{Noise, Tape, arrange, cross_entropy};
+use crate::ops::{Codebook, Noise, Perturbation, Tape, arrange, cross_entropy};
 use crate::rng::{Purpose, Stream};
 use crate::sample::{Draws, SampleOptions, Sampler, Scale, grid, save_png, to_rgb};
 use crate::store::Scope;
@@ -36,6 +36,7 @@ pub struct GeneratorStage {
     latents: Latents,
     /// Frozen.
     tokenizer: Tokenizer,
+    perturbation: Option<Perturbation>,
     generator: Generator,
     optimizer: Optimizer,
     classes: usize,
@@ -74,15 +75,27 @@ impl GeneratorStage {
         }
         let optimizer = Optimizer::new(params, &config.train_gen, true)?;
         Ok(Self {
-            config,
             seed,
             device,
             latents,
+            perturbation: perturbation(&config, &tokenizer.quantizer.codebook)?,
             tokenizer,
             generator,
             optimizer,
             classes,
+            config,
         })
+    }
+}
+
+/// What perturbs the codes of examples, where the configuration asks for it.
+pub fn perturbation(
+    config: &Config,
+    codebook: &Codebook,
+) -> candle_core::Result<Option<Perturbation>> {
+    match config.generator.perturb {
+        0.0 => Ok(None),
+        share => Perturbation::new(&codebook.embedding, share).map(Some),
     }
 }
 
@@ -143,9 +156,10 @@ impl Stage for GeneratorStage {
             indices: &batch.indices,
         };
         let examples = info_span!("quantize").in_scope(|| {
+            let perturbation = self.perturbation.as_ref();
             self.tokenizer
                 .quantizer
-                .quantize_until(&batch.v, &noise, &t)
+                .quantize_until_perturbed(&batch.v, &noise, &t, perturbation)
         })?;
         let tape = Tape::start();
         let forward = info_span!("forward").entered();

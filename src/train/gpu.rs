@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use super::generator::perturbation;
 use crate::config::{Config, TrainConfig};
 use crate::model::gpu::kernels::{self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained};
 use crate::model::gpu::{Activations, Network, Scratch};
@@ -60,6 +61,10 @@ impl GpuTrainer {
         let mut control = vec![0f32; CONTROL];
         control[1] = train.clip as f32;
         control[2] = train.ema_decay as f32;
+        let mut tables = Tables::new(gpu, codebook, schedule)?;
+        if let Some(perturbation) = perturbation(config, codebook)? {
+            tables.perturb(gpu, &perturbation)?;
+        }
         Ok(Self {
             activations: Activations::new(gpu, s, train.recompute_blocks)?,
             scratch: Scratch::new(gpu, s)?,
@@ -69,7 +74,7 @@ impl GpuTrainer {
             average: zeros()?,
             control: Buffer::from_host(gpu, &control)?,
             partials: Buffer::zeros(gpu, 1024)?,
-            tables: Tables::new(gpu, codebook, schedule)?,
+            tables,
             indices: Buffer::zeros(gpu, batch)?,
             order: Buffer::zeros(gpu, batch)?,
             adam: Adam {

@@ -30,7 +30,10 @@ pub use crate::ops::cuda::compare::Row;
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::quantize::recurrent_quantize;
-use crate::ops::{Codebook, Noise, cross_entropy as cross_entropy_on_cpu, quantize_until};
+use crate::ops::{
+    Codebook, Noise, Perturbation, cross_entropy as cross_entropy_on_cpu, quantize_until,
+    quantize_until_perturbed,
+};
 use crate::rng::{Purpose, Stream, normal};
 use crate::store::{Params, Scope};
 
@@ -250,7 +253,8 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
     let given = Buffer::from_host(gpu, &all(&given)?)?;
     let indices = Buffer::from_host(gpu, &indices)?;
     let order = Buffer::from_host(gpu, &Until::longest_first(&t))?;
-    let t = Buffer::from_host(gpu, &t)?;
+    let on_host = t;
+    let t = Buffer::from_host(gpu, &on_host)?;
     let until = Until {
         t: t.address(),
         order: order.address(),
@@ -278,6 +282,26 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
     let given = NoiseAt::Given(given.address());
     tables.all(gpu, latents.address(), [b, h, w], given, to)?;
 
+    // Perturbed: the same noise and until the same steps.
+    let perturbation = Perturbation::new(&codebook.embedding, 0.3)?;
+    let expected_perturbed = quantize_until_perturbed(
+        &v,
+        &codebook,
+        &noise,
+        &schedule,
+        &on_host,
+        Some(&perturbation),
+    )?;
+    let mut tables = tables;
+    tables.perturb(gpu, &perturbation)?;
+    let (perturbed_sum, perturbed_codes) = (floats(map)?, Buffer::<u32>::zeros(gpu, map)?);
+    let to = ExamplesAt {
+        noise: drawn.address(),
+        sum: perturbed_sum.address(),
+        codes: perturbed_codes.address(),
+    };
+    tables.until(gpu, latents.address(), [b, h, w], streams, until, to)?;
+
     let mut rows = Vec::new();
     let mut row = |what: &str, error, allowed| {
         rows.push(Row {
@@ -304,6 +328,13 @@ fn quantizer_of(gpu: &Gpu, kind: &str, [b, h, w, d, k, steps]: [usize; 6]) -> Re
         2e-3,
     );
     row("sums", relative(&sum.read()?, &all(&expected.sum)?), 2e-3);
+    row(
+        "codes after perturbed ones, share that differ",
+        differing(&perturbed_codes, &expected_perturbed.codes)?,
+        2e-3,
+    );
+    let error = relative(&perturbed_sum.read()?, &all(&expected_perturbed.sum)?);
+    row("sums of perturbed codes", error, 2e-3);
     let error = differing(&all_codes, &expected_all.codes)?;
     row("codes of all steps, share that differ", error, 2e-3);
     let error = relative(&sums.read()?, &all(&expected_all.sums)?);

@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "../cuda/philox.cuh"
+
 namespace {
 
 struct Arguments {
@@ -24,9 +26,17 @@ struct Arguments {
     float* until_noise;             // [B, N, D]: of that step, as are
     float* until_sum;               // [B, N, D]: z' before it
     uint32_t* until_codes;          // [B, N]
+    const uint32_t* nearest;        // [K, 8], or null: codes that one before the last step may give way to
     uint2 seed;
     int batch, height, width, k, steps, taps_count;
+    uint32_t perturb_below;         // a word below it lets the code give way
 };
+
+// What a code before an image's last step becomes: perturb.rs, bit for bit.
+__device__ __forceinline__ uint32_t perturbed(const Arguments& a, int image, int position, int step, uint32_t code) {
+    const uint4 w = philox_words(a.seed, 10, a.indices[image], step + 1, position);
+    return w.x < a.perturb_below ? a.nearest[code * 8 + (w.y >> 29)] : code;
+}
 
 // The image that comes at a place in the order.
 __device__ __forceinline__ int image_at(const Arguments& a, int place) { return a.order ? static_cast<int>(a.order[place]) : place; }

@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::nearest::Nearest;
-use super::{Codebook, Examples, Noise, Quantized, Schedule};
+use super::{Codebook, Examples, Noise, Perturbation, Quantized, Schedule};
 use crate::rng::{Purpose, normal};
 
 pub fn recurrent_quantize(
@@ -51,6 +51,7 @@ pub fn quantize_until(
     noise: &Noise,
     schedule: &Schedule,
     t: &[u32],
+    perturbation: Option<&Perturbation>,
 ) -> Result<Examples> {
     let (b, h, w, d) = v.dims4()?;
     let (rows, size) = (h * w, h * w * d);
@@ -89,6 +90,11 @@ pub fn quantize_until(
             break;
         }
         walk.truncate(on * size);
+        if let (Some(perturbation), Noise::Drawn { seed, indices }) = (perturbation, noise) {
+            for (codes, &image) in c.chunks_exact_mut(rows).zip(&images) {
+                perturbation.apply(codes, *seed, indices[image], step);
+            }
+        }
         walk.take(codebook, &c[..on * rows], [on, h, w])?;
     }
     Ok(Examples {

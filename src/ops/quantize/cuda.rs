@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::{bf16, f16};
 
-use super::{Codebook, Schedule};
+use super::{Codebook, Perturbation, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address};
 
 /// Codes that `kernel.cu` reads at a time; tables are padded to a multiple of it. Pipeline stages
@@ -42,6 +42,8 @@ pub struct Tables {
     d: usize,
     steps: usize,
     taps_count: usize,
+    /// Codes near each [K,8] and the word below which one gives way, for [`Tables::until`].
+    perturbation: Option<(Buffer<u32>, u32)>,
 }
 
 /// The source of ε_t: an address of f32 [T,B,N,d], or the streams of `seed` and of the indices u64
@@ -109,6 +111,7 @@ struct Arguments {
     until_noise: u64,
     until_sum: u64,
     until_codes: u64,
+    nearest: u64,
     seed: [u32; 2],
     batch: i32,
     height: i32,
@@ -116,6 +119,7 @@ struct Arguments {
     k: i32,
     steps: i32,
     taps_count: i32,
+    perturb_below: u32,
 }
 
 /// The argument of the kernels of one step, as in `kernel_any.cu`.
@@ -204,7 +208,14 @@ impl Tables {
             d,
             steps: schedule.steps(),
             taps_count,
+            perturbation: None,
         })
+    }
+
+    /// Perturbs the codes before each image's own step in [`Tables::until`].
+    pub fn perturb(&mut self, gpu: &Gpu, by: &Perturbation) -> Result<()> {
+        self.perturbation = Some((Buffer::from_host(gpu, &by.nearest)?, by.below));
+        Ok(())
     }
 
     /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0:
@@ -225,12 +236,21 @@ impl Tables {
         until: Until,
         to: ExamplesAt,
     ) -> Result<()> {
+        let (nearest, perturb_below) = match (&self.perturbation, noise) {
+            (None, _) => (0, 0),
+            (Some((nearest, below)), NoiseAt::Drawn { .. }) => (nearest.address(), *below),
+            (Some(_), NoiseAt::Given(_)) => {
+                bail!("quantize: perturbed codes need noise that is drawn by the images' numbers")
+            }
+        };
         self.launch(
             gpu,
             [b, h, w],
             noise,
             Arguments {
                 latents,
+                nearest,
+                perturb_below,
                 until: until.t,
                 order: until.order,
                 until_noise: to.noise,

@@ -212,6 +212,10 @@ __device__ void quantize(const Arguments& a) {
                 if (t == 0) chosen[warp * 32 + m * 16 + r * 8 + g] = index[m][r];
             }
         __syncthreads();
+        if (a.nearest) {
+            if (active && step + 1 < stop) chosen[threadIdx.x] = perturbed(a, image, position, step, chosen[threadIdx.x]);
+            __syncthreads();
+        }
 
         if (active) {
             float add[D] = {};

@@ -111,7 +111,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_nearest(const __g
             const int at = __shfl_xor_sync(~0u, index[i], d);
             if (other > best[i] || (other == best[i] && at < index[i])) best[i] = other, index[i] = at;
         }
-        if (across == 0 && first + HELD * down + i < rows) s.chosen[first + HELD * down + i] = index[i];
+        const int row = first + HELD * down + i;
+        if (across != 0 || row >= rows) continue;
+        const bool gives_way = a.nearest && s.step + 1 < stop_of(a, row / n);
+        s.chosen[row] = gives_way ? perturbed(a, row / n, row % n, s.step, index[i]) : index[i];
     }
 }
 

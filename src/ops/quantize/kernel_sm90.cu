@@ -273,6 +273,10 @@ __device__ void quantize(const Arguments& a) {
         }
         uint32_t* codes = chosen + (step & 1) * ROWS;
         if (lane < 16) codes[warp * 16 + lane] = best.code;
+        if (a.nearest) {
+            __syncwarp();  // a row's code comes from another lane of its warp
+            if (active && part == 0 && step + 1 < stop) codes[row] = perturbed(a, image, position, step, codes[row]);
+        }
         __syncthreads();
 
         if (active) {

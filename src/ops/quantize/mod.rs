@@ -18,6 +18,7 @@ mod loss_cuda;
 mod nearest;
 #[cfg(feature = "cuda")]
 mod on_gpu;
+mod perturb;
 mod reference;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::rng::{Purpose, normal};
 
 pub use loss::quantization_loss;
+pub use perturb::Perturbation;
 
 /// α_t and β_t for t = 1..T, at index t − 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -185,17 +187,34 @@ pub fn quantize_until(
     schedule: &Schedule,
     t: &[u32],
 ) -> Result<Examples> {
+    quantize_until_perturbed(v, codebook, noise, schedule, t, None)
+}
+
+/// [`quantize_until`], with some of the codes before each image's own step perturbed.
+///
+/// Errors: as for that; given noise, whose images have no numbers to draw by.
+pub fn quantize_until_perturbed(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+    t: &[u32],
+    perturbation: Option<&Perturbation>,
+) -> Result<Examples> {
     let [b, ..] = check(v, codebook, noise, schedule)?;
     let steps = schedule.steps();
     if t.len() != b || t.iter().any(|&t| t == 0 || t as usize > steps) {
         bail!("quantize: t must be one of 1..{steps} for each of {b} images, found {t:?}");
     }
+    if perturbation.is_some() && matches!(noise, Noise::Given(_)) {
+        bail!("quantize: perturbed codes need noise that is drawn by the images' numbers");
+    }
     let (v, codebook) = (v.detach(), codebook.detach());
     match v.device() {
-        Device::Cpu => cpu::quantize_until(&v, &codebook, noise, schedule, t),
+        Device::Cpu => cpu::quantize_until(&v, &codebook, noise, schedule, t, perturbation),
         #[cfg(feature = "cuda")]
         Device::Cuda(device) if on_gpu::serves(&v) => {
-            on_gpu::quantize_until(device, &v, &codebook, noise, schedule, t)
+            on_gpu::quantize_until(device, &v, &codebook, noise, schedule, t, perturbation)
         }
         _ => reference::quantize_until(
             &v,
@@ -203,6 +222,7 @@ pub fn quantize_until(
             noise,
             schedule,
             t,
+            perturbation,
             reference::nearest_by_products,
         ),
     }

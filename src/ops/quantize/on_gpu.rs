@@ -3,7 +3,7 @@
 use candle_core::{CudaDevice, Result, Tensor};
 
 use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
-use super::{Codebook, Examples, Noise, Quantized, Schedule};
+use super::{Codebook, Examples, Noise, Perturbation, Quantized, Schedule};
 use crate::ops::cuda::{Buffer, Gpu, address, fresh};
 
 /// Whether the kernels support latents v [B,h,w,d].
@@ -46,6 +46,7 @@ pub fn quantize_until(
     noise: &Noise,
     schedule: &Schedule,
     t: &[u32],
+    perturbation: Option<&Perturbation>,
 ) -> Result<Examples> {
     let (b, h, w, d) = v.dims4()?;
     let (gpu, v) = (Gpu::of(device)?, v.contiguous()?);
@@ -64,14 +65,11 @@ pub fn quantize_until(
         sum: sum_at,
         codes: codes_at,
     };
-    Tables::new(&gpu, codebook, schedule)?.until(
-        &gpu,
-        address::<f32>(&v)?,
-        [b, h, w],
-        source.at,
-        until,
-        to,
-    )?;
+    let mut tables = Tables::new(&gpu, codebook, schedule)?;
+    if let Some(perturbation) = perturbation {
+        tables.perturb(&gpu, perturbation)?;
+    }
+    tables.until(&gpu, address::<f32>(&v)?, [b, h, w], source.at, until, to)?;
     Ok(Examples { noise, sum, codes })
 }
 

@@ -5,7 +5,7 @@
 use candle_core::DType;
 use candle_core::{Result, Tensor};
 
-use super::{Codebook, Examples, Noise, Quantized, Schedule};
+use super::{Codebook, Examples, Noise, Perturbation, Quantized, Schedule};
 use crate::ops::{Padding, add, arrange, conv2d};
 
 /// v' = e_c + conv3×3(e_c)
@@ -65,6 +65,18 @@ pub fn recurrent_quantize(
     schedule: &Schedule,
     nearest: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Quantized> {
+    recurrent_quantize_perturbed(v, codebook, noise, schedule, None, nearest)
+}
+
+/// The codes are those before they are perturbed, the sums of those after it.
+fn recurrent_quantize_perturbed(
+    v: &Tensor,
+    codebook: &Codebook,
+    noise: &Noise,
+    schedule: &Schedule,
+    perturbation: Option<&Perturbation>,
+    nearest: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Quantized> {
     let (b, h, w, d) = v.dims4()?;
     let mut residual = v.clone();
     let mut sum = v.zeros_like()?;
@@ -74,7 +86,16 @@ pub fn recurrent_quantize(
         let eps = noise.step(t, [b, h, w, d], v.device())?;
         let v_t = ((&residual * f64::from(alpha))? + (eps * f64::from(beta))?)?;
         let c = nearest(&v_t, &codebook.embedding)?;
-        let q = lookup(codebook, &c)?;
+        let q = match (perturbation, noise) {
+            (Some(perturbation), Noise::Drawn { seed, indices }) => {
+                let mut taken = c.flatten_all()?.to_vec1::<u32>()?;
+                for (codes, &index) in taken.chunks_exact_mut(h * w).zip(*indices) {
+                    perturbation.apply(codes, *seed, index, t);
+                }
+                lookup(codebook, &Tensor::from_vec(taken, c.shape(), c.device())?)?
+            }
+            _ => lookup(codebook, &c)?,
+        };
         residual = (residual - &q)?;
         sum = (sum + &q)?;
         codes.push(c);
@@ -94,10 +115,11 @@ pub fn quantize_until(
     noise: &Noise,
     schedule: &Schedule,
     t: &[u32],
+    perturbation: Option<&Perturbation>,
     nearest: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Examples> {
     let (b, h, w, d) = v.dims4()?;
-    let all = recurrent_quantize(v, codebook, noise, schedule, nearest)?;
+    let all = recurrent_quantize_perturbed(v, codebook, noise, schedule, perturbation, nearest)?;
     let each = |f: &dyn Fn(usize, usize) -> Result<Tensor>| -> Result<Tensor> {
         let rows: Vec<Tensor> = (0..b).map(|i| f(t[i] as usize, i)).collect::<Result<_>>()?;
         Tensor::stack(&rows, 0)

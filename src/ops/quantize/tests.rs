@@ -312,3 +312,48 @@ fn the_lookup_has_gradients_for_codes_and_convolution() -> Result<()> {
         &inputs,
     )
 }
+
+#[test]
+fn perturbed_codes_change_what_comes_before_an_examples_step_only() -> Result<()> {
+    let (b, h, w, d, steps) = (3, 3, 5, 6, 4);
+    let schedule = Schedule::new(&POW, steps);
+    let book = codebook(19, d)?;
+    let v = random(5, &[b, h, w, d])?;
+    let indices = [4, 1 << 40, 9];
+    let noise = Noise::Drawn {
+        seed: 3,
+        indices: &indices,
+    };
+    let (t, by) = ([1, 3, 4], Perturbation::new(&book.embedding, 0.5)?);
+    let plain = quantize_until(&v, &book, &noise, &schedule, &t)?;
+    let found = quantize_until_perturbed(&v, &book, &noise, &schedule, &t, Some(&by))?;
+    let expected = reference::quantize_until(
+        &v,
+        &book,
+        &noise,
+        &schedule,
+        &t,
+        Some(&by),
+        reference::nearest,
+    )?;
+    let codes = |x: &Examples| x.codes.flatten_all()?.to_vec1::<u32>();
+    assert_eq!(codes(&found)?, codes(&expected)?);
+    assert!(relative(&found.sum, &expected.sum)? < 1e-6);
+    assert_eq!(bits(&found.noise), bits(&plain.noise));
+    // Nothing comes before the first image's step.
+    assert_eq!(bits(&found.sum.get(0)?), bits(&plain.sum.get(0)?));
+    assert_eq!(codes(&found)?[..h * w], codes(&plain)?[..h * w]);
+    assert!(relative(&found.sum.get(1)?, &plain.sum.get(1)?)? > 0.01);
+    // One image alone is perturbed as it is among others.
+    let alone = Noise::Drawn {
+        seed: 3,
+        indices: &indices[2..],
+    };
+    let v = v.narrow(0, 2, 1)?;
+    let alone = quantize_until_perturbed(&v, &book, &alone, &schedule, &t[2..], Some(&by))?;
+    assert_eq!(bits(&alone.sum), bits(&found.sum.narrow(0, 2, 1)?));
+    let given = random(6, &[steps, 1, h, w, d])?;
+    let given = Noise::Given(&given);
+    assert!(quantize_until_perturbed(&v, &book, &given, &schedule, &t[2..], Some(&by)).is_err());
+    Ok(())
+}
