@@ -20,6 +20,14 @@ pub enum Rope {
     TwoD,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timesteps {
+    Uniform,
+    /// Half of them by each step's share of the loss [ours].
+    Loss,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GeneratorConfig {
@@ -49,6 +57,8 @@ pub struct GeneratorConfig {
     pub label_dropout: f64,
     /// Probability that a code before an example's step gives way to one near it [ours].
     pub perturb: f64,
+    /// How an example's step t is drawn.
+    pub timesteps: Timesteps,
     /// Number of classes; by default taken from the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
@@ -87,6 +97,7 @@ impl Default for GeneratorConfig {
             time_std: 0.02,
             label_dropout: 0.1,
             perturb: 0.0,
+            timesteps: Timesteps::Uniform,
             classes: None,
         }
     }

@@ -19,7 +19,7 @@ mod train;
 mod validate;
 
 pub use data::{Crop, DataConfig};
-pub use generator::{GeneratorConfig, HeadInit, Rope};
+pub use generator::{GeneratorConfig, HeadInit, Rope, Timesteps};
 pub use loss::{LossConfig, Perceptual};
 pub use presets::PRESETS;
 pub use sample::{CfgSchedule, SampleConfig, is_temperature};

@@ -16,6 +16,7 @@ use super::latents::{LatentBatch, Latents};
 use super::optimizer::Optimizer;
 use super::stage::{Checkpointed, Micro, Stage, Update};
 use super::step_metrics::StepMetrics;
+use super::timesteps::Drawn;
 use crate::config::{Config, HeadInit};
 use crate::error::{Result, hinted};
 use crate::model::generator::Generator;
@@ -37,6 +38,9 @@ pub struct GeneratorStage {
     /// Frozen.
     tokenizer: Tokenizer,
     perturbation: Option<Perturbation>,
+    timesteps: Drawn,
+    /// Sums and counts of the losses at each t since `timesteps` was brought up to date.
+    losses: Vec<(f64, f64)>,
     generator: Generator,
     optimizer: Optimizer,
     classes: usize,
@@ -79,6 +83,8 @@ impl GeneratorStage {
             device,
             latents,
             perturbation: perturbation(&config, &tokenizer.quantizer.codebook)?,
+            timesteps: Drawn::new(config.generator.timesteps, config.quantizer.steps),
+            losses: vec![(0.0, 0.0); config.quantizer.steps],
             tokenizer,
             generator,
             optimizer,
@@ -123,10 +129,15 @@ pub struct Targets {
     pub labels: Vec<u32>,
 }
 
-/// Draws each example's t from 1..T, and replaces its label by the empty condition with the
+/// Draws each example's t in 1..T, and replaces its label by the empty condition with the
 /// configured probability.
-pub fn draw_targets(config: &Config, seed: u64, classes: usize, batch: &LatentBatch) -> Targets {
-    let steps = config.quantizer.steps as u32;
+pub fn draw_targets(
+    config: &Config,
+    timesteps: &Drawn,
+    seed: u64,
+    classes: usize,
+    batch: &LatentBatch,
+) -> Targets {
     let drop = config.generator.label_dropout as f32;
     let draws = |purpose, index| Stream::new(seed, purpose, index, 0).draws();
     let label =
@@ -134,7 +145,7 @@ pub fn draw_targets(config: &Config, seed: u64, classes: usize, batch: &LatentBa
             true => classes as u32,
             false => label,
         };
-    let t = |&index: &u64| draws(Purpose::Timestep, index).below(steps) + 1;
+    let t = |&index: &u64| timesteps.draw(draws(Purpose::Timestep, index));
     Targets {
         t: batch.indices.iter().map(t).collect(),
         labels: batch.labels.iter().zip(&batch.indices).map(label).collect(),
@@ -143,14 +154,21 @@ pub fn draw_targets(config: &Config, seed: u64, classes: usize, batch: &LatentBa
 
 impl Stage for GeneratorStage {
     type Batch = LatentBatch;
-    type Rest = ();
+    /// Sums and counts of the losses at each t.
+    type Rest = Vec<(f64, f64)>;
 
     fn next(&mut self) -> Result<LatentBatch> {
         self.latents.next(&self.tokenizer, &self.device)
     }
 
-    fn compute(&mut self, batch: LatentBatch, _: u64) -> Result<Micro<()>> {
-        let Targets { t, labels } = draw_targets(&self.config, self.seed, self.classes, &batch);
+    fn compute(&mut self, batch: LatentBatch, _: u64) -> Result<Micro<Self::Rest>> {
+        let Targets { t, labels } = draw_targets(
+            &self.config,
+            &self.timesteps,
+            self.seed,
+            self.classes,
+            &batch,
+        );
         let noise = Noise::Drawn {
             seed: self.seed,
             indices: &batch.indices,
@@ -181,7 +199,8 @@ impl Stage for GeneratorStage {
         let tokens = |x: &Tensor| -> Result<Vec<f32>> {
             Ok(x.detach().to_dtype(candle_core::DType::F32)?.to_vec1()?)
         };
-        metrics.add_curve("loss_t", &by_timestep(&tokens(&entropy.loss)?, &t, steps));
+        let losses = by_timestep(&tokens(&entropy.loss)?, &t, steps);
+        metrics.add_curve("loss_t", &losses);
         drop((entropy.loss, condition));
         let backward = info_span!("backward").entered();
         let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
@@ -193,12 +212,28 @@ impl Stage for GeneratorStage {
         Ok(Micro {
             gradients,
             metrics,
-            rest: (),
+            rest: losses,
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, _: Vec<()>, update: Update) -> Result<StepMetrics> {
+    fn update(
+        &mut self,
+        gradients: &Gradients,
+        losses: Vec<Self::Rest>,
+        update: Update,
+    ) -> Result<StepMetrics> {
         self.optimizer.update(gradients, update.lr, update.scale)?;
+        if self.timesteps.by_loss() {
+            for micro in losses {
+                for (sum, (loss, count)) in self.losses.iter_mut().zip(micro) {
+                    *sum = (sum.0 + loss, sum.1 + count);
+                }
+            }
+        }
+        if self.timesteps.refreshes(update.step) {
+            self.timesteps.refresh(&self.losses);
+            self.losses.fill((0.0, 0.0));
+        }
         Ok(StepMetrics::default())
     }
 }
@@ -219,16 +254,21 @@ impl Checkpointed for GeneratorStage {
     }
 
     fn contents(&self) -> Result<Contents> {
+        let mut optimizer = self.optimizer.state();
+        optimizer.extend(self.timesteps.tensors(&self.losses)?);
         Ok(Contents {
             model: self.optimizer.params.tensors(),
             ema: self.optimizer.average(),
-            optimizer: self.optimizer.state(),
+            optimizer,
         })
     }
 
     fn restore(&mut self, contents: Contents, counters: &BTreeMap<String, u64>) -> Result<()> {
         let updates = counter(counters, "updates")?;
         let mut rest = contents.optimizer;
+        if self.timesteps.by_loss() {
+            self.losses = self.timesteps.restore(&mut rest)?;
+        }
         let (model, ema) = (&contents.model, &contents.ema);
         self.optimizer.restore(model, ema, &mut rest, updates)
     }

@@ -17,6 +17,7 @@ use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
 use super::stage::{Checkpointed, Step};
 use super::step_metrics::{StepMetrics, round};
+use super::timesteps::Drawn;
 use crate::config::{Config, TrainConfig};
 use crate::error::{Context, Error, Result, hinted, usage};
 use crate::model::generator::Generator;
@@ -37,6 +38,7 @@ pub struct GpuGeneratorStage {
     /// Frozen.
     tokenizer: Tokenizer,
     trainer: GpuTrainer,
+    timesteps: Drawn,
     classes: usize,
 }
 
@@ -80,6 +82,7 @@ impl GpuGeneratorStage {
         .map_err(|error| with_oom_hint(error.into(), batch))?;
         trainer.load(&params.tensors())?;
         Ok(Self {
+            timesteps: Drawn::new(config.generator.timesteps, config.quantizer.steps),
             config,
             seed,
             device,
@@ -114,7 +117,13 @@ impl GpuGeneratorStage {
     fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
         for micro in 0..config.accumulate {
             let batch = self.latents.next(&self.tokenizer, &self.device)?;
-            let Targets { t, labels } = draw_targets(&self.config, self.seed, self.classes, &batch);
+            let Targets { t, labels } = draw_targets(
+                &self.config,
+                &self.timesteps,
+                self.seed,
+                self.classes,
+                &batch,
+            );
             let examples = MicroBatch {
                 t: &t,
                 labels: &labels,
@@ -126,6 +135,11 @@ impl GpuGeneratorStage {
                 .compute(address::<f32>(&v)?, examples, micro == 0, config.accumulate)?;
         }
         self.trainer.update(learning_rate(config, step, steps))?;
+        if self.timesteps.refreshes(step) {
+            self.timesteps.refresh(&self.trainer.losses()?);
+            self.trainer
+                .set_losses(&vec![(0.0, 0.0); self.config.quantizer.steps])?;
+        }
         Ok(StepMetrics::default())
     }
 }
@@ -178,6 +192,7 @@ impl Checkpointed for GpuGeneratorStage {
         let optimizer = named(FIRST, first)
             .chain(named(SECOND, second))
             .chain([(TALLY.to_string(), tally)])
+            .chain(self.timesteps.tensors(&self.trainer.losses()?)?)
             .collect();
         Ok(Contents {
             model,
@@ -200,7 +215,12 @@ impl Checkpointed for GpuGeneratorStage {
             &moments(SECOND),
             [counter(counters, "updates")?, counter(counters, "skipped")?],
         )?;
-        let tally = contents.optimizer.get(TALLY);
+        let mut rest = contents.optimizer;
+        if self.timesteps.by_loss() {
+            let losses = self.timesteps.restore(&mut rest)?;
+            self.trainer.set_losses(&losses)?;
+        }
+        let tally = rest.get(TALLY);
         let tally = tally.context("the checkpoint holds no tally of its log line")?;
         self.trainer.set_tally(&tally.flatten_all()?.to_vec1()?)?;
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::generator::perturbation;
-use crate::config::{Config, TrainConfig};
+use crate::config::{Config, Timesteps, TrainConfig};
 use crate::model::gpu::kernels::{self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained};
 use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu};
@@ -26,6 +26,9 @@ pub struct GpuTrainer {
     average: Buffer<f32>,
     control: Buffer<f32>,
     partials: Buffer<f32>,
+    /// Tokens, loss and hits at each t [T,3] since the steps' distribution was brought up to date,
+    /// where it depends on them.
+    losses: Option<Buffer<f32>>,
     tables: Tables,
     indices: Buffer<u64>,
     order: Buffer<u32>,
@@ -74,6 +77,10 @@ impl GpuTrainer {
             average: zeros()?,
             control: Buffer::from_host(gpu, &control)?,
             partials: Buffer::zeros(gpu, 1024)?,
+            losses: match config.generator.timesteps {
+                Timesteps::Uniform => None,
+                Timesteps::Loss => Some(Buffer::zeros(gpu, 3 * s.steps)?),
+            },
             tables,
             indices: Buffer::zeros(gpu, batch)?,
             order: Buffer::zeros(gpu, batch)?,
@@ -122,7 +129,40 @@ impl GpuTrainer {
         self.network.forward(a)?;
         let weight = 1.0 / micro_batches as f32;
         self.network
-            .backward(a, &self.scratch, &self.gradients, weight, !first)
+            .backward(a, &self.scratch, &self.gradients, weight, !first)?;
+        match &self.losses {
+            None => Ok(()),
+            Some(losses) => kernels::tally(
+                &gpu,
+                &s,
+                a.loss.address(),
+                a.hits.address(),
+                a.conditions.t.address(),
+                a.image_sums.address(),
+                losses.address(),
+            ),
+        }
+    }
+
+    /// Loss and tokens at each t since [`GpuTrainer::set_losses`], where the steps' distribution
+    /// depends on them; synchronises with the GPU.
+    pub fn losses(&self) -> Result<Vec<(f64, f64)>> {
+        let Some(losses) = &self.losses else {
+            return Ok(Vec::new());
+        };
+        let row = |row: &[f32]| (f64::from(row[1]), f64::from(row[0]));
+        Ok(losses.read()?.chunks_exact(3).map(row).collect())
+    }
+
+    /// Restores what [`GpuTrainer::losses`] returned.
+    pub fn set_losses(&mut self, losses: &[(f64, f64)]) -> Result<()> {
+        let flat = losses
+            .iter()
+            .flat_map(|&(loss, n)| [n as f32, loss as f32, 0.0]);
+        match &mut self.losses {
+            Some(to) => to.write(&flat.collect::<Vec<_>>()),
+            None => Ok(()),
+        }
     }
 
     /// One update from the step's gradients. If they are not finite, it changes nothing and is

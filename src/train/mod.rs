@@ -23,6 +23,7 @@ pub mod start;
 pub mod start_generator;
 pub mod start_vae;
 pub mod step_metrics;
+pub mod timesteps;
 pub mod usage;
 pub mod vae;
 pub mod validation;

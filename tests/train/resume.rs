@@ -55,6 +55,31 @@ fn resume_is_bit_identical_for_the_generator() {
     resumed_run_is_the_uninterrupted_one(GENERATOR);
 }
 
+/// Beyond the step at which the distribution of t is brought up to date for the first time, 64.
+#[test]
+fn resume_is_bit_identical_with_the_generators_options() {
+    let lab = Lab::new();
+    let options = [
+        "--set",
+        "generator.adaln_rank=8",
+        "--set",
+        "generator.perturb=0.3",
+        "--set",
+        "generator.timesteps=loss",
+        "--set",
+        "train_gen.lr_min=0.1",
+    ];
+    let to = |step| [&options[..], &["--steps", step]].concat();
+    lab.train(GENERATOR, "whole", &to("72"));
+    for (step, resumed) in [("60", "66"), ("66", "72")] {
+        let run = format!("parts-{step}");
+        lab.run(&lab.start(GENERATOR, &run, &to(step)));
+        lab.run(&[GENERATOR, "--resume", &run, "--steps", resumed]);
+        lab.run(&[GENERATOR, "--resume", &run, "--steps", "72"]);
+        assert_same(&lab.path("whole"), &lab.path(&run));
+    }
+}
+
 /// The same command again and again, as from a scheduler that requeues.
 #[test]
 fn auto_starts_a_run_and_goes_on_with_it() {
