@@ -49,6 +49,9 @@ pub enum Purpose {
     Subset = 9,
     /// Which codes of a training example give way to others; index: the example's number.
     Perturb = 10,
+    /// Which elements of a generator's branch are dropped; index: the example's number, t: the
+    /// block.
+    Dropout = 11,
 }
 
 /// One stream of numbers, with fixed seed, purpose, index and t.

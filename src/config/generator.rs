@@ -55,6 +55,8 @@ pub struct GeneratorConfig {
     pub label_std: f64,
     pub time_std: f64,
     pub label_dropout: f64,
+    /// Probability that an element of an MLP's branch is dropped in training [ours].
+    pub dropout: f64,
     /// Probability that a code before an example's step gives way to one near it [ours].
     pub perturb: f64,
     /// How an example's step t is drawn.
@@ -96,6 +98,7 @@ impl Default for GeneratorConfig {
             label_std: 0.02,
             time_std: 0.02,
             label_dropout: 0.1,
+            dropout: 0.0,
             perturb: 0.0,
             timesteps: Timesteps::Uniform,
             classes: None,

@@ -207,6 +207,7 @@ fn generator(g: &GeneratorConfig, embed_dim: usize) -> Result<()> {
     at_least_zero("generator.label_std", g.label_std)?;
     at_least_zero("generator.time_std", g.time_std)?;
     below_one("generator.label_dropout", g.label_dropout)?;
+    below_one("generator.dropout", g.dropout)?;
     below_one("generator.perturb", g.perturb)?;
     g.classes
         .map_or(Ok(()), |n| from_one("generator.classes", n, 1 << 20))

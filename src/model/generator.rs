@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 
+use super::dropout::Dropout;
 use super::layers::Linear;
 use super::pseudo_inverse::pseudo_inverse;
 use crate::config::{Config, Rope};
@@ -95,8 +96,19 @@ impl Generator {
     }
 
     pub fn forward(&self, noise: &Tensor, sum: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        self.forward_dropping(noise, sum, condition, None)
+    }
+
+    /// [`Generator::forward`] in training, with dropout where it is asked for.
+    pub fn forward_dropping(
+        &self,
+        noise: &Tensor,
+        sum: &Tensor,
+        condition: &Tensor,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
         let x = self.embed(noise, sum)?;
-        let x = self.transform(&x, &self.modulation(condition)?)?;
+        let x = self.blocks(&x, &self.modulation(condition)?, dropout)?;
         self.head(&x)
     }
 
@@ -114,6 +126,15 @@ impl Generator {
 
     /// The output of the blocks [B,N,C], normalized and modulated for the head.
     pub fn transform(&self, embedded: &Embedded, modulation: &Modulation) -> Result<Tensor> {
+        self.blocks(embedded, modulation, None)
+    }
+
+    fn blocks(
+        &self,
+        embedded: &Embedded,
+        modulation: &Modulation,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
         let Embedded { inputs, x } = embedded;
         let mut x = x.clone();
         for (i, (block, parts)) in self.blocks.iter().zip(&modulation.blocks).enumerate() {
@@ -121,7 +142,7 @@ impl Generator {
                 Some(projected) if i == 0 => ops::rms_norm_projected(inputs, &x, projected, EPS)?,
                 _ => block.qkv(&x, parts)?,
             };
-            x = block.forward(&x, &qkv, parts, &self.rope)?;
+            x = block.forward(&x, &qkv, parts, &self.rope, dropout.map(|d| (d, i)))?;
         }
         let [shift, scale] = &modulation.last;
         ops::rms_norm_modulate(&x, shift, scale, EPS)
@@ -343,18 +364,24 @@ impl Block {
         self.qkv.forward(&rows)
     }
 
-    /// x [B,N,C] and its q, k and v; `m`: shift, scale, gate of each branch [B,C].
+    /// x [B,N,C] and its q, k and v; `m`: shift, scale, gate of each branch [B,C]; what drops
+    /// elements of the second, and this block's number for it.
     fn forward(
         &self,
         x: &Tensor,
         qkv: &Tensor,
         m: &[Tensor; 6],
         rope: &RopeTable,
+        dropout: Option<(&Dropout, usize)>,
     ) -> Result<Tensor> {
         let branch = ops::attention(qkv, self.heads, Some(rope))?;
         let branch = self.proj.forward(&branch)?;
         let x = ops::gate_residual(x, &m[2], &branch)?;
         let branch = self.mlp(&ops::rms_norm_modulate(&x, &m[3], &m[4], EPS)?)?;
+        let branch = match dropout {
+            Some((dropout, block)) => dropout.apply(&branch, block)?,
+            None => branch,
+        };
         ops::gate_residual(&x, &m[5], &branch)
     }
 
@@ -416,6 +443,30 @@ mod tests {
         let (full, low) = (count(None)?, count(Some(64))?);
         // A block's 384 × 2304 become 384 × 64 and 64 × 2304.
         assert_eq!(full - low, 8 * (384 * 2304 - 64 * (384 + 2304)));
+        Ok(())
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_depends_on_example_and_block_only() -> Result<()> {
+        let x = Tensor::ones((2, 40, 64), DType::F32, &Device::Cpu)?;
+        let of = |indices: &[u64], x: &Tensor, block| -> Result<Vec<f32>> {
+            let dropout = Dropout {
+                probability: 0.25,
+                seed: 3,
+                indices,
+            };
+            dropout.apply(x, block)?.flatten_all()?.to_vec1()
+        };
+        let both = of(&[7, 9], &x, 1)?;
+        let kept = both.iter().filter(|&&x| x > 0.0).count() as f64;
+        let (n, p) = (both.len() as f64, 0.75);
+        assert!(
+            (kept - n * p).abs() < 4.5 * (n * p * (1.0 - p)).sqrt(),
+            "{kept} of {n}"
+        );
+        assert!(both.iter().all(|&x| x == 0.0 || x == 4.0 / 3.0));
+        assert_eq!(of(&[9], &x.narrow(0, 0, 1)?, 1)?, both[both.len() / 2..]);
+        assert_ne!(of(&[7, 9], &x, 2)?, both);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 mod blocks;
 mod decoder;
 pub mod discriminator;
+pub mod dropout;
 mod encoder;
 pub mod generator;
 #[cfg(feature = "cuda")]

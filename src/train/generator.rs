@@ -19,6 +19,7 @@ use super::step_metrics::StepMetrics;
 use super::timesteps::Drawn;
 use crate::config::{Config, HeadInit};
 use crate::error::{Result, hinted};
+use crate::model::dropout::Dropout;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::{Codebook, Noise, Perturbation, Tape, arrange, cross_entropy};
@@ -185,9 +186,15 @@ impl Stage for GeneratorStage {
         let condition = self
             .generator
             .condition(&labels, &Tensor::new(t.as_slice(), &self.device)?)?;
-        let logits = self
-            .generator
-            .forward(&examples.noise, &examples.sum, &condition)?; // [B,N,K]
+        let dropout = Dropout {
+            probability: self.config.generator.dropout,
+            seed: self.seed,
+            indices: &batch.indices,
+        };
+        let dropout = (dropout.probability != 0.0).then_some(&dropout);
+        let logits =
+            self.generator
+                .forward_dropping(&examples.noise, &examples.sum, &condition, dropout)?; // [B,N,K]
         let logits = arrange::reshape(&logits, ((), logits.dim(2)?))?;
         let entropy = cross_entropy(&logits, &examples.codes.flatten_all()?)?; // [B·N]
         drop(logits);

@@ -8,7 +8,9 @@ use candle_core::{Result, Tensor};
 
 use super::generator::perturbation;
 use crate::config::{Config, Timesteps, TrainConfig};
-use crate::model::gpu::kernels::{self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, Trained};
+use crate::model::gpu::kernels::{
+    self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, DropoutAt, Trained,
+};
 use crate::model::gpu::{Activations, Network, Scratch};
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::Codebook;
@@ -64,12 +66,20 @@ impl GpuTrainer {
         let mut control = vec![0f32; CONTROL];
         control[1] = train.clip as f32;
         control[2] = train.ema_decay as f32;
+        let mut activations = Activations::new(gpu, s, train.recompute_blocks)?;
+        let indices = Buffer::<u64>::zeros(gpu, batch)?;
+        let probability = config.generator.dropout;
+        activations.trunk.dropout = (probability != 0.0).then(|| DropoutAt {
+            probability,
+            seed,
+            indices: indices.address(),
+        });
         let mut tables = Tables::new(gpu, codebook, schedule)?;
         if let Some(perturbation) = perturbation(config, codebook)? {
             tables.perturb(gpu, &perturbation)?;
         }
         Ok(Self {
-            activations: Activations::new(gpu, s, train.recompute_blocks)?,
+            activations,
             scratch: Scratch::new(gpu, s)?,
             gradients: zeros()?,
             first: zeros()?,
@@ -82,7 +92,7 @@ impl GpuTrainer {
                 Timesteps::Loss => Some(Buffer::zeros(gpu, 3 * s.steps)?),
             },
             tables,
-            indices: Buffer::zeros(gpu, batch)?,
+            indices,
             order: Buffer::zeros(gpu, batch)?,
             adam: Adam {
                 beta1: train.betas.0 as f32,

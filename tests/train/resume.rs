@@ -67,6 +67,8 @@ fn resume_is_bit_identical_with_the_generators_options() {
         "--set",
         "generator.timesteps=loss",
         "--set",
+        "generator.dropout=0.2",
+        "--set",
         "train_gen.lr_min=0.1",
     ];
     let to = |step| [&options[..], &["--steps", step]].concat();

@@ -6,7 +6,7 @@
 use candle_core::Result;
 use half::bf16;
 
-use super::kernels::{Sizes, attention_parts, row_sums_scratch, swiglu_in_products};
+use super::kernels::{DropoutAt, Sizes, attention_parts, row_sums_scratch, swiglu_in_products};
 use crate::ops::cuda::{Buffer, Gpu};
 
 /// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate, unless that is
@@ -239,6 +239,8 @@ pub struct Trunk {
     inner: Vec<Inner>,
     /// Whether a gradient follows.
     pub(super) gradient: bool,
+    /// In training, where it is asked for.
+    pub dropout: Option<DropoutAt>,
     /// The residual stream between a block's branches [C].
     pub x_mid: Buffer<bf16>,
     /// The last residual stream (unless its branch is added within a product), its normalised form [C], 1/rms.
@@ -263,6 +265,7 @@ impl Trunk {
                 .map(|_| Inner::new(gpu, s))
                 .collect::<Result<_>>()?,
             gradient: sets.gradient,
+            dropout: None,
             x_mid: bf(c)?,
             x: bf(c)?,
             y: bf(c)?,

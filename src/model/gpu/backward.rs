@@ -190,6 +190,9 @@ impl Pass<'_> {
         let at = |which| network.modulation(i, which);
         let [dx, dx_mid] = [&scratch.dx[0], &scratch.dx[1]].map(Buffer::address);
         let dbranch = scratch.dbranch.address();
+        if let Some(dropout) = a.trunk.dropout {
+            kernels::dropout(gpu, s, dbranch, i, dropout)?;
+        }
 
         if !a.trunk.keeps_inner(i) {
             let stream = Residual {

@@ -22,8 +22,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 
+use super::kernels::DropoutAt;
 use super::{Activations, Network, Scratch};
 use crate::config::{Config, ScheduleConfig};
+use crate::model::dropout::Dropout;
 use crate::model::generator::Generator;
 use crate::model::schedule::Schedule;
 pub use crate::ops::cuda::compare::Row;
@@ -76,6 +78,9 @@ pub fn generator(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         let name = format!("{side}×{side}, rank {rank}");
         rows.extend(generator_of(gpu, &name, &config, batch)?);
     }
+    let mut config = small(7, true);
+    config.generator.dropout = 0.2;
+    rows.extend(generator_of(gpu, "7×7, dropout", &config, 3)?);
     // A small model that ships; then so few multiprocessors that the kernels of many rows serve it, as they serve large batches on a whole card.
     let mut config = small(8, true);
     (config.generator.width, config.generator.heads) = (Some(384), Some(6));
@@ -109,14 +114,27 @@ fn generator_of(gpu: &Arc<Gpu>, kind: &str, config: &Config, batch: usize) -> Re
 
     let on_cpu = |v: &[u32]| Tensor::new(v, &Device::Cpu);
     let condition = model.condition(&on_cpu(&labels)?, &on_cpu(&t)?)?;
-    let logits = model.forward(&noise, &sum, &condition)?.flatten_to(1)?;
+    let dropout = Dropout {
+        probability: config.generator.dropout,
+        seed: (7 << 33) + 1,
+        indices: &indices,
+    };
+    let dropping = (dropout.probability != 0.0).then_some(&dropout);
+    let logits = model.forward_dropping(&noise, &sum, &condition, dropping)?;
+    let logits = logits.flatten_to(1)?;
     let loss = cross_entropy_on_cpu(&logits, &on_cpu(&codes)?)?.loss;
     let store = loss.mean_all()?.backward()?;
 
     let mut network = Network::new(gpu.clone(), config, CLASSES, batch)?;
     network.load(&params.tensors())?;
+    let numbers = Buffer::from_host(gpu, &indices)?;
     let prepare = |recomputed| -> Result<Activations> {
         let mut a = Activations::new(gpu, &network.sizes, recomputed)?;
+        a.trunk.dropout = dropping.map(|dropout| DropoutAt {
+            probability: dropout.probability,
+            seed: dropout.seed,
+            indices: numbers.address(),
+        });
         a.noise.write(&noise.flatten_all()?.to_vec1::<f32>()?)?;
         a.sum.write(&sum.flatten_all()?.to_vec1::<f32>()?)?;
         a.conditions.labels.write(&labels)?;

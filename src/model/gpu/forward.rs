@@ -323,7 +323,11 @@ impl Network {
         let name = format!("blocks.{i}.mlp.w3");
         let hidden = a.inner(i).hidden.address();
         let after = a.ends(i + 1).x.address(); // without a gradient all blocks' are one
-        self.branch(s, a, &name, (hidden, s.hidden), stream, after)
+        let stream = self.branch(s, a, &name, (hidden, s.hidden), stream, after)?;
+        if let Some(dropout) = a.dropout {
+            kernels::dropout(&self.gpu, s, stream.branch, i, dropout)?;
+        }
+        Ok(stream)
     }
 
     /// The last product of a branch, of rows of so many columns at an address; the stream it is to be added to. Where no gradient needs

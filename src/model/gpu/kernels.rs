@@ -311,6 +311,23 @@ pub fn add_position(gpu: &Gpu, s: &Sizes, x: u64, position: u64) -> Result<()> {
         x, position, total as i64, count as i32)
 }
 
+/// Dropout in a pass: as [`Dropout`](crate::model::dropout::Dropout), the examples' numbers u64 [B] at an address.
+#[derive(Debug, Clone, Copy)]
+pub struct DropoutAt {
+    pub probability: f64,
+    pub seed: u64,
+    pub indices: u64,
+}
+
+/// Drops elements of a block's branch or of its gradient, rows [B·N, C], in place.
+pub fn dropout(gpu: &Gpu, s: &Sizes, x: u64, block: usize, at: DropoutAt) -> Result<()> {
+    let (total, count) = (s.rows() * s.width, s.tokens * s.width);
+    let [low, high] = [at.seed as u32, (at.seed >> 32) as u32];
+    let scale = 1.0 / (1.0 - at.probability);
+    launch!(gpu, "condition", "dropout", (blocks(total / 8, THREADS), 1, 1), THREADS, 0;
+        x, at.indices, low, high, block as i32, total as i64, count as i32, at.probability as f32, scale as f32)
+}
+
 /// Elements of scratch that [`row_sums`] takes.
 pub fn row_sums_scratch(rows: usize, columns: usize) -> usize {
     rows.div_ceil(SUM_ROWS) * columns

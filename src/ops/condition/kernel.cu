@@ -1,5 +1,6 @@
 // The generator's edges: its input rows, the condition (time features, label embedding, SiLU) and its gradient, learned positions, sums over
 // rows for biases, and the tally of losses. All small beside the products; sums in a fixed order, no atomics.
+#include "../cuda/philox.cuh"
 #include "../cuda/vector.cuh"
 
 // [ε_t | z'_{t−1}] of every token, f32 → bf16 rows of 2d; d a multiple of 8.
@@ -63,6 +64,25 @@ extern "C" __global__ void __launch_bounds__(256) add_position(bf16* x, const bf
     const Eight b = load8(position + i % count);
 #pragma unroll
     for (int j = 0; j < 8; ++j) a.x[j] += b.x[j];
+    store8(x + i, a);
+}
+
+// Dropout of a branch x bf16 [B, count], and of its gradient: an element is 0 where its number is below p, else times `scale`; count a
+// multiple of 8. src/model/dropout.rs, but for the rounding to bf16.
+extern "C" __global__ void __launch_bounds__(256) dropout(bf16* x, const uint64_t* indices, uint32_t seed_low, uint32_t seed_high, int block, long long total,
+                                                          int count, float p, float scale) {
+    const long long i = 8 * (blockIdx.x * 256ll + threadIdx.x);
+    if (i >= total) return;
+    const long long image = i / count;
+    const uint32_t first = static_cast<uint32_t>(i - image * count) / 4;
+    Eight a = load8(x + i);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const uint4 w = philox_words(make_uint2(seed_low, seed_high), 11, indices[image], block, first + half);
+        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) a.x[4 * half + j] = philox_uniform(words[j]) < p ? 0.f : a.x[4 * half + j] * scale;
+    }
     store8(x + i, a);
 }
 

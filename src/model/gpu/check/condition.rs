@@ -9,6 +9,7 @@ use super::kernel::{
     ALLOWED_F32, Floats, Halves, NONE, compare, compare_f32, flat, same_bits, unwritten,
     unwritten_f32,
 };
+use crate::model::dropout::Dropout;
 use crate::model::gpu::{Sizes, kernels};
 use crate::ops::cuda::{Buffer, Gpu};
 
@@ -30,6 +31,7 @@ pub fn condition(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     rows.extend(activations(gpu)?);
     rows.extend(row_sums(gpu)?);
     rows.extend(tally(gpu)?);
+    rows.push(dropout(gpu)?);
     Ok(rows)
 }
 
@@ -83,6 +85,27 @@ fn inputs(gpu: &Gpu) -> Result<Vec<Row>> {
         )?,
         compare(name("time features"), &features, &waves)?,
     ])
+}
+
+/// The same elements as on the CPU, of images that end within a block of threads.
+fn dropout(gpu: &Gpu) -> Result<Row> {
+    let s = &SIZES;
+    let x = Halves::new(gpu, 8, &[s.batch, s.tokens, s.width])?;
+    let indices = [3, 1 << 40, 4, (5 << 32) + 1, 0];
+    let on_cpu = Dropout {
+        probability: 0.3,
+        seed: (1 << 63) + 9,
+        indices: &indices,
+    };
+    let expected = flat(&on_cpu.apply(&x.values, 2)?)?;
+    let numbers = Buffer::from_host(gpu, &indices)?;
+    let at = kernels::DropoutAt {
+        probability: on_cpu.probability,
+        seed: on_cpu.seed,
+        indices: numbers.address(),
+    };
+    kernels::dropout(gpu, s, x.address(), 2, at)?;
+    same_bits(name("dropout: bits that differ"), &x.on_card, &expected)
 }
 
 fn embedding(gpu: &Gpu) -> Result<Vec<Row>> {
