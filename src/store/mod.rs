@@ -6,6 +6,7 @@ pub mod codes;
 pub mod digest;
 pub mod elements;
 pub mod foreign;
+pub mod int8;
 pub mod model;
 pub mod names;
 pub mod npz;

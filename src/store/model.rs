@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::bundle::{Bundle, Tensors};
+use super::bundle::{self, Bundle, Tensors};
 use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
+use super::tensors;
 use crate::config::Config;
 use crate::error::{Context, Hinted, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
@@ -88,6 +89,15 @@ pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
     let (run, checkpoint) = RunFolder::locate(path)?;
     of_checkpoint(&run, &checkpoint, weights)
         .with_context(|| format!("cannot load {}", path.display()))
+}
+
+/// The weights at `path` that a tokenizer may start from: a bundle's tokenizer, or all tensors of
+/// another file.
+pub fn tokenizer_weights(path: &Path) -> Result<Tensors> {
+    match bundle::is_bundle(path) {
+        true => Ok(Bundle::read(path)?.tokenizer),
+        false => tensors::read(path),
+    }
 }
 
 fn of_checkpoint(run: &RunFolder, checkpoint: &Path, weights: Weights) -> Result<Bundle> {

@@ -24,11 +24,31 @@ use crate::error::{Error, Result, hinted};
 /// The strings of a file's `__metadata__`.
 pub type Metadata = BTreeMap<String, String>;
 
-/// One tensor as stored in a file, for types that candle lacks (u16).
+/// One tensor as stored in a file, for types that candle lacks (i8, u16).
+#[derive(Debug, Clone)]
 pub struct Raw<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Raw<'a> {
+    /// The elements of `tensor`, row by row.
+    pub fn from_tensor(tensor: &Tensor) -> Raw<'_> {
+        Raw {
+            dtype: View::dtype(&tensor),
+            shape: tensor.dims().to_vec(),
+            bytes: tensor.data(),
+        }
+    }
+
+    fn of(view: &TensorView<'a>) -> Self {
+        Self {
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            bytes: Cow::Borrowed(view.data()),
+        }
+    }
 }
 
 impl View for Raw<'_> {
@@ -138,7 +158,7 @@ impl Reader {
         tensors
             .into_iter()
             .map(|(name, view)| {
-                let tensor = self.tensor(&name, &view)?;
+                let tensor = self.tensor(&name, &Raw::of(&view))?;
                 Ok((name, (tensor, view.dtype())))
             })
             .collect()
@@ -147,18 +167,21 @@ impl Reader {
     /// The bytes of one tensor as stored in the file.
     pub fn raw(&self, name: &str) -> Result<Option<Raw<'_>>> {
         match self.parsed()?.tensor(name) {
-            Ok(view) => Ok(Some(Raw {
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: Cow::Borrowed(view.data()),
-            })),
+            Ok(view) => Ok(Some(Raw::of(&view))),
             Err(SafeTensorError::TensorNotFound(_)) => Ok(None),
             Err(e) => Err(self.not_safetensors(&e)),
         }
     }
 
-    fn tensor(&self, name: &str, view: &TensorView<'_>) -> Result<Tensor> {
-        elements::tensor(view.dtype(), view.data(), view.shape()).map_err(|what| {
+    /// All tensors as stored in the file.
+    pub fn raws(&self) -> Result<BTreeMap<String, Raw<'_>>> {
+        let views = self.parsed()?.tensors().into_iter();
+        Ok(views.map(|(name, view)| (name, Raw::of(&view))).collect())
+    }
+
+    /// The tensor `name` of this file, on the CPU, in its type as far as candle has it.
+    pub fn tensor(&self, name: &str, raw: &Raw<'_>) -> Result<Tensor> {
+        elements::tensor(raw.dtype, &raw.bytes, &raw.shape).map_err(|what| {
             hinted(
                 format!("{}: `{name}` {what}", self.name),
                 "convert it to F32",

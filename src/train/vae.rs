@@ -33,7 +33,7 @@ use crate::model::tokenizer::{Tokenizer, straight_through};
 use crate::ops::{self, HeldWeights, Noise, Quantized, Tape, global_norm};
 use crate::sample::Scale;
 use crate::store::Scope;
-use crate::store::tensors;
+use crate::store::model::tokenizer_weights;
 
 const USAGE: &str = "interval_codes";
 const COUNTS: &str = "code_counts";
@@ -123,7 +123,7 @@ impl VaeStage {
 
     /// Loads weights of a file where they match, into the parameters and the average.
     pub fn start_from(&mut self, path: &Path) -> Result<()> {
-        set_what_fits(&self.optimizer.params, &tensors::read(path)?, path)?;
+        set_what_fits(&self.optimizer.params, &tokenizer_weights(path)?, path)?;
         self.optimizer.restart_average()
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
@@ -16,7 +17,7 @@ use crate::store::codes::{self, Codes};
 use crate::store::npz::Npz;
 use crate::store::run::{self, CheckpointInfo, RunFolder};
 use crate::store::safetensors::{Header, Reader};
-use crate::store::{digest, tensors};
+use crate::store::{digest, int8, tensors};
 use crate::telemetry::MetricsLog;
 
 pub(super) type Facts = Map<String, Value>;
@@ -113,7 +114,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     facts.insert("bytes".into(), json!(bytes));
     facts.insert("sha256".into(), json!(digest::sha256(path)?));
     match format.as_str() {
-        bundle::FORMAT => {
+        bundle::FORMAT | bundle::FORMAT_INT8 => {
             let bundle = Bundle::read(path)?;
             let hash = bundle.tokenizer_hash()?;
             facts.insert("tokenizer_hash".into(), json!(hash));
@@ -222,6 +223,9 @@ fn dtype(descriptor: &str) -> String {
 fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) {
     let mut parts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (name, (_, shape)) in &header.tensors {
+        if is_scale(name, header) {
+            continue;
+        }
         let part: Vec<&str> = name.split('.').take(depth).collect();
         let entry = parts.entry(part.join(".")).or_default();
         entry.0 += 1;
@@ -240,6 +244,13 @@ fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) 
     if each_tensor {
         tensor_list(header, facts);
     }
+}
+
+/// Whether `name` holds the scales of 8-bit weights, which are no parameters.
+fn is_scale(name: &str, header: &Header) -> bool {
+    let scaled = name.strip_suffix(int8::SCALE);
+    let scaled = scaled.and_then(|name| header.tensors.get(name));
+    scaled.is_some_and(|(dtype, _)| *dtype == Dtype::I8)
 }
 
 fn tensor_list(header: &Header, facts: &mut Facts) {
