@@ -12,9 +12,9 @@ use ::safetensors::Dtype;
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
-use super::digest;
 use super::int8::{self, Int8};
 use super::safetensors::{self, Metadata, Raw, Reader};
+use super::{builtin, digest};
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
 
@@ -59,7 +59,18 @@ impl Bundle {
 
     /// Errors: not a bundle; an unknown version, which is named; an invalid configuration.
     pub fn read(path: &Path) -> Result<Self> {
-        let reader = Reader::open(path)?;
+        Self::of(&Reader::open(path)?, path)
+    }
+
+    /// The model that is built into the program, dequantised from where it lies.
+    ///
+    /// Errors: there is none; the file that was built in is no bundle.
+    pub fn built_in() -> Result<Self> {
+        let path = Path::new(builtin::NAME);
+        Self::of(&Reader::of_built_in(builtin::bytes()?, path)?, path)
+    }
+
+    fn of(reader: &Reader, path: &Path) -> Result<Self> {
         let metadata = reader.header()?.metadata;
         let format = metadata.get("format").map(String::as_str);
         if ![Some(FORMAT), Some(FORMAT_INT8)].contains(&format) {
@@ -73,7 +84,7 @@ impl Bundle {
         let config = Config::from_json(text("config"))
             .with_context(|| format!("{}: `config`", path.display()))?;
         let (mut tokenizer, mut generator) = (Tensors::new(), Tensors::new());
-        for (name, tensor) in tensors(&reader, path)? {
+        for (name, tensor) in tensors(reader, path)? {
             let (part, name) = if let Some(name) = name.strip_prefix(TOKENIZER) {
                 (&mut tokenizer, name)
             } else if let Some(name) = name.strip_prefix(GENERATOR) {

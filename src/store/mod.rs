@@ -1,6 +1,7 @@
 //! Parameters by name and the files that hold them.
 
 pub mod atomic;
+pub mod builtin;
 pub mod bundle;
 pub mod codes;
 pub mod digest;

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -73,9 +74,26 @@ pub struct Header {
     pub metadata: Metadata,
 }
 
+enum Bytes {
+    Mapped(Mmap),
+    /// In the program.
+    BuiltIn(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::BuiltIn(bytes) => bytes,
+        }
+    }
+}
+
 /// A mapped file whose header was checked against its size.
 pub struct Reader {
-    map: Mmap,
+    bytes: Bytes,
     name: String,
     path: PathBuf,
 }
@@ -97,14 +115,26 @@ impl Reader {
         // place; if another program truncates the file while it is read, a signal ends this
         // process.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        let path = path.to_path_buf();
-        let reader = Self { map, name, path };
+        Self::new(Bytes::Mapped(map), path)
+    }
+
+    /// Reads bytes of the program as the file at `path`, the name in errors.
+    pub fn of_built_in(bytes: &'static [u8], path: &Path) -> Result<Self> {
+        Self::new(Bytes::BuiltIn(bytes), path)
+    }
+
+    fn new(bytes: Bytes, path: &Path) -> Result<Self> {
+        let reader = Self {
+            bytes,
+            name: path.display().to_string(),
+            path: path.to_path_buf(),
+        };
         reader.parsed()?;
         Ok(reader)
     }
 
     fn parsed(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| self.not_safetensors(&e))
+        SafeTensors::deserialize(&self.bytes).map_err(|e| self.not_safetensors(&e))
     }
 
     fn not_safetensors(&self, cause: &SafeTensorError) -> Error {
@@ -132,7 +162,7 @@ impl Reader {
 
     pub fn header(&self) -> Result<Header> {
         let (_, header) =
-            SafeTensors::read_metadata(&self.map).map_err(|e| self.not_safetensors(&e))?;
+            SafeTensors::read_metadata(&self.bytes).map_err(|e| self.not_safetensors(&e))?;
         let tensors = header
             .tensors()
             .into_iter()

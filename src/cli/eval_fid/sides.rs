@@ -22,9 +22,8 @@ use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::Statistics;
 use crate::metrics::{FeatureNetwork, Tap};
 use crate::sample::Pretrained;
-use crate::store::atomic;
-use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};
+use crate::store::{atomic, builtin, digest};
 use crate::telemetry::Progress;
 
 /// Samples to draw if --num is left out: the number behind FIDs in papers.
@@ -78,7 +77,8 @@ pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
 /// disk.
 pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec<Setting>> {
     let path = &args.samples;
-    let is_model = path.extension().is_some_and(|e| e == "safetensors")
+    let is_model = path == Path::new(builtin::NAME)
+        || path.extension().is_some_and(|e| e == "safetensors")
         || path.join("config.toml").is_file()
         || path.join("state.json").is_file();
     if !is_model {

@@ -17,17 +17,27 @@ use crate::store::codes::{self, Codes};
 use crate::store::npz::Npz;
 use crate::store::run::{self, CheckpointInfo, RunFolder};
 use crate::store::safetensors::{Header, Reader};
-use crate::store::{digest, int8, tensors};
+use crate::store::{builtin, digest, int8, tensors};
 use crate::telemetry::MetricsLog;
 
 pub(super) type Facts = Map<String, Value>;
 
 /// Errors: there is nothing at `path`, or it is of no known kind.
 pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
-    let found = fs::metadata(path)
-        .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
     let mut facts = Facts::new();
     facts.insert("path".into(), json!(path.display().to_string()));
+    if path == Path::new(builtin::NAME) {
+        let bytes = builtin::bytes()?;
+        facts.insert("kind".into(), json!("built-in bundle"));
+        facts.insert("bytes".into(), json!(bytes.len()));
+        facts.insert("sha256".into(), json!(digest::of_bytes(bytes)));
+        let header = Reader::of_built_in(bytes, path)?.header()?;
+        facts.insert("format".into(), json!(header.metadata["format"]));
+        of_bundle(Bundle::built_in()?, &header, each_tensor, &mut facts)?;
+        return Ok(facts);
+    }
+    let found = fs::metadata(path)
+        .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
     if found.is_dir() {
         if run::is_checkpoint(path) || path.join("state.json").is_file() {
             checkpoint(path, each_tensor, &mut facts)?;
@@ -116,14 +126,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     facts.insert("sha256".into(), json!(digest::sha256(path)?));
     match format.as_str() {
         bundle::FORMAT | bundle::FORMAT_INT8 => {
-            let bundle = Bundle::read(path)?;
-            let hash = bundle.tokenizer_hash()?;
-            facts.insert("tokenizer_hash".into(), json!(hash));
-            weights(&header, depth, each_tensor, facts);
-            facts.insert("classes".into(), bundle.classes);
-            facts.insert("metrics".into(), bundle.metrics);
-            facts.insert("provenance".into(), bundle.provenance);
-            facts.insert("config".into(), serde_json::to_value(bundle.config)?);
+            of_bundle(Bundle::read(path)?, &header, each_tensor, facts)?;
         }
         codes::FORMAT => {
             let codes = Codes::read(path)?;
@@ -149,6 +152,17 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
             tensor_list(&header, facts);
         }
     }
+    Ok(())
+}
+
+fn of_bundle(bundle: Bundle, header: &Header, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let hash = bundle.tokenizer_hash()?;
+    facts.insert("tokenizer_hash".into(), json!(hash));
+    weights(header, 2, each_tensor, facts);
+    facts.insert("classes".into(), bundle.classes);
+    facts.insert("metrics".into(), bundle.metrics);
+    facts.insert("provenance".into(), bundle.provenance);
+    facts.insert("config".into(), serde_json::to_value(bundle.config)?);
     Ok(())
 }
 
