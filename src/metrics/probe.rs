@@ -8,15 +8,18 @@
 //! `classes`, `made_by` (network, its weights, resize, images) and `metrics`.
 
 pub mod fit;
+pub mod reject;
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::features::{FeatureNetwork, Rows};
 use super::inception::{self, Output};
 use super::report::{Evaluation, Measurement};
+use super::resize::Preprocess;
 use super::side::Side;
 use super::stats_file::MadeBy;
 use crate::data::Classes;
@@ -188,6 +191,17 @@ impl Probe {
             ("metrics".to_string(), self.metrics.to_string()),
         ]);
         safetensors::write_views(path, views, &metadata)
+    }
+
+    /// The resize of the features it was fitted to.
+    pub fn preprocess(&self) -> Result<Preprocess> {
+        let name = &self.made_by.preprocess;
+        Preprocess::from_str(name, false).map_err(|_| {
+            hinted(
+                format!("--probe: fitted with --preprocess {name}, which is unknown"),
+                "a newer rdpm wrote it: use that one",
+            )
+        })
     }
 
     /// D.

@@ -1,6 +1,10 @@
+use image::RgbImage;
+
 use super::fit::{Settings, fit};
+use super::reject::{Kept, Rejection};
 use super::*;
 use crate::error::report;
+use crate::metrics::features::Tap;
 use crate::rng::{Purpose, Stream};
 
 const D: usize = 12;
@@ -189,5 +193,107 @@ fn classes_are_found_by_name_and_others_are_named() -> Result<()> {
     let (text, code) = report(&probe.classes_of(&classes, &[0, 2]).unwrap_err());
     assert!(text.contains("index:2 (cat) is not among its 5"), "{text}");
     assert_eq!(code, 2);
+    Ok(())
+}
+
+/// Features are the first D pixels' reds.
+struct Reds([Tap; 1]);
+
+impl FeatureNetwork for Reds {
+    fn name(&self) -> &'static str {
+        inception::NAME
+    }
+
+    fn weights_hash(&self) -> &str {
+        "w"
+    }
+
+    fn preprocess(&self) -> &'static str {
+        "adm"
+    }
+
+    fn taps(&self) -> &[Tap] {
+        &self.0
+    }
+
+    fn features(&self, images: &[RgbImage]) -> Result<Vec<Rows>> {
+        let reds = |image: &RgbImage| {
+            image
+                .pixels()
+                .map(|p| f32::from(p.0[0]))
+                .collect::<Vec<_>>()
+        };
+        Ok(vec![Rows {
+            width: D,
+            values: images.iter().flat_map(reds).collect(),
+        }])
+    }
+}
+
+fn reds(width: usize) -> Box<dyn FeatureNetwork> {
+    Box::new(Reds([Tap {
+        name: "2048",
+        width,
+    }]))
+}
+
+/// Class k is where red k is largest.
+fn brightest() -> Result<Probe> {
+    let mut values = vec![0; K * D];
+    (0..K).for_each(|k| values[k * D + k] = 100);
+    let parameters = Parameters {
+        weight: Int8 {
+            shape: vec![K, D],
+            values,
+            scales: vec![0.01; K],
+        },
+        bias: vec![0.0; K],
+        mean: vec![100.0; D],
+        std: vec![20.0; D],
+    };
+    let classes = Classes::named((0..K).map(|k| format!("n{k}")));
+    Probe::new(parameters, classes, made_by()).map_err(Error::msg)
+}
+
+#[test]
+fn the_best_candidate_is_kept_and_the_first_of_equals() -> Result<()> {
+    let classes = Classes::named(["n4", "cat", "n1"]);
+    let rejection = Rejection::new(reds(D), brightest()?, &classes, &[0, 2], 4)?;
+    assert_eq!(rejection.candidates(), 4);
+    let numbers: Vec<u64> = (0..3).flat_map(|i| rejection.numbers(i)).collect();
+    assert_eq!(numbers, (0..12).collect::<Vec<u64>>());
+    let image = |bright: u32, red: u8| {
+        RgbImage::from_fn(D as u32, 1, |x, _| {
+            image::Rgb([if x == bright { red } else { 50 }, 0, 0])
+        })
+    };
+    let images = [image(1, 90), image(4, 120), image(4, 180), image(4, 180)];
+    let of_four = rejection.best(&images, 0)?;
+    assert_eq!(of_four.place, 2);
+    assert!(of_four.probability > 0.9, "{of_four:?}");
+    assert_eq!(rejection.best(&images, 2)?.place, 0);
+    // A candidate's probability is its own, whatever it is compared with.
+    let alone = rejection.best(&images[2..3], 0)?;
+    assert_eq!(
+        alone,
+        Kept {
+            place: 0,
+            ..of_four
+        }
+    );
+    assert!(rejection.best(&images, 1).is_err());
+    Ok(())
+}
+
+#[test]
+fn rejection_refuses_what_the_probe_cannot_judge() -> Result<()> {
+    let classes = Classes::named(["n4", "cat"]);
+    let refused = |network, used: &[u32]| -> Result<String> {
+        let found = Rejection::new(network, brightest()?, &classes, used, 2);
+        Ok(found.err().map_or(String::new(), |e| report(&e).0))
+    };
+    assert_eq!(refused(reds(D), &[0])?, "");
+    assert!(refused(reds(D), &[0, 1])?.contains("(cat) is not among"));
+    assert!(refused(reds(7), &[0])?.contains("expected 7 features, found 12"));
     Ok(())
 }
