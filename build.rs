@@ -1,3 +1,5 @@
+//! Says whether there is a model to build in, with the feature `builtin-model`.
+//!
 //! Compiles the CUDA kernels (`src/ops/*/kernel*.cu`) into fat binaries that are embedded in the
 //! program, and prepares linking without CUDA's libraries (build/trampolines.rs). Only with the
 //! feature `cuda`.
@@ -16,6 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+/// As in src/store/builtin.rs.
+const MODEL: &str = "models/tiny-imagenet-64.safetensors";
+
 const DEFAULT_ARCHS: &str = "80 90a 80+PTX";
 const TOOLKIT: &str = "set CUDA_HOME, or make a toolkit with scripts/cuda-toolkit.sh";
 
@@ -23,6 +28,7 @@ fn main() {
     for source in ["build.rs", "build"] {
         println!("cargo:rerun-if-changed={source}");
     }
+    find_model();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
@@ -56,6 +62,17 @@ fn main() {
             });
         }
     });
+}
+
+/// Sets `builtin_model` if the feature is on and the model is there: a published crate has none.
+fn find_model() {
+    println!("cargo:rustc-check-cfg=cfg(builtin_model)");
+    // A folder that is there with and without the model: a missing path would build all again,
+    // every time.
+    println!("cargo:rerun-if-changed=models");
+    if env::var_os("CARGO_FEATURE_BUILTIN_MODEL").is_some() && Path::new(MODEL).is_file() {
+        println!("cargo:rustc-cfg=builtin_model");
+    }
 }
 
 /// Every `src/ops/<op>/kernel*.cu`.

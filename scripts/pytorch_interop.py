@@ -3,8 +3,9 @@
 
     python scripts/pytorch_interop.py [BUNDLE]
 
-First PyTorch writes a bundle of fresh modules and rdpm reads it; then, where BUNDLE (rdpm export) is given, PyTorch loads that by name. Both times rdpm encodes a few
-images, and what it wrote is compared with what the PyTorch modules compute: latents and logits to 1e-5 of their norm, codes exactly but for ties.
+First PyTorch writes a bundle of fresh modules and rdpm reads it; then PyTorch loads by name what `rdpm export --dtype int8` and `--dequantize` make of it, whose weights must
+be within .8 % of what they were; then, where BUNDLE (rdpm export) is given, that. Each time rdpm encodes a few images, and what it wrote is compared with what the PyTorch
+modules compute: latents and logits to 1e-5 of their norm, codes exactly but for ties.
 Needs torch, safetensors, pillow, and cargo.
 """
 import json
@@ -46,8 +47,9 @@ def modules(config):
 
 
 def read(bundle):
-    """Loads a bundle's tensors by name; no name may be missing or left over."""
+    """Loads a bundle's tensors by name; no name may be missing or left over. One with 8-bit weights (rdpm-bundle/2) is read after `rdpm export --dequantize`."""
     with safe_open(bundle, "pt") as f:
+        assert f.metadata()["format"] == "rdpm-bundle/1", f"{bundle}: {f.metadata()['format']}; rdpm export --dequantize makes rdpm-bundle/1 of it"
         config = json.loads(f.metadata()["config"])
         tensors = {k: f.get_tensor(k).float() for k in f.keys()}
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -132,6 +134,16 @@ def main():
         side = FRESH["data"]["image_size"] // 8
         print("rdpm reads what PyTorch wrote")
         compare(folder, bundle, FRESH, models, torch.randn(IMAGES, FRESH["quantizer"]["steps"], FRESH["tokenizer"]["embed_dim"], side, side))
+        print("PyTorch reads what rdpm made of 8 bits")
+        int8, plain = folder / "int8.safetensors", folder / "plain.safetensors"
+        rdpm("--", "export", "--gen", bundle, "--dtype", "int8", "--out", int8)
+        rdpm("--", "export", "--dequantize", int8, "--out", plain)
+        config, again = read(plain)
+        before, after = ({k: v for m in ms for k, v in m.state_dict().items()} for ms in (models, again))
+        changed = [k for k in before if not before[k].equal(after[k])]
+        assert changed and all(before[k].ndim >= 2 and before[k].numel() >= 4096 for k in changed), changed
+        close(f"{len(changed)} tensors of 8 bits", *(torch.cat([t[k].flatten() for k in changed]) for t in (after, before)), tolerance=8e-3)
+        compare(folder, plain, config, again)
         for bundle in map(Path, sys.argv[1:]):
             print(f"PyTorch reads {bundle}")
             compare(folder, bundle.resolve(), *read(bundle))

@@ -8,10 +8,14 @@ use std::process::{Command, Output};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use rdpm::config::Config;
+use rdpm::data::Classes;
+use rdpm::metrics::probe::{Parameters, Probe};
+use rdpm::metrics::stats_file::MadeBy;
 use rdpm::model::{Generator, Tokenizer};
 use rdpm::rng::{Purpose, Stream};
 use rdpm::store::Scope;
 use rdpm::store::bundle::Bundle;
+use rdpm::store::int8::Int8;
 use rdpm::store::npz::{Element, Npz, NpzWriter};
 use rdpm::store::safetensors;
 use serde_json::{Value, json};
@@ -481,4 +485,60 @@ fn options_that_cannot_be_are_usage_errors() {
     std::fs::remove_file(place.path("w.safetensors")).expect("removed");
     let parts = ["w.safetensors: no such weights file", "--weights"];
     place.fails("--samples a --reference b --metrics fid", 2, &parts);
+}
+
+#[test]
+fn a_probe_is_refused_where_it_cannot_judge_before_anything_is_computed() {
+    let place = Place::new().with_model();
+    let parameters = Parameters {
+        weight: Int8 {
+            shape: vec![1, 2048],
+            values: vec![1; 2048],
+            scales: vec![1.0],
+        },
+        bias: vec![0.0],
+        mean: vec![0.0; 2048],
+        std: vec![1.0; 2048],
+    };
+    let made_by = MadeBy {
+        network: "inception-2015-12-05".into(),
+        weights: "other".into(),
+        preprocess: "adm".into(),
+        images: 1,
+        size: None,
+        version: "0".into(),
+    };
+    let probe = Probe::new(parameters, Classes::named(["n0"]), made_by).expect("a probe");
+    probe
+        .write(&place.path("probe.safetensors"))
+        .expect("written");
+    let with = |rest: &str| format!("--probe probe.safetensors {rest}");
+    // Folders without classes, and a model that knows one more.
+    place.fails(
+        &with("--samples a"),
+        2,
+        &["a do not say what they should show", "hint: "],
+    );
+    place.fails(
+        &with("--samples model.safetensors --num 4"),
+        2,
+        &["class index:1 (n1: class 1) is not among its 1 classes"],
+    );
+    place.fails(
+        &with("--samples model.safetensors --class n0 --num 4 --metrics fid"),
+        2,
+        &["--metrics compare samples with a reference"],
+    );
+    // Only the first stage of the network is there.
+    place.fails(
+        &with("--samples model.safetensors --class n0 --num 4"),
+        1,
+        &["not FID's Inception-v3"],
+    );
+    place.fails(
+        "--samples model.safetensors --probe model.safetensors",
+        1,
+        &["is a bundle (rdpm-bundle/1); expected a probe"],
+    );
+    place.fails("--samples a", 2, &["--reference"]);
 }

@@ -45,6 +45,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
             "pack",
         ],
     ),
+    ("src/cli/fit_probe.rs", &["fit-probe"]),
     ("src/metrics/inception.rs", &["eval-fid", "eval-vae"]),
     ("src/metrics/weights/mod.rs", &["eval-fid", "eval-vae"]),
     ("src/metrics", &["eval-fid"]),
@@ -60,6 +61,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
             "train-gen",
         ],
     ),
+    ("src/store/int8.rs", &["export"]),
     ("src/store/run.rs", TRAINING),
     (
         "src/store/model.rs",

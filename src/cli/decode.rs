@@ -18,8 +18,8 @@ pub struct Args {
     /// A file that `rdpm encode` wrote
     #[arg(value_name = "CODES")]
     codes: PathBuf,
-    /// A run folder of either stage, or a bundle [default: $RDPM_MODEL, else the newest finished
-    /// run under runs/]
+    /// A run folder of either stage, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
+    /// finished run under runs/, else the built-in model]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// A sheet (.png), a folder of PNGs (any other name) or ADM's array file (.npz)

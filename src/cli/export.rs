@@ -16,15 +16,19 @@ use crate::store::model::{self, Weights};
 #[command(after_help = "With --gen, the tokenizer is the one that run was trained on.")]
 pub struct Args {
     /// The tokenizer: a train-vae run, one of its checkpoints, or a bundle
-    #[arg(long, value_name = "RUN", required_unless_present = "generator")]
+    #[arg(long, value_name = "RUN", required_unless_present_any = ["generator", "dequantize"])]
     vae: Option<PathBuf>,
     /// The generator: a train-gen run or one of its checkpoints
-    #[arg(long = "gen", value_name = "RUN", required_unless_present = "vae")]
+    #[arg(long = "gen", value_name = "RUN", required_unless_present_any = ["vae", "dequantize"])]
     generator: Option<PathBuf>,
+    /// Write this bundle again in f32, as other programs read it: 8-bit weights become s·q
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["vae", "generator", "weights", "dtype"])]
+    dequantize: Option<PathBuf>,
     /// The file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// f32, or bf16 for half the size (norms, biases and the codebook stay f32)
+    /// f32; bf16 for half the size; int8 for a quarter: 8 bits and a scale a row. Norms, biases and
+    /// the codebook stay f32
     #[arg(long, value_enum, default_value_t)]
     dtype: Dtype,
     /// The moving average (EMA), or the weights that the optimizer left
@@ -37,6 +41,7 @@ enum Dtype {
     #[default]
     F32,
     Bf16,
+    Int8,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -66,7 +71,11 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
             tracing::warn!("`{name}` holds NaN or infinity: the run has diverged");
         }
     }
-    bundle.write(&args.out, args.dtype == Dtype::Bf16)?;
+    match args.dtype {
+        Dtype::F32 => bundle.write(&args.out, false)?,
+        Dtype::Bf16 => bundle.write(&args.out, true)?,
+        Dtype::Int8 => bundle.write_int8(&args.out)?,
+    }
     let bytes = std::fs::metadata(&args.out)?.len();
     super::print(&format!(
         "{}: {} ({:.1} MB)\n",
@@ -82,6 +91,9 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
 
 fn assemble(args: &Args) -> Result<Bundle> {
     let weights = args.weights.into();
+    if let Some(bundle) = &args.dequantize {
+        return model::load(bundle, weights);
+    }
     let Some(generator) = &args.generator else {
         let vae = args.vae.as_deref().map(|path| model::load(path, weights));
         return vae.unwrap_or_else(|| Err(usage("no run is named", "--vae RUN or --gen RUN")));
@@ -114,7 +126,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::error::report;
+    use crate::rng::{Purpose, Stream};
     use crate::store::bundle::Tensors;
+    use crate::store::safetensors::Reader;
     use candle_core::{Device, Tensor};
     use clap::Parser;
     use std::path::Path;
@@ -169,6 +183,36 @@ mod tests {
         export(&["--vae", &vae, "--out", &out, "--dtype", "bf16"])?;
         let bytes = |path: &str| std::fs::metadata(path).map(|m| m.len());
         assert_eq!(bytes(&vae)? - bytes(&out)?, 4 * 8 * 2);
+        Ok(())
+    }
+
+    #[test]
+    fn eight_bits_take_a_quarter_and_are_dequantized_by_name() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let (whole, small, again) = (path("whole"), path("small"), path("again"));
+        let mut values = vec![0f32; 128 * 64];
+        Stream::new(1, Purpose::Init, 0, 0).fill_normal(&mut values);
+        let tensor = Tensor::from_vec(values, (128, 64), &Device::Cpu)?;
+        let tensors = Tensors::from([("w".to_string(), tensor)]);
+        Bundle::new(Config::load(Some("demo"), &[])?, tensors).write(whole.as_ref(), false)?;
+        export(&["--vae", &whole, "--out", &small, "--dtype", "int8"])?;
+        let bytes = |path: &str| std::fs::metadata(path).map(|m| m.len());
+        // The header grows by the scales' entry.
+        let saved = bytes(&whole)? - bytes(&small)?;
+        assert!(saved.abs_diff(128 * 64 * 3 - 128 * 4) < 128, "{saved}");
+        export(&["--dequantize", &small, "--out", &again])?;
+        let header = Reader::open(again.as_ref())?.header()?;
+        assert_eq!(header.metadata["format"], "rdpm-bundle/1");
+        let names: Vec<&String> = header.tensors.keys().collect();
+        assert_eq!(names, ["tokenizer.w"]);
+        let hash = |path: &str| Bundle::read(path.as_ref())?.tokenizer_hash();
+        assert_eq!(hash(&again)?, hash(&small)?);
+        assert_ne!(hash(&again)?, hash(&whole)?);
+        for other in [["--vae", &whole], ["--dtype", "int8"], ["--weights", "raw"]] {
+            let line = [&["--dequantize", &small, "--out", &again][..], &other].concat();
+            assert!(export(&line).is_err(), "{other:?}");
+        }
         Ok(())
     }
 

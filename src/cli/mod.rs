@@ -15,6 +15,7 @@ pub mod encode;
 pub mod eval_fid;
 pub mod eval_vae;
 pub mod export;
+pub mod fit_probe;
 pub mod index;
 mod inputs;
 pub mod inspect;
@@ -72,6 +73,7 @@ subcommands! {
     Encode => encode,
     Decode => decode,
     EvalFid => eval_fid,
+    FitProbe => fit_probe,
     Export => export,
     EvalVae => eval_vae,
     Index => index,

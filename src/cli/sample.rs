@@ -3,12 +3,17 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use image::RgbImage;
 use serde_json::json;
 
 use super::{Context, ScaleArgs};
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
 use crate::error::{Result, usage};
+use crate::metrics::probe::Probe;
+use crate::metrics::probe::reject::Rejection;
+use crate::metrics::weights::{self, Network};
+use crate::metrics::{Inception, Output as InceptionOutput};
 use crate::sample::{Draws, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions};
 use crate::telemetry::Progress;
 
@@ -24,8 +29,8 @@ const LONGEST_ROW: usize = 20;
 /// in a folder, `arr_1` of an .npz) are the classes' indices in the model, from 0.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder of train-gen, or a bundle [default: $RDPM_MODEL, else the newest finished run
-    /// under runs/]
+    /// A run folder of train-gen, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
+    /// finished run under runs/, else the built-in model]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// What to sample: a class's name, wnid, one of its words, or number (ImageNet's if all classes
@@ -57,6 +62,47 @@ pub struct Args {
     scale: ScaleArgs,
     #[command(flatten)]
     drawing: DrawingArgs,
+    #[command(flatten)]
+    rejection: RejectionArgs,
+}
+
+/// The paper's rejection sampling, off by default.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Rejection")]
+struct RejectionArgs {
+    /// Draw N candidates for every image and keep the one that --probe finds most likely to show
+    /// its class
+    #[arg(long, value_name = "N", requires = "probe",
+          value_parser = clap::value_parser!(u32).range(2..))]
+    reject: Option<u32>,
+    /// A probe of `rdpm fit-probe`, for --reject
+    #[arg(long, value_name = "FILE", requires = "reject")]
+    probe: Option<PathBuf>,
+    /// Inception's weights, for --reject: a file, an address, or hf://owner/repo/file [default:
+    /// from the cache folder]
+    #[arg(long, value_name = "FILE|URL", requires = "reject")]
+    weights: Option<String>,
+    /// Download missing weights from their authors' site
+    #[arg(long, requires = "reject")]
+    download: bool,
+}
+
+impl RejectionArgs {
+    /// None without --reject.
+    ///
+    /// Errors: no weights; a probe of other features, or without one of the classes in `used`.
+    fn open(&self, model: &Pretrained, used: &[u32]) -> Result<Option<Rejection>> {
+        let Some((candidates, path)) = self.reject.zip(self.probe.as_deref()) else {
+            return Ok(None);
+        };
+        let probe = Probe::read(path)?;
+        let weights = self.weights.as_deref();
+        let weights = weights::locate(Network::Inception, weights, self.download)?;
+        let outputs = [InceptionOutput::Pool2048];
+        let network = Inception::open(&weights, &outputs, probe.preprocess()?, &model.device)?;
+        let (network, candidates) = (Box::new(network), candidates as usize);
+        Rejection::new(network, probe, &model.classes, used, candidates).map(Some)
+    }
 }
 
 /// How codes are drawn; an option that is left out keeps the model's setting.
@@ -232,6 +278,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // User errors are reported before weights are uploaded to a GPU.
     let options = args.drawing.options(&model.config.sample)?;
     let plan = SampleSheet::new(args.classes(&model.classes)?, args.num, &output);
+    let rejection = args.rejection.open(&model, &plan.classes)?;
     let sampler = model.sampler()?;
     let decoder = LatentDecoder::new(&model.tokenizer);
     if !matches!(output, Output::Grid(..)) {
@@ -243,6 +290,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .map_or(model.config.sample.batch_size, |b| b as usize);
     let (side, begin) = (model.config.data.image_size, Instant::now());
     let mut progress = Progress::new("sample", plan.count as u64, 0);
+    // The mean probability of what rejection keeps.
+    let mut kept = 0.0;
     let pictures = Pictures {
         count: plan.count,
         width: side,
@@ -254,27 +303,51 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             1
         },
     };
+    // The decoded sum after every step, or after the last.
+    let draw = |numbers: &[u64], labels: &[u32]| -> Result<Vec<Vec<RgbImage>>> {
+        let draws = Draws::Seeded {
+            seed: args.seed,
+            indices: numbers,
+        };
+        let shown = match args.show_steps {
+            true => sampler.latents(labels, &draws, &options)?,
+            false => vec![sampler.latent(labels, &draws, &options)?],
+        };
+        let decoded = shown.iter().map(|z| {
+            let name = |i: usize| format!("image {} (class {})", numbers[i], labels[i]);
+            decoder.images(z, name)
+        });
+        decoded.collect()
+    };
+    let candidates = rejection.as_ref().map_or(1, Rejection::candidates);
     output.write(pictures, |put| {
-        for numbers in plan.numbers.chunks(batch) {
-            let labels: Vec<u32> = numbers.iter().map(|n| plan.label(*n)).collect();
-            let draws = Draws::Seeded {
-                seed: args.seed,
-                indices: numbers,
+        for numbers in plan.numbers.chunks((batch / candidates).max(1)) {
+            let of = |number: &u64| match &rejection {
+                Some(rejection) => rejection.numbers(*number),
+                None => *number..*number + 1,
             };
-            let shown = match args.show_steps {
-                true => sampler.latents(&labels, &draws, &options)?,
-                false => vec![sampler.latent(&labels, &draws, &options)?],
-            };
-            let steps = shown
-                .iter()
-                .map(|z| {
-                    let name = |i: usize| format!("image {} (class {})", numbers[i], labels[i]);
-                    decoder.images(z, name)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            for (i, (number, label)) in numbers.iter().zip(labels).enumerate() {
+            let drawn: Vec<u64> = numbers.iter().flat_map(of).collect();
+            let of = |number: &u64| vec![plan.label(*number); candidates];
+            let labels: Vec<u32> = numbers.iter().flat_map(of).collect();
+            let mut steps: Vec<Vec<RgbImage>> = Vec::new();
+            for (numbers, labels) in drawn.chunks(batch).zip(labels.chunks(batch)) {
+                let more = draw(numbers, labels)?;
+                steps.resize_with(more.len(), Vec::new);
+                let parts = steps.iter_mut().zip(more);
+                parts.for_each(|(images, more)| images.extend(more));
+            }
+            for (i, number) in numbers.iter().enumerate() {
+                let (first, label) = (i * candidates, plan.label(*number));
+                let chosen = match (&rejection, steps.last()) {
+                    (Some(rejection), Some(images)) => {
+                        let best = rejection.best(&images[first..first + candidates], label)?;
+                        kept += f64::from(best.probability) / plan.count as f64;
+                        first + best.place
+                    }
+                    _ => first,
+                };
                 put(Picture {
-                    images: steps.iter().map(|images| images[i].clone()).collect(),
+                    images: steps.iter().map(|images| images[chosen].clone()).collect(),
                     label,
                     number: *number,
                 })?;
@@ -286,7 +359,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     drop(progress);
     let seconds = begin.elapsed().as_secs_f64();
     super::print(&if args.json {
-        let line = json!({
+        let mut line = json!({
             "out": args.out,
             "model": model.path,
             "images": plan.count,
@@ -295,6 +368,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "seed": args.seed,
             "seconds": seconds,
         });
+        if rejection.is_some() {
+            line["candidates"] = json!(candidates);
+            line["probability"] = json!(kept);
+        }
         format!("{line}\n")
     } else {
         format!("{}\n", args.out.display())

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Crop;
 use crate::data::augment::center_crop;
-use crate::data::{self, Source};
+use crate::data::{self, Classes, Example, Source};
 use crate::error::{self, Context, Error, Result, hinted, rehinted};
 use crate::store::digest::hex;
 use crate::store::foreign;
@@ -27,8 +27,9 @@ pub enum Images {
     Array { path: PathBuf, shape: [usize; 4] },
 }
 
-/// Receives images in order, a batch at a time.
-pub type Take<'a> = dyn FnMut(Vec<RgbImage>) -> Result<()> + 'a;
+/// Receives images in order, a batch at a time, with their labels: indices of
+/// [`Images::classes`], empty for an array.
+pub type Take<'a> = dyn FnMut(Vec<RgbImage>, &[u32]) -> Result<()> + 'a;
 
 impl Images {
     /// Opens the images at `path`; `crop` is for files of any size.
@@ -90,10 +91,18 @@ impl Images {
         }
     }
 
+    /// What the labels stand for; none where images have no labels by name.
+    pub fn classes(&self) -> Option<&Classes> {
+        match self {
+            Images::Files { source, .. } => Some(source.classes()).filter(|c| !c.is_empty()),
+            Images::Array { .. } => None,
+        }
+    }
+
     /// Width and height of the first image.
     pub fn size(&self) -> Result<(u32, u32)> {
         match self {
-            Images::Files { source, crop } => Ok(one(&**source, *crop, 0)?.1.dimensions()),
+            Images::Files { source, crop } => Ok(one(&**source, *crop, 0)?.image.dimensions()),
             Images::Array { shape, .. } => Ok((shape[2] as u32, shape[1] as u32)),
         }
     }
@@ -114,10 +123,11 @@ impl Images {
                     let read = |i| one(&**source, *crop, chosen(i));
                     let range = start..limit.min(start + batch);
                     let images: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
-                    for (key, image) in &images {
-                        same_size(key, image, &mut size)?;
+                    for example in &images {
+                        same_size(&example.key, &example.image, &mut size)?;
                     }
-                    take(images.into_iter().map(|(_, image)| image).collect())?;
+                    let labels: Vec<u32> = images.iter().map(|example| example.label).collect();
+                    take(images.into_iter().map(|e| e.image).collect(), &labels)?;
                 }
                 Ok(())
             }
@@ -135,7 +145,7 @@ impl Images {
                             RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
                         });
                     let images: Option<Vec<_>> = images.collect();
-                    take(images.context("an image of the wrong size")?)
+                    take(images.context("an image of the wrong size")?, &[])
                 })
             }
         }
@@ -150,14 +160,13 @@ pub fn spread(i: usize, count: usize, limit: usize) -> usize {
     i * count / limit
 }
 
-/// Image number `i` and its name.
-fn one(source: &dyn Source, crop: Option<usize>, i: usize) -> Result<(String, RgbImage)> {
-    let example = source.read(i).map_err(own_remedy)?;
-    let image = match crop {
-        Some(side) => center_crop(&example.image, side),
-        None => example.image,
-    };
-    Ok((example.key, image))
+/// Image number `i`, cropped.
+fn one(source: &dyn Source, crop: Option<usize>, i: usize) -> Result<Example> {
+    let mut example = source.read(i).map_err(own_remedy)?;
+    if let Some(side) = crop {
+        example.image = center_crop(&example.image, side);
+    }
+    Ok(example)
 }
 
 /// Whether `path` names an array file, by its suffix or its content.
@@ -221,7 +230,7 @@ mod tests {
 
     fn hash(images: &Images, batch: usize) -> Result<(usize, String)> {
         let (mut count, mut hash) = (0, PixelHash::default());
-        images.each(batch, usize::MAX, &mut |batch| {
+        images.each(batch, usize::MAX, &mut |batch, _| {
             count += batch.len();
             batch.iter().for_each(|image| hash.add(image));
             Ok(())
@@ -251,7 +260,7 @@ mod tests {
         // A selection: images 0, 1 and 3 of five.
         for images in [files, array] {
             let mut reds = Vec::new();
-            images.each(2, 3, &mut |batch| {
+            images.each(2, 3, &mut |batch, _| {
                 reds.extend(batch.iter().map(|image| image.get_pixel(0, 0)[0]));
                 Ok(())
             })?;

@@ -20,6 +20,7 @@ pub mod known;
 mod normalized;
 pub mod options;
 pub mod precision_recall;
+pub mod probe;
 pub mod psnr;
 pub mod reconstruction;
 pub mod report;

@@ -48,6 +48,8 @@ pub struct Options {
     pub kid_subset_size: Option<usize>,
     /// Compute FID's features even if no metric needs them.
     pub save_statistics: bool,
+    /// A probe judges the samples.
+    pub probe: bool,
     pub seed: u64,
 }
 
@@ -72,7 +74,7 @@ impl Options {
         if self.compares(Output::Spatial.name()) {
             outputs.push(Output::Spatial);
         }
-        if (self.wants(Metric::Pr) || self.wants(Metric::Kid))
+        if (self.wants(Metric::Pr) || self.wants(Metric::Kid) || self.probe)
             && !outputs.contains(&Output::Pool2048)
         {
             outputs.push(Output::Pool2048);
@@ -87,6 +89,7 @@ impl Options {
     pub fn keeps_sample_rows(&self, name: &str) -> bool {
         name == Output::Logits.name()
             || self.keeps_reference_rows(name)
+            || (self.probe && name == Output::Pool2048.name())
             || (self.wants(Metric::FidInf) && name == self.fid.name())
     }
 
@@ -116,6 +119,7 @@ impl Options {
     pub fn needs_sample_images(&self) -> bool {
         self.needs_reference_images()
             || self.interval
+            || self.probe
             || self.wants(Metric::Is)
             || self.wants(Metric::FidInf)
     }

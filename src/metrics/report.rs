@@ -180,7 +180,9 @@ fn row(name: &str, measurement: &Measurement) -> String {
     };
     let count = |n: Option<usize>| n.map_or(String::new(), |n| n.to_string());
     let name = match name {
-        "is" | "is_shuffled" | "precision" | "recall" | "kid" => name.to_string(),
+        "is" | "is_shuffled" | "precision" | "recall" | "kid" | "probe_top1" | "probe_prob" => {
+            name.to_string()
+        }
         _ => format!("{name} {}", measurement.dims),
     };
     format!(

@@ -56,6 +56,11 @@ impl Sampling {
         })
     }
 
+    /// The class of sample `i`, the model's index.
+    pub fn label(&self, i: usize) -> u32 {
+        self.classes[i % self.classes.len()]
+    }
+
     /// Passes all features to `collector`: first those in `log`, then those of the missing samples,
     /// which are also added to `log`.
     ///
@@ -77,8 +82,7 @@ impl Sampling {
             let first = log.count();
             let numbers: Vec<u64> =
                 (first as u64..self.count.min(first + self.batch) as u64).collect();
-            let label = |n: &u64| self.classes[(n % self.classes.len() as u64) as usize];
-            let labels: Vec<u32> = numbers.iter().map(label).collect();
+            let labels: Vec<u32> = numbers.iter().map(|n| self.label(*n as usize)).collect();
             let draws = Draws::Seeded {
                 seed: self.seed,
                 indices: &numbers,

@@ -9,7 +9,15 @@ use super::inception::Output;
 use super::report::Set;
 use super::statistics::{Gaussian, GroupedMoments};
 use super::stats_file::Statistics;
+use crate::data::Classes;
 use crate::error::{Error, Result, hinted};
+
+/// What the images of a side should show.
+pub struct Labels {
+    pub classes: Classes,
+    /// An index of `classes` per image.
+    pub indices: Vec<u32>,
+}
 
 pub struct Side {
     pub set: Set,
@@ -18,6 +26,8 @@ pub struct Side {
     /// The index of Inception among the networks, if it is one of them.
     pub inception: Option<usize>,
     pub features: Option<SetFeatures>,
+    /// Of the images behind `features`, where they have labels.
+    pub labels: Option<Labels>,
 }
 
 impl Side {

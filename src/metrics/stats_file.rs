@@ -107,7 +107,7 @@ impl Statistics {
                 Element::U8,
                 &[count, height as usize, width as usize, 3],
             )?;
-            images.each(64, count, &mut |batch| {
+            images.each(64, count, &mut |batch, _| {
                 batch.iter().try_for_each(|image| npz.write(image.as_raw()))
             })?;
         }

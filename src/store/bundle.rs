@@ -3,21 +3,26 @@
 //!
 //! Tensors are under `tokenizer.` and `generator.` with their own names and PyTorch's shapes;
 //! `__metadata__` holds `format`, `config`, `classes`, `metrics` and `provenance`, the last four as
-//! JSON.
+//! JSON. In `rdpm-bundle/2` large matrices and kernels are i8 with a scale a row ([`super::int8`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use ::safetensors::Dtype;
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
-use super::digest;
-use super::safetensors::{self, Metadata, Reader};
+use super::int8::{self, Int8};
+use super::safetensors::{self, Metadata, Raw, Reader};
+use super::{builtin, digest};
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
 
-/// The version this program writes and reads.
+/// A bundle of floating-point numbers.
 pub const FORMAT: &str = "rdpm-bundle/1";
+/// A bundle with 8-bit weights.
+pub const FORMAT_INT8: &str = "rdpm-bundle/2";
+const FORMATS: &str = "rdpm-bundle/1 or rdpm-bundle/2";
 
 const TOKENIZER: &str = "tokenizer.";
 const GENERATOR: &str = "generator.";
@@ -25,7 +30,7 @@ const GENERATOR: &str = "generator.";
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// A model and its metadata. Tensors are f32 on the CPU.
+/// A model and its metadata. Tensors are f32 on the CPU, whatever they are in the file.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     pub config: Config,
@@ -54,9 +59,23 @@ impl Bundle {
 
     /// Errors: not a bundle; an unknown version, which is named; an invalid configuration.
     pub fn read(path: &Path) -> Result<Self> {
-        let reader = Reader::open(path)?;
+        Self::of(&Reader::open(path)?, path)
+    }
+
+    /// The model that is built into the program, dequantised from where it lies.
+    ///
+    /// Errors: there is none; the file that was built in is no bundle.
+    pub fn built_in() -> Result<Self> {
+        let path = Path::new(builtin::NAME);
+        Self::of(&Reader::of_built_in(builtin::bytes()?, path)?, path)
+    }
+
+    fn of(reader: &Reader, path: &Path) -> Result<Self> {
         let metadata = reader.header()?.metadata;
-        check_format(path, metadata.get("format").map(String::as_str), FORMAT)?;
+        let format = metadata.get("format").map(String::as_str);
+        if ![Some(FORMAT), Some(FORMAT_INT8)].contains(&format) {
+            check_format(path, format, FORMATS)?;
+        }
         let text = |key: &str| metadata.get(key).map_or("null", String::as_str);
         let json = |key: &str| -> Result<Value> {
             serde_json::from_str(text(key))
@@ -65,7 +84,7 @@ impl Bundle {
         let config = Config::from_json(text("config"))
             .with_context(|| format!("{}: `config`", path.display()))?;
         let (mut tokenizer, mut generator) = (Tensors::new(), Tensors::new());
-        for (name, tensor) in reader.tensors()? {
+        for (name, tensor) in tensors(reader, path)? {
             let (part, name) = if let Some(name) = name.strip_prefix(TOKENIZER) {
                 (&mut tokenizer, name)
             } else if let Some(name) = name.strip_prefix(GENERATOR) {
@@ -76,7 +95,7 @@ impl Bundle {
                     format!("names begin with {TOKENIZER} or {GENERATOR}"),
                 ));
             };
-            part.insert(name.to_string(), tensor.to_dtype(DType::F32)?);
+            part.insert(name.to_string(), tensor);
         }
         Ok(Self {
             config,
@@ -92,26 +111,58 @@ impl Bundle {
     /// space; the codebook and vectors (norms, biases) stay f32, because they are small and set the
     /// scale.
     pub fn write(&self, path: &Path, bf16: bool) -> Result<()> {
-        let parts = [
-            (TOKENIZER, Some(&self.tokenizer)),
-            (GENERATOR, self.generator.as_ref()),
-        ];
         let mut tensors = Tensors::new();
-        for (prefix, part) in parts {
-            for (name, tensor) in part.into_iter().flatten() {
-                let half = bf16 && tensor.rank() >= 2 && !name.starts_with("quantize.");
-                let dtype = if half { DType::BF16 } else { DType::F32 };
-                tensors.insert(format!("{prefix}{name}"), tensor.to_dtype(dtype)?);
+        for (prefix, name, tensor) in self.named() {
+            let half = bf16 && tensor.rank() >= 2 && !name.starts_with("quantize.");
+            let dtype = if half { DType::BF16 } else { DType::F32 };
+            tensors.insert(format!("{prefix}{name}"), tensor.to_dtype(dtype)?);
+        }
+        safetensors::write(path, &tensors, &self.metadata(FORMAT)?)
+    }
+
+    /// Writes the file with large matrices and kernels in 8 bits, completely or not at all.
+    ///
+    /// Errors: NaN or infinity in such a tensor.
+    pub fn write_int8(&self, path: &Path) -> Result<()> {
+        let (mut exact, mut int8) = (Vec::new(), Vec::new());
+        for (prefix, name, tensor) in self.named() {
+            match int8::applies_to(name, tensor) {
+                true => int8.push((format!("{prefix}{name}"), Int8::of(name, tensor)?)),
+                false => exact.push((format!("{prefix}{name}"), tensor)),
             }
         }
-        let metadata = Metadata::from([
-            ("format".to_string(), FORMAT.to_string()),
+        let exact = exact
+            .into_iter()
+            .map(|(name, t)| (name, Raw::from_tensor(t)));
+        let int8 = int8.iter().flat_map(|(name, int8)| {
+            let (values, scales) = int8.raws();
+            [
+                (name.clone(), values),
+                (format!("{name}{}", int8::SCALE), scales),
+            ]
+        });
+        let all: Vec<(String, Raw<'_>)> = exact.chain(int8).collect();
+        let all = all.iter().map(|(name, raw)| (name.as_str(), raw.clone()));
+        safetensors::write_views(path, all.collect(), &self.metadata(FORMAT_INT8)?)
+    }
+
+    /// All tensors, each with the prefix of its part and its own name.
+    fn named(&self) -> impl Iterator<Item = (&'static str, &str, &Tensor)> {
+        let tokenizer = self.tokenizer.iter().map(|named| (TOKENIZER, named));
+        let generator = self.generator.iter().flatten();
+        tokenizer
+            .chain(generator.map(|named| (GENERATOR, named)))
+            .map(|(prefix, (name, tensor))| (prefix, name.as_str(), tensor))
+    }
+
+    fn metadata(&self, format: &str) -> Result<Metadata> {
+        Ok(Metadata::from([
+            ("format".to_string(), format.to_string()),
             ("config".to_string(), self.config.to_json()?),
             ("classes".to_string(), self.classes.to_string()),
             ("metrics".to_string(), self.metrics.to_string()),
             ("provenance".to_string(), self.provenance.to_string()),
-        ]);
-        safetensors::write(path, &tensors, &metadata)
+        ]))
     }
 
     /// The generator's tensors, or an error if there are none.
@@ -130,8 +181,37 @@ impl Bundle {
     }
 }
 
+/// All tensors of the file at `path` in f32.
+///
+/// Errors: 8-bit weights without usable scales; scales without weights.
+fn tensors(reader: &Reader, path: &Path) -> Result<Tensors> {
+    let raws = reader.raws()?;
+    let is_int8 = |name: &str| raws.get(name).is_some_and(|raw| raw.dtype == Dtype::I8);
+    let damaged = |name: &str, what: String| {
+        hinted(
+            format!("{}: `{name}` {what}", path.display()),
+            "the file is damaged, or another program wrote it: export it again",
+        )
+    };
+    let mut found = Tensors::new();
+    for (name, raw) in &raws {
+        let tensor = match (raw.dtype, name.strip_suffix(int8::SCALE)) {
+            (Dtype::I8, _) => Int8::read(raw, raws.get(&format!("{name}{}", int8::SCALE)))
+                .map_err(|what| damaged(name, what))?
+                .dequantize()?,
+            (_, Some(of)) if is_int8(of) => continue,
+            (_, Some(of)) => {
+                return Err(damaged(name, format!("scales `{of}`, which is not I8")));
+            }
+            _ => reader.tensor(name, raw)?.to_dtype(DType::F32)?,
+        };
+        found.insert(name.clone(), tensor);
+    }
+    Ok(found)
+}
+
 /// What a file of ours is, by the word before the version in its `format`, and where it is used.
-const KINDS: [(&str, &str, &str); 3] = [
+const KINDS: [(&str, &str, &str); 4] = [
     (
         "rdpm-bundle",
         "a bundle",
@@ -147,6 +227,11 @@ const KINDS: [(&str, &str, &str); 3] = [
         "a cache of latents",
         "`rdpm train-gen` reads it as its cache, and makes one where there is none",
     ),
+    (
+        "rdpm-probe",
+        "a probe",
+        "`rdpm eval-fid --probe` judges samples with it",
+    ),
 ];
 
 /// What a file of ours is, and where it is used; none for other files.
@@ -155,6 +240,11 @@ pub fn kind_of(path: &Path) -> Option<(&'static str, &'static str)> {
     let word = header.metadata.get("format")?.split('/').next()?;
     let kind = KINDS.iter().find(|(name, ..)| *name == word)?;
     Some((kind.1, kind.2))
+}
+
+/// Whether the file at `path` is a bundle of any version.
+pub fn is_bundle(path: &Path) -> bool {
+    kind_of(path).is_some_and(|(name, _)| name == KINDS[0].1)
 }
 
 /// Refuses a file of another format or version by name.
@@ -192,6 +282,7 @@ pub fn check_format(path: &Path, found: Option<&str>, expected: &str) -> Result<
 mod tests {
     use super::*;
     use crate::error::report;
+    use crate::rng::{Purpose, Stream};
     use candle_core::Device;
 
     fn bundle() -> Result<Bundle> {
@@ -269,6 +360,130 @@ mod tests {
         );
         let read = Bundle::read(&path)?;
         assert!(read.tokenizer.values().all(|t| t.dtype() == DType::F32));
+        Ok(())
+    }
+
+    /// Large tensors of normal numbers beside small ones and those that stay exact.
+    fn large() -> Result<Bundle> {
+        let mut index = 0;
+        let mut tensor = |shape: &[usize]| {
+            let mut values = vec![0f32; shape.iter().product()];
+            Stream::new(1, Purpose::Init, index, 0).fill_normal(&mut values);
+            index += 1;
+            Tensor::from_vec(values, shape, &Device::Cpu)
+        };
+        let mut bundle = bundle()?;
+        bundle.tokenizer = Tensors::from([
+            ("encoder.conv_in.weight".into(), tensor(&[160, 3, 3, 3])?),
+            ("encoder.mid.conv1.bias".into(), tensor(&[32])?),
+            ("encoder.mid.conv1.weight".into(), tensor(&[32, 32, 3, 3])?),
+            ("quantize.embedding.weight".into(), tensor(&[512, 8])?),
+        ]);
+        let head = ("head.weight".into(), tensor(&[96, 64])?);
+        bundle.generator = Some(Tensors::from([head]));
+        Ok(bundle)
+    }
+
+    #[test]
+    fn eight_bits_keep_names_shapes_and_all_but_a_hundredth() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (int8, plain) = (folder.path().join("8"), folder.path().join("32"));
+        let written = large()?;
+        written.write_int8(&int8)?;
+        let header = Reader::open(&int8)?.header()?;
+        assert_eq!(header.metadata["format"], "rdpm-bundle/2");
+        let types: Vec<String> = header
+            .tensors
+            .into_iter()
+            .map(|(name, (dtype, shape))| format!("{name} {dtype:?} {shape:?}"))
+            .collect();
+        assert_eq!(
+            types,
+            [
+                "generator.head.weight I8 [96, 64]",
+                "generator.head.weight_scale F32 [96]",
+                "tokenizer.encoder.conv_in.weight F32 [160, 3, 3, 3]",
+                "tokenizer.encoder.mid.conv1.bias F32 [32]",
+                "tokenizer.encoder.mid.conv1.weight I8 [32, 32, 3, 3]",
+                "tokenizer.encoder.mid.conv1.weight_scale F32 [32]",
+                "tokenizer.quantize.embedding.weight F32 [512, 8]",
+            ]
+        );
+        let read = Bundle::read(&int8)?;
+        assert_eq!(
+            (&read.config, &read.classes, &read.metrics),
+            (&written.config, &written.classes, &written.metrics)
+        );
+        for ((prefix, name, before), (_, same, after)) in written.named().zip(read.named()) {
+            assert_eq!((name, before.dims()), (same, after.dims()));
+            let norm = |x: &Tensor| x.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
+            let error = norm(&(before - after)?)? / norm(before)?;
+            let range = match int8::applies_to(name, before) {
+                true => 0.004..0.008,
+                false => 0.0..f32::MIN_POSITIVE,
+            };
+            assert!(range.contains(&error), "{prefix}{name}: {error}");
+        }
+        // Dequantised once, it is the same model in either file.
+        read.write(&plain, false)?;
+        let again = Bundle::read(&plain)?;
+        assert_eq!(again.tokenizer_hash()?, read.tokenizer_hash()?);
+        let (again, read) = (again.generator()?.clone(), read.generator()?);
+        assert_eq!(digest::of_tensors(&again)?, digest::of_tensors(read)?);
+        Ok(())
+    }
+
+    #[test]
+    fn damaged_and_hostile_scales_are_refused_by_name() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("a.safetensors");
+        large()?.write_int8(&path)?;
+        let good = std::fs::read(&path)?;
+        let reader = Reader::open(&path)?;
+        let metadata = reader.header()?.metadata;
+        let scales = "generator.head.weight_scale";
+        // The file with one tensor replaced, or left out.
+        let refusal = |name: &str, raw: Option<Raw<'static>>| -> Result<String> {
+            let other = folder.path().join("b.safetensors");
+            let mut raws = reader.raws()?;
+            match raw {
+                Some(raw) => raws.insert(name.to_string(), raw),
+                None => raws.remove(name),
+            };
+            let views = raws.iter().map(|(name, raw)| (name.as_str(), raw.clone()));
+            safetensors::write_views(&other, views.collect(), &metadata)?;
+            let (text, code) = report(&Bundle::read(&other).unwrap_err());
+            assert!(text.contains("b.safetensors") && code == 1, "{text}");
+            assert!(text.contains("hint: "), "{text}");
+            Ok(text)
+        };
+        let of = |dtype, shape: &[usize], numbers: &[f32]| Raw {
+            dtype,
+            shape: shape.to_vec(),
+            bytes: numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let mut numbers = [1f32; 96];
+            numbers[7] = bad;
+            let text = refusal(scales, Some(of(Dtype::F32, &[96], &numbers)))?;
+            let expected = format!("`generator.head.weight` has the scale {bad} in row 7");
+            assert!(text.contains(&expected), "{text}");
+        }
+        let text = refusal(scales, Some(of(Dtype::F32, &[64], &[1.0; 64])))?;
+        assert!(text.contains("expected scales F32 [96], found F32 [64]"));
+        assert!(refusal(scales, None)?.contains("`generator.head.weight` is I8 and has no"));
+        let text = refusal("generator.head.weight", None)?;
+        assert!(text.contains("scales `generator.head.weight`, which is not I8"));
+        let text = refusal(
+            "generator.head.weight",
+            Some(of(Dtype::F32, &[96, 1], &[1.0; 96])),
+        )?;
+        assert!(text.contains("which is not I8"), "{text}");
+        for cut in [1, 100, good.len() / 2, good.len() - 9] {
+            std::fs::write(&path, &good[..good.len() - cut])?;
+            let (text, _) = report(&Bundle::read(&path).unwrap_err());
+            assert!(text.contains("a.safetensors"), "{text}");
+        }
         Ok(())
     }
 

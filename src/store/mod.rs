@@ -1,11 +1,13 @@
 //! Parameters by name and the files that hold them.
 
 pub mod atomic;
+pub mod builtin;
 pub mod bundle;
 pub mod codes;
 pub mod digest;
 pub mod elements;
 pub mod foreign;
+pub mod int8;
 pub mod model;
 pub mod names;
 pub mod npz;

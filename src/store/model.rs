@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::bundle::{Bundle, Tensors};
+use super::bundle::{self, Bundle, Tensors};
 use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
+use super::{builtin, tensors};
 use crate::config::Config;
-use crate::error::{Context, Hinted, Result, hinted, usage};
+use crate::error::{self, Context, Hinted, Result, hinted, usage};
 use crate::telemetry::MetricsLog;
 
 /// The key of a generator's tokenizer in [`CheckpointInfo::frozen`].
@@ -42,7 +43,7 @@ impl Weights {
 }
 
 /// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished
-/// train-gen run under `runs/`. The last two are logged.
+/// train-gen run under `runs/`, else the built-in model. What was not asked for is logged.
 pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return Ok(path.to_path_buf());
@@ -51,14 +52,23 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
         tracing::info!("model: {} ($RDPM_MODEL)", Path::new(&path).display());
         return Ok(path.into());
     }
-    let path = newest_finished(Path::new("runs")).ok_or_else(|| {
-        usage(
-            "no model: there is no finished train-gen run under runs/",
-            "name one with --model RUN|BUNDLE or $RDPM_MODEL; `rdpm demo` trains a small one",
-        )
-    })?;
-    tracing::info!("model: {} (the newest finished run)", path.display());
-    Ok(path)
+    if let Some(path) = newest_finished(Path::new("runs")) {
+        tracing::info!("model: {} (the newest finished run)", path.display());
+        return Ok(path);
+    }
+    match builtin::bytes() {
+        Ok(_) => {
+            tracing::info!("model: the built-in one (`rdpm inspect` describes it)");
+            Ok(builtin::NAME.into())
+        }
+        Err(none) => Err(usage(
+            format!("no model: there is no finished train-gen run under runs/, and {none}"),
+            format!(
+                "name one with --model RUN|BUNDLE or $RDPM_MODEL; `rdpm demo` trains a small one; {}",
+                error::hint(&none).unwrap_or_default()
+            ),
+        )),
+    }
 }
 
 fn newest_finished(runs: &Path) -> Option<PathBuf> {
@@ -79,9 +89,12 @@ fn newest_finished(runs: &Path) -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
-/// Loads a bundle, or a run folder at its newest (or the named) checkpoint. A bundle has only one
-/// kind of weights.
+/// Loads a bundle, the built-in model (`builtin`), or a run folder at its newest (or the named)
+/// checkpoint. A bundle has only one kind of weights.
 pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
+    if path == Path::new(builtin::NAME) {
+        return Bundle::built_in();
+    }
     if path.is_file() {
         return Bundle::read(path);
     }

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -24,11 +25,31 @@ use crate::error::{Error, Result, hinted};
 /// The strings of a file's `__metadata__`.
 pub type Metadata = BTreeMap<String, String>;
 
-/// One tensor as stored in a file, for types that candle lacks (u16).
+/// One tensor as stored in a file, for types that candle lacks (i8, u16).
+#[derive(Debug, Clone)]
 pub struct Raw<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Raw<'a> {
+    /// The elements of `tensor`, row by row.
+    pub fn from_tensor(tensor: &Tensor) -> Raw<'_> {
+        Raw {
+            dtype: View::dtype(&tensor),
+            shape: tensor.dims().to_vec(),
+            bytes: tensor.data(),
+        }
+    }
+
+    fn of(view: &TensorView<'a>) -> Self {
+        Self {
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            bytes: Cow::Borrowed(view.data()),
+        }
+    }
 }
 
 impl View for Raw<'_> {
@@ -53,9 +74,26 @@ pub struct Header {
     pub metadata: Metadata,
 }
 
+enum Bytes {
+    Mapped(Mmap),
+    /// In the program.
+    BuiltIn(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::BuiltIn(bytes) => bytes,
+        }
+    }
+}
+
 /// A mapped file whose header was checked against its size.
 pub struct Reader {
-    map: Mmap,
+    bytes: Bytes,
     name: String,
     path: PathBuf,
 }
@@ -77,14 +115,26 @@ impl Reader {
         // place; if another program truncates the file while it is read, a signal ends this
         // process.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        let path = path.to_path_buf();
-        let reader = Self { map, name, path };
+        Self::new(Bytes::Mapped(map), path)
+    }
+
+    /// Reads bytes of the program as the file at `path`, the name in errors.
+    pub fn of_built_in(bytes: &'static [u8], path: &Path) -> Result<Self> {
+        Self::new(Bytes::BuiltIn(bytes), path)
+    }
+
+    fn new(bytes: Bytes, path: &Path) -> Result<Self> {
+        let reader = Self {
+            bytes,
+            name: path.display().to_string(),
+            path: path.to_path_buf(),
+        };
         reader.parsed()?;
         Ok(reader)
     }
 
     fn parsed(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| self.not_safetensors(&e))
+        SafeTensors::deserialize(&self.bytes).map_err(|e| self.not_safetensors(&e))
     }
 
     fn not_safetensors(&self, cause: &SafeTensorError) -> Error {
@@ -112,7 +162,7 @@ impl Reader {
 
     pub fn header(&self) -> Result<Header> {
         let (_, header) =
-            SafeTensors::read_metadata(&self.map).map_err(|e| self.not_safetensors(&e))?;
+            SafeTensors::read_metadata(&self.bytes).map_err(|e| self.not_safetensors(&e))?;
         let tensors = header
             .tensors()
             .into_iter()
@@ -138,7 +188,7 @@ impl Reader {
         tensors
             .into_iter()
             .map(|(name, view)| {
-                let tensor = self.tensor(&name, &view)?;
+                let tensor = self.tensor(&name, &Raw::of(&view))?;
                 Ok((name, (tensor, view.dtype())))
             })
             .collect()
@@ -147,18 +197,21 @@ impl Reader {
     /// The bytes of one tensor as stored in the file.
     pub fn raw(&self, name: &str) -> Result<Option<Raw<'_>>> {
         match self.parsed()?.tensor(name) {
-            Ok(view) => Ok(Some(Raw {
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: Cow::Borrowed(view.data()),
-            })),
+            Ok(view) => Ok(Some(Raw::of(&view))),
             Err(SafeTensorError::TensorNotFound(_)) => Ok(None),
             Err(e) => Err(self.not_safetensors(&e)),
         }
     }
 
-    fn tensor(&self, name: &str, view: &TensorView<'_>) -> Result<Tensor> {
-        elements::tensor(view.dtype(), view.data(), view.shape()).map_err(|what| {
+    /// All tensors as stored in the file.
+    pub fn raws(&self) -> Result<BTreeMap<String, Raw<'_>>> {
+        let views = self.parsed()?.tensors().into_iter();
+        Ok(views.map(|(name, view)| (name, Raw::of(&view))).collect())
+    }
+
+    /// The tensor `name` of this file, on the CPU, in its type as far as candle has it.
+    pub fn tensor(&self, name: &str, raw: &Raw<'_>) -> Result<Tensor> {
+        elements::tensor(raw.dtype, &raw.bytes, &raw.shape).map_err(|what| {
             hinted(
                 format!("{}: `{name}` {what}", self.name),
                 "convert it to F32",

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::error::{Result, hinted, usage};
 use crate::ops::finite;
 use crate::store::model::{self, Weights};
-use crate::store::{Params, bundle, names, tensors};
+use crate::store::{Params, builtin, bundle, names, tensors};
 
 /// Number of names of the file that an error lists.
 const SHOWN: usize = 3;
@@ -46,10 +46,11 @@ pub struct Start {
 }
 
 impl Start {
-    /// Reads a run (or one of its checkpoints; its moving average), a bundle, or any other file of
-    /// weights.
+    /// Reads a run (or one of its checkpoints; its moving average), a bundle, the built-in model
+    /// (`builtin`), or any other file of weights.
     pub fn read(path: &Path, part: Part) -> Result<Self> {
-        let tensors = match path.is_dir() || bundle::kind_of(path).is_some() {
+        let is_model = path == Path::new(builtin::NAME) || path.is_dir();
+        let tensors = match is_model || bundle::kind_of(path).is_some() {
             true => {
                 let model = model::load(path, Weights::Ema)?;
                 match part {

@@ -15,6 +15,7 @@ use crate::metrics::dinov2::DinoV2;
 use crate::metrics::evaluate::Evaluator;
 use crate::metrics::known;
 use crate::metrics::options::{KID_SUBSETS, Metric, Options};
+use crate::metrics::probe::Probe;
 use crate::metrics::report::{Evaluation, Report};
 use crate::metrics::requirements::Facts;
 use crate::metrics::side::Side;
@@ -41,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     samples: PathBuf,
     /// A folder, a shard, an .npz of images or of statistics (ADM's, pytorch-fid's)
-    #[arg(long, value_name = "PATH", required_unless_present = "save_stats")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["save_stats", "probe"])]
     reference: Option<PathBuf>,
     /// Metrics to compute, separated by commas [default: fid,sfid,is,pr, as far as weights and
     /// inputs allow]
@@ -56,6 +57,9 @@ pub struct Args {
     /// Center-crop every image of folders and shards and resize it to SIZE as ADM does
     #[arg(long, value_name = "SIZE", value_parser = clap::value_parser!(u32).range(1..))]
     crop: Option<u32>,
+    /// Also judge with this probe (of `rdpm fit-probe`) how many samples show their class
+    #[arg(long, value_name = "FILE")]
+    probe: Option<PathBuf>,
     /// A 95 % confidence interval for Fréchet distances, by the delete-a-group jackknife
     #[arg(long)]
     interval: bool,
@@ -162,7 +166,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(path) => Some(sides::open(path, crop)?),
         None => None,
     };
+    let probe = args.probe.as_deref().map(Probe::read).transpose()?;
     let settings = sides::settings(args, crop, &device)?;
+    if let Some(probe) = &probe {
+        settings[0].check_classes(probe)?;
+    }
     let facts = settings[0].facts();
     let reference_facts = reference.as_ref().map(Opened::facts);
     let (options, networks) = prepare(args, facts, reference_facts, &device)?;
@@ -175,6 +183,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         reference.check_says_resize()?;
     }
     options.check(&networks, facts, reference_facts)?;
+    if let Some(probe) = &probe
+        && let Some(place) = sides::place_of_inception(&networks)
+    {
+        probe.check(&*networks[place])?;
+    }
     let needs_features = args.details.save_features.is_some();
     if needs_features && facts.images.is_none() {
         return Err(usage(
@@ -206,13 +219,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let needs_images = options.needs_sample_images() || needs_features;
         let groups = options.groups();
         let side = setting.collect(log, groups, &networks, &keep, needs_images, batch)?;
-        evaluations.push(match &mut evaluator {
+        let mut evaluation = match &mut evaluator {
             Some(evaluator) => evaluator.evaluate(&side)?,
             None => Evaluation {
                 samples: side.set.clone(),
                 ..Evaluation::default()
             },
-        });
+        };
+        if let Some(probe) = &probe {
+            probe.measure(&side, &networks, &mut evaluation)?;
+        }
+        evaluations.push(evaluation);
         if args.details.save_stats.is_some() || needs_features {
             saved = Some((setting, side));
         }
@@ -268,6 +285,7 @@ fn prepare(
         kid_subsets: args.details.kid_subsets as usize,
         kid_subset_size: args.details.kid_subset_size.map(|n| n as usize),
         save_statistics: args.details.save_stats.is_some(),
+        probe: args.probe.is_some(),
         seed: args.sampling.seed,
     };
     let saved = |metric: &Metric| matches!(metric, Metric::Fid | Metric::Sfid);
@@ -277,11 +295,19 @@ fn prepare(
             "name a --reference, or leave out the other metrics",
         ));
     }
+    // Nothing is compared and nothing saved: the probe alone judges.
+    let alone = reference.is_none() && !options.save_statistics;
+    if alone && !options.metrics.is_empty() {
+        return Err(usage(
+            "--metrics compare samples with a reference, and there is none",
+            "name a --reference, or leave out --metrics: --probe needs neither",
+        ));
+    }
     let mut networks: Vec<Box<dyn FeatureNetwork>> = Vec::new();
     if options.metrics.is_empty() || !options.outputs().is_empty() {
         let path = find(Network::Inception, &args.networks.weights)?;
         let (tensors, hash) = weights::read_hashed(&path)?;
-        if options.metrics.is_empty() {
+        if options.metrics.is_empty() && !alone {
             let sides = || [Some(samples), reference].into_iter().flatten();
             let spatial = |side: Facts| side.statistics.is_none_or(|s| s.spatial.is_some());
             let logits = tensors.contains_key("fc.weight");

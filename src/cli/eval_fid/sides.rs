@@ -13,17 +13,17 @@ use crate::metrics::feature_log::FeatureLog;
 use crate::metrics::images::{Images, is_npz};
 use crate::metrics::inception;
 use crate::metrics::known;
+use crate::metrics::probe::Probe;
 use crate::metrics::report::Set;
 use crate::metrics::requirements::Facts;
 use crate::metrics::sampled::Sampling;
-use crate::metrics::side::Side;
+use crate::metrics::side::{Labels, Side};
 use crate::metrics::statistics::Groups;
 use crate::metrics::stats_file::Statistics;
 use crate::metrics::{FeatureNetwork, Tap};
 use crate::sample::Pretrained;
-use crate::store::atomic;
-use crate::store::digest;
 use crate::store::npz::{Element, Npz, NpzWriter};
+use crate::store::{atomic, builtin, digest};
 use crate::telemetry::Progress;
 
 /// Samples to draw if --num is left out: the number behind FIDs in papers.
@@ -77,7 +77,8 @@ pub fn open(path: &Path, crop: Option<usize>) -> Result<Opened> {
 /// disk.
 pub fn settings(args: &Args, crop: Option<usize>, device: &Device) -> Result<Vec<Setting>> {
     let path = &args.samples;
-    let is_model = path.extension().is_some_and(|e| e == "safetensors")
+    let is_model = path == Path::new(builtin::NAME)
+        || path.extension().is_some_and(|e| e == "safetensors")
         || path.join("config.toml").is_file()
         || path.join("state.json").is_file();
     if !is_model {
@@ -162,14 +163,16 @@ impl Opened {
             size: self.size,
             ..Set::default()
         };
-        let mut features = None;
+        let (mut features, mut labels) = (None, None);
         if let Some(images) = &self.images
             && (needs_images || self.statistics.is_none())
         {
             let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
             let mut progress = Progress::new(what, images.count() as u64, 0);
             let interrupt = Interrupt::listen()?;
-            let collect = &mut |batch: Vec<_>| {
+            let mut indices = Vec::new();
+            let collect = &mut |batch: Vec<_>, labels: &[u32]| {
+                indices.extend_from_slice(labels);
                 interrupt.check(
                     || {
                         let (done, all) = (collector.count(), images.count());
@@ -188,6 +191,10 @@ impl Opened {
             set.images = Some(found.count);
             set.hash = found.pixels.clone();
             features = Some(found);
+            labels = images.classes().map(|classes| Labels {
+                classes: classes.clone(),
+                indices,
+            });
         }
         if self.place.is_file() {
             set.hash = digest::sha256(&self.place)?;
@@ -201,6 +208,7 @@ impl Opened {
             statistics: self.statistics.clone(),
             inception: place_of_inception(networks),
             features,
+            labels,
         })
     }
 
@@ -246,6 +254,39 @@ impl Setting {
         }
     }
 
+    /// Errors: the samples have no labels, or the probe does not know one of their classes.
+    pub fn check_classes(&self, probe: &Probe) -> Result<()> {
+        let unlabelled = |path: &str, hint: &str| {
+            Err(usage(
+                format!("--probe: the images of {path} do not say what they should show"),
+                hint,
+            ))
+        };
+        match self {
+            Setting::Drawn { path, sampling, .. } if sampling.model.classes.is_empty() => {
+                unlabelled(
+                    path,
+                    "the model was trained without labels: leave out --probe",
+                )
+            }
+            Setting::Drawn { sampling, .. } => {
+                probe.classes_of(&sampling.model.classes, &sampling.classes)?;
+                Ok(())
+            }
+            Setting::Opened(opened) => match opened.images.as_ref().and_then(Images::classes) {
+                Some(classes) => {
+                    let all: Vec<u32> = (0..classes.len() as u32).collect();
+                    probe.classes_of(classes, &all)?;
+                    Ok(())
+                }
+                None => unlabelled(
+                    &opened.path,
+                    "name a folder with a folder a class, shards with labels, or a model",
+                ),
+            },
+        }
+    }
+
     pub fn collect(
         &self,
         log: Option<FeatureLog>,
@@ -284,6 +325,10 @@ impl Setting {
             statistics: None,
             inception: place_of_inception(networks),
             features: Some(features),
+            labels: Some(Labels {
+                classes: sampling.model.classes.clone(),
+                indices: (0..sampling.count).map(|i| sampling.label(i)).collect(),
+            }),
         })
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
@@ -16,17 +17,27 @@ use crate::store::codes::{self, Codes};
 use crate::store::npz::Npz;
 use crate::store::run::{self, CheckpointInfo, RunFolder};
 use crate::store::safetensors::{Header, Reader};
-use crate::store::{digest, tensors};
+use crate::store::{builtin, digest, int8, tensors};
 use crate::telemetry::MetricsLog;
 
 pub(super) type Facts = Map<String, Value>;
 
 /// Errors: there is nothing at `path`, or it is of no known kind.
 pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
-    let found = fs::metadata(path)
-        .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
     let mut facts = Facts::new();
     facts.insert("path".into(), json!(path.display().to_string()));
+    if path == Path::new(builtin::NAME) {
+        let bytes = builtin::bytes()?;
+        facts.insert("kind".into(), json!("built-in bundle"));
+        facts.insert("bytes".into(), json!(bytes.len()));
+        facts.insert("sha256".into(), json!(digest::of_bytes(bytes)));
+        let header = Reader::of_built_in(bytes, path)?.header()?;
+        facts.insert("format".into(), json!(header.metadata["format"]));
+        of_bundle(Bundle::built_in()?, &header, each_tensor, &mut facts)?;
+        return Ok(facts);
+    }
+    let found = fs::metadata(path)
+        .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
     if found.is_dir() {
         if run::is_checkpoint(path) || path.join("state.json").is_file() {
             checkpoint(path, each_tensor, &mut facts)?;
@@ -106,6 +117,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
         "rdpm-bundle" => ("bundle", 2),
         "rdpm-codes" => ("codes", 1),
         "rdpm-latents" => ("latent cache", 1),
+        "rdpm-probe" => ("probe", 1),
         _ => ("weights", 1),
     };
     facts.insert("kind".into(), json!(kind));
@@ -113,15 +125,8 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
     facts.insert("bytes".into(), json!(bytes));
     facts.insert("sha256".into(), json!(digest::sha256(path)?));
     match format.as_str() {
-        bundle::FORMAT => {
-            let bundle = Bundle::read(path)?;
-            let hash = bundle.tokenizer_hash()?;
-            facts.insert("tokenizer_hash".into(), json!(hash));
-            weights(&header, depth, each_tensor, facts);
-            facts.insert("classes".into(), bundle.classes);
-            facts.insert("metrics".into(), bundle.metrics);
-            facts.insert("provenance".into(), bundle.provenance);
-            facts.insert("config".into(), serde_json::to_value(bundle.config)?);
+        bundle::FORMAT | bundle::FORMAT_INT8 => {
+            of_bundle(Bundle::read(path)?, &header, each_tensor, facts)?;
         }
         codes::FORMAT => {
             let codes = Codes::read(path)?;
@@ -147,6 +152,17 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
             tensor_list(&header, facts);
         }
     }
+    Ok(())
+}
+
+fn of_bundle(bundle: Bundle, header: &Header, each_tensor: bool, facts: &mut Facts) -> Result<()> {
+    let hash = bundle.tokenizer_hash()?;
+    facts.insert("tokenizer_hash".into(), json!(hash));
+    weights(header, 2, each_tensor, facts);
+    facts.insert("classes".into(), bundle.classes);
+    facts.insert("metrics".into(), bundle.metrics);
+    facts.insert("provenance".into(), bundle.provenance);
+    facts.insert("config".into(), serde_json::to_value(bundle.config)?);
     Ok(())
 }
 
@@ -222,6 +238,9 @@ fn dtype(descriptor: &str) -> String {
 fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) {
     let mut parts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (name, (_, shape)) in &header.tensors {
+        if is_scale(name, header) {
+            continue;
+        }
         let part: Vec<&str> = name.split('.').take(depth).collect();
         let entry = parts.entry(part.join(".")).or_default();
         entry.0 += 1;
@@ -240,6 +259,13 @@ fn weights(header: &Header, depth: usize, each_tensor: bool, facts: &mut Facts) 
     if each_tensor {
         tensor_list(header, facts);
     }
+}
+
+/// Whether `name` holds the scales of 8-bit weights, which are no parameters.
+fn is_scale(name: &str, header: &Header) -> bool {
+    let scaled = name.strip_suffix(int8::SCALE);
+    let scaled = scaled.and_then(|name| header.tensors.get(name));
+    scaled.is_some_and(|(dtype, _)| *dtype == Dtype::I8)
 }
 
 fn tensor_list(header: &Header, facts: &mut Facts) {

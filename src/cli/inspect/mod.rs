@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use crate::error::Result;
+use crate::store::builtin;
 
 /// Show what a file or run contains: configuration, parameters by part, hashes, metrics
 ///
@@ -14,8 +15,8 @@ use crate::error::Result;
 /// .pth file.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file, a run folder or a checkpoint's folder
-    #[arg(value_name = "FILE|RUN")]
+    /// A file, a run folder or a checkpoint's folder [default: builtin, the built-in model]
+    #[arg(value_name = "FILE|RUN", default_value = builtin::NAME, hide_default_value = true)]
     path: PathBuf,
     /// Print one JSON object
     #[arg(long)]

@@ -3,13 +3,17 @@
 use image::{Rgb, RgbImage};
 
 use super::*;
-use crate::error::report;
+use crate::data::Classes;
+use crate::error::{Error, report};
 use crate::metrics::collect::Collector;
 use crate::metrics::features::Tap;
+use crate::metrics::probe::{Parameters, Probe};
 use crate::metrics::report::Set;
 use crate::metrics::requirements::Facts;
+use crate::metrics::side::Labels;
 use crate::metrics::stats_file::{MadeBy, Statistics};
 use crate::rng::{Purpose, Stream};
+use crate::store::int8::Int8;
 
 /// Features are the colours of two pixels; the class is given by the sign of the first green value.
 struct Pixels([Tap; 4]);
@@ -95,6 +99,7 @@ fn options() -> Options {
         kid_subsets: 1,
         kid_subset_size: None,
         save_statistics: false,
+        probe: false,
         seed: 0,
     }
 }
@@ -118,6 +123,7 @@ fn side(images: &[RgbImage], batch: usize) -> Result<Side> {
         statistics: None,
         inception: Some(0),
         features: Some(features),
+        labels: None,
     })
 }
 
@@ -315,9 +321,71 @@ fn what_cannot_be_compared_is_refused_before_anything_is_computed() -> Result<()
         statistics: Some(statistics),
         inception: Some(0),
         features: None,
+        labels: None,
     };
     let same = evaluate(&with_statistics, &reference, &asking(&[Metric::Fid]))?;
     assert!(value(&same, "fid").abs() < 1e-9);
+    Ok(())
+}
+
+/// Classes are reds and blues; the probe compares the two colours.
+#[test]
+fn a_probe_says_how_many_samples_show_their_class() -> Result<()> {
+    let colours = |red: bool, count: usize| {
+        let colour = if red { [200, 20, 40] } else { [30, 10, 210] };
+        vec![RgbImage::from_pixel(2, 1, Rgb(colour)); count]
+    };
+    let parameters = Parameters {
+        weight: Int8 {
+            shape: vec![2, 3],
+            values: vec![100, 0, -100, -100, 0, 100],
+            scales: vec![0.01; 2],
+        },
+        bias: vec![0.0; 2],
+        mean: vec![2.0, 0.0, 2.0],
+        std: vec![0.5; 3],
+    };
+    let networks = pixels();
+    let made_by = |preprocess: &str| MadeBy {
+        network: inception::NAME.into(),
+        weights: "none".into(),
+        preprocess: preprocess.into(),
+        images: 2,
+        size: None,
+        version: "0".into(),
+    };
+    let probe = |preprocess: &str| {
+        let classes = Classes::named(["red", "blue"]);
+        Probe::new(parameters.clone(), classes, made_by(preprocess)).map_err(Error::msg)
+    };
+    let images = [colours(true, 3), colours(false, 1)].concat();
+    let mut samples = side(&images, 2)?;
+    // All are meant to be red, by the numbers of a model that knows more.
+    samples.labels = Some(Labels {
+        classes: Classes::named(["green", "red"]),
+        indices: vec![1; 4],
+    });
+    let mut found = Evaluation::default();
+    probe("adm")?.check(&*networks[0])?;
+    probe("adm")?.measure(&samples, &networks, &mut found)?;
+    assert_eq!(value(&found, "probe_top1"), 0.75);
+    let mean = value(&found, "probe_prob");
+    assert!((mean - 0.75).abs() < 0.01, "{mean}");
+    let asked = Options {
+        probe: true,
+        metrics: Vec::new(),
+        ..options()
+    };
+    assert_eq!(asked.outputs(), [Output::Pool2048]);
+    assert!(asked.keeps_sample_rows("2048") && !asked.keeps_reference_rows("2048"));
+    let (text, _) = report(&probe("clean")?.check(&*networks[0]).unwrap_err());
+    assert!(text.contains("fitted with --preprocess clean"), "{text}");
+    samples.labels = Some(Labels {
+        classes: Classes::named(["green", "red"]),
+        indices: vec![1, 1, 0, 1],
+    });
+    let unknown = probe("adm")?.measure(&samples, &networks, &mut found);
+    assert!(report(&unknown.unwrap_err()).0.contains("(green)"));
     Ok(())
 }
 
