@@ -29,7 +29,7 @@ FRESH = dict(
     data=dict(image_size=32),
     tokenizer=dict(ch=16, ch_mult=[1, 2, 2], num_res_blocks=1, embed_dim=6, norm_groups=8, patch=2),
     quantizer=dict(codebook_size=300, steps=6, bias=True),
-    schedule=dict(kind="sin", phi=0.75),
+    schedule=dict(kind="logit", logit=[-4.0, 3.0]),
     loss=dict(perceptual="none"),
     generator=dict(depth=2, width=48, heads=3, mix_dim=12, pos_embed=0.1, rope="2d", rope_base=100.0, classes=3),
 )
@@ -41,7 +41,7 @@ def modules(config):
     ref.norm = lambda c: nn.GroupNorm(t["norm_groups"], c, eps=1e-6)
     d, K, T = t["embed_dim"], q["codebook_size"], q["steps"]
     side = config["data"]["image_size"] // t["patch"] // 2 ** (len(t["ch_mult"]) - 1)
-    tokenizer = ref.Tokenizer(t["ch"], t["ch_mult"], t["num_res_blocks"], d, K, T, t["patch"], schedule=s["kind"], phi=s["phi"], bias=q["bias"])
+    tokenizer = ref.Tokenizer(t["ch"], t["ch_mult"], t["num_res_blocks"], d, K, T, t["patch"], schedule=s["kind"], phi=s["phi"], bias=q["bias"], logit=s["logit"])
     generator = ref.Generator(g["depth"], d, K, T, g["classes"], side * side, g.get("width"), g.get("heads"), g.get("mix_dim"), g["pos_embed"], g["rope"], g["rope_base"], adaln_rank=g.get("adaln_rank"))
     return tokenizer.eval(), generator.eval()
 

@@ -113,7 +113,7 @@ fn a_value_of_the_wrong_kind_is_named() {
         ("quantizer.steps=2.5", "found 2.5"),
         (
             "schedule.kind=cos",
-            "expected one of `pow`, `linear`, `sin`",
+            "expected one of `pow`, `linear`, `sin`, `logit`",
         ),
         ("data.flip=maybe", "expected true or false"),
         (

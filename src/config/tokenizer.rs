@@ -48,6 +48,8 @@ pub struct QuantizerConfig {
     /// training [ours].
     pub restart_dead_codes: bool,
     pub restart_every: u64,
+    /// Take all codes from noisy vectors v_t after this many steps [ours]; 0 never does.
+    pub codes_from_data: u64,
     /// Standard deviation of the initial codes.
     pub init_std: f64,
 }
@@ -61,6 +63,8 @@ pub enum ScheduleKind {
     Linear,
     /// sin(π/2 · t/T)
     Sin,
+    /// The logarithm of the signal-to-noise ratio rises linearly; 1 at T [ours].
+    Logit,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +72,8 @@ pub enum ScheduleKind {
 pub struct ScheduleConfig {
     pub kind: ScheduleKind,
     pub phi: f64,
+    /// logit(α²) at t = 1 and at t = T − 1, for [`ScheduleKind::Logit`].
+    pub logit: (f64, f64),
 }
 
 impl TokenizerConfig {
@@ -101,6 +107,7 @@ impl Default for QuantizerConfig {
             commitment: 0.25,
             restart_dead_codes: true,
             restart_every: 100,
+            codes_from_data: 0,
             init_std: 0.5,
         }
     }
@@ -111,6 +118,7 @@ impl Default for ScheduleConfig {
         Self {
             kind: ScheduleKind::Pow,
             phi: 0.75,
+            logit: (-5.0, 4.0),
         }
     }
 }

@@ -131,6 +131,13 @@ fn quantizer(config: &Config) -> Result<()> {
         "schedule.phi",
         phi,
         "above 0 and at most 1",
+    )?;
+    let (from, to) = config.schedule.logit;
+    require(
+        from.is_finite() && to.is_finite() && from <= to && from >= -50.0 && to <= 50.0,
+        "schedule.logit",
+        format!("[{from}, {to}]"),
+        "two numbers between -50 and 50, the smaller first",
     )
 }
 

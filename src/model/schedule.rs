@@ -1,4 +1,5 @@
-//! The signal share of each step: α_t for t = 1..T (the paper's Table 4) and β_t = √(1−α_t²).
+//! The signal share of each step: α_t for t = 1..T (the paper's Table 4, and one of ours) and
+//! β_t = √(1−α_t²).
 //!
 //! v_t = α_t·r_t + β_t·ε_t. α_T = 1 and β_T is exactly 0, so the last step sees no noise.
 
@@ -10,10 +11,17 @@ pub use crate::ops::quantize::Schedule;
 impl Schedule {
     /// The schedule of `steps` = T steps, computed in f64.
     pub fn new(config: &ScheduleConfig, steps: usize) -> Self {
+        let (from, to) = config.logit;
         let alpha: Vec<f64> = (1..=steps)
             .map(|t| {
                 let part = t as f64 / steps as f64;
                 match config.kind {
+                    ScheduleKind::Logit if t == steps => 1.0,
+                    ScheduleKind::Logit => {
+                        // Of the way from t = 1 to t = T − 1, which is only `from` if T = 2.
+                        let way = (t - 1) as f64 / steps.saturating_sub(2).max(1) as f64;
+                        (1.0 / (1.0 + (-(from + (to - from) * way)).exp())).sqrt()
+                    }
                     ScheduleKind::Pow => config.phi.powi((steps - t) as i32),
                     ScheduleKind::Linear => part,
                     ScheduleKind::Sin => (FRAC_PI_2 * part).sin(),
@@ -49,9 +57,17 @@ mod tests {
                     1.0,
                 ],
             ),
+            (
+                ScheduleKind::Logit,
+                [0.081_809_846, 0.614_443_4, 0.990_966_1, 1.0],
+            ),
         ];
         for (kind, expected) in cases {
-            let schedule = Schedule::new(&ScheduleConfig { kind, phi: 0.75 }, 4);
+            let config = ScheduleConfig {
+                kind,
+                ..ScheduleConfig::default()
+            };
+            let schedule = Schedule::new(&config, 4);
             for (t, (a, e)) in schedule.alpha.iter().zip(expected).enumerate() {
                 assert!((a - e).abs() < 1e-7, "{kind:?} alpha_{}: {a} != {e}", t + 1);
                 let b = schedule.beta[t];
@@ -62,9 +78,14 @@ mod tests {
 
     #[test]
     fn the_last_step_sees_no_noise() {
-        for kind in [ScheduleKind::Pow, ScheduleKind::Linear, ScheduleKind::Sin] {
+        use ScheduleKind::{Linear, Logit, Pow, Sin};
+        for kind in [Pow, Linear, Sin, Logit] {
             for steps in 1..=32 {
-                let schedule = Schedule::new(&ScheduleConfig { kind, phi: 0.75 }, steps);
+                let config = ScheduleConfig {
+                    kind,
+                    ..ScheduleConfig::default()
+                };
+                let schedule = Schedule::new(&config, steps);
                 assert_eq!(
                     (schedule.alpha[steps - 1], schedule.beta[steps - 1]),
                     (1.0, 0.0)

@@ -18,7 +18,7 @@ use crate::store::Scope;
 pub fn decoding(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let device = Device::Cuda(gpu.device().clone());
     let mut rows = Vec::new();
-    for (size, patch) in [(48, 1), (32, 2)] {
+    for (size, patch) in [(48, 1), (32, 2), (512, 8)] {
         let mut config = Config::default();
         config.data.image_size = size;
         config.tokenizer.ch = 64;

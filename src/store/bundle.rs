@@ -242,11 +242,6 @@ pub fn kind_of(path: &Path) -> Option<(&'static str, &'static str)> {
     Some((kind.1, kind.2))
 }
 
-/// Whether the file at `path` is a bundle of any version.
-pub fn is_bundle(path: &Path) -> bool {
-    kind_of(path).is_some_and(|(name, _)| name == KINDS[0].1)
-}
-
 /// Refuses a file of another format or version by name.
 pub fn check_format(path: &Path, found: Option<&str>, expected: &str) -> Result<()> {
     let word = |format: &str| format.split('/').next().unwrap_or_default().to_string();

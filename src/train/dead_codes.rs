@@ -4,7 +4,7 @@
 //! Usage is a decayed count of choices over all t. At regular intervals, each code below 1 % of the
 //! mean count is replaced by a v_t of the step's images, taken from any of its micro-batches and
 //! drawn by counter over step t, image and position. Its moments are set to 0 and its average to
-//! the new vector.
+//! the new vector. `quantizer.codes_from_data` does this once with all codes.
 
 use candle_core::{Device, Result as TensorResult, Tensor, Var};
 
@@ -48,45 +48,17 @@ impl DeadCodes {
         }
     }
 
-    fn dead(&self) -> Vec<usize> {
+    /// All codes.
+    pub fn all(&self) -> Vec<usize> {
+        (0..self.counts.len()).collect()
+    }
+
+    /// Those below 1 % of the mean count, in ascending order.
+    pub fn dead(&self) -> Vec<usize> {
         let total: f64 = self.counts.iter().map(|&n| f64::from(n)).sum();
         let least = DEAD_BELOW * (total / self.counts.len() as f64) as f32;
         let is_dead = |&k: &usize| self.counts[k] < least;
         (0..self.counts.len()).filter(is_dead).collect()
-    }
-
-    /// Restarts the dead codes of `optimizer`'s codebook at `step` from the `noisy` [T,B,h,w,d] of
-    /// all its micro-batches, as if these were one batch; returns their number.
-    pub fn restart(
-        &self,
-        optimizer: &Optimizer,
-        noisy: &[&Tensor],
-        seed: u64,
-        step: u64,
-    ) -> Result<usize> {
-        let dead = self.dead();
-        if dead.is_empty() {
-            return Ok(0);
-        }
-        let rows = Tensor::cat(noisy, 1)?.flatten_to(3)?; // [T·B·h·w,d]
-        let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
-        let count = rows.dim(0)? as u32;
-        let drawn: Vec<u32> = dead.iter().map(|_| draws.below(count)).collect();
-        let fresh = rows.index_select(&Tensor::new(drawn, rows.device())?, 0)?;
-        let zeros = fresh.zeros_like()?;
-        let missing = "the tokenizer has a codebook";
-        set_rows(
-            optimizer.params.get(CODEBOOK).context(missing)?,
-            &dead,
-            &fresh,
-        )?;
-        for moment in optimizer.moments(CODEBOOK).context(missing)? {
-            set_rows(moment, &dead, &zeros)?;
-        }
-        if let Some(average) = optimizer.ema.as_ref().and_then(|ema| ema.get(CODEBOOK)) {
-            set_rows(average, &dead, &fresh)?;
-        }
-        Ok(dead.len())
     }
 
     /// The counts, [K] f32, for the checkpoint.
@@ -99,6 +71,36 @@ impl DeadCodes {
         self.counts = tensor.to_vec1()?;
         Ok(())
     }
+}
+
+/// Sets `codes`, in ascending order, of `optimizer`'s codebook at `step` to rows of the `noisy`
+/// [T,B,h,w,d] of all its micro-batches, drawn as if these were one batch.
+pub fn restart(
+    codes: &[usize],
+    optimizer: &Optimizer,
+    noisy: &[&Tensor],
+    seed: u64,
+    step: u64,
+) -> Result<()> {
+    if codes.is_empty() {
+        return Ok(());
+    }
+    let rows = Tensor::cat(noisy, 1)?.flatten_to(3)?; // [T·B·h·w,d]
+    let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
+    let count = rows.dim(0)? as u32;
+    let drawn: Vec<u32> = codes.iter().map(|_| draws.below(count)).collect();
+    let fresh = rows.index_select(&Tensor::new(drawn, rows.device())?, 0)?;
+    let zeros = fresh.zeros_like()?;
+    let missing = "the tokenizer has a codebook";
+    let codebook = optimizer.params.get(CODEBOOK).context(missing)?;
+    set_rows(codebook, codes, &fresh)?;
+    for moment in optimizer.moments(CODEBOOK).context(missing)? {
+        set_rows(moment, codes, &zeros)?;
+    }
+    if let Some(average) = optimizer.ema.as_ref().and_then(|ema| ema.get(CODEBOOK)) {
+        set_rows(average, codes, &fresh)?;
+    }
+    Ok(())
 }
 
 /// Sets row rows[i] of `var` [K,d] to row i of `values`; `rows` is ascending.
@@ -137,7 +139,9 @@ mod tests {
         codes.count(&[vec![100, 0, 0, 40], vec![3, 90, 0, 60]]);
         // [T,B,h,w,d] = [2,1,1,3,2]: rows (0,1), (2,3) ..
         let noisy = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape(&[2, 1, 1, 3, 2])?;
-        assert_eq!(codes.restart(&optimizer, &[&noisy], 5, 99)?, 1);
+        let dead = codes.dead();
+        assert_eq!(dead, [2]);
+        restart(&dead, &optimizer, &[&noisy], 5, 99)?;
         let after = codebook.to_vec2::<f32>()?;
         assert_eq!(after[2][0] % 2.0, 0.0);
         assert_eq!(after[2][1], after[2][0] + 1.0);
@@ -168,7 +172,9 @@ mod tests {
             let optimizer = Optimizer::new(scope.finish(), &TrainConfig::vae(), true)?;
             let mut codes = DeadCodes::new(32);
             codes.count(&[(0..32).map(|k| u64::from(k == 0)).collect()]);
-            assert_eq!(codes.restart(&optimizer, noisy, 5, 99)?, 31);
+            let dead = codes.dead();
+            assert_eq!(dead.len(), 31);
+            restart(&dead, &optimizer, noisy, 5, 99)?;
             let codebook = optimizer.params.get(CODEBOOK).expect("just made");
             Ok(codebook.to_vec2()?)
         };

@@ -16,6 +16,7 @@ use tracing::info_span;
 use super::adversary::{Adversary, Judged, Seen};
 use super::checkpoint::{Contents, counter};
 use super::code_counts::CodeCounts;
+use super::dead_codes;
 use super::grads::{self, Gradients, gradients};
 use super::init::Start;
 use super::lr::ramp;
@@ -195,15 +196,20 @@ impl VaeStage {
         let config = &self.config.quantizer;
         self.counts.count(quantized.iter().map(|q| &q.codes))?;
         let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
+        let all = done == config.codes_from_data;
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
             && (done as f64) < RESTARTS * update.steps as f64;
-        if due {
+        if all || due {
             let noisy: Vec<&Tensor> = quantized.iter().map(|q| &q.noisy).collect();
             let (optimizer, seed) = (&self.optimizer, self.seed);
             let dead_codes = self.counts.dead_codes()?;
-            let count = dead_codes.restart(optimizer, &noisy, seed, update.step)?;
-            metrics.add("codes_restarted", count as f64);
+            let codes = match all {
+                true => dead_codes.all(),
+                false => dead_codes.dead(),
+            };
+            dead_codes::restart(&codes, optimizer, &noisy, seed, update.step)?;
+            metrics.add("codes_restarted", codes.len() as f64);
         }
         Ok(metrics)
     }

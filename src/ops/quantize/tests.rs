@@ -8,6 +8,7 @@ use crate::rng::Stream;
 const POW: ScheduleConfig = ScheduleConfig {
     kind: ScheduleKind::Pow,
     phi: 0.75,
+    logit: (-5.0, 4.0),
 };
 
 /// Standard normal values that depend only on `index`.
