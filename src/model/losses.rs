@@ -18,10 +18,10 @@ pub fn hinge_generator_gradient(fake: &Tensor) -> Result<Tensor> {
     Tensor::full(slope as f32, fake.shape(), fake.device())?.to_dtype(fake.dtype())
 }
 
-/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most 1e4, from the gradient norms at the
+/// VQGAN's λ = ‖∂L_rec/∂W‖ / (‖∂L_adv/∂W‖ + 1e-4), at most `most`, from the gradient norms at the
 /// decoder's last weight: scalars.
-pub fn adaptive_weight(reconstruction: &Tensor, adversarial: &Tensor) -> Result<Tensor> {
-    (reconstruction / (adversarial + 1e-4)?)?.clamp(0f64, 1e4f64)
+pub fn adaptive_weight(reconstruction: &Tensor, adversarial: &Tensor, most: f64) -> Result<Tensor> {
+    (reconstruction / (adversarial + 1e-4)?)?.clamp(0f64, most)
 }
 
 /// Peak signal-to-noise ratio in dB of images in [-1,1], whose peak-to-peak range is 2.
@@ -53,7 +53,7 @@ mod tests {
     fn the_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes() -> Result<()> {
         let weight = |a: f64, b: f64| {
             let [a, b] = [a, b].map(|x| Tensor::new(x, &Device::Cpu));
-            adaptive_weight(&a?, &b?)?.to_scalar::<f64>()
+            adaptive_weight(&a?, &b?, 1e4)?.to_scalar::<f64>()
         };
         assert_eq!(weight(2.0, 0.0)?, 1e4);
         assert!((weight(3.0, 1.5)? - 2.0).abs() < 1e-3);

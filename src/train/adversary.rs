@@ -112,10 +112,10 @@ impl Adversary {
         let at_fake = store
             .remove(&at)
             .context("no gradient reached the logits")?;
-        let mut sum = gradients(store, params)?;
+        let mut sum = gradients(store, params.iter())?;
         let variables = params.iter().map(|(_, var)| var);
         let store = (fake.record).backward_from(&[(fake.logits, at_fake)], variables)?;
-        grads::accumulate(&mut sum, gradients(store, params)?)?;
+        grads::accumulate(&mut sum, gradients(store, params.iter())?)?;
         let norm = crate::ops::global_norm(sum.values())?;
         metrics.add_scalar("disc_grad_norm", &norm);
         Ok(Judged {
@@ -124,8 +124,10 @@ impl Adversary {
         })
     }
 
-    /// One update from all micro-batches of a step.
-    pub fn update(&mut self, judged: Vec<Judged>) -> Result<()> {
+    /// One update from all micro-batches of a step, at `share` of the learning rate: where the
+    /// schedule stands [ours]. A discriminator that keeps its rate while the tokenizer's falls
+    /// soon tells all images apart, and its gradient no longer helps.
+    pub fn update(&mut self, judged: Vec<Judged>, share: f64) -> Result<()> {
         let (scale, mut sum) = (1.0 / judged.len().max(1) as f64, Gradients::new());
         if judged.is_empty() {
             return Ok(());
@@ -137,7 +139,7 @@ impl Adversary {
             }
         }
         let sum = reduce::gradients(sum)?;
-        self.optimizer.update(&sum, self.lr, scale)
+        self.optimizer.update(&sum, self.lr * share, scale)
     }
 
     fn reduced(&self, statistics: Statistics) -> Result<Statistics> {

@@ -210,7 +210,7 @@ impl Stage for GeneratorStage {
         metrics.add_curve("loss_t", &losses);
         drop((entropy.loss, condition));
         let backward = info_span!("backward").entered();
-        let gradients = gradients(tape.backward(loss)?, &self.optimizer.params)?;
+        let gradients = gradients(tape.backward(loss)?, self.optimizer.trained())?;
         drop(backward);
         metrics.add_curve(
             "accuracy_t",

@@ -7,18 +7,20 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
 
 use crate::ops::add;
-use crate::store::Params;
 
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// The gradient of every parameter, taken from the result of a backward pass.
+/// The gradient of every one of `params`, taken from the result of a backward pass.
 ///
 /// Errors: a parameter without a gradient, by name (an operation dropped it, or the loss does not
 /// depend on it).
-pub fn gradients(mut store: GradStore, params: &Params) -> Result<Gradients> {
+pub fn gradients<'a>(
+    mut store: GradStore,
+    params: impl IntoIterator<Item = (&'a str, &'a Var)>,
+) -> Result<Gradients> {
     let (mut found, mut missing) = (Gradients::new(), Vec::new());
-    for (name, var) in params.iter() {
+    for (name, var) in params {
         match store.remove(var) {
             Some(gradient) => {
                 found.insert(name.to_string(), gradient);
@@ -67,7 +69,7 @@ mod tests {
         let scope = Scope::init(0, &Device::Cpu);
         let used = scope.get("used", 3, Init::Ones)?;
         scope.get("forgotten", 3, Init::Ones)?;
-        let error = gradients(used.sum_all()?.backward()?, &scope.finish()).unwrap_err();
+        let error = gradients(used.sum_all()?.backward()?, scope.finish().iter()).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("forgotten") && !text.contains("used"),

@@ -3,7 +3,7 @@
 //! Moments and average are keyed by parameter name. Weight decay applies only to tensors of two or
 //! more dimensions [ours].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Tensor, Var};
 
@@ -24,6 +24,8 @@ pub struct Optimizer {
     pub params: Params,
     /// The moving average of `params`.
     pub ema: Option<Params>,
+    /// Names of parameters that updates leave as they are.
+    frozen: BTreeSet<String>,
     first: Params,
     second: Params,
     betas: (f64, f64),
@@ -41,6 +43,7 @@ impl Optimizer {
         Ok(Self {
             params,
             ema,
+            frozen: BTreeSet::new(),
             first,
             second,
             betas: config.betas,
@@ -48,6 +51,22 @@ impl Optimizer {
             decay: config.ema_decay,
             updates: 0,
         })
+    }
+
+    /// The same, leaving the parameters as they are for whose names `trains` is false.
+    pub fn training(mut self, trains: impl Fn(&str) -> bool) -> Self {
+        let names = self.params.iter().map(|(name, _)| name);
+        self.frozen = names
+            .filter(|name| !trains(name))
+            .map(str::to_string)
+            .collect();
+        self
+    }
+
+    /// The parameters that updates change.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, &Var)> {
+        let frozen = &self.frozen;
+        (self.params.iter()).filter(move |(name, _)| !frozen.contains(*name))
     }
 
     /// One update from `gradients`, multiplied by `scale`.
@@ -66,7 +85,7 @@ impl Optimizer {
             ema_decay: self.ema.as_ref().map(|_| decay as f32),
         };
         let mut all = Vec::with_capacity(self.params.len());
-        for (name, param) in self.params.iter() {
+        for (name, param) in self.trained() {
             let grad = gradients.get(name).ok_or_else(|| missing(name))?;
             let [first, second] = [&self.first, &self.second].map(|p| p.get(name));
             let (Some(m), Some(v)) = (first, second) else {

@@ -28,6 +28,12 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let (config, device) = (&request.config, &request.device);
     let train = &config.train_vae;
     check_compute_type("train_vae", train, device)?;
+    if config.loss.decoder_only && init.is_none() && request.resume.is_none() {
+        return Err(usage(
+            "loss.decoder_only trains a decoder for the latents of other weights, and there are none",
+            "--init FILE names a run or a bundle to start from",
+        ));
+    }
     let source = training_source(config, request.skip_bad)?;
     let perceptual = perceptual(config)?;
     let init = init

@@ -97,7 +97,9 @@ impl VaeStage {
         let tokenizer = Tokenizer::new(&config, &scope)?
             .computing(compute)
             .recomputing(config.train_vae.recompute_levels);
-        let optimizer = Optimizer::new(scope.finish(), &config.train_vae, true)?;
+        let decoder_only = config.loss.decoder_only;
+        let optimizer = Optimizer::new(scope.finish(), &config.train_vae, true)?
+            .training(|name| !decoder_only || of_decoder(name));
         let average = Scope::load(&optimizer.average(), &device);
         let average = Tokenizer::new(&config, &average)?.computing(compute);
         let adversary = (config.loss.disc_weight > 0.0)
@@ -168,8 +170,9 @@ impl VaeStage {
         let norm = |gradient: &Tensor| -> Result<Tensor> {
             Ok(global_norm([&reduce::mean(gradient.clone())?])?)
         };
-        let lambda = adaptive_weight(&norm(&of_weight[0])?, &norm(&of_weight[1])?)?;
         let config = &self.config.loss;
+        let norms = [norm(&of_weight[0])?, norm(&of_weight[1])?];
+        let lambda = adaptive_weight(&norms[0], &norms[1], config.adaptive_max)?;
         let ramp = ramp(step, config.disc_start, config.disc_ramp);
         let weight = (&lambda * (config.disc_weight * ramp))?;
         metrics.add_scalar("adversarial", &loss);
@@ -196,6 +199,9 @@ impl VaeStage {
         let config = &self.config.quantizer;
         self.counts.count(quantized.iter().map(|q| &q.codes))?;
         let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
+        if self.config.loss.decoder_only {
+            return Ok(metrics);
+        }
         let all = done == config.codes_from_data;
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
@@ -228,7 +234,8 @@ impl Stage for VaeStage {
         let mut metrics = StepMetrics::default();
         let x = batch.images.to_device(&self.device)?;
         let _packed = self.hold_weights()?;
-        let tape = Tape::start();
+        let decoder_only = self.config.loss.decoder_only;
+        let mut tape = Tape::start();
         let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
         let noise = Noise::Drawn {
             seed: self.seed,
@@ -237,12 +244,21 @@ impl Stage for VaeStage {
         let quantized =
             info_span!("quantize").in_scope(|| self.tokenizer.quantizer.quantize(&v, &noise))?;
         let sum = quantized.sums.get(self.tokenizer.quantizer.steps())?;
+        let z = match decoder_only {
+            true => {
+                // What the encoder has recorded is forgotten.
+                drop(tape);
+                tape = Tape::start();
+                sum.detach()
+            }
+            false => straight_through(&v, &sum)?,
+        };
         let adversary = self
             .adversary
             .as_ref()
             .filter(|_| step >= self.config.loss.disc_start);
         let decode = info_span!("decode").entered();
-        let features = self.tokenizer.features(&straight_through(&v, &sum)?)?;
+        let features = self.tokenizer.features(&z)?;
         // The last weight's gradient is a by-product of the adaptive weight.
         let out = match adversary {
             Some(_) => self.tokenizer.output_by_fixed_weight(&features)?,
@@ -262,20 +278,23 @@ impl Stage for VaeStage {
             at_image = adversarial.at_image;
             (fake, at_last_weight) = (Some(seen), Some(adversarial.at_last_weight));
         }
-        let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
-        let weight = self.config.loss.quant_weight;
-        metrics.add_scalar("quant", &quant);
-        let weighted = (quant.to_dtype(DType::F64)? * weight)?;
-        metrics.add_scalar("loss", &(total + weighted)?);
+        let mut losses = vec![(out, at_image)];
+        if !decoder_only {
+            let quant = self.tokenizer.quantizer.loss(&v, &quantized)?;
+            let weight = self.config.loss.quant_weight;
+            metrics.add_scalar("quant", &quant);
+            total = (total + (quant.to_dtype(DType::F64)? * weight)?)?;
+            losses.push(at_weight(quant, weight)?);
+        }
+        metrics.add_scalar("loss", &total);
         let backward = info_span!("backward").entered();
-        let losses = vec![(out, at_image), at_weight(quant, weight)?];
         // Only the tape holds the graph now, so that memory is freed as the tape is walked.
-        drop((features, v));
+        drop((features, v, z));
         let mut store = tape.backward_from(losses)?;
         if let Some(gradient) = at_last_weight {
             store.insert(self.tokenizer.last_layer_weight(), gradient);
         }
-        let gradients = gradients(store, &self.optimizer.params)?;
+        let gradients = gradients(store, self.optimizer.trained())?;
         drop(backward);
         let judged = (adversary.zip(fake))
             .map(|(adversary, fake)| adversary.judge(&x, fake, &mut metrics))
@@ -301,7 +320,7 @@ impl Stage for VaeStage {
             judged.extend(rest.judged);
         }
         if let Some(adversary) = &mut self.adversary {
-            adversary.update(judged)?;
+            adversary.update(judged, update.lr / self.config.train_vae.lr)?;
         }
         self.count_codes(&quantized, update)
     }
@@ -357,6 +376,11 @@ impl Checkpointed for VaeStage {
             ("discriminator_updates".to_string(), discriminator),
         ]))
     }
+}
+
+/// Whether a parameter of the tokenizer belongs to what turns latents into images.
+fn of_decoder(name: &str) -> bool {
+    name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
 }
 
 /// A loss, a scalar, and the gradient that begins there.

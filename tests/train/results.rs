@@ -241,6 +241,41 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
 
+/// With restarts of dead codes and a discriminator due: neither touches what makes the latents.
+#[test]
+fn a_decoder_trained_alone_keeps_the_codes() {
+    let lab = Lab::new();
+    lab.train(VAE, "whole", &["--steps", "4"]);
+    let alone = ["--steps", "6", "--set", "loss.decoder_only=true"];
+    lab.train(
+        VAE,
+        "finished",
+        &[&alone[..], &["--init", "whole"]].concat(),
+    );
+    let read = |name: &str| {
+        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
+    };
+    let values = |t: &Tensor| {
+        t.flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .expect("values")
+    };
+    let before = read("whole/checkpoints/step-00000004/ema.safetensors");
+    for file in ["model", "ema"] {
+        let after = read(&format!(
+            "finished/checkpoints/step-00000006/{file}.safetensors"
+        ));
+        for (name, tensor) in &before {
+            let trained = name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
+            let same = values(tensor) == values(&after[name]);
+            assert_eq!(same, !trained, "{file}: {name}");
+        }
+    }
+    let output = lab.output(&lab.start(VAE, "nothing", &alone));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--init FILE"));
+}
+
 #[test]
 fn a_generator_starts_from_the_average_of_another_run_and_of_its_bundle() {
     let lab = Lab::new();
