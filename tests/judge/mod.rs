@@ -160,7 +160,7 @@ impl Judge {
             let loss = ops::cross_entropy(&self.logits(&x)?, &labels)?
                 .loss
                 .mean_all()?;
-            let gradients = gradients(loss.backward()?, &optimizer.params)?;
+            let gradients = gradients(loss.backward()?, optimizer.trained())?;
             optimizer.update(&gradients, learning_rate(&config, step, STEPS), 1.0)?;
         }
         Ok(())

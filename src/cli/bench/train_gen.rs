@@ -143,7 +143,7 @@ fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
         let mean = arrange::mean(&cross_entropy(&logits, &codes)?.loss)?;
         loss = f64::from(mean.to_scalar::<f32>()?);
         drop((condition, logits));
-        let gradients = gradients(tape.backward(mean)?, &optimizer.params)?;
+        let gradients = gradients(tape.backward(mean)?, optimizer.trained())?;
         optimizer.update(&gradients, 1e-4, 1.0)?;
         milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
     }
