@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::builtin;
 use super::bundle::{Bundle, Tensors};
 use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
-use super::builtin;
 use crate::config::Config;
 use crate::error::{self, Context, Hinted, Result, hinted, usage};
 use crate::telemetry::MetricsLog;

@@ -101,7 +101,7 @@ fn the_adaptive_weight_is_that_of_pytorch() -> Result<()> {
             let grad = tokenizer.last_layer_grad(&features, &golden.map(name)?)?;
             Ok(global_norm([&grad])?)
         };
-        let weight = losses::adaptive_weight(&norm("g_rec")?, &norm("g_adv")?)?;
+        let weight = losses::adaptive_weight(&norm("g_rec")?, &norm("g_adv")?, 1e4)?;
         golden.check_scalar("adaptive_weight", weight.to_scalar()?)
     })
 }
