@@ -7,13 +7,17 @@ use clap::ValueEnum;
 
 use super::Context;
 use crate::error::{Result, usage};
+use crate::model::tokenizer::of_decoder;
 use crate::ops::finite;
-use crate::store::bundle::Bundle;
+use crate::store::bundle::{Bundle, Tensors};
+use crate::store::digest;
 use crate::store::model::{self, Weights};
 
 /// Write a run's model to one .safetensors file (a bundle)
 #[derive(Debug, clap::Args)]
-#[command(after_help = "With --gen, the tokenizer is the one that run was trained on.")]
+#[command(
+    after_help = "With --gen, the tokenizer is the one that run was trained on; --vae RUN takes another decoder of the same codes (loss.decoder_only)."
+)]
 pub struct Args {
     /// The tokenizer: a train-vae run, one of its checkpoints, or a bundle
     #[arg(long, value_name = "RUN", required_unless_present_any = ["generator", "dequantize"])]
@@ -98,27 +102,34 @@ fn assemble(args: &Args) -> Result<Bundle> {
         let vae = args.vae.as_deref().map(|path| model::load(path, weights));
         return vae.unwrap_or_else(|| Err(usage("no run is named", "--vae RUN or --gen RUN")));
     };
-    let bundle = model::load(generator, weights)?;
+    let mut bundle = model::load(generator, weights)?;
     bundle.generator()?;
     if let Some(vae) = &args.vae {
-        let (asked, trained_on) = (
-            model::load(vae, Weights::Ema)?.tokenizer_hash()?,
-            bundle.tokenizer_hash()?,
-        );
-        if asked != trained_on {
+        // Its decoder may be another, as loss.decoder_only trains one.
+        let asked = model::load(vae, Weights::Ema)?;
+        let asked_hash = hash_of_codes(&asked.tokenizer)?;
+        let trained_on = hash_of_codes(&bundle.tokenizer)?;
+        if asked_hash != trained_on {
             return Err(usage(
                 format!(
-                    "{} was not trained on the tokenizer of {} (SHA-256 {:.12}… and {:.12}…)",
+                    "{} was not trained on the tokenizer of {} (SHA-256 without the decoder \
+                     {trained_on:.12}… and {asked_hash:.12}…)",
                     generator.display(),
                     vae.display(),
-                    trained_on,
-                    asked
                 ),
                 "leave --vae out: a train-gen run carries its own tokenizer",
             ));
         }
+        bundle.config.tokenizer = asked.config.tokenizer;
+        bundle.tokenizer = asked.tokenizer;
     }
     Ok(bundle)
+}
+
+/// The SHA-256 of the tensors that make codes of images.
+fn hash_of_codes(tokenizer: &Tensors) -> Result<String> {
+    let tensors = (tokenizer.iter()).filter(|(name, _)| !of_decoder(name));
+    digest::of_tensors(&tensors.map(|(n, t)| (n.clone(), t.clone())).collect())
 }
 
 #[cfg(test)]
@@ -127,7 +138,6 @@ mod tests {
     use crate::config::Config;
     use crate::error::report;
     use crate::rng::{Purpose, Stream};
-    use crate::store::bundle::Tensors;
     use crate::store::safetensors::Reader;
     use candle_core::{Device, Tensor};
     use clap::Parser;
@@ -169,6 +179,20 @@ mod tests {
             "{text}"
         );
         assert_eq!(code, 2);
+        // Another decoder for the same codes.
+        let mut finished = Bundle::read(whole.as_ref())?;
+        let name = "decoder.conv_out.weight";
+        let tensor = Tensor::full(3f32, (4, 8), &Device::Cpu)?;
+        finished.tokenizer.insert(name.to_string(), tensor.clone());
+        finished.generator = None;
+        finished.write(other.as_ref(), false)?;
+        export(&["--gen", &whole, "--vae", &other, "--out", &out])?;
+        let read = Bundle::read(out.as_ref())?;
+        assert!(read.generator.is_some());
+        assert_eq!(
+            read.tokenizer[name].to_vec2::<f32>()?,
+            tensor.to_vec2::<f32>()?
+        );
         let none = export(&["--gen", &vae, "--out", &out]);
         assert!(report(&none.unwrap_err()).0.contains("a tokenizer only"));
         Ok(())

@@ -5,12 +5,16 @@ use std::path::Path;
 use crate::error::{Result, nearest, usage};
 
 /// Name and text of every preset.
-pub const PRESETS: [(&str, &str); 7] = [
+pub const PRESETS: [(&str, &str); 8] = [
     ("smoke", include_str!("../../configs/smoke.toml")),
     ("demo", include_str!("../../configs/demo.toml")),
     (
         "tiny-imagenet-64",
         include_str!("../../configs/tiny-imagenet-64.toml"),
+    ),
+    (
+        "tiny-imagenet-64-small",
+        include_str!("../../configs/tiny-imagenet-64-small.toml"),
     ),
     (
         "imagenet256-vae",

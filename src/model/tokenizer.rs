@@ -136,6 +136,12 @@ impl Tokenizer {
     }
 }
 
+/// Whether the parameter `name` of a tokenizer belongs to what turns latents into images: two
+/// tokenizers that differ in these alone have the same codes.
+pub fn of_decoder(name: &str) -> bool {
+    name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
+}
+
 /// v + (z'_T − v).detach(): the decoder gets z'_T, and the gradient passes to v unchanged.
 pub fn straight_through(v: &Tensor, sum: &Tensor) -> Result<Tensor> {
     ops::add(v, &(sum - v)?.detach())

@@ -30,7 +30,7 @@ use crate::data::loader::Batch;
 use crate::error::{Context, Result};
 use crate::model::losses::{adaptive_weight, mean_squared_error};
 use crate::model::perceptual::Lpips;
-use crate::model::tokenizer::{Tokenizer, straight_through};
+use crate::model::tokenizer::{Tokenizer, of_decoder, straight_through};
 use crate::ops::{self, HeldWeights, Noise, Quantized, Tape, global_norm};
 use crate::sample::Scale;
 use crate::store::Scope;
@@ -376,11 +376,6 @@ impl Checkpointed for VaeStage {
             ("discriminator_updates".to_string(), discriminator),
         ]))
     }
-}
-
-/// Whether a parameter of the tokenizer belongs to what turns latents into images.
-fn of_decoder(name: &str) -> bool {
-    name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
 }
 
 /// A loss, a scalar, and the gradient that begins there.
