@@ -61,6 +61,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
         ],
     ),
     ("src/store/run.rs", TRAINING),
+    ("src/store/codes", &["encode"]),
     (
         "src/store/model.rs",
         &["sample", "encode", "reconstruct", "decode", "eval-vae"],
