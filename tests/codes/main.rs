@@ -1,6 +1,7 @@
 //! Images to codes and back through the command line, with a small untrained model.
 
 mod formats;
+mod python;
 
 use std::collections::BTreeMap;
 use std::path::Path;

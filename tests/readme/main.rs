@@ -16,7 +16,7 @@ use rdpm::cli::Cli;
 use rdpm::error::Result;
 
 /// Commands that contain one of these are not run here, and why.
-const NOT_RUN: [(&str, &str); 18] = [
+const NOT_RUN: [(&str, &str); 19] = [
     (
         "cargo build",
         "minutes; .ci/run builds with and without CUDA",
@@ -41,13 +41,14 @@ const NOT_RUN: [(&str, &str); 18] = [
     ("scripts/check_training_gpu.sh", "a GPU"),
     ("scripts/check_train_vae_gpu.py", "a GPU"),
     ("scripts/pytorch_interop.py", "PyTorch"),
+    ("scripts/check_reader.py", "PyTorch"),
 ];
 
 /// The first lines of Python blocks. Those without a reason are run by the Python of
 /// `$RDPM_PYTHON`, which needs NumPy, pandas, pyarrow and safetensors; .ci/run names one.
 const PYTHON: [(&str, Option<&str>); 7] = [
     ("import json", Some("matplotlib")),
-    ("from safetensors.torch import load_file", Some("PyTorch")),
+    ("import rdpm", Some("PyTorch")),
     ("# safetensors", None),
     ("# npy: nothing is read before it is used", None),
     (
