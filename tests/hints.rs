@@ -63,6 +63,10 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/store/run.rs", TRAINING),
     ("src/store/codes", &["encode"]),
     (
+        "src/store/hub",
+        &["sample", "encode", "reconstruct", "decode", "eval-vae"],
+    ),
+    (
         "src/store/model.rs",
         &["sample", "encode", "reconstruct", "decode", "eval-vae"],
     ),
