@@ -109,7 +109,7 @@ def compare(folder, bundle, config, models, noise=None):
     if noise is not None:
         save_file(dict(noise=noise), folder / "noise.safetensors")
         given = ["--noise", folder / "noise.safetensors"]
-    rdpm("--", "encode", pictures, "--model", bundle, "--out", codes, "--save-noise", "--save-latents", *given)
+    rdpm("--", "encode", pictures, "--model", bundle, "--out", codes, "--save-noise", "--latents", *given)
     rdpm("--example", "logits", "--", bundle, codes, logits)
     found, logits = load_file(codes), load_file(logits)["logits"]
     if noise is not None:

@@ -63,6 +63,11 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ),
     ("src/store/int8.rs", &["export"]),
     ("src/store/run.rs", TRAINING),
+    ("src/store/codes", &["encode"]),
+    (
+        "src/store/hub",
+        &["sample", "encode", "reconstruct", "decode", "eval-vae"],
+    ),
     (
         "src/store/model.rs",
         &["sample", "encode", "reconstruct", "decode", "eval-vae"],

@@ -11,6 +11,7 @@ use crate::model::tokenizer::of_decoder;
 use crate::ops::finite;
 use crate::store::bundle::{Bundle, Tensors};
 use crate::store::digest;
+use crate::store::hub;
 use crate::store::model::{self, Weights};
 
 /// Write a run's model to one .safetensors file (a bundle)
@@ -29,8 +30,15 @@ pub struct Args {
     #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["vae", "generator", "weights", "dtype"])]
     dequantize: Option<PathBuf>,
     /// The file to write
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "hf")]
+    out: Option<PathBuf>,
+    /// Write a folder as the Hugging Face hub has it instead: model.safetensors, config.json and a
+    /// model card; a card that is there already stays
+    #[arg(long, value_name = "DIR", conflicts_with = "out", requires = "license")]
+    hf: Option<PathBuf>,
+    /// The weights' licence, for the model card: mit, apache-2.0, cc-by-4.0, other, …
+    #[arg(long, value_name = "ID", requires = "hf")]
+    license: Option<String>,
     /// f32; bf16 for half the size; int8 for a quarter: 8 bits and a scale a row. Norms, biases and
     /// the codebook stay f32
     #[arg(long, value_enum, default_value_t)]
@@ -75,21 +83,45 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
             tracing::warn!("`{name}` holds NaN or infinity: the run has diverged");
         }
     }
-    match args.dtype {
-        Dtype::F32 => bundle.write(&args.out, false)?,
-        Dtype::Bf16 => bundle.write(&args.out, true)?,
-        Dtype::Int8 => bundle.write_int8(&args.out)?,
-    }
-    let bytes = std::fs::metadata(&args.out)?.len();
+    let write = |path: &Path| match args.dtype {
+        Dtype::F32 => bundle.write(path, false),
+        Dtype::Bf16 => bundle.write(path, true),
+        Dtype::Int8 => bundle.write_int8(path),
+    };
+    let (out, card) = match (&args.out, &args.hf) {
+        (Some(out), _) => {
+            write(out)?;
+            (out.clone(), None)
+        }
+        (None, Some(folder)) => {
+            let license = args.license.as_deref().unwrap_or("other");
+            let kept = hub::folder::write(folder, &bundle, license, write)?;
+            (folder.join(hub::MODEL), Some((folder, kept)))
+        }
+        (None, None) => return Err(usage("nothing is written", "--out FILE or --hf DIR")),
+    };
+    let bytes = std::fs::metadata(&out)?.len();
     super::print(&format!(
         "{}: {} ({:.1} MB)\n",
-        args.out.display(),
+        out.display(),
         if bundle.generator.is_some() {
             "tokenizer and generator"
         } else {
             "tokenizer"
         },
         bytes as f64 / 1e6
+    ))?;
+    let Some((folder, kept)) = card else {
+        return Ok(());
+    };
+    if kept {
+        tracing::info!("{}/README.md was there already and stays", folder.display());
+    }
+    let name = std::fs::canonicalize(folder)?;
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    super::print(&format!(
+        "to upload it: hf upload OWNER/{name} {} .\nto use it then: rdpm sample --model hf://OWNER/{name}\n",
+        folder.display()
     ))
 }
 
@@ -237,6 +269,51 @@ mod tests {
             let line = [&["--dequantize", &small, "--out", &again][..], &other].concat();
             assert!(export(&line).is_err(), "{other:?}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_for_the_hub_is_a_model_and_says_what_it_is() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let (whole, out) = (path("whole"), path("tiny"));
+        write(whole.as_ref(), 1.0, true)?;
+        let mut bundle = Bundle::read(whole.as_ref())?;
+        bundle.classes = serde_json::json!([{"index": 0, "wnid": "n01", "words": "tench"}]);
+        bundle.metrics = serde_json::json!({"train_gen": {"loss": 5.25, "step": 100}});
+        bundle.write(whole.as_ref(), false)?;
+        let hf = ["--gen", &whole, "--hf", &out, "--license", "cc-by-4.0"];
+        export(&hf)?;
+        let file = |name: &str| std::fs::read_to_string(Path::new(&out).join(name));
+        let card = file("README.md")?;
+        for words in [
+            "---\nlicense: cc-by-4.0\n",
+            "# tiny\n",
+            "| train-gen: loss | 5.2500 |",
+            "| train-gen: step | 100 |",
+            "--model hf://OWNER/tiny",
+        ] {
+            assert!(card.contains(words), "{words}\n{card}");
+        }
+        let config: serde_json::Value = serde_json::from_str(&file("config.json")?)?;
+        assert_eq!(config["id2label"]["0"], "tench");
+        assert_eq!(config["config"]["data"]["image_size"], 32);
+        // It is a model wherever one is named.
+        let loaded = model::load(out.as_ref(), Weights::Ema)?;
+        assert_eq!(loaded.tokenizer_hash()?, bundle.tokenizer_hash()?);
+        assert_eq!(loaded.metrics, bundle.metrics);
+        // A card that somebody wrote stays.
+        std::fs::write(Path::new(&out).join("README.md"), "mine")?;
+        export(&hf)?;
+        assert_eq!(file("README.md")?, "mine");
+        // Other people's models are not taken for ours.
+        std::fs::write(
+            Path::new(&out).join("config.json"),
+            r#"{"model_type": "llama"}"#,
+        )?;
+        let (text, _) = report(&model::load(out.as_ref(), Weights::Ema).unwrap_err());
+        assert!(text.contains("a model of type llama"), "{text}");
+        assert!(export(&hf[..4]).is_err());
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The images that `encode` and `reconstruct` read, and the model they are read for.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -81,34 +82,44 @@ impl Inputs {
     pub fn each(
         &self,
         what: &str,
-        mut work: impl FnMut(Batch) -> Result<()>,
+        work: impl FnMut(Batch) -> Result<()>,
     ) -> Result<(usize, usize)> {
-        let size = self.model.config.data.image_size;
-        let device = &self.model.device;
+        let all = 0..self.source.len();
+        let kept = "nothing was written; the same command starts from scratch";
+        let mut pass = self.pass(what, all.len(), 0, kept)?;
+        pass.over(all, work)?;
+        Ok((pass.count, pass.skipped))
+    }
+
+    /// A pass over `total` images in pieces, `done` of which were done before; `kept` says what an
+    /// interrupted one leaves.
+    pub fn pass(
+        &self,
+        what: &str,
+        total: usize,
+        done: usize,
+        kept: &'static str,
+    ) -> Result<Pass<'_>> {
+        Ok(Pass {
+            inputs: self,
+            numbering: numbering(self.source.classes(), &self.model.classes),
+            progress: Progress::new(what, total as u64, done as u64),
+            interrupt: Interrupt::listen()?,
+            kept,
+            done,
+            total,
+            count: 0,
+            skipped: 0,
+        })
+    }
+
+    /// The classes that labels of this pass number: the model's if it knows all of the data's.
+    pub fn classes(&self) -> &Classes {
         let (data, model) = (self.source.classes(), &self.model.classes);
-        let numbering = numbering(data, model);
-        let mut progress = Progress::new(what, self.source.len() as u64, 0);
-        let interrupt = Interrupt::listen()?;
-        let loader = Loader::ordered(self.source.clone(), &self.loader, size, false)?;
-        let mut loader = loader.on(device);
-        let mut count = 0;
-        for batch in loader.by_ref() {
-            interrupt.check(
-                || format!("after {count} of {} images", self.source.len()),
-                || "nothing was written; the same command starts from scratch".into(),
-            )?;
-            let mut batch = batch?;
-            count += batch.labels.len();
-            if let Some(numbering) = &numbering {
-                batch
-                    .labels
-                    .iter_mut()
-                    .for_each(|l| *l = numbering[*l as usize]);
-            }
-            work(batch)?;
-            progress.set(count as u64, "");
+        match numbering(data, model) {
+            Some(_) => model,
+            None => data,
         }
-        Ok((count, loader.skipped()))
     }
 
     /// The name of image number `number` in errors.
@@ -127,6 +138,55 @@ impl Inputs {
             Some(row) => Err(not_finite(&self.name(batch.indices[row]), what)),
             None => Ok(()),
         }
+    }
+}
+
+/// See [`Inputs::pass`].
+pub struct Pass<'a> {
+    inputs: &'a Inputs,
+    numbering: Option<Vec<u32>>,
+    progress: Progress,
+    interrupt: Interrupt,
+    kept: &'static str,
+    done: usize,
+    total: usize,
+    /// Images read.
+    pub count: usize,
+    /// Images that could not be read.
+    pub skipped: usize,
+}
+
+impl Pass<'_> {
+    /// As [`Inputs::each`], over the images at `range` in the source.
+    pub fn over(
+        &mut self,
+        range: Range<usize>,
+        mut work: impl FnMut(Batch) -> Result<()>,
+    ) -> Result<()> {
+        let inputs = self.inputs;
+        let size = inputs.model.config.data.image_size;
+        let source = inputs.source.clone();
+        let loader = Loader::ordered_part(source, &inputs.loader, size, false, range)?;
+        let mut loader = loader.on(&inputs.model.device);
+        for batch in loader.by_ref() {
+            self.interrupt.check(
+                || format!("after {} of {} images", self.done, self.total),
+                || self.kept.to_string(),
+            )?;
+            let mut batch = batch?;
+            let count = batch.labels.len();
+            if let Some(numbering) = &self.numbering {
+                let labels = batch.labels.iter_mut();
+                labels.for_each(|l| *l = numbering[*l as usize]);
+            }
+            work(batch)?;
+            self.count += count;
+            self.done += count;
+            self.progress.set(self.done as u64, "");
+        }
+        self.skipped += loader.skipped();
+        self.done += loader.skipped();
+        Ok(())
     }
 }
 

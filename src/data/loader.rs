@@ -7,6 +7,7 @@
 //! number of workers, and a run continues at any number without reading what came before.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,8 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// The examples' running numbers; in an ordered pass, their places in the source.
     pub indices: Vec<u64>,
+    /// Their names in the source, without ending.
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +134,7 @@ struct Prepared {
     image: RgbImage,
     mirrored: bool,
     label: u32,
+    name: String,
 }
 
 /// None where an example was left out.
@@ -165,7 +169,19 @@ impl Loader {
         size: usize,
         mirror: bool,
     ) -> Result<Self> {
-        let range = 0..source.len() as u64;
+        let range = 0..source.len();
+        Self::ordered_part(source, options, size, mirror, range)
+    }
+
+    /// The same over the images at `range` in the source.
+    pub fn ordered_part(
+        source: Arc<dyn Source>,
+        options: &LoaderOptions,
+        size: usize,
+        mirror: bool,
+        range: Range<usize>,
+    ) -> Result<Self> {
+        let range = range.start as u64..range.end as u64;
         Self::start(source, options, Kind::Ordered { size, mirror }, range)
     }
 
@@ -193,7 +209,7 @@ impl Loader {
         source: Arc<dyn Source>,
         options: &LoaderOptions,
         kind: Kind,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
     ) -> Result<Self> {
         if source.is_empty() {
             return Err(hinted("the data set holds no images", ""));
@@ -323,6 +339,7 @@ fn stack(pixels: &mut Pixels, examples: &[Prepared]) -> Result<Batch> {
         images: pixels.tensor(bytes)?,
         labels: examples.iter().map(|e| e.label).collect(),
         indices: examples.iter().map(|e| e.number).collect(),
+        names: examples.iter().map(|e| e.name.clone()).collect(),
     })
 }
 
@@ -337,7 +354,7 @@ impl Plan {
             }
         };
         let _span = debug_span!("augment").entered();
-        Ok(example.map(|Example { image, label, .. }| {
+        Ok(example.map(|Example { image, label, key }| {
             let (image, mirrored) = match &self.kind {
                 Kind::Shuffled { augment, seed, .. } => {
                     (augment.cut(&image, *seed, n), augment.flips(*seed, n))
@@ -350,6 +367,7 @@ impl Plan {
                 image,
                 mirrored,
                 label,
+                name: key,
             }
         }))
     }

@@ -281,7 +281,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn cannot_write(path: &Path, cause: &io::Error) -> Error {
+/// The error of `path` that the system gives as `cause`.
+pub fn cannot_write(path: &Path, cause: &io::Error) -> Error {
     let hint = match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space: what was there before is unchanged"

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::builtin;
 use super::bundle::{Bundle, Tensors};
+use super::hub::{self, Hub};
 use super::run::{CheckpointInfo, RunFolder};
 use super::safetensors::Reader;
 use crate::config::Config;
@@ -89,14 +90,21 @@ fn newest_finished(runs: &Path) -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
-/// Loads a bundle, the built-in model (`builtin`), or a run folder at its newest (or the named)
-/// checkpoint. A bundle has only one kind of weights.
+/// Loads a bundle, the built-in model (`builtin`), a model of the hub (`hf://owner/repo`) or its
+/// folder, or a run folder at its newest (or the named) checkpoint. A bundle has only one kind of
+/// weights.
 pub fn load(path: &Path, weights: Weights) -> Result<Bundle> {
     if path == Path::new(builtin::NAME) {
         return Bundle::built_in();
     }
+    if let Some(address) = hub::address(path) {
+        return Bundle::read(&Hub::from_environment()?.model(address)?);
+    }
     if path.is_file() {
         return Bundle::read(path);
+    }
+    if let Some(model) = hub::folder::model_in(path)? {
+        return Bundle::read(&model);
     }
     let (run, checkpoint) = RunFolder::locate(path)?;
     of_checkpoint(&run, &checkpoint, weights)

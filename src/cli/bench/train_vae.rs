@@ -140,6 +140,7 @@ fn stage(args: &Args, config: &Config, device: &Device) -> Result<VaeStage> {
             images: there.clone(),
             labels: vec![0; indices.len()],
             indices: indices.iter().map(|i| first + i).collect(),
+            names: vec![String::new(); indices.len()],
         })
     });
     let lpips = match args.no_lpips {

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::{Context, Result, hinted};
 use crate::metrics::images::is_npz;
 use crate::store::bundle::{self, Bundle};
-use crate::store::codes::{self, Codes};
+use crate::store::codes::{self, Codes, Format};
 use crate::store::npz::Npz;
 use crate::store::run::{self, CheckpointInfo, RunFolder};
 use crate::store::safetensors::{Header, Reader};
@@ -38,7 +38,19 @@ pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
     }
     let found = fs::metadata(path)
         .map_err(|e| hinted(format!("cannot read {}: {e}", path.display()), ""))?;
-    if found.is_dir() {
+    if found.is_dir() && Format::is_codes(path) {
+        facts.insert("kind".into(), json!("codes"));
+        facts.insert("format".into(), json!(codes::FORMAT));
+        of_codes(&Codes::read(path)?, &mut facts)?;
+    } else if let Some(set) = codes::set::manifest(path)? {
+        facts.insert("kind".into(), json!("set of codes"));
+        facts.extend(
+            set.as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.clone())),
+        );
+    } else if found.is_dir() {
         if run::is_checkpoint(path) || path.join("state.json").is_file() {
             checkpoint(path, each_tensor, &mut facts)?;
         } else {
@@ -107,6 +119,13 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
         return npz(path, facts);
     }
     let bytes = fs::metadata(path)?.len();
+    if Format::is_codes(path) {
+        let codes = Codes::read(path)?;
+        facts.insert("kind".into(), json!("codes"));
+        facts.insert("format".into(), json!(codes::FORMAT));
+        facts.insert("bytes".into(), json!(bytes));
+        return of_codes(&codes, facts);
+    }
     let reader = match Reader::open(path) {
         Ok(reader) => reader,
         Err(refusal) => return pth(path, each_tensor, facts).map_err(|e| other(e, refusal, path)),
@@ -129,17 +148,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
             of_bundle(Bundle::read(path)?, &header, each_tensor, facts)?;
         }
         codes::FORMAT => {
-            let codes = Codes::read(path)?;
-            let (t, n, h, w) = codes.codes.dims4()?;
-            facts.insert("images".into(), json!(n));
-            facts.insert("steps".into(), json!(t));
-            facts.insert("grid".into(), json!([h, w]));
-            facts.insert("codebook_size".into(), json!(codes.codebook_size));
-            facts.insert("labels".into(), json!(!codes.labels.is_empty()));
-            facts.insert("noise".into(), json!(codes.noise.is_some()));
-            facts.insert("latents".into(), json!(codes.latents.is_some()));
-            facts.insert("seed".into(), json!(codes.seed));
-            facts.insert("tokenizer_hash".into(), json!(codes.tokenizer));
+            of_codes(&Codes::read(path)?, facts)?;
             tensor_list(&header, facts);
         }
         _ if kind == "weights" => {
@@ -163,6 +172,22 @@ fn of_bundle(bundle: Bundle, header: &Header, each_tensor: bool, facts: &mut Fac
     facts.insert("metrics".into(), bundle.metrics);
     facts.insert("provenance".into(), bundle.provenance);
     facts.insert("config".into(), serde_json::to_value(bundle.config)?);
+    Ok(())
+}
+
+fn of_codes(codes: &Codes, facts: &mut Facts) -> Result<()> {
+    let (t, n, h, w) = codes.codes.dims4()?;
+    facts.insert("images".into(), json!(n));
+    facts.insert("steps".into(), json!(t));
+    facts.insert("grid".into(), json!([h, w]));
+    facts.insert("codebook_size".into(), json!(codes.origin.codebook_size));
+    facts.insert("labels".into(), json!(!codes.labels.is_empty()));
+    facts.insert("names".into(), json!(!codes.names.is_empty()));
+    facts.insert("mirror_images".into(), json!(!codes.mirrored.is_empty()));
+    facts.insert("noise".into(), json!(codes.noise.is_some()));
+    facts.insert("latents".into(), json!(codes.latents.is_some()));
+    facts.insert("seed".into(), json!(codes.origin.seed));
+    facts.insert("tokenizer_hash".into(), json!(codes.origin.tokenizer));
     Ok(())
 }
 

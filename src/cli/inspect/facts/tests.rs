@@ -2,6 +2,7 @@ use super::super::text::render;
 use super::*;
 use crate::error::report;
 use crate::store::bundle::Tensors;
+use crate::store::codes::Origin;
 use crate::store::npz::{Element, NpzWriter};
 use crate::store::run::{CHECKPOINT_FORMAT, Run};
 use crate::store::safetensors;
@@ -112,16 +113,29 @@ fn a_run_without_a_checkpoint_is_told_too() -> Result<()> {
 fn codes_and_other_peoples_weights_are_told() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("codes.safetensors");
-    Codes {
+    let codes = Codes {
         codes: Tensor::zeros((10, 3, 8, 8), DType::U32, &Device::Cpu)?,
         labels: Vec::new(),
+        names: Vec::new(),
+        mirrored: Vec::new(),
         noise: None,
         latents: None,
-        tokenizer: "abc".into(),
-        codebook_size: 512,
-        seed: 5,
+        origin: Origin {
+            tokenizer: "abc".into(),
+            codebook_size: 512,
+            seed: 5,
+        },
+    };
+    for format in [Format::Npy, Format::Wds, Format::Jsonl, Format::Parquet] {
+        let path = folder.path().join(format!("a {format} file"));
+        codes.write(&path, format)?;
+        let facts = of(&path, false)?;
+        assert_eq!(
+            (&facts["kind"], &facts["images"], &facts["tokenizer_hash"]),
+            (&json!("codes"), &json!(3), &json!("abc"))
+        );
     }
-    .write(&path)?;
+    codes.write(&path, Format::Safetensors)?;
     let facts = of(&path, false)?;
     assert_eq!((&facts["images"], &facts["steps"]), (&json!(3), &json!(10)));
     assert!(render(&facts)?.contains("U16"));

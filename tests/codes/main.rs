@@ -1,5 +1,8 @@
 //! Images to codes and back through the command line, with a small untrained model.
 
+mod formats;
+mod python;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -13,7 +16,7 @@ use rdpm::model::{Generator, Tokenizer};
 use rdpm::rng::{Purpose, normal};
 use rdpm::store::Scope;
 use rdpm::store::bundle::Bundle;
-use rdpm::store::codes::Codes;
+use rdpm::store::codes::{Codes, Format};
 
 fn rdpm(folder: &Path, line: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rdpm"))
@@ -96,7 +99,7 @@ fn decoded_codes_are_the_reconstruction_bit_for_bit() -> Result<()> {
     succeeds(
         at,
         &format!(
-            "encode images {model} --out c.safetensors --seed 5 --batch-size 2 --save-noise --save-latents"
+            "encode images {model} --out c.safetensors --seed 5 --batch-size 2 --save-noise --latents"
         ),
     );
     succeeds(
@@ -485,7 +488,7 @@ fn what_is_not_finite_becomes_no_picture_no_code_and_no_figure() -> Result<()> {
         .noise
         .map(|noise| noise.affine(f64::NAN, 0.0))
         .transpose()?;
-    codes.write(&at.join("noise.safetensors"))?;
+    codes.write(&at.join("noise.safetensors"), Format::Safetensors)?;
     let (errors, _) = fails(
         at,
         "encode images --model model.safetensors --noise noise.safetensors",

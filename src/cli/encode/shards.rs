@@ -1,0 +1,148 @@
+//! `encode --shard-size N`: a set of codes shard by shard, resumed, and shared by processes.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use super::batches::{Encoder, Pieces};
+use crate::error::{Error, Result, hint, hinted, rehinted};
+use crate::store::codes::Format;
+use crate::store::codes::set::{self, Manifest};
+
+const KEPT: &str = "whole shards are kept; the same command goes on with the others";
+
+/// Which shards a process writes: those whose number is `index` modulo `count`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    index: usize,
+    count: usize,
+}
+
+impl Default for Part {
+    /// All.
+    fn default() -> Self {
+        Self { index: 0, count: 1 }
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/');
+        let numbers = numbers.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match numbers {
+            Some((index, count)) if index < count => Ok(Self { index, count }),
+            Some((index, count)) if count > 0 => Err(format!(
+                "part {index} of {count}: parts count from 0, the last is {}/{count}",
+                count - 1
+            )),
+            _ => Err("expected two numbers, such as 0/4: the first of four parts".to_string()),
+        }
+    }
+}
+
+impl Part {
+    /// What it is of so many shards, in words.
+    pub fn of(&self, shards: usize) -> String {
+        format!("{shards}, part {}/{}", self.index, self.count)
+    }
+
+    fn shards(&self, all: usize) -> impl Iterator<Item = usize> + use<> {
+        (self.index..all).step_by(self.count)
+    }
+}
+
+/// What was made.
+pub(super) struct Made {
+    /// Of this part.
+    pub shards: usize,
+    /// Of the set.
+    pub total: usize,
+    /// Shards that were there already.
+    pub kept: usize,
+    /// Images with codes in all shards of this part; mirror images count.
+    pub images: usize,
+    /// Images left out of the shards made now.
+    pub skipped: usize,
+}
+
+/// Writes the shards of `part` that are missing in the folder `out`.
+///
+/// Errors: `out` holds another set, or a damaged shard; those of reading and writing; a signal that
+/// asks to stop.
+pub(super) fn write(
+    encoder: &Encoder,
+    out: &Path,
+    format: Format,
+    shard_size: usize,
+    part: Part,
+) -> Result<Made> {
+    let inputs = encoder.inputs;
+    let classes = inputs.classes().iter();
+    let manifest = Manifest {
+        format: Manifest::format(),
+        files: format,
+        origin: encoder.origin.clone(),
+        image_size: inputs.model.config.data.image_size,
+        flip: encoder.flip,
+        latents: encoder.latents,
+        noise: encoder.save_noise,
+        classes: classes.map(|class| class.wnid.clone()).collect(),
+        data: inputs.source.fingerprint()?,
+        images: inputs.source.len(),
+        shard_size,
+    };
+    manifest.claim(out)?;
+    let (total, mut images, mut kept) = (manifest.shards(), 0, 0);
+    let (mut missing, mut done, mut all) = (Vec::new(), 0, 0);
+    for shard in part.shards(total) {
+        let size = manifest.range(shard).len();
+        let path = manifest.path(out, shard);
+        all += size;
+        if path.exists() {
+            images += set::check_shard(&path, &manifest)?;
+            kept += 1;
+            done += size;
+        } else {
+            missing.push(shard);
+        }
+    }
+    let mut pass = inputs.pass("encode", all, done, KEPT)?;
+    for shard in &missing {
+        let mut pieces = Pieces::default();
+        let range = manifest.range(*shard);
+        pass.over(range.clone(), |batch| encoder.encode(batch, &mut pieces))?;
+        let codes = pieces.join(encoder)?.ok_or_else(|| empty(*shard, range))?;
+        images += codes.len();
+        let path = manifest.path(out, *shard);
+        codes
+            .write(&path, format)
+            .map_err(|error| going_on(&error))?;
+    }
+    Ok(Made {
+        shards: kept + missing.len(),
+        total,
+        kept,
+        images,
+        skipped: pass.skipped,
+    })
+}
+
+fn empty(shard: usize, range: std::ops::Range<usize>) -> Error {
+    hinted(
+        format!(
+            "no image of shard {shard} could be read, images {} to {} of the data",
+            range.start,
+            range.end - 1
+        ),
+        "the warnings above say why; leave those images out, or choose a larger --shard-size and a new folder",
+    )
+}
+
+/// The error of a shard that could not be written, with what that means for the others.
+fn going_on(error: &Error) -> Error {
+    match hint(error).filter(|hint| !hint.is_empty()) {
+        Some(first) => rehinted(error, format!("{first}; {KEPT}")),
+        None => rehinted(error, KEPT),
+    }
+}
