@@ -7,12 +7,13 @@ use super::config::absolute;
 use super::train::{Stage, TrainArgs};
 use crate::error::{Result, usage};
 use crate::train::start_vae;
+use crate::world::World;
 
 /// Train the tokenizer: encode images to latents, quantize them to codes, and decode them
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    train: TrainArgs,
+    pub(super) train: TrainArgs,
     /// Initialise by name from other weights, such as taming-transformers' VQGAN (.ckpt, .pth,
     /// .safetensors) or a bundle; tensors that do not match are listed and start from scratch
     #[arg(long, value_name = "FILE")]
@@ -27,9 +28,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut request = args
-        .train
-        .request(context, Stage::Tokenizer, |config| &mut config.train_vae)?;
+    args.train
+        .together(context, |world| train(args, context, world))
+}
+
+fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
+    let mut request = args.train.request(context, world, Stage::Tokenizer)?;
     if args.init.is_some() && args.train.resume.is_some() && !args.train.is_auto() {
         return Err(usage(
             "--init with --resume",
@@ -48,5 +52,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // --init does not apply to a run that has already started.
     let init = args.init.as_deref().filter(|_| request.resume.is_none());
     let run = start_vae::train(&request, init)?;
-    super::print(&format!("{}\n", run.display()))
+    match world.is_first() {
+        true => super::print(&format!("{}\n", run.display())),
+        false => Ok(()),
+    }
 }

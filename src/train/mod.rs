@@ -17,7 +17,6 @@ pub mod init;
 pub mod latents;
 pub mod lr;
 pub mod optimizer;
-pub mod reduce;
 pub mod stage;
 pub mod start;
 pub mod start_generator;

@@ -26,7 +26,7 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let (config, device) = (&request.config, &request.device);
     let train = &config.train_vae;
     check_compute_type("train_vae", train, device)?;
-    let source = training_source(config, request.skip_bad)?;
+    let source = training_source(config, &request.world, request.skip_bad)?;
     let perceptual = perceptual(config)?;
     let mut begun = request.begin(STAGE, &*source)?;
     let lpips = match perceptual {
@@ -48,20 +48,18 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         crop: data.crop,
         flip: data.flip,
     };
-    let (seed, index) = (begun.state.seed, begun.state.index);
+    let (seed, index, share) = (begun.state.seed, begun.state.index, request.world.share());
     let mut stage = VaeStage::new(Parts {
         config: config.clone(),
         seed,
         device: device.clone(),
         batches: Box::new(
-            Loader::shuffled(source.clone(), &options, augment, seed, index)?.on(device),
+            Loader::shared(source.clone(), &options, augment, seed, index, share)?.on(device),
         ),
-        validation: validation_images(
-            config,
-            &source,
-            VALIDATION.min(options.batch_size),
-            request.skip_bad,
-        )?,
+        validation: request.world.first_then(|| {
+            let count = VALIDATION.min(options.batch_size);
+            validation_images(config, &source, count, request.skip_bad)
+        })?,
         lpips,
     })?;
     if let Some(path) = init {
@@ -74,7 +72,7 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
 
 /// An estimate of what the run would need; see [`RunEstimate`].
 pub fn estimate(request: &Request) -> Result<RunEstimate> {
-    let source = training_source(&request.config, request.skip_bad)?;
+    let source = training_source(&request.config, &request.world, request.skip_bad)?;
     let estimate = RunEstimate::tokenizer(&request.config, source.len() as u64)?;
     Ok(estimate.of_data(source.summary()))
 }

@@ -20,7 +20,6 @@ use super::grads::{self, Gradients, gradients};
 use super::init::set_what_fits;
 use super::lr::ramp;
 use super::optimizer::Optimizer;
-use super::reduce;
 use super::stage::{Checkpointed, Micro, Stage, Update};
 use super::step_metrics::{StepMetrics, round};
 use super::validation::Validation;
@@ -165,9 +164,7 @@ impl VaeStage {
         let (loss, gradient) = adversary.image_gradient(fake)?;
         let at_weight = |gradient: &Tensor| self.tokenizer.last_layer_grad(features, gradient);
         let of_weight = [at_weight(reconstruction)?, at_weight(&gradient)?];
-        let norm = |gradient: &Tensor| -> Result<Tensor> {
-            Ok(global_norm([&reduce::mean(gradient.clone())?])?)
-        };
+        let norm = |gradient: &Tensor| -> Result<Tensor> { Ok(global_norm([gradient])?) };
         let lambda = adaptive_weight(&norm(&of_weight[0])?, &norm(&of_weight[1])?)?;
         let config = &self.config.loss;
         let ramp = ramp(step, config.disc_start, config.disc_ramp);
@@ -194,7 +191,9 @@ impl VaeStage {
     /// Counts the step's code choices and, when it is due, restarts dead codes.
     fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<StepMetrics> {
         let config = &self.config.quantizer;
-        self.counts.count(quantized.iter().map(|q| &q.codes))?;
+        let world = update.world;
+        self.counts
+            .count(world, quantized.iter().map(|q| &q.codes))?;
         let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
@@ -203,7 +202,7 @@ impl VaeStage {
             let noisy: Vec<&Tensor> = quantized.iter().map(|q| &q.noisy).collect();
             let (optimizer, seed) = (&self.optimizer, self.seed);
             let dead_codes = self.counts.dead_codes()?;
-            let count = dead_codes.restart(optimizer, &noisy, seed, update.step)?;
+            let count = dead_codes.restart(world, optimizer, &noisy, seed, update.step)?;
             metrics.add("codes_restarted", count as f64);
         }
         Ok(metrics)
@@ -296,7 +295,7 @@ impl Stage for VaeStage {
             judged.extend(rest.judged);
         }
         if let Some(adversary) = &mut self.adversary {
-            adversary.update(judged)?;
+            adversary.update(update.world, judged)?;
         }
         self.count_codes(&quantized, update)
     }
