@@ -148,6 +148,7 @@ fn request(
         workers: threads,
         skip_bad: false,
         scale: args.scale.scale,
+        timeout: None,
     })
 }
 

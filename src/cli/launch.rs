@@ -330,13 +330,14 @@ fn send(to: &Running, signal: i32) {
     }
 }
 
-/// Lets the kernel end a child, with a checkpoint, when this process is killed.
+/// Lets the kernel end a child, with a checkpoint, when this process is killed. The signal comes
+/// once for every thread of this process, and only of SIGUSR1 a second one does no harm.
 #[cfg(target_os = "linux")]
 fn end_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec only this system call runs, which touches no memory.
     unsafe {
         command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            libc::prctl(libc::PR_SET_PDEATHSIG, SIGUSR1);
             Ok(())
         });
     }

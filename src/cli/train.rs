@@ -1,6 +1,7 @@
 //! The options that train-vae and train-gen share.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{ConfigArgs, Context, ScaleArgs};
 use crate::config::{Config, TrainConfig};
@@ -10,6 +11,9 @@ use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
 use crate::train::start_generator::copy_tokenizer_config;
 use crate::world::World;
+
+/// Seconds that a step may hang where several processes wait for each other.
+const TIMEOUT: u64 = 600;
 
 /// Whose run it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,10 @@ pub struct TrainArgs {
     /// Skip images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_bad_images: bool,
+    /// End with an error when a step takes SECONDS longer than any before it, as where a disk no
+    /// longer answers; 0: never [default: 600 in several processes, else 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     #[command(flatten)]
     pub scale: ScaleArgs,
 }
@@ -82,6 +90,13 @@ impl TrainArgs {
             let _listening = (world.size() > 1).then(Interrupt::listen).transpose()?;
             work(world)
         })
+    }
+
+    /// How much longer than others a step may take.
+    fn timeout(&self, world: &World) -> Option<Duration> {
+        let many = (world.size() > 1).then_some(TIMEOUT);
+        let seconds = self.timeout.or(many).filter(|seconds| *seconds > 0);
+        seconds.map(Duration::from_secs)
     }
 
     /// Whether a missing run is started rather than an error.
@@ -122,6 +137,7 @@ impl TrainArgs {
             workers: self.workers,
             skip_bad: self.skip_bad_images,
             scale: self.scale.scale,
+            timeout: self.timeout(world),
         })
     }
 

@@ -25,3 +25,4 @@ pub mod step_metrics;
 pub mod usage;
 pub mod vae;
 pub mod validation;
+pub mod watchdog;

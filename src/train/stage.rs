@@ -12,6 +12,7 @@ use super::checkpoint::{self, Contents, State};
 use super::grads::{self, Gradients};
 use super::lr::learning_rate;
 use super::step_metrics::{StepMetrics, round};
+use super::watchdog::Watchdog;
 use crate::config::TrainConfig;
 use crate::error::{self, Result, hinted, interrupted};
 use crate::interrupt::Interrupt;
@@ -149,6 +150,8 @@ pub struct Job<'a> {
     pub save_first: bool,
     /// Of the sheets of images.
     pub scale: Scale,
+    /// Ends the run when a step takes so much longer than those before.
+    pub timeout: Option<Duration>,
 }
 
 impl Job<'_> {
@@ -163,14 +166,20 @@ impl Job<'_> {
             // be resumed.
             self.checkpoint(stage)?;
         }
+        let watchdog = self
+            .timeout
+            .map(|timeout| Watchdog::start(self.world, timeout));
+        let watchdog = watchdog.transpose()?;
         let mut progress = (self.world.is_first())
             .then(|| Progress::new(&self.state.stage, self.steps, self.state.step));
         while self.state.step < self.steps {
             let step = self.state.step;
             let begin = Instant::now();
             let lr = learning_rate(self.config, step, self.steps);
+            watchdog.iter().for_each(|dog| dog.begin(step + 1));
             let metrics = info_span!("step", step)
                 .in_scope(|| stage.step(self.world, self.config, step, self.steps))?;
+            watchdog.iter().for_each(Watchdog::end);
             match metrics.first_bad() {
                 None => {
                     self.state.bad_steps = 0;

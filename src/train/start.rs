@@ -1,6 +1,7 @@
 //! How a run begins: from scratch in a new folder, or from a checkpoint of an existing run.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
@@ -38,6 +39,8 @@ pub struct Request {
     pub skip_bad: bool,
     /// Of the sheets of images that the run writes.
     pub scale: Scale,
+    /// Ends the run when a step takes so much longer than those before.
+    pub timeout: Option<Duration>,
 }
 
 /// A run before its first step in this process.
@@ -206,6 +209,7 @@ impl Begun {
             interrupt,
             save_first: new || shortened,
             scale: request.scale,
+            timeout: request.timeout,
         };
         job.train(stage)?;
         Ok(path)
@@ -437,6 +441,7 @@ mod tests {
             workers: 1,
             skip_bad: false,
             scale: Scale::Auto,
+            timeout: None,
         };
         let mut new = request.begin("train-vae", &source)?;
         new.record_frozen_hash("VGG16", "a".into())?;

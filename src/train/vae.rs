@@ -341,7 +341,7 @@ impl Checkpointed for VaeStage {
         let missing = "the checkpoint holds no code counts";
         let mut take = |name: &str| rest.remove(name).context(missing);
         let (usage, dead_codes) = (take(USAGE)?, take(COUNTS)?);
-        Ok(self.counts.restore(&usage, &dead_codes)?)
+        self.counts.restore(&usage, &dead_codes)
     }
 
     fn counters(&self) -> Result<BTreeMap<String, u64>> {

@@ -16,6 +16,7 @@ mod watch;
 mod wire;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::{Error, Result, hinted};
 use star::Link;
@@ -192,6 +193,22 @@ impl World {
         if let Some(link) = &self.0 {
             link.watch.at(step);
         }
+    }
+
+    /// Since when, after `begin`, this process has not waited for others: now if it waits.
+    pub fn alone_since(&self, begin: Instant) -> Instant {
+        self.0
+            .as_ref()
+            .map_or(begin, |link| link.alone_since(begin))
+    }
+
+    /// Ends this process with an error, which the other ranks hear; for threads that nobody waits
+    /// for.
+    pub fn end_process(&self, error: Error) -> ! {
+        if let Some(link) = &self.0 {
+            link.watch.leave(Some(&error));
+        }
+        watch::end_process(&error)
     }
 
     /// Waits for all ranks to have done their work; from then on each may end on its own.

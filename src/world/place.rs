@@ -36,15 +36,18 @@ struct Launcher {
     local_size: &'static str,
     /// Whether one of `rank` and `size` without the other is a mistake.
     both: bool,
+    /// Whether it is another launcher that sets `rank` and `size` without `local_size`.
+    all: bool,
 }
 
-const LAUNCHERS: [Launcher; 4] = [
+const LAUNCHERS: [Launcher; 5] = [
     Launcher {
         rank: "RANK",
         size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
         local_size: "LOCAL_WORLD_SIZE",
         both: true,
+        all: false,
     },
     Launcher {
         rank: "OMPI_COMM_WORLD_RANK",
@@ -52,6 +55,7 @@ const LAUNCHERS: [Launcher; 4] = [
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
         both: true,
+        all: false,
     },
     Launcher {
         rank: "PMI_RANK",
@@ -59,6 +63,7 @@ const LAUNCHERS: [Launcher; 4] = [
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
         both: false,
+        all: true,
     },
     Launcher {
         rank: "SLURM_PROCID",
@@ -66,6 +71,16 @@ const LAUNCHERS: [Launcher; 4] = [
         local_rank: "SLURM_LOCALID",
         local_size: "SLURM_STEP_TASKS_PER_NODE",
         both: false,
+        all: false,
+    },
+    // Others that start processes as MPICH does; srun does too, and its own variables say more.
+    Launcher {
+        rank: "PMI_RANK",
+        size: "PMI_SIZE",
+        local_rank: "PMI_LOCAL_RANK",
+        local_size: "PMI_LOCAL_SIZE",
+        both: false,
+        all: false,
     },
 ];
 
@@ -100,10 +115,10 @@ impl Place {
             let Some(text) = variable(name) else {
                 return Ok(None);
             };
-            // Slurm's form for several machines, "2(x3),1": this machine's number is not in it.
-            let plain = text.trim().parse().ok();
-            match plain {
-                None if text.contains(['(', ',']) => Ok(None),
+            // Slurm's form for several machines: 2(x3), or 2(x3),1 where they differ.
+            let same = text.split_once("(x").map_or(&*text, |(each, _)| each);
+            match same.trim().parse().ok() {
+                _ if text.contains(',') => Ok(None),
                 None => Err(usage(
                     format!("{name} is `{text}`, expected a number"),
                     "the launcher sets it; unset it to train in one process",
@@ -154,6 +169,7 @@ fn launcher(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<&'static
     let mut half = None;
     for launcher in &LAUNCHERS {
         match [launcher.rank, launcher.size].map(|name| variable(name).is_some()) {
+            [true, true] if launcher.all && variable(launcher.local_size).is_none() => {}
             [true, true] => return Ok(Some(launcher)),
             [false, false] => {}
             [has_rank, _] if launcher.both => {
@@ -315,9 +331,20 @@ mod tests {
             ("SLURM_STEP_NODELIST", "node[03-05]"),
             ("SLURM_JOB_ID", "88"),
             ("SLURM_STEP_ID", "1"),
+            // With srun's support for MPICH.
+            ("PMI_RANK", "5"),
+            ("PMI_SIZE", "6"),
         ]);
-        assert_eq!((srun.rank, srun.size, srun.local_rank), (5, 6, 1));
+        assert_eq!((srun.rank, srun.size), (5, 6));
+        assert_eq!((srun.local_rank, srun.local_size), (1, 2));
         assert_eq!((&*srun.host, &*srun.token), ("node03", "88.1"));
+        let other = place(&[
+            ("PMI_RANK", "1"),
+            ("PMI_SIZE", "2"),
+            ("PMI_LOCAL_RANK", "1"),
+            ("PMI_LOCAL_SIZE", "2"),
+        ]);
+        assert_eq!((other.rank, other.local_size), (1, 2));
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Link {
     pub size: usize,
     /// At rank 0 one for each other rank, in order; elsewhere the one to rank 0.
     data: Mutex<Vec<TcpStream>>,
+    /// When this process last waited for another; none while it does.
+    waited: Mutex<Option<Instant>>,
     pub watch: Watch,
 }
 
@@ -80,6 +82,7 @@ impl Link {
             rank: place.rank,
             size: place.size,
             data: Mutex::new(data),
+            waited: Mutex::new(Some(Instant::now())),
             watch: Watch::start(place.rank, hosts, peers.zip(watched).collect())?,
         })
     }
@@ -88,11 +91,27 @@ impl Link {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn waited(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on this process waits for another, until the value is dropped.
+    fn wait(&self) -> Waiting<'_> {
+        *self.waited() = None;
+        Waiting(self)
+    }
+
+    /// Since when, after `begin`, this process has not waited for others: now if it waits.
+    pub fn alone_since(&self, begin: Instant) -> Instant {
+        self.waited().unwrap_or_else(Instant::now).max(begin)
+    }
+
     /// With the connection to each other rank in order, at rank 0.
     pub fn with_others(
         &self,
         mut body: impl FnMut(usize, &mut TcpStream) -> io::Result<()>,
     ) -> Result<()> {
+        let _waiting = self.wait();
         for (rank, connection) in (1..).zip(self.data().iter_mut()) {
             body(rank, connection).map_err(|error| self.watch.lost(rank, &error))?;
         }
@@ -101,8 +120,16 @@ impl Link {
 
     /// With the connection to rank 0, at any other.
     pub fn with_first<T>(&self, body: impl FnOnce(&mut TcpStream) -> io::Result<T>) -> Result<T> {
-        let mut data = self.data();
+        let (_waiting, mut data) = (self.wait(), self.data());
         body(&mut data[0]).map_err(|error| self.watch.lost(0, &error))
+    }
+}
+
+struct Waiting<'a>(&'a Link);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.0.waited() = Some(Instant::now());
     }
 }
 

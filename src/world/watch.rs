@@ -240,11 +240,8 @@ impl Shared {
             self.tell(peer, &failure);
         }
         let error = hinted(failure.text, failure.hint);
-        // The terminal may have closed.
-        let _ = writeln!(io::stderr(), "{}", error::report(&error).0);
-        // The main thread may be anywhere: in a step, in a checkpoint that appears whole or not at
-        // all, or waiting for the rank that is no more.
-        std::process::exit(i32::from(failure.code));
+        print(&error);
+        exit(failure.code);
     }
 
     /// Tells the others, but for one rank, of a failure.
@@ -262,4 +259,23 @@ impl Shared {
             }
         }
     }
+}
+
+/// Ends this process with an error, whatever its other threads do.
+pub fn end_process(error: &Error) -> ! {
+    print(error);
+    exit(error::report(error).1)
+}
+
+fn print(error: &Error) {
+    // The terminal may have closed.
+    let _ = writeln!(io::stderr(), "{}", error::report(error).0);
+}
+
+/// The main thread may be anywhere: in a step, in a checkpoint that appears whole or not at all, or
+/// waiting for what never comes. So nothing of it is waited for, nor are the libraries asked to
+/// tidy up beneath it.
+fn exit(code: u8) -> ! {
+    // SAFETY: it takes any number, and does not return.
+    unsafe { libc::_exit(i32::from(code)) }
 }

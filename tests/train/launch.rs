@@ -91,7 +91,7 @@ fn a_signal_to_the_launcher_stops_all_after_a_checkpoint() {
 #[test]
 fn a_killed_rank_ends_the_job_and_a_restart_goes_on() {
     let lab = Lab::new();
-    let steps = ["--steps", "60", "--resume", "auto"];
+    let steps = ["--steps", "30", "--resume", "auto"];
     let begun = |out| lab.start(VAE, out, &[&FOUR[..], &steps].concat());
     lab.run(&begun("whole"));
     for (out, restarts) in [("ends", "0"), ("goes-on", "1")] {

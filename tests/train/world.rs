@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, send, stderr};
@@ -26,28 +26,42 @@ const LONG: [&str; 4] = ["--steps", "100000", "--set", "train_vae.log_every=1"];
 struct Ranks(Vec<Option<Child>>);
 
 impl Ranks {
-    /// Starts `size` of them, as torchrun would; `own` has more arguments of a rank.
+    /// Starts `size` of them; `own` has more arguments of a rank.
     fn start<'a>(
         lab: &Lab,
         size: usize,
         arguments: &[&'a str],
         own: impl Fn(usize) -> Vec<&'a str>,
     ) -> Self {
-        let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        let port = free.local_addr().expect("its number").port().to_string();
-        drop(free);
+        let port = free_port();
+        let variables = |rank: usize| {
+            let (rank, size) = (rank.to_string(), size.to_string());
+            vec![
+                ("RANK", rank.clone()),
+                ("WORLD_SIZE", size.clone()),
+                ("LOCAL_RANK", rank),
+                ("LOCAL_WORLD_SIZE", size),
+                ("MASTER_ADDR", "127.0.0.1".to_string()),
+                ("MASTER_PORT", port.to_string()),
+            ]
+        };
+        Self::start_with(lab, size, arguments, own, variables)
+    }
+
+    /// With these variables of each rank.
+    fn start_with<'a>(
+        lab: &Lab,
+        size: usize,
+        arguments: &[&'a str],
+        own: impl Fn(usize) -> Vec<&'a str>,
+        variables: impl Fn(usize) -> Vec<(&'static str, String)>,
+    ) -> Self {
         let ranks = (0..size).map(|rank| {
             let arguments = [arguments, &own(rank)].concat();
-            let (rank, size) = (rank.to_string(), size.to_string());
             let mut command = lab.command(&arguments);
             command
                 .env("RAYON_NUM_THREADS", "1")
-                .env("RANK", &rank)
-                .env("WORLD_SIZE", &size)
-                .env("LOCAL_RANK", &rank)
-                .env("LOCAL_WORLD_SIZE", &size)
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", &port)
+                .envs(variables(rank))
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             Some(command.spawn().expect("it starts"))
@@ -75,6 +89,11 @@ impl Drop for Ranks {
             let _ = child.wait();
         }
     }
+}
+
+fn free_port() -> u16 {
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    free.local_addr().expect("its number").port()
 }
 
 /// Runs `size` processes to their end, each of which must succeed; only the first says anything.
@@ -155,6 +174,71 @@ fn a_cache_of_latents_is_made_once_and_read_by_all() {
     assert_same(&lab.path("one"), &lab.path("four"));
 }
 
+/// As each launcher sets the environment of two processes on one machine.
+#[test]
+fn every_launcher_starts_a_run() {
+    let lab = Lab::new();
+    let port = free_port();
+    let launchers: [&[(&str, &str)]; 4] = [
+        // torchrun; the port itself is its own.
+        &[
+            ("RANK", "{rank}"),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_RANK", "{rank}"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "localhost"),
+            ("MASTER_PORT", "{port}"),
+            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
+            ("TORCHELASTIC_RUN_ID", "none"),
+        ],
+        // Open MPI
+        &[
+            ("OMPI_COMM_WORLD_RANK", "{rank}"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "{rank}"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("PMIX_NAMESPACE", "{port}"),
+        ],
+        // MPICH
+        &[
+            ("PMI_RANK", "{rank}"),
+            ("PMI_SIZE", "2"),
+            ("MPI_LOCALRANKID", "{rank}"),
+            ("MPI_LOCALNRANKS", "2"),
+            ("RDPM_PORT", "{port}"),
+        ],
+        // srun
+        &[
+            ("SLURM_PROCID", "{rank}"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_LOCALID", "{rank}"),
+            ("SLURM_STEP_TASKS_PER_NODE", "2"),
+            ("SLURM_STEP_NUM_NODES", "1"),
+            ("SLURM_STEP_NODELIST", "node[17]"),
+            ("SLURM_JOB_ID", "{port}"),
+            ("SLURM_STEP_ID", "0"),
+        ],
+    ];
+    for (i, variables) in launchers.iter().enumerate() {
+        let own = |rank: usize| {
+            let fill = |text: &str| {
+                let text = text.replace("{rank}", &rank.to_string());
+                text.replace("{port}", &port.to_string())
+            };
+            variables
+                .iter()
+                .map(|(name, text)| (*name, fill(text)))
+                .collect()
+        };
+        let out = format!("run-{i}");
+        let arguments = lab.start(VAE, &out, &["--steps", "1"]);
+        for output in Ranks::start_with(&lab, 2, &arguments, |_| vec![], own).end() {
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        assert!(lab.path(&out).join("checkpoints/step-00000001").exists());
+    }
+}
+
 /// A signal to one rank stops all, after a checkpoint.
 #[test]
 fn a_signal_to_one_rank_stops_all_after_a_checkpoint() {
@@ -217,6 +301,45 @@ fn a_killed_rank_ends_all_and_is_named() {
         let step = lab.last_step(out).expect("a line") + 2;
         lab.run(&[VAE, "--resume", out, "--steps", &step.to_string()]);
     }
+}
+
+/// Reading an image waits for ever, as from a file server that is gone.
+#[test]
+fn a_step_that_hangs_ends_all_and_its_rank_is_named() {
+    let lab = Lab::new();
+    let hang = |lab: &Lab| {
+        let image = lab.path("data/high/3.png");
+        fs::remove_file(&image).expect("it was there");
+        let made = Command::new("mkfifo").arg(&image).status();
+        assert!(made.expect("mkfifo runs").success());
+    };
+    let timeout = ["--timeout", "5"];
+    let more = [&FOUR[..], &LONG, &timeout].concat();
+    let child = lab.spawn_until(&lab.start(VAE, "one", &more), "one", 2);
+    hang(&lab);
+    let output = child.wait_with_output().expect("it ends");
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let hung = |told: &str| told.contains("error: step ") && told.contains("and does not end");
+    assert!(hung(&told), "{told}");
+
+    let lab = Lab::new();
+    let ranks = Ranks::start(&lab, 2, &lab.start(VAE, "run", &more), |_| vec![]);
+    lab.until("step 2 comes", || lab.last_step("run") >= Some(2));
+    hang(&lab);
+    let outputs = ranks.end();
+    let told = [0, 1].map(|rank| stderr(&outputs[rank]));
+    let victim = (0..2).find(|rank| hung(&told[*rank])).expect(&told[0]);
+    let other = &told[1 - victim];
+    assert!(
+        other.contains(&format!("error: rank {victim} (")),
+        "{other}"
+    );
+    assert!(
+        other.contains("and does not end") && !hung(other),
+        "{other}"
+    );
+    assert!(outputs.iter().all(|output| output.status.code() == Some(1)));
 }
 
 #[test]

@@ -122,6 +122,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         interrupt: Interrupt::listen()?,
         save_first: true,
         scale: Scale::Times(3),
+        timeout: None,
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();
