@@ -16,6 +16,7 @@ use rdpm::data::latent_cache::{CacheMeta, LatentCache};
 use rdpm::data::latent_loader::{LatentLoader, LatentOrder};
 use rdpm::data::{Augment, Order};
 use rdpm::error::{Context, Result, report, usage};
+use rdpm::world::Share;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -79,6 +80,7 @@ fn time(path: &Path) -> Result<()> {
             seed,
             batch_size: BATCH,
             start: 0,
+            share: Share::WHOLE,
         };
         let mut values = vec![0f32; BATCH * h * w * d];
         let begin = Instant::now();

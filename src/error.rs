@@ -76,6 +76,11 @@ pub fn hint(error: &Error) -> Option<&str> {
     cause(error).map(|h| h.hint.as_str())
 }
 
+/// `error` where another process prints it.
+pub fn said(error: &Error) -> Error {
+    new(cause(error).map_or(Kind::Failed, |h| h.kind), "", "")
+}
+
 /// Whether a signal caused `error`.
 pub fn is_interrupted(error: &Error) -> bool {
     cause(error).is_some_and(|h| h.kind == Kind::Interrupted)
@@ -87,11 +92,15 @@ fn cause(error: &Error) -> Option<&Hinted> {
 
 /// The text for stderr and the exit code of `error`.
 ///
-/// The chain of contexts becomes one line, outermost first; the hint follows on its own line.
+/// The chain of contexts becomes one line, outermost first; the hint follows on its own line. The
+/// text of [`said`] is empty.
 pub fn report(error: &Error) -> (String, u8) {
     let chain: Vec<String> = error.chain().map(|e| e.to_string()).collect();
     let mut text = format!("error: {}", chain.join(": "));
     let hinted = cause(error);
+    if hinted.is_some_and(|h| h.message.is_empty()) {
+        text.clear();
+    }
     if let Some(h) = hinted
         && !h.hint.is_empty()
     {
@@ -133,6 +142,12 @@ mod tests {
         let (text, code) = report(&rehinted(&error, "leave it out"));
         assert_eq!(text, "error: run.toml: unknown key\nhint: leave it out");
         assert_eq!(code, 2);
+    }
+
+    #[test]
+    fn what_another_process_says_is_said_once() {
+        let error = interrupted("interrupted after step 3", "continue with --resume");
+        assert_eq!(report(&said(&error)), (String::new(), 130));
     }
 
     #[test]

@@ -98,7 +98,7 @@ fn register() -> Result<Flags> {
         flag::register(signal, flags.asked.clone()).context(failed)?;
     }
     for signal in [SIGHUP, SIGUSR1] {
-        if ignored(signal) {
+        if is_ignored(signal) {
             continue;
         }
         flag::register_conditional_default(signal, flags.idle.clone()).context(failed)?;
@@ -111,7 +111,7 @@ fn register() -> Result<Flags> {
 /// then.
 ///
 /// Linux reports it in /proc; elsewhere it is unknown, and the signal asks to stop.
-fn ignored(signal: i32) -> bool {
+pub fn is_ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -13,6 +13,7 @@
 //! sample
 //! model, data
 //! ops, store, rng, telemetry
+//! world
 //! config, interrupt
 //! error
 //! ```
@@ -34,3 +35,4 @@ pub mod sample;
 pub mod store;
 pub mod telemetry;
 pub mod train;
+pub mod world;

@@ -27,8 +27,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (text, code) = error::report(&error);
-            // The terminal may have closed; then there is nowhere to print the error.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            if !text.is_empty() {
+                // The terminal may have closed; then there is nowhere to print the error.
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
             ExitCode::from(code)
         }
     }

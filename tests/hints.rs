@@ -74,6 +74,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ),
     ("src/ops/cuda", ANY),
     ("src/telemetry", ANY),
+    ("src/world", TRAINING),
 ];
 
 /// Options that name one network's file: at least one command must have each.

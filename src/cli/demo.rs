@@ -24,6 +24,7 @@ use crate::telemetry::curves::{Along, Curve, Panel, draw};
 use crate::telemetry::{MetricsLog, Progress};
 use crate::train::start::{Request, resumed_config};
 use crate::train::{start_generator, start_vae};
+use crate::world::World;
 
 /// Drawings to train on, and held-out drawings.
 const TRAIN: usize = 8_000;
@@ -139,6 +140,7 @@ fn request(
     }
     Ok(Request {
         config,
+        world: World::alone(),
         seed,
         device: device.clone(),
         resume: begun.is_some().then(|| path.clone()),
@@ -147,6 +149,7 @@ fn request(
         workers: threads,
         skip_bad: false,
         scale: args.scale.scale,
+        timeout: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! `rdpm export`: runs to a bundle, the single file that sampling, encoding and other programs
 //! need.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -173,7 +173,6 @@ mod tests {
     use crate::store::safetensors::Reader;
     use candle_core::{Device, Tensor};
     use clap::Parser;
-    use std::path::Path;
 
     #[derive(Parser)]
     struct Line {

@@ -19,6 +19,7 @@ pub mod fit_probe;
 pub mod index;
 mod inputs;
 pub mod inspect;
+pub mod launch;
 pub mod pack;
 pub mod reconstruct;
 pub mod sample;
@@ -35,6 +36,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::error::{Result, hinted, usage};
 use crate::telemetry;
+use crate::world::{Place, World};
 
 pub use config::ConfigArgs;
 pub use device::DeviceChoice;
@@ -80,8 +82,20 @@ subcommands! {
     Inspect => inspect,
     Pack => pack,
     Bench => bench,
+    Launch => launch,
     Doctor => doctor,
     Completions => completions,
+}
+
+impl Command {
+    /// The options of a command that trains.
+    fn training(&self) -> Option<&train::TrainArgs> {
+        match self {
+            Command::TrainVae(args) => Some(&args.train),
+            Command::TrainGen(args) => Some(&args.train),
+            _ => None,
+        }
+    }
 }
 
 /// Trains, samples and evaluates the Recurrent Diffusion Probabilistic Model (arXiv 2412.18390)
@@ -132,6 +146,26 @@ impl Context {
         self.device.open()
     }
 
+    /// Meets the processes that train together, as their launcher says; without a launcher this one
+    /// is alone.
+    ///
+    /// Errors: they are to compute on GPUs.
+    pub fn join(&self) -> Result<World> {
+        let Some(place) = Place::of_environment()? else {
+            return Ok(World::alone());
+        };
+        if let DeviceChoice::Cuda(_) = self.device.resolve()? {
+            return Err(usage(
+                format!(
+                    "{} processes on GPUs: several processes train on CPUs only",
+                    place.size
+                ),
+                "train on one GPU in one process, without a launcher, or with --device cpu in several",
+            ));
+        }
+        World::join(&place)
+    }
+
     /// What --device asks for.
     pub fn choice(&self) -> DeviceChoice {
         self.device
@@ -140,11 +174,21 @@ impl Context {
 
 /// Sets up threads, log and trace, then runs the subcommand on a thread with a deep stack.
 pub fn run(cli: Cli) -> Result<()> {
-    let threads = set_environment(cli.global.threads)?;
+    // What is wrong with a launcher's variables is said where they matter.
+    let trains = cli.command.training().is_some();
+    let place = trains.then(Place::of_environment);
+    let place = place.and_then(|found| found.ok().flatten());
+    let local = match &cli.command {
+        // What it starts takes the number from the environment.
+        Command::Launch(args) => args.nproc.into(),
+        _ => place.as_ref().map_or(1, |place| place.local_size),
+    };
+    let threads = set_environment(cli.global.threads, local)?;
     let _telemetry = telemetry::init(&telemetry::Options {
         verbose: cli.global.verbose,
         quiet: cli.global.quiet,
         trace: cli.global.trace.clone(),
+        rank: place.map(|place| place.rank),
     })?;
     let context = Context::new(cli.global.device, threads);
     let worker = std::thread::Builder::new()
@@ -162,12 +206,13 @@ pub fn run(cli: Cli) -> Result<()> {
     })
 }
 
-/// Sets the number of threads of rayon's pool and of gemm's splits, and returns it. candle's own
-/// pool, whose threads spin at barriers, gets one thread.
+/// Sets the number of threads of rayon's pool and of gemm's splits, and returns it: unless it is
+/// given, the processor's share of one of `local` processes that train together on this machine.
+/// candle's own pool, whose threads spin at barriers, gets one thread.
 ///
 /// RUST_BACKTRACE stays for panics only: otherwise candle would put a backtrace into the text of
 /// every error.
-fn set_environment(asked: Option<u16>) -> Result<usize> {
+fn set_environment(asked: Option<u16>, local: usize) -> Result<usize> {
     let from_environment = std::env::var("RAYON_NUM_THREADS")
         .ok()
         .and_then(|n| n.parse::<usize>().ok())
@@ -175,7 +220,10 @@ fn set_environment(asked: Option<u16>) -> Result<usize> {
     let threads = asked
         .map(usize::from)
         .or(from_environment)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        .unwrap_or_else(|| {
+            let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            (all / local.max(1)).max(1)
+        });
     let or = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     for (name, value) in [
         ("RAYON_NUM_THREADS", threads.to_string()),

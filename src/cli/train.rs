@@ -1,13 +1,19 @@
 //! The options that train-vae and train-gen share.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{ConfigArgs, Context, ScaleArgs};
 use crate::config::{Config, TrainConfig};
 use crate::error::{Result, usage};
+use crate::interrupt::Interrupt;
 use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
 use crate::train::start_generator::copy_tokenizer_config;
+use crate::world::World;
+
+/// Seconds that a step may hang where several processes wait for each other.
+const TIMEOUT: u64 = 600;
 
 /// Whose run it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,39 +54,86 @@ pub struct TrainArgs {
     /// Skip images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_bad_images: bool,
+    /// End with an error when a step takes SECONDS longer than any before it, as where a disk no
+    /// longer answers; 0: never [default: 600 in several processes, else 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     #[command(flatten)]
     pub scale: ScaleArgs,
 }
 
+impl Stage {
+    /// Its section of the configuration.
+    fn section(self) -> &'static str {
+        match self {
+            Stage::Tokenizer => "train_vae",
+            Stage::Generator => "train_gen",
+        }
+    }
+
+    fn settings(self, config: &mut Config) -> &mut TrainConfig {
+        match self {
+            Stage::Tokenizer => &mut config.train_vae,
+            Stage::Generator => &mut config.train_gen,
+        }
+    }
+}
+
 impl TrainArgs {
+    /// Runs `work` in this process's world; a dry run needs no other process.
+    pub fn together(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&World) -> Result<()>,
+    ) -> Result<()> {
+        let world = match self.dry_run {
+            true => World::alone(),
+            false => context.join()?,
+        };
+        world.run(|world| {
+            // A signal before the first step lets all ranks stop together after it.
+            let _listening = (world.size() > 1).then(Interrupt::listen).transpose()?;
+            work(world)
+        })
+    }
+
+    /// How much longer than others a step may take.
+    fn timeout(&self, world: &World) -> Option<Duration> {
+        let many = (world.size() > 1).then_some(TIMEOUT);
+        let seconds = self.timeout.or(many).filter(|seconds| *seconds > 0);
+        seconds.map(Duration::from_secs)
+    }
+
     /// Whether a missing run is started rather than an error.
     pub fn is_auto(&self) -> bool {
         let named = self.resume.as_ref().and_then(Option::as_deref);
         named == Some(Path::new("auto"))
     }
 
-    /// The request for a run of `stage`; `section` selects that stage's part of the configuration.
+    /// The request for a run of `stage`.
     ///
-    /// Errors: a resumed run with options that would change its results.
-    pub fn request(
-        &self,
-        context: &Context,
-        stage: Stage,
-        section: impl Fn(&mut Config) -> &mut TrainConfig,
-    ) -> Result<Request> {
+    /// Errors: a resumed run with options that would change its results; micro-batches that the
+    /// world's processes cannot divide.
+    pub fn request(&self, context: &Context, world: &World, stage: Stage) -> Result<Request> {
         let resume = match self.is_auto() {
             true => self.begun()?,
             false => self.resumed()?,
         };
         let mut config = match &resume {
-            None => self.config.load()?,
-            Some(path) => self.of_run(path, stage)?,
+            None => {
+                let mut config = self.config.load()?;
+                raise(&mut config, world, stage);
+                config
+            }
+            Some(path) => self.of_run(path, world, stage)?,
         };
+        check_shares(&mut config, world, stage, resume.is_some())?;
         if let Some(steps) = self.steps {
-            section(&mut config).steps = Some(steps);
+            stage.settings(&mut config).steps = Some(steps);
         }
         Ok(Request {
             config,
+            world: world.clone(),
             seed: self.seed.unwrap_or(0),
             device: context.device()?,
             out: self.out.clone(),
@@ -89,6 +142,7 @@ impl TrainArgs {
             workers: self.workers,
             skip_bad: self.skip_bad_images,
             scale: self.scale.scale,
+            timeout: self.timeout(world),
         })
     }
 
@@ -155,7 +209,7 @@ impl TrainArgs {
 
     /// The run's own configuration with --set, --data and --val applied. With --resume auto,
     /// --config is applied too; it must agree with the run on everything that decides its results.
-    fn of_run(&self, path: &Path, stage: Stage) -> Result<Config> {
+    fn of_run(&self, path: &Path, world: &World, stage: Stage) -> Result<Config> {
         let named = self.config.config.clone();
         if named.is_some() && !self.is_auto() {
             return Err(usage(
@@ -170,10 +224,93 @@ impl TrainArgs {
             ..self.config.clone()
         };
         let mut asked = over.load()?;
+        if self.is_auto() {
+            // As it was when the run began.
+            raise(&mut asked, world, stage);
+        }
         if stage == Stage::Generator && self.is_auto() {
             // The tokenizer's settings were taken from the tokenizer when the run began.
             copy_tokenizer_config(&mut asked, &own);
         }
         resumed_config(&own, &asked)
+    }
+}
+
+/// Gives every process a micro-batch of each step.
+fn raise(config: &mut Config, world: &World, stage: Stage) {
+    let train = stage.settings(config);
+    if train.accumulate >= world.size() {
+        return;
+    }
+    if world.is_first() {
+        tracing::warn!(
+            "{}.accumulate is {}: raised to {}, a micro-batch for each process",
+            stage.section(),
+            train.accumulate,
+            world.size()
+        );
+    }
+    train.accumulate = world.size();
+}
+
+/// Refuses micro-batches that the processes cannot divide equally.
+fn check_shares(config: &mut Config, world: &World, stage: Stage, resumed: bool) -> Result<()> {
+    let (train, size) = (stage.settings(config), world.size());
+    let divides = |accumulate: usize| {
+        accumulate.is_multiple_of(size) && train.batch_size.is_multiple_of(accumulate)
+    };
+    if divides(train.accumulate) {
+        return Ok(());
+    }
+    let key = format!("{}.accumulate", stage.section());
+    let fits = (1..=train.batch_size).filter(|accumulate| divides(*accumulate));
+    let nearest = fits.min_by_key(|accumulate| accumulate.abs_diff(train.accumulate));
+    Err(usage(
+        format!(
+            "{key} is {}: {size} processes cannot divide the micro-batches of {} images a step",
+            train.accumulate, train.batch_size
+        ),
+        match nearest {
+            _ if resumed => {
+                format!("a run keeps its {key}: go on with a number of processes that divides it")
+            }
+            Some(nearest) => format!("--set {key}={nearest}"),
+            None => format!(
+                "choose a {}.batch_size that is a multiple of {size}",
+                stage.section()
+            ),
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+
+    #[test]
+    fn one_process_takes_any_number_of_micro_batches() -> Result<()> {
+        let (mut config, world) = (Config::default(), World::alone());
+        for stage in [Stage::Tokenizer, Stage::Generator] {
+            for accumulate in [1, 2, 4] {
+                stage.settings(&mut config).accumulate = accumulate;
+                raise(&mut config, &world, stage);
+                assert_eq!(stage.settings(&mut config).accumulate, accumulate);
+                check_shares(&mut config, &world, stage, false)?;
+            }
+        }
+        stage_error(&mut config, &world);
+        Ok(())
+    }
+
+    fn stage_error(config: &mut Config, world: &World) {
+        config.train_gen.batch_size = 10;
+        config.train_gen.accumulate = 4;
+        let refused = check_shares(config, world, Stage::Generator, false).unwrap_err();
+        let (text, code) = report(&refused);
+        assert!(
+            text.contains("--set train_gen.accumulate=5") && code == 2,
+            "{text}"
+        );
     }
 }

@@ -6,12 +6,13 @@ use super::Context;
 use super::train::{Stage, TrainArgs};
 use crate::error::Result;
 use crate::train::start_generator::{self, Options};
+use crate::world::World;
 
 /// Train the generator: predict each step's codes from its noise and the sum so far
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    train: TrainArgs,
+    pub(super) train: TrainArgs,
     /// The tokenizer: a train-vae run or a bundle; its moving average (EMA) is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
@@ -22,9 +23,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let request = args
-        .train
-        .request(context, Stage::Generator, |config| &mut config.train_gen)?;
+    args.train
+        .together(context, |world| train(args, context, world))
+}
+
+fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
+    let request = args.train.request(context, world, Stage::Generator)?;
     // A run that exists has its own copy of the tokenizer.
     let has_begun = args.train.is_auto() && request.resume.is_some();
     let options = Options {
@@ -36,5 +40,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return super::print(&start_generator::estimate(&request, &options)?.text());
     }
     let run = start_generator::train(&request, &options)?;
-    super::print(&format!("{}\n", run.display()))
+    match world.is_first() {
+        true => super::print(&format!("{}\n", run.display())),
+        false => Ok(()),
+    }
 }

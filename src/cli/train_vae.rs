@@ -7,12 +7,13 @@ use super::config::absolute;
 use super::train::{Stage, TrainArgs};
 use crate::error::Result;
 use crate::train::start_vae;
+use crate::world::World;
 
 /// Train the tokenizer: encode images to latents, quantize them to codes, and decode them
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    train: TrainArgs,
+    pub(super) train: TrainArgs,
     /// VGG16's weights for the perceptual loss, from torchvision (.pth or .safetensors; replaces
     /// loss.vgg)
     #[arg(long, value_name = "FILE")]
@@ -23,9 +24,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut request = args
-        .train
-        .request(context, Stage::Tokenizer, |config| &mut config.train_vae)?;
+    args.train
+        .together(context, |world| train(args, context, world))
+}
+
+fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
+    let mut request = args.train.request(context, world, Stage::Tokenizer)?;
     let init = args.train.init(&request)?.map(Path::to_path_buf);
     let loss = &mut request.config.loss;
     for (asked, own) in [(&args.vgg, &mut loss.vgg), (&args.lpips, &mut loss.lpips)] {
@@ -37,5 +41,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return super::print(&start_vae::estimate(&request)?.text());
     }
     let run = start_vae::train(&request, init.as_deref())?;
-    super::print(&format!("{}\n", run.display()))
+    match world.is_first() {
+        true => super::print(&format!("{}\n", run.display())),
+        false => Ok(()),
+    }
 }

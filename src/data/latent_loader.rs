@@ -17,6 +17,7 @@ use super::augment::Augment;
 use super::latent_cache::LatentCache;
 use super::loader::Order;
 use crate::error::{Context, Result};
+use crate::world::Share;
 
 /// Threads that wait for the disk: they take no core while they do.
 const READERS: usize = 16;
@@ -37,6 +38,15 @@ pub struct LatentOrder {
     pub batch_size: usize,
     /// The first example's running number.
     pub start: u64,
+    /// The batches that are taken, where several processes divide them.
+    pub share: Share,
+}
+
+impl LatentOrder {
+    /// The running number of the first example of this process's batch number `batch`.
+    fn first_of(&self, batch: u64) -> u64 {
+        self.start + self.share.micro_batch(batch) * self.batch_size.max(1) as u64
+    }
 }
 
 /// Batches without end; dropping it ends its threads.
@@ -47,8 +57,9 @@ pub struct LatentLoader {
     batch_size: usize,
     /// The next piece's number.
     piece: usize,
-    /// The next example's running number.
-    index: u64,
+    /// The next batch's number among this process's.
+    batch: u64,
+    plan: Arc<Plan>,
 }
 
 /// Latents of neighbouring examples, bf16 as they lie in the cache.
@@ -70,7 +81,7 @@ impl LatentLoader {
     }
 
     fn with_readers(cache: LatentCache, order: LatentOrder, readers: usize) -> Result<Self> {
-        let (batch_size, index) = (order.batch_size.max(1), order.start);
+        let batch_size = order.batch_size.max(1);
         let plan = Arc::new(Plan { cache, order });
         let ahead = (AHEAD * batch_size.div_ceil(PIECE)).div_ceil(readers);
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
@@ -88,7 +99,8 @@ impl LatentLoader {
             threads,
             batch_size,
             piece: 0,
-            index,
+            batch: 0,
+            plan,
         })
     }
 
@@ -103,8 +115,9 @@ impl LatentLoader {
             pieces.push(piece?);
             self.piece += 1;
         }
-        let indices = (self.index..).take(self.batch_size).collect();
-        self.index += self.batch_size as u64;
+        let first = self.plan.order.first_of(self.batch);
+        let indices = (first..).take(self.batch_size).collect();
+        self.batch += 1;
         Ok(Latents { pieces, indices })
     }
 }
@@ -163,7 +176,7 @@ impl Plan {
         let batch_size = self.order.batch_size.max(1);
         let in_batch = batch_size.div_ceil(PIECE);
         let (batch, at) = (number / in_batch, number % in_batch * PIECE);
-        let first = self.order.start + (batch * batch_size + at) as u64;
+        let first = self.order.first_of(batch as u64) + at as u64;
         let count = PIECE.min(batch_size - at);
         let size = self.cache.bytes_of_one();
         let mut bytes = vec![0; count * size];
@@ -187,6 +200,16 @@ mod tests {
     const IMAGES: usize = 5;
 
     fn loader(folder: &std::path::Path, batch: usize, start: u64, readers: usize) -> LatentLoader {
+        shared(folder, batch, start, readers, Share::WHOLE)
+    }
+
+    fn shared(
+        folder: &std::path::Path,
+        batch: usize,
+        start: u64,
+        readers: usize,
+        share: Share,
+    ) -> LatentLoader {
         let cache = cache(&folder.join(format!("latents-{batch}-{start}-{readers}")));
         let order = LatentOrder {
             order: Order::new(9, cache.len()),
@@ -198,6 +221,7 @@ mod tests {
             seed: 9,
             batch_size: batch,
             start,
+            share,
         };
         LatentLoader::with_readers(cache, order, readers).unwrap()
     }
@@ -242,6 +266,13 @@ mod tests {
         // A run goes on from any example.
         let found = examples(loader(folder.path(), 40, 37, 8), 63);
         assert_eq!(found, expected[37..]);
+        // Two processes take batches in turn.
+        for rank in 0..2 {
+            let own = shared(folder.path(), 10, 20, 3, Share { rank, size: 2 });
+            let batches = expected[20..].chunks(10).skip(rank).step_by(2);
+            let theirs: Vec<_> = batches.flatten().copied().collect();
+            assert_eq!(examples(own, theirs.len()), theirs, "rank {rank}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::config::Crop;
 use crate::error::{Context, Result, hinted};
 use crate::ops::pixels::{Bytes, Pixels};
 use crate::rng::{Purpose, Stream};
+use crate::world::Share;
 
 /// Batches ready beyond the one in use.
 const READY_BATCHES: usize = 2;
@@ -151,13 +152,25 @@ impl Loader {
         seed: u64,
         start: u64,
     ) -> Result<Self> {
+        Self::shared(source, options, augment, seed, start, Share::WHOLE)
+    }
+
+    /// As [`Loader::shuffled`], of several processes that divide its batches: those of `share`.
+    pub fn shared(
+        source: Arc<dyn Source>,
+        options: &LoaderOptions,
+        augment: Augment,
+        seed: u64,
+        start: u64,
+        share: Share,
+    ) -> Result<Self> {
         let order = Order::new(seed, source.len());
         let kind = Kind::Shuffled {
             augment,
             seed,
             order,
         };
-        Self::start(source, options, kind, start..u64::MAX)
+        Self::start(source, options, kind, start..u64::MAX, share)
     }
 
     /// One pass over the source in its order, with ADM's centre crop to `size`; the last batch may be smaller.
@@ -182,7 +195,8 @@ impl Loader {
         range: Range<usize>,
     ) -> Result<Self> {
         let range = range.start as u64..range.end as u64;
-        Self::start(source, options, Kind::Ordered { size, mirror }, range)
+        let kind = Kind::Ordered { size, mirror };
+        Self::start(source, options, kind, range, Share::WHOLE)
     }
 
     /// One batch of `batch_size` images at equal distances over the source (all of a smaller one), with ADM's centre
@@ -191,7 +205,8 @@ impl Loader {
     /// With `skip_bad` the place of a bad image is taken by the next whole one of the source.
     pub fn spread(source: Arc<dyn Source>, options: &LoaderOptions, size: usize) -> Result<Self> {
         let count = options.batch_size.min(source.len()) as u64;
-        Self::start(source, options, Kind::Spread { size, count }, 0..count)
+        let kind = Kind::Spread { size, count };
+        Self::start(source, options, kind, 0..count, Share::WHOLE)
     }
 
     /// The same with its batches on `device`; without this they are on the CPU.
@@ -210,6 +225,7 @@ impl Loader {
         options: &LoaderOptions,
         kind: Kind,
         range: Range<u64>,
+        share: Share,
     ) -> Result<Self> {
         if source.is_empty() {
             return Err(hinted("the data set holds no images", ""));
@@ -233,16 +249,17 @@ impl Loader {
             Ok::<_, crate::error::Error>(())
         };
         let workers = options.workers.max(1);
+        let (batch_size, count) = (options.batch_size.max(1), range.end - range.start);
+        let number = move |own| range.start + share.example(own, batch_size);
         let mut queues = Vec::new();
         for w in 0..workers {
             let (sender, receiver) = sync_channel(AHEAD);
             queues.push(receiver);
-            let (plan, numbers) = (plan.clone(), range.clone().skip(w).step_by(workers));
-            let body = Box::new(move || work(&plan, numbers, &sender));
+            let (plan, own) = (plan.clone(), (w as u64..count).step_by(workers));
+            let body = Box::new(move || work(&plan, own.map(number), &sender));
             spawn(format!("rdpm-load-{w}"), body)?;
         }
         let (sender, batches) = sync_channel(READY_BATCHES);
-        let (batch_size, count) = (options.batch_size.max(1), range.end - range.start);
         let body = Box::new(move || assemble(&queues, count, batch_size, &sender));
         spawn("rdpm-batches".to_string(), body)?;
         let batches = Some(batches);

@@ -3,7 +3,9 @@
 //! It is there with the feature `builtin-model`, if [`FILE`] was there at build time (build.rs sets
 //! `builtin_model`). A published crate is too small for it.
 
-use crate::error::{Result, hinted};
+use crate::error::Result;
+#[cfg(not(builtin_model))]
+use crate::error::hinted;
 
 /// What --model calls it. A file or folder of this name is `./builtin`.
 pub const NAME: &str = "builtin";

@@ -86,6 +86,11 @@ impl RunFolder {
         Ok((run, latest))
     }
 
+    /// A run that another process has made: this one may not see its files yet.
+    pub fn of_another(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }

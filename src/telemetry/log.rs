@@ -28,6 +28,9 @@ pub struct Options {
     pub verbose: u8,
     pub quiet: bool,
     pub trace: Option<PathBuf>,
+    /// Of this process among those that train together: each line begins with it, and all but the
+    /// first print warnings only.
+    pub rank: Option<usize>,
 }
 
 /// Finishes the trace file when dropped.
@@ -37,8 +40,10 @@ pub struct Guard {
 
 /// Initialises this process's log, once; `RUST_LOG` overrides `-v` and `-q`.
 pub fn init(options: &Options) -> Result<Guard> {
+    let is_other = options.rank.is_some_and(|rank| rank > 0);
     let level = match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::WARN,
+        (false, 0) if is_other => LevelFilter::WARN,
         (false, 0) => LevelFilter::INFO,
         (false, 1) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
@@ -51,6 +56,7 @@ pub fn init(options: &Options) -> Result<Guard> {
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Line {
             terminal: io::stderr().is_terminal(),
+            rank: options.rank.filter(|_| is_other),
         })
         .with_ansi(false)
         // Internal errors would be printed to the stderr that has just failed, and the panic would
@@ -61,6 +67,14 @@ pub fn init(options: &Options) -> Result<Guard> {
     let (trace, guard) = match &options.trace {
         None => (None, None),
         Some(path) => {
+            let path = &match options.rank.filter(|_| is_other) {
+                None => path.clone(),
+                Some(rank) => {
+                    let mut name = path.clone().into_os_string();
+                    name.push(format!(".rank{rank}"));
+                    name.into()
+                }
+            };
             let file = File::create(path).map_err(|e| {
                 usage(
                     format!("--trace {}: {e}", path.display()),
@@ -137,6 +151,7 @@ impl Write for Stderr {
 /// The format of a line. Spans appear in the trace only.
 struct Line {
     terminal: bool,
+    rank: Option<usize>,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -162,6 +177,9 @@ where
             SystemTime.format_time(&mut writer)?;
             write!(writer, " {level} ")?;
         }
+        if let Some(rank) = self.rank {
+            write!(writer, "rank {rank}: ")?;
+        }
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
@@ -185,11 +203,11 @@ mod tests {
         }
     }
 
-    fn logged(terminal: bool) -> String {
+    fn logged(terminal: bool, rank: Option<usize>) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
         let layer = tracing_subscriber::fmt::layer()
-            .event_format(Line { terminal })
+            .event_format(Line { terminal, rank })
             .with_ansi(false)
             .with_writer(move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
@@ -202,8 +220,9 @@ mod tests {
 
     #[test]
     fn a_line_is_plain_on_a_terminal_and_dated_elsewhere() {
-        assert_eq!(logged(true), "step 1/2 loss=0.5\nwarning: slow\n");
-        let dated = logged(false);
+        assert_eq!(logged(true, None), "step 1/2 loss=0.5\nwarning: slow\n");
+        assert!(logged(true, Some(3)).ends_with("warning: rank 3: slow\n"));
+        let dated = logged(false, None);
         let first = dated.lines().next().unwrap();
         assert!(first.starts_with("20") && first.contains('T'), "{first}");
         assert!(first.ends_with(" INFO step 1/2 loss=0.5"), "{first}");
@@ -213,6 +232,7 @@ mod tests {
     fn a_trace_file_that_cannot_be_written_is_named() {
         let options = Options {
             trace: Some("/no/such/folder/trace.json".into()),
+            rank: Some(0),
             ..Options::default()
         };
         let error = init(&options).err().expect("this must be refused");

@@ -10,7 +10,6 @@ use tracing::info_span;
 use super::checkpoint::Tensors;
 use super::grads::{self, Gradients, gradients};
 use super::optimizer::Optimizer;
-use super::reduce;
 use super::step_metrics::StepMetrics;
 use crate::config::{LossConfig, TrainConfig};
 use crate::error::{Context, Result};
@@ -20,6 +19,7 @@ use crate::model::losses::{
 };
 use crate::ops::{Record, Tape};
 use crate::store::{Params, Scope};
+use crate::world::World;
 
 /// Prefix of the discriminator's tensors in a checkpoint.
 const PREFIX: &str = "discriminator";
@@ -124,29 +124,24 @@ impl Adversary {
         })
     }
 
-    /// One update from all micro-batches of a step, at `share` of the learning rate: where the
-    /// schedule stands [ours]. A discriminator that keeps its rate while the tokenizer's falls
-    /// soon tells all images apart, and its gradient no longer helps.
-    pub fn update(&mut self, judged: Vec<Judged>, share: f64) -> Result<()> {
-        let (scale, mut sum) = (1.0 / judged.len().max(1) as f64, Gradients::new());
+    /// One update from all micro-batches of a step, of which `judged` has this process's, at
+    /// `share` of the learning rate: where the schedule stands [ours]. A discriminator that keeps
+    /// its rate while the tokenizer's falls soon tells all images apart, and its gradient no
+    /// longer helps.
+    pub fn update(&mut self, world: &World, judged: Vec<Judged>, share: f64) -> Result<()> {
         if judged.is_empty() {
             return Ok(());
         }
+        let scale = 1.0 / (judged.len() * world.size()) as f64;
+        let mut sum = grads::Sum::new(world);
         for one in judged {
-            grads::accumulate(&mut sum, one.gradients)?;
-            for statistics in one.statistics {
-                self.model.keep(&self.reduced(statistics)?)?;
+            sum.add(one.gradients)?;
+            for statistics in of_all(world, one.statistics)? {
+                self.model.keep(&statistics)?;
             }
         }
-        let sum = reduce::gradients(sum)?;
-        self.optimizer.update(&sum, self.lr * share, scale)
-    }
-
-    fn reduced(&self, statistics: Statistics) -> Result<Statistics> {
-        statistics
-            .into_iter()
-            .map(|(mean, var)| Ok((reduce::mean(mean)?, reduce::mean(var)?)))
-            .collect()
+        self.optimizer
+            .update(&sum.finish()?, self.lr * share, scale)
     }
 
     pub fn updates(&self) -> u64 {
@@ -174,4 +169,36 @@ impl Adversary {
         let none = BTreeMap::new();
         self.optimizer.restore(&weights, &none, tensors, updates)
     }
+}
+
+/// The statistics of a micro-batch of every process, in their order.
+fn of_all(world: &World, own: [Statistics; 2]) -> Result<Vec<Statistics>> {
+    if world.size() == 1 {
+        return Ok(own.into());
+    }
+    let mut bytes = Vec::new();
+    for tensor in own
+        .iter()
+        .flatten()
+        .flat_map(|(mean, variance)| [mean, variance])
+    {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        bytes.extend(values.into_iter().flat_map(f32::to_le_bytes));
+    }
+    let mut all = Vec::new();
+    for theirs in world.gather(&bytes)? {
+        let (values, _) = theirs.as_chunks::<4>();
+        let mut values = values.iter().map(|x| f32::from_le_bytes(*x));
+        let mut like = |tensor: &Tensor| -> Result<Tensor> {
+            let values: Vec<f32> = values.by_ref().take(tensor.elem_count()).collect();
+            Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
+        };
+        for own in &own {
+            let both = own
+                .iter()
+                .map(|(mean, variance)| Ok((like(mean)?, like(variance)?)));
+            all.push(both.collect::<Result<Statistics>>()?);
+        }
+    }
+    Ok(all)
 }

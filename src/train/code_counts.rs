@@ -5,15 +5,16 @@
 #[cfg(feature = "cuda")]
 pub mod check;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::dead_codes::DECAY;
 use super::dead_codes::DeadCodes;
-use super::reduce;
 use super::usage::{Usage, choices};
+use crate::error::Result;
 #[cfg(feature = "cuda")]
 use crate::ops::code_counts::CodeCounter;
+use crate::world::World;
 
 pub struct CodeCounts {
     steps: usize,
@@ -44,18 +45,26 @@ impl CodeCounts {
         })
     }
 
-    /// Counts a step's choices, u32 [T,B,h,w] of each micro-batch.
-    pub fn count<'a>(&mut self, codes: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    /// Counts a step's choices, u32 [T,B,h,w] of each micro-batch of this process, and those of all
+    /// others. A counter on a GPU counts its own: no world has several processes on GPUs.
+    pub fn count<'a>(
+        &mut self,
+        world: &World,
+        codes: impl IntoIterator<Item = &'a Tensor>,
+    ) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(counter) = &mut self.counter {
             counter.count(codes)?;
             if counter.is_full() {
-                self.usage.add(&reduce::counts(counter.totals()?)?);
+                self.usage.add(&counter.totals()?);
                 counter.clear_totals()?;
             }
             return Ok(());
         }
-        let choices = reduce::counts(choices(codes, self.steps, self.size)?)?;
+        let mut choices = choices(codes, self.steps, self.size)?;
+        for of_step in &mut choices {
+            world.sum(of_step)?;
+        }
         self.usage.add(&choices);
         self.dead_codes.count(&choices);
         Ok(())
@@ -66,7 +75,7 @@ impl CodeCounts {
         #[cfg(feature = "cuda")]
         if let Some(counter) = &self.counter {
             let mut usage = self.usage.clone();
-            usage.add(&reduce::counts(counter.totals()?)?);
+            usage.add(&counter.totals()?);
             return Ok(usage);
         }
         Ok(self.usage.clone())
@@ -85,7 +94,7 @@ impl CodeCounts {
     pub fn dead_codes(&self) -> Result<DeadCodes> {
         #[cfg(feature = "cuda")]
         if let Some(counter) = &self.counter {
-            return Ok(DeadCodes::of(reduce::fading_counts(counter.faded()?)?));
+            return Ok(DeadCodes::of(counter.faded()?));
         }
         Ok(self.dead_codes.clone())
     }

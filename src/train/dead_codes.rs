@@ -11,6 +11,7 @@ use candle_core::{Device, Result as TensorResult, Tensor, Var};
 use super::optimizer::Optimizer;
 use crate::error::{Context, Result};
 use crate::rng::{Purpose, Stream};
+use crate::world::World;
 
 /// Of the counts, each step.
 pub const DECAY: f32 = 0.99;
@@ -74,8 +75,10 @@ impl DeadCodes {
 }
 
 /// Sets `codes`, in ascending order, of `optimizer`'s codebook at `step` to rows of the `noisy`
-/// [T,B,h,w,d] of all its micro-batches, drawn as if these were one batch.
+/// [T,B,h,w,d] of all micro-batches of `world`, drawn as if these were one batch; `noisy` has this
+/// process's.
 pub fn restart(
+    world: &World,
     codes: &[usize],
     optimizer: &Optimizer,
     noisy: &[&Tensor],
@@ -85,12 +88,8 @@ pub fn restart(
     if codes.is_empty() {
         return Ok(());
     }
-    let rows = Tensor::cat(noisy, 1)?.flatten_to(3)?; // [T·B·h·w,d]
-    let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
-    let count = rows.dim(0)? as u32;
-    let drawn: Vec<u32> = codes.iter().map(|_| draws.below(count)).collect();
-    let fresh = rows.index_select(&Tensor::new(drawn, rows.device())?, 0)?;
-    let zeros = fresh.zeros_like()?;
+    let fresh = draw(world, noisy, codes.len(), seed, step)?;
+    let zeros = vec![vec![0.0; fresh[0].len()]; fresh.len()];
     let missing = "the tokenizer has a codebook";
     let codebook = optimizer.params.get(CODEBOOK).context(missing)?;
     set_rows(codebook, codes, &fresh)?;
@@ -103,11 +102,54 @@ pub fn restart(
     Ok(())
 }
 
+/// `count` vectors [d] drawn from the `noisy` [T,B,h,w,d] of all micro-batches of `world`, whose B
+/// are equal.
+fn draw(
+    world: &World,
+    noisy: &[&Tensor],
+    count: usize,
+    seed: u64,
+    step: u64,
+) -> Result<Vec<Vec<f32>>> {
+    let first = noisy.first().context("a step has a micro-batch")?;
+    let (times, b, h, w, width) = first.dims5()?;
+    let (micro_batches, at_t) = (noisy.len() * world.size(), b * h * w);
+    let mut draws = Stream::new(seed, Purpose::Restart, step, 0).draws();
+    let rows = (times * micro_batches * at_t) as u32; // of [T·B·h·w,d], B of all micro-batches
+    let drawn: Vec<usize> = (0..count).map(|_| draws.below(rows) as usize).collect();
+    // Bits, and 0 for what is another process's: their sum is exact, of −0 too.
+    let mut bits = vec![0u64; count * width];
+    for (own, noisy) in (0..).zip(noisy) {
+        let micro_batch = world.share().micro_batch(own) as usize;
+        let (mut places, mut found) = (Vec::new(), Vec::new());
+        for (place, row) in drawn.iter().enumerate() {
+            let (t, at) = (row / (micro_batches * at_t), row % (micro_batches * at_t));
+            if at / at_t == micro_batch {
+                places.push(place);
+                found.push((t * at_t + at % at_t) as u32);
+            }
+        }
+        if found.is_empty() {
+            continue;
+        }
+        let found = Tensor::new(found, noisy.device())?;
+        let found = noisy.flatten_to(3)?.index_select(&found, 0)?;
+        for (place, row) in places.into_iter().zip(found.to_vec2::<f32>()?) {
+            let bits = bits[place * width..][..width].iter_mut();
+            bits.zip(row)
+                .for_each(|(to, x)| *to = u64::from(x.to_bits()));
+        }
+    }
+    world.sum(&mut bits)?;
+    let row = |bits: &[u64]| bits.iter().map(|&x| f32::from_bits(x as u32)).collect();
+    Ok(bits.chunks(width).map(row).collect())
+}
+
 /// Sets row rows[i] of `var` [K,d] to row i of `values`; `rows` is ascending.
-fn set_rows(var: &Var, rows: &[usize], values: &Tensor) -> Result<()> {
-    let (mut all, values) = (var.to_vec2::<f32>()?, values.to_vec2::<f32>()?);
+fn set_rows(var: &Var, rows: &[usize], values: &[Vec<f32>]) -> Result<()> {
+    let mut all = var.to_vec2::<f32>()?;
     for (&row, value) in rows.iter().zip(values) {
-        all[row] = value;
+        all[row].clone_from(value);
     }
     var.set(&Tensor::new(all, var.device())?)?;
     Ok(())
@@ -141,7 +183,7 @@ mod tests {
         let noisy = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape(&[2, 1, 1, 3, 2])?;
         let dead = codes.dead();
         assert_eq!(dead, [2]);
-        restart(&dead, &optimizer, &[&noisy], 5, 99)?;
+        restart(&World::alone(), &dead, &optimizer, &[&noisy], 5, 99)?;
         let after = codebook.to_vec2::<f32>()?;
         assert_eq!(after[2][0] % 2.0, 0.0);
         assert_eq!(after[2][1], after[2][0] + 1.0);
@@ -174,13 +216,13 @@ mod tests {
             codes.count(&[(0..32).map(|k| u64::from(k == 0)).collect()]);
             let dead = codes.dead();
             assert_eq!(dead.len(), 31);
-            restart(&dead, &optimizer, noisy, 5, 99)?;
+            restart(&World::alone(), &dead, &optimizer, noisy, 5, 99)?;
             let codebook = optimizer.params.get(CODEBOOK).expect("just made");
             Ok(codebook.to_vec2()?)
         };
         // [T,B,h,w,d] = [2,4,1,1,2]
         let whole = Tensor::arange(1f32, 17.0, &Device::Cpu)?.reshape(&[2, 4, 1, 1, 2])?;
-        let [first, last] = [whole.narrow(1, 0, 1)?, whole.narrow(1, 1, 3)?];
+        let [first, last] = [whole.narrow(1, 0, 2)?, whole.narrow(1, 2, 2)?];
         assert_eq!(restarted(&[&first, &last])?, restarted(&[&whole])?);
         Ok(())
     }

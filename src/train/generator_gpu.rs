@@ -26,6 +26,7 @@ use crate::ops::cuda::{Gpu, address};
 use crate::sample::gpu::GpuSampler;
 use crate::sample::{Sampler, Scale};
 use crate::store::Scope;
+use crate::world::World;
 
 /// Name in a checkpoint of the counts for the log line in progress, [T,3].
 const TALLY: &str = "interval_tally";
@@ -106,7 +107,15 @@ fn with_oom_hint(error: Error, batch: usize) -> Error {
 }
 
 impl Step for GpuGeneratorStage {
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
+    /// A world of several processes does not train on GPUs yet.
+    fn step(
+        &mut self,
+        world: &World,
+        config: &TrainConfig,
+        step: u64,
+        steps: u64,
+    ) -> Result<StepMetrics> {
+        debug_assert_eq!(world.size(), 1);
         self.launch(config, step, steps)
             .map_err(|error| with_oom_hint(error, config.micro_batch()))
     }

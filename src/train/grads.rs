@@ -7,6 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
 
 use crate::ops::add;
+use crate::world::World;
 
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -47,6 +48,55 @@ pub fn accumulate(sum: &mut Gradients, other: Gradients) -> Result<()> {
         sum.insert(name, total);
     }
     Ok(())
+}
+
+/// The sum of gradients over a step's micro-batches, which the processes of a world compute in
+/// turn: each call of [`Sum::add`] adds one from every process, in their order, to what there is.
+/// So the sum has the same bits however many processes share the micro-batches.
+pub struct Sum<'a> {
+    world: &'a World,
+    /// At rank 0 the sum; elsewhere this process's last gradients.
+    so_far: Gradients,
+}
+
+impl<'a> Sum<'a> {
+    pub fn new(world: &'a World) -> Self {
+        Self {
+            world,
+            so_far: Gradients::new(),
+        }
+    }
+
+    /// Adds one micro-batch of every process.
+    pub fn add(&mut self, gradients: Gradients) -> crate::error::Result<()> {
+        if !self.world.is_first() {
+            self.so_far.clear();
+        }
+        accumulate(&mut self.so_far, gradients)?;
+        self.with_values(|world, values| world.sum_at_first(values))
+    }
+
+    /// The sum, at every process.
+    pub fn finish(mut self) -> crate::error::Result<Gradients> {
+        self.with_values(|world, values| world.copy_from_first(values))?;
+        Ok(self.so_far)
+    }
+
+    /// Replaces the values of each gradient by what `exchange` makes of them, name by name.
+    fn with_values(
+        &mut self,
+        exchange: impl Fn(&World, &mut [f32]) -> crate::error::Result<()>,
+    ) -> crate::error::Result<()> {
+        if self.world.size() == 1 {
+            return Ok(());
+        }
+        for gradient in self.so_far.values_mut() {
+            let mut values = gradient.flatten_all()?.to_vec1::<f32>()?;
+            exchange(self.world, &mut values)?;
+            *gradient = Tensor::from_vec(values, gradient.shape(), gradient.device())?;
+        }
+        Ok(())
+    }
 }
 
 /// The gradient at `at`, taken from the result of a backward pass.

@@ -11,15 +11,17 @@ use tracing::info_span;
 use super::checkpoint::{self, Contents, State};
 use super::grads::{self, Gradients};
 use super::lr::learning_rate;
-use super::reduce;
 use super::step_metrics::{StepMetrics, round};
+use super::watchdog::Watchdog;
 use crate::config::TrainConfig;
-use crate::error::{Result, hinted, interrupted};
+use crate::error::{self, Result, hinted, interrupted};
 use crate::interrupt::Interrupt;
 use crate::ops::global_norm;
 use crate::sample::Scale;
-use crate::store::run::Run;
+use crate::store::digest;
+use crate::store::run::{Run, RunFolder};
 use crate::telemetry::Progress;
+use crate::world::World;
 
 /// The result of a micro-batch.
 pub struct Micro<P> {
@@ -32,7 +34,9 @@ pub struct Micro<P> {
 
 /// What an update needs to know about its step.
 #[derive(Debug, Clone, Copy)]
-pub struct Update {
+pub struct Update<'a> {
+    /// Whose micro-batches the step has.
+    pub world: &'a World,
     /// Counted from 0.
     pub step: u64,
     /// Total steps of the run.
@@ -60,8 +64,15 @@ pub trait Checkpointed {
 
 /// A stage that runs its own step.
 pub trait Step: Checkpointed {
-    /// One step with all its micro-batches; it changes nothing if a metric is not finite.
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics>;
+    /// One step with all its micro-batches, of which this process computes its share; it changes
+    /// nothing if a metric is not finite.
+    fn step(
+        &mut self,
+        world: &World,
+        config: &TrainConfig,
+        step: u64,
+        steps: u64,
+    ) -> Result<StepMetrics>;
 }
 
 /// A stage that computes gradients and applies their sum over a step's micro-batches.
@@ -82,24 +93,30 @@ pub trait Stage: Checkpointed {
 }
 
 impl<S: Stage> Step for S {
-    fn step(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
-        let (mut sum, mut metrics, mut rest) =
-            (Gradients::new(), StepMetrics::default(), Vec::new());
-        for _ in 0..config.accumulate {
+    fn step(
+        &mut self,
+        world: &World,
+        config: &TrainConfig,
+        step: u64,
+        steps: u64,
+    ) -> Result<StepMetrics> {
+        let (mut sum, mut metrics, mut rest) = (grads::Sum::new(world), Vec::new(), Vec::new());
+        for _ in 0..config.accumulate / world.size() {
             let batch = self.next()?;
             let micro = self.compute(batch, step)?;
-            grads::accumulate(&mut sum, micro.gradients)?;
-            metrics.merge(&micro.metrics);
+            sum.add(micro.gradients)?;
+            metrics.push(micro.metrics);
             rest.push(micro.rest);
         }
-        let sum = reduce::gradients(sum)?;
+        let sum = sum.finish()?;
+        let mut metrics = StepMetrics::of_all(world, metrics)?;
         let norm = (global_norm(sum.values())? / config.accumulate as f64)?;
         metrics.add_scalar("grad_norm", &norm);
         metrics.fetch()?;
         let norm = metrics.mean("grad_norm").unwrap_or(f64::NAN);
-        let mut metrics = reduce::metrics(metrics)?;
         if metrics.first_bad().is_none() {
             let update = Update {
+                world,
                 step,
                 steps,
                 lr: learning_rate(config, step, steps),
@@ -112,9 +129,16 @@ impl<S: Stage> Step for S {
     }
 }
 
+/// What ranks agree on after a step: to save and stop, or to save.
+const STOP: u8 = 1;
+const SAVE: u8 = 2;
+
 /// A run that is about to start or to continue.
 pub struct Job<'a> {
-    pub run: &'a mut Run,
+    pub world: &'a World,
+    pub folder: &'a RunFolder,
+    /// The run to write to, at rank 0.
+    pub run: Option<&'a mut Run>,
     pub config: &'a TrainConfig,
     pub steps: u64,
     /// The run's position: steps, examples, counters.
@@ -126,6 +150,8 @@ pub struct Job<'a> {
     pub save_first: bool,
     /// Of the sheets of images.
     pub scale: Scale,
+    /// Ends the run when a step takes so much longer than those before.
+    pub timeout: Option<Duration>,
 }
 
 impl Job<'_> {
@@ -140,13 +166,20 @@ impl Job<'_> {
             // be resumed.
             self.checkpoint(stage)?;
         }
-        let mut progress = Progress::new(&self.state.stage, self.steps, self.state.step);
+        let watchdog = self
+            .timeout
+            .map(|timeout| Watchdog::start(self.world, timeout));
+        let watchdog = watchdog.transpose()?;
+        let mut progress = (self.world.is_first())
+            .then(|| Progress::new(&self.state.stage, self.steps, self.state.step));
         while self.state.step < self.steps {
             let step = self.state.step;
             let begin = Instant::now();
             let lr = learning_rate(self.config, step, self.steps);
-            let metrics =
-                info_span!("step", step).in_scope(|| stage.step(self.config, step, self.steps))?;
+            watchdog.iter().for_each(|dog| dog.begin(step + 1));
+            let metrics = info_span!("step", step)
+                .in_scope(|| stage.step(self.world, self.config, step, self.steps))?;
+            watchdog.iter().for_each(Watchdog::end);
             match metrics.first_bad() {
                 None => {
                     self.state.bad_steps = 0;
@@ -157,24 +190,53 @@ impl Job<'_> {
             self.advance();
             clock.add(begin.elapsed(), self.config.batch_size);
             let (step, last) = (self.state.step, self.state.finished);
-            let stop = self.interrupt.requested() && !last;
-            progress.set(step, "");
-            if let Some(line) = self.line(stage, lr, &mut clock)? {
-                progress.log(step, &sentence(&line));
-                tracing::debug!("step {step}: {}", json!(line));
-                // A full disk loses the line; the run continues.
-                if let Err(error) = self.run.metrics.append(step, line) {
-                    tracing::warn!("step {step}: its log line is lost: {error:#}");
-                }
+            self.world.at(step);
+            let own = [
+                (self.interrupt.requested(), STOP),
+                (clock.saving(self.config), SAVE),
+            ];
+            let own = own.iter().filter(|(asked, _)| *asked);
+            let agreed = self
+                .world
+                .agree(own.fold(0, |flags, (_, flag)| flags | flag))?;
+            let stop = agreed & STOP != 0 && !last;
+            if let Some(progress) = &mut progress {
+                progress.set(step, "");
+                self.log(stage, lr, &mut clock, progress)?;
             }
-            if due(step, self.config.checkpoint_every) || clock.saving(self.config) || stop || last
-            {
+            if due(step, self.config.checkpoint_every) || agreed & SAVE != 0 || stop || last {
                 self.checkpoint(stage)?;
                 clock.saved();
             }
             if stop {
+                // Nobody ends before the checkpoint is whole: a launcher may end all with the
+                // first.
+                self.world.part()?;
                 return Err(self.interrupted());
             }
+        }
+        self.world.part()
+    }
+
+    /// Writes the log line of this step, if it has one.
+    fn log<S: Checkpointed>(
+        &mut self,
+        stage: &mut S,
+        lr: f64,
+        clock: &mut Clock,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let step = self.state.step;
+        let Some(line) = self.line(stage, lr, clock)? else {
+            return Ok(());
+        };
+        progress.log(step, &sentence(&line));
+        tracing::debug!("step {step}: {}", json!(line));
+        // A full disk loses the line; the run continues.
+        if let Some(run) = &mut self.run
+            && let Err(error) = run.metrics.append(step, line)
+        {
+            tracing::warn!("step {step}: its log line is lost: {error:#}");
         }
         Ok(())
     }
@@ -182,18 +244,20 @@ impl Job<'_> {
     /// Logs a skipped step, the last of `bad` in a row: no update, no average, no counts.
     fn skip(&mut self, step: u64, name: &str, bad: u64) -> Result<()> {
         self.state.bad_steps = bad;
-        tracing::warn!("step {step} skipped: {name} is not finite ({bad} in a row)");
+        if self.world.is_first() {
+            tracing::warn!("step {step} skipped: {name} is not finite ({bad} in a row)");
+        }
         if bad < self.config.max_bad_steps {
             return Ok(());
         }
-        let last = self.run.folder().latest()?;
-        Err(hinted(
+        let last = self.folder.latest()?;
+        Err(self.of_all(hinted(
             format!("{bad} steps in a row were skipped, the last for {name}: the run has diverged"),
             format!(
                 "the last good checkpoint is {}; a smaller lr or a longer warm-up may hold",
                 last.display()
             ),
-        ))
+        )))
     }
 
     /// Advances the state by one step.
@@ -233,7 +297,7 @@ impl Job<'_> {
             clock.restart();
         }
         if due(step, self.config.image_every) || last {
-            let path = self.run.images().join(format!("step-{step:08}.png"));
+            let path = self.folder.images().join(format!("step-{step:08}.png"));
             match stage.images(&path, self.scale) {
                 Ok(metrics) => {
                     warn_of_bad(step, &metrics);
@@ -250,13 +314,21 @@ impl Job<'_> {
     fn checkpoint<S: Checkpointed>(&mut self, stage: &S) -> Result<()> {
         let _span = info_span!("checkpoint").entered();
         let mut contents = stage.contents()?;
+        if self.world.size() > 1 {
+            let what = format!("after step {} parameters of SHA-256", self.state.step);
+            self.world
+                .same(&[(&what, digest::of_tensors(&contents.model)?)])?;
+        }
+        let Some(run) = &mut self.run else {
+            return Ok(());
+        };
         contents.optimizer.extend(self.interval.tensors()?);
         self.state.counters = stage.counters()?;
         // The log lines up to this step must be on disk before the checkpoint.
-        if let Err(error) = self.run.metrics.sync() {
+        if let Err(error) = run.metrics.sync() {
             tracing::warn!("{error:#}");
         }
-        let folder = self.run.checkpoints();
+        let folder = self.folder.checkpoints();
         let saved = checkpoint::save(
             &folder,
             &self.state,
@@ -267,8 +339,16 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn interrupted(&self) -> crate::error::Error {
-        interrupted(
+    /// An error that all ranks have, and rank 0 tells.
+    fn of_all(&self, error: error::Error) -> error::Error {
+        match self.world.is_first() {
+            true => error,
+            false => error::said(&error),
+        }
+    }
+
+    fn interrupted(&self) -> error::Error {
+        self.of_all(interrupted(
             format!(
                 "interrupted after step {}; the run is saved",
                 self.state.step
@@ -276,9 +356,9 @@ impl Job<'_> {
             format!(
                 "continue with: rdpm {} --resume {}",
                 self.state.stage,
-                self.run.path().display()
+                self.folder.path().display()
             ),
-        )
+        ))
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a run begins: from scratch in a new folder, or from a checkpoint of an existing run.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
@@ -13,13 +14,16 @@ use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
 use crate::interrupt::Interrupt;
 use crate::sample::Scale;
-use crate::store::atomic;
 use crate::store::run::{Locked, Run, RunFolder};
+use crate::store::{atomic, digest};
+use crate::world::World;
 
 /// What the user asked for, for both stages.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub config: Config,
+    /// The processes that train together.
+    pub world: World,
     /// The seed of a new run; a resumed run keeps its own.
     pub seed: u64,
     pub device: Device,
@@ -35,14 +39,23 @@ pub struct Request {
     pub skip_bad: bool,
     /// Of the sheets of images that the run writes.
     pub scale: Scale,
+    /// Ends the run when a step takes so much longer than those before.
+    pub timeout: Option<Duration>,
 }
 
 /// A run before its first step in this process.
 pub struct Begun {
     pub state: State,
-    /// The run to continue, locked, and its checkpoint. A new run's folder is made only when
-    /// everything else is ready.
-    resumed: Option<(Locked, Contents)>,
+    /// The run to continue and its checkpoint. A new run's folder is made only when everything else
+    /// is ready.
+    resumed: Option<Resumed>,
+}
+
+struct Resumed {
+    folder: RunFolder,
+    /// At rank 0.
+    lock: Option<Locked>,
+    contents: Contents,
 }
 
 impl Request {
@@ -50,8 +63,26 @@ impl Request {
     /// changed yet.
     ///
     /// Errors: another process writes to the run; the checkpoint is damaged, of another stage, or
-    /// was made with other data.
+    /// was made with other data; a rank of the world has another configuration, seed, data set or
+    /// step.
     pub fn begin(&self, stage: &str, source: &dyn Source) -> Result<Begun> {
+        let begun = self.begin_here(stage, source)?;
+        let (state, config) = (&begun.state, self.config.to_toml()?);
+        // Only once all ranks have read the run may rank 0 write to it.
+        self.world.same(&[
+            ("the command", state.stage.clone()),
+            ("the seed", state.seed.to_string()),
+            (
+                "a configuration of SHA-256",
+                digest::of_bytes(config.as_bytes()),
+            ),
+            ("images of fingerprint", state.data.clone()),
+            ("a run after step", state.step.to_string()),
+        ])?;
+        Ok(begun)
+    }
+
+    fn begin_here(&self, stage: &str, source: &dyn Source) -> Result<Begun> {
         let (images, data) = (source.len() as u64, source.fingerprint()?);
         let Some(path) = &self.resume else {
             let state = State::new(stage, self.seed, images, data);
@@ -75,7 +106,9 @@ impl Request {
                 ),
             ));
         }
-        let run = Run::lock(folder.path())?;
+        let lock = (self.world.is_first())
+            .then(|| Run::lock(folder.path()))
+            .transpose()?;
         let (state, contents) = checkpoint::load(&checkpoint)?;
         if (state.images, &state.data) != (images, &data) {
             return Err(usage(
@@ -88,7 +121,11 @@ impl Request {
         }
         Ok(Begun {
             state,
-            resumed: Some((run, contents)),
+            resumed: Some(Resumed {
+                folder,
+                lock,
+                contents,
+            }),
         })
     }
 }
@@ -120,22 +157,38 @@ impl Begun {
     ) -> Result<PathBuf> {
         let Begun { mut state, resumed } = self;
         let (new, mut interval) = (resumed.is_none(), StepMetrics::default());
-        let mut run = match resumed {
-            Some((locked, mut contents)) => {
-                interval = StepMetrics::take(&mut contents.optimizer)?;
-                stage.restore(contents, &state.counters)?;
-                let run = locked.resume(state.step, &request.config)?;
-                // Whichever checkpoint was the latest, the run continues from this one.
-                checkpoint::set_latest(&run.checkpoints(), state.step)?;
-                run
+        let world = &request.world;
+        let (folder, mut run) = match resumed {
+            Some(mut resumed) => {
+                interval = StepMetrics::take(&mut resumed.contents.optimizer)?;
+                stage.restore(resumed.contents, &state.counters)?;
+                let run = resumed
+                    .lock
+                    .map(|locked| locked.resume(state.step, &request.config))
+                    .transpose()?;
+                if let Some(run) = &run {
+                    // Whichever checkpoint was the latest, the run continues from this one.
+                    checkpoint::set_latest(&run.checkpoints(), state.step)?;
+                }
+                (resumed.folder, run)
             }
             None => {
-                let run = Run::create(request.out.as_deref(), &state.stage, &request.config)?;
-                fill(run.folder())?;
-                run
+                let create = || {
+                    let run = Run::create(request.out.as_deref(), &state.stage, &request.config)?;
+                    fill(run.folder())?;
+                    Ok::<_, crate::error::Error>(run)
+                };
+                let run = world.is_first().then(create).transpose()?;
+                let path = run.as_ref().map(|run| run.path().display().to_string());
+                let path = world.broadcast(path.unwrap_or_default().into_bytes())?;
+                let path = PathBuf::from(String::from_utf8(path)?);
+                (RunFolder::of_another(path), run)
             }
         };
-        let (steps, path) = (config.total_steps(state.images), run.path().to_path_buf());
+        let (steps, path) = (
+            config.total_steps(state.images),
+            folder.path().to_path_buf(),
+        );
         let (at, name) = (state.step, &state.stage);
         tracing::info!("{name}: {}, from step {at} to {steps}", path.display());
         let shortened = at >= steps && !state.finished;
@@ -144,8 +197,11 @@ impl Begun {
             state.finished = true;
         }
         let interrupt = Interrupt::listen()?;
+        world.at(state.step);
         let mut job = Job {
-            run: &mut run,
+            world,
+            folder: &folder,
+            run: run.as_mut(),
             config,
             steps,
             state,
@@ -153,22 +209,29 @@ impl Begun {
             interrupt,
             save_first: new || shortened,
             scale: request.scale,
+            timeout: request.timeout,
         };
         job.train(stage)?;
         Ok(path)
     }
 }
 
-/// The training images.
-pub fn training_source(config: &Config, skip_bad: bool) -> Result<std::sync::Arc<dyn Source>> {
+/// The training images. Rank 0 looks at them first, so that the others find its index.
+pub fn training_source(
+    config: &Config,
+    world: &World,
+    skip_bad: bool,
+) -> Result<std::sync::Arc<dyn Source>> {
     if config.data.train.is_empty() {
         return Err(usage(
             "no training images",
             "name them with --data PATH (a folder, a tar shard or a glob), or data.train in the configuration",
         ));
     }
-    let source = source::open(&config.data.train, skip_bad)?;
-    source.warn_of_doubts();
+    let source = world.first_then(|| source::open(&config.data.train, skip_bad))?;
+    if world.is_first() {
+        source.warn_of_doubts();
+    }
     Ok(source)
 }
 
@@ -369,6 +432,7 @@ mod tests {
         let (path, source) = (root.path().join("run"), Shapes::new(1, 4));
         let mut request = Request {
             config: Config::default(),
+            world: World::alone(),
             seed: 3,
             device: Device::Cpu,
             out: Some(path.clone()),
@@ -377,6 +441,7 @@ mod tests {
             workers: 1,
             skip_bad: false,
             scale: Scale::Auto,
+            timeout: None,
         };
         let mut new = request.begin("train-vae", &source)?;
         new.record_frozen_hash("VGG16", "a".into())?;

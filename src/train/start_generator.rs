@@ -36,7 +36,8 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let mut request = request.clone();
     let device = request.device.clone();
     check_compute_type("train_gen", &request.config.train_gen, &device)?;
-    let source = training_source(&request.config, request.skip_bad)?;
+    let source = training_source(&request.config, &request.world, request.skip_bad)?;
+    let share = request.world.share();
     let mut begun = request.begin(STAGE, &*source)?;
     begun.state.cache = cache(&request, options, begun.state.cache.take())?;
     let frozen = frozen(&request, options)?;
@@ -66,7 +67,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     };
     let latents = match &begun.state.cache {
         None => {
-            let loader = Loader::shuffled(source.clone(), &loading, augment, seed, index)?;
+            let loader = Loader::shared(source.clone(), &loading, augment, seed, index, share)?;
             Latents::Encoded(Box::new(loader.on(&device)))
         }
         Some(path) => {
@@ -77,13 +78,16 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 flip: augment.flip,
                 shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
             };
-            let cache = open_or_make(path, &meta, &source, &loading, &tokenizer, &device)?;
+            let cache = request
+                .world
+                .first_then(|| open_or_make(path, &meta, &source, &loading, &tokenizer, &device))?;
             let order = LatentOrder {
                 order: Order::new(seed, cache.len()),
                 augment,
                 seed,
                 batch_size: loading.batch_size,
                 start: index,
+                share,
             };
             Latents::Cached(Box::new(Cached {
                 latents: LatentLoader::start(cache, order)?,
@@ -118,7 +122,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
 pub fn estimate(request: &Request, options: &Options) -> Result<RunEstimate> {
     let mut config = request.config.clone();
     inherit_tokenizer_config(&mut config, &frozen(request, options)?.config);
-    let source = training_source(&config, request.skip_bad)?;
+    let source = training_source(&config, &request.world, request.skip_bad)?;
     let classes = class_count(&config, source.classes())?;
     let (cached, images) = (options.cache.is_some(), source.len() as u64);
     let estimate = RunEstimate::generator(&config, classes, cached, images)?;

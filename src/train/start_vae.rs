@@ -34,7 +34,7 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
             "--init FILE names a run or a bundle to start from",
         ));
     }
-    let source = training_source(config, request.skip_bad)?;
+    let source = training_source(config, &request.world, request.skip_bad)?;
     let perceptual = perceptual(config)?;
     let init = init
         .map(|path| Start::read(path, Part::Tokenizer))
@@ -59,20 +59,18 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
         crop: data.crop,
         flip: data.flip,
     };
-    let (seed, index) = (begun.state.seed, begun.state.index);
+    let (seed, index, share) = (begun.state.seed, begun.state.index, request.world.share());
     let mut stage = VaeStage::new(Parts {
         config: config.clone(),
         seed,
         device: device.clone(),
         batches: Box::new(
-            Loader::shuffled(source.clone(), &options, augment, seed, index)?.on(device),
+            Loader::shared(source.clone(), &options, augment, seed, index, share)?.on(device),
         ),
-        validation: validation_images(
-            config,
-            &source,
-            VALIDATION.min(options.batch_size),
-            request.skip_bad,
-        )?,
+        validation: request.world.first_then(|| {
+            let count = VALIDATION.min(options.batch_size);
+            validation_images(config, &source, count, request.skip_bad)
+        })?,
         lpips,
     })?;
     if let Some(start) = &init {
@@ -85,7 +83,7 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
 
 /// An estimate of what the run would need; see [`RunEstimate`].
 pub fn estimate(request: &Request) -> Result<RunEstimate> {
-    let source = training_source(&request.config, request.skip_bad)?;
+    let source = training_source(&request.config, &request.world, request.skip_bad)?;
     let estimate = RunEstimate::tokenizer(&request.config, source.len() as u64)?;
     Ok(estimate.of_data(source.summary()))
 }

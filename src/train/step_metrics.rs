@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value, json};
 
+use crate::error::Context;
 use crate::ops::read_scalars;
+use crate::world::World;
 
 /// Weighted sums by name; a scalar has one entry, a curve over t has T.
 #[derive(Debug, Clone, Default)]
@@ -63,6 +65,60 @@ impl StepMetrics {
             self.add_curve(name, &sums);
         }
         self.pending.extend(other.pending.iter().cloned());
+    }
+
+    /// The metrics of a step, from those of its micro-batches that this process computed, added in
+    /// the order of all micro-batches.
+    pub fn of_all(world: &World, own: Vec<StepMetrics>) -> crate::error::Result<Self> {
+        let mut all = Self::default();
+        for mut one in own {
+            if world.size() == 1 {
+                all.merge(&one);
+                continue;
+            }
+            one.fetch()?;
+            for bytes in world.gather(&one.to_bytes())? {
+                let theirs = Self::from_bytes(&bytes);
+                all.merge(&theirs.context("metrics of another process are not whole")?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Each name with its length, the number of its sums, and these with their weights.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (name, means) in &self.means {
+            for count in [name.len(), means.len()] {
+                bytes.extend_from_slice(&(count as u64).to_le_bytes());
+            }
+            bytes.extend_from_slice(name.as_bytes());
+            for number in means.iter().flat_map(|mean| [mean.sum, mean.weight]) {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// What [`StepMetrics::to_bytes`] wrote; none if it is something else.
+    fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
+        let mut metrics = Self::default();
+        while !bytes.is_empty() {
+            let counts: [u8; 16] = take(&mut bytes, 16)?.try_into().ok()?;
+            let [name, means] = [&counts[..8], &counts[8..]].map(|count| {
+                count
+                    .try_into()
+                    .map(usize::from_le_bytes)
+                    .unwrap_or(usize::MAX)
+            });
+            let name = String::from_utf8(take(&mut bytes, name)?.to_vec()).ok()?;
+            let numbers = take(&mut bytes, means.checked_mul(16)?)?;
+            let (numbers, _) = numbers.as_chunks::<8>();
+            let numbers: Vec<f64> = numbers.iter().map(|n| f64::from_le_bytes(*n)).collect();
+            let sums: Vec<(f64, f64)> = numbers.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+            metrics.add_curve(&name, &sums);
+        }
+        Some(metrics)
     }
 
     /// The first name with a value that is not finite.
@@ -133,6 +189,13 @@ impl StepMetrics {
 
 const PREFIX: &str = "interval.";
 
+/// The first `count` bytes, which are taken off.
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (first, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(first)
+}
+
 impl Mean {
     fn value(&self) -> f64 {
         self.sum / self.weight
@@ -161,6 +224,21 @@ mod tests {
         assert_eq!(StepMetrics::take(&mut tensors)?.means, metrics.means);
         assert!(tensors.is_empty());
         Ok(())
+    }
+
+    #[test]
+    fn metrics_reach_other_processes_as_they_are() {
+        let mut metrics = StepMetrics::default();
+        metrics.add("loss", f64::NAN);
+        metrics.add_curve("loss_t", &[(0.1, 3.0), (1.0 / 3.0, 0.0)]);
+        let bytes = metrics.to_bytes();
+        let found = StepMetrics::from_bytes(&bytes).expect("whole");
+        assert_eq!(found.means["loss_t"], metrics.means["loss_t"]);
+        assert_eq!(found.first_bad(), Some("loss"));
+        for cut in 1..bytes.len() {
+            let part = StepMetrics::from_bytes(&bytes[..cut]);
+            assert!(part.is_none_or(|part| part.means.len() < 2), "{cut}");
+        }
     }
 
     #[test]

@@ -21,7 +21,6 @@ use super::grads::{self, Gradients, gradients};
 use super::init::Start;
 use super::lr::ramp;
 use super::optimizer::Optimizer;
-use super::reduce;
 use super::stage::{Checkpointed, Micro, Stage, Update};
 use super::step_metrics::{StepMetrics, round};
 use super::validation::Validation;
@@ -167,9 +166,7 @@ impl VaeStage {
         let (loss, gradient) = adversary.image_gradient(fake)?;
         let at_weight = |gradient: &Tensor| self.tokenizer.last_layer_grad(features, gradient);
         let of_weight = [at_weight(reconstruction)?, at_weight(&gradient)?];
-        let norm = |gradient: &Tensor| -> Result<Tensor> {
-            Ok(global_norm([&reduce::mean(gradient.clone())?])?)
-        };
+        let norm = |gradient: &Tensor| -> Result<Tensor> { Ok(global_norm([gradient])?) };
         let config = &self.config.loss;
         let norms = [norm(&of_weight[0])?, norm(&of_weight[1])?];
         let lambda = adaptive_weight(&norms[0], &norms[1], config.adaptive_max)?;
@@ -197,7 +194,9 @@ impl VaeStage {
     /// Counts the step's code choices and, when it is due, restarts dead codes.
     fn count_codes(&mut self, quantized: &[Quantized], update: Update) -> Result<StepMetrics> {
         let config = &self.config.quantizer;
-        self.counts.count(quantized.iter().map(|q| &q.codes))?;
+        let world = update.world;
+        self.counts
+            .count(world, quantized.iter().map(|q| &q.codes))?;
         let (mut metrics, done) = (StepMetrics::default(), update.step + 1);
         if self.config.loss.decoder_only {
             return Ok(metrics);
@@ -214,7 +213,7 @@ impl VaeStage {
                 true => dead_codes.all(),
                 false => dead_codes.dead(),
             };
-            dead_codes::restart(&codes, optimizer, &noisy, seed, update.step)?;
+            dead_codes::restart(world, &codes, optimizer, &noisy, seed, update.step)?;
             metrics.add("codes_restarted", codes.len() as f64);
         }
         Ok(metrics)
@@ -320,7 +319,8 @@ impl Stage for VaeStage {
             judged.extend(rest.judged);
         }
         if let Some(adversary) = &mut self.adversary {
-            adversary.update(judged, update.lr / self.config.train_vae.lr)?;
+            let share = update.lr / self.config.train_vae.lr;
+            adversary.update(update.world, judged, share)?;
         }
         self.count_codes(&quantized, update)
     }
@@ -366,7 +366,7 @@ impl Checkpointed for VaeStage {
         let missing = "the checkpoint holds no code counts";
         let mut take = |name: &str| rest.remove(name).context(missing);
         let (usage, dead_codes) = (take(USAGE)?, take(COUNTS)?);
-        Ok(self.counts.restore(&usage, &dead_codes)?)
+        self.counts.restore(&usage, &dead_codes)
     }
 
     fn counters(&self) -> Result<BTreeMap<String, u64>> {

@@ -16,7 +16,7 @@ use rdpm::cli::Cli;
 use rdpm::error::Result;
 
 /// Commands that contain one of these are not run here, and why.
-const NOT_RUN: [(&str, &str); 24] = [
+const NOT_RUN: [(&str, &str); 27] = [
     (
         "cargo build",
         "minutes; .ci/run builds with and without CUDA",
@@ -50,6 +50,9 @@ const NOT_RUN: [(&str, &str); 24] = [
     ("scripts/check_train_vae_gpu.py", "a GPU"),
     ("scripts/pytorch_interop.py", "PyTorch"),
     ("scripts/check_reader.py", "PyTorch"),
+    ("mpirun -n", "MPI"),
+    ("torchrun ", "PyTorch"),
+    ("srun -n", "Slurm"),
 ];
 
 /// The first lines of Python blocks. Those without a reason are run by the Python of
@@ -79,7 +82,7 @@ const SHORTER: [(&str, &str); 3] = [
 ];
 
 /// Arguments added to commands with this beginning; the first match applies.
-const ADDED: [(&str, &str); 5] = [
+const ADDED: [(&str, &str); 6] = [
     (
         "rdpm train-vae ",
         " --steps 2 --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 \
@@ -89,6 +92,11 @@ const ADDED: [(&str, &str); 5] = [
         "rdpm train-gen ",
         " --steps 2 --set generator.depth=1 --set generator.width=64 --set generator.heads=2 \
          --set train_gen.batch_size=2",
+    ),
+    (
+        "rdpm launch ",
+        " --steps 2 --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 \
+         --set quantizer.codebook_size=64 --set train_vae.batch_size=2",
     ),
     ("rdpm eval-fid ", " --dims 64 --metrics fid"),
     (

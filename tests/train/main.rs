@@ -1,6 +1,8 @@
 //! Training runs of the binary: what must hold whatever happens to the process.
 
 mod fixture;
+mod launch;
 mod results;
 mod resume;
 mod stops;
+mod world;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
-use crate::fixture::{GENERATOR, Lab, VAE, assert_same, stderr};
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, send, stderr};
 
 /// Killed after step 6, then interrupted after step 8, then run to its end.
 fn resumed_run_is_the_uninterrupted_one(stage: &str) {
@@ -15,7 +15,7 @@ fn resumed_run_is_the_uninterrupted_one(stage: &str) {
     child.wait().expect("gone");
     let resume = [stage, "--resume", "parts"];
     let child = lab.spawn_until(&resume, "parts", 8);
-    interrupt(child.id());
+    send("-INT", child.id());
     let output = child.wait_with_output().expect("ended");
     // The run may have finished before the signal came. Or, if the killed run had already logged
     // step 8, it may not have been listening yet, and died of the signal.
@@ -36,13 +36,6 @@ fn resumed_run_is_the_uninterrupted_one(stage: &str) {
         "1",
     ]);
     assert_same(&lab.path("whole"), &lab.path("parts"));
-}
-
-fn interrupt(process: u32) {
-    let status = std::process::Command::new("kill")
-        .args(["-INT", &process.to_string()])
-        .status();
-    assert!(status.expect("kill runs").success());
 }
 
 #[test]
@@ -104,7 +97,7 @@ fn auto_starts_a_run_and_goes_on_with_it() {
         child.kill().expect("killed");
         child.wait().expect("gone");
         let child = lab.spawn_until(&command, &parts, 6);
-        interrupt(child.id());
+        send("-INT", child.id());
         child.wait_with_output().expect("ended");
         lab.run(&command);
         assert_same(&lab.path(&whole), &lab.path(&parts));
@@ -340,7 +333,7 @@ fn a_run_that_is_shortened_is_a_finished_one() {
     let lab = Lab::new();
     let state = || fs::read_to_string(lab.path("run/checkpoints/step-00000005/state.json"));
     let process = lab.spawn_until(&lab.start(VAE, "run", &["--steps", "100000"]), "run", 6);
-    interrupt(process.id());
+    send("-INT", process.id());
     let ended = process.wait_with_output().expect("its end");
     assert_eq!(ended.status.code(), Some(130));
     assert!(state().expect("a state").contains("\"finished\": false"));

@@ -3,17 +3,10 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::fixture::{GENERATOR, Lab, VAE, stderr};
+use crate::fixture::{GENERATOR, Lab, VAE, send, stderr};
 
 /// Long enough to be stopped.
 const LONG: [&str; 2] = ["--steps", "100000"];
-
-fn send(signal: &str, process: u32) {
-    let sent = Command::new("kill")
-        .args([signal, &process.to_string()])
-        .status();
-    assert!(sent.expect("kill runs").success());
-}
 
 #[test]
 fn an_interrupt_saves_and_exits_with_130() {

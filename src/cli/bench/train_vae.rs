@@ -17,6 +17,7 @@ use crate::rng::{Purpose, normal};
 use crate::store::{Init, Scope};
 use crate::train::stage::Step;
 use crate::train::vae::{Parts, VaeStage};
+use crate::world::World;
 
 /// Time the tokenizer's training step: LPIPS, discriminator, adaptive weight and moving average in
 /// every step
@@ -75,7 +76,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     for step in 0..WARM_UP + args.steps {
         device.synchronize()?;
         let (begin, before) = (Instant::now(), flop::executed());
-        let metrics = stage.step(train, step.into(), 1 << 20)?;
+        let metrics = stage.step(&World::alone(), train, step.into(), 1 << 20)?;
         device.synchronize()?;
         milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
         executed = flop::executed() - before;

@@ -51,6 +51,18 @@ fn a_run_continues_at_any_number_across_epochs() {
 }
 
 #[test]
+fn processes_take_the_batches_in_turn() {
+    let source: Arc<dyn Source> = Arc::new(Shapes::new(1, 10));
+    let all = take(shuffled(source.clone(), 2, 6), 8);
+    for rank in 0..2 {
+        let share = Share { rank, size: 2 };
+        let own = Loader::shared(source.clone(), &options(3), AUGMENT, 5, 6, share).unwrap();
+        let expected: Vec<_> = all.iter().skip(rank).step_by(2).cloned().collect();
+        assert_eq!(take(own, 4), expected, "rank {rank}");
+    }
+}
+
+#[test]
 fn every_epoch_holds_every_image_once_in_another_order() {
     let order = Order::new(3, 100);
     let epoch = |e: u64| {

@@ -110,8 +110,11 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         next: 0,
         updates: Vec::new(),
     };
+    let folder = run.folder().clone();
     let mut job = Job {
-        run: &mut run,
+        world: &World::alone(),
+        folder: &folder,
+        run: Some(&mut run),
         config: &config,
         steps: steps_planned,
         state: State::new("train-vae", 0, 5, String::new()),
@@ -119,6 +122,7 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         interrupt: Interrupt::listen()?,
         save_first: true,
         scale: Scale::Times(3),
+        timeout: None,
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();

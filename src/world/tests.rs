@@ -1,0 +1,204 @@
+//! Ranks as threads of one process.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::error::report;
+
+/// The places of `size` ranks at a port that nobody uses.
+fn places(size: usize) -> Vec<Place> {
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = free.local_addr().expect("its number").port();
+    let place = |rank| Place {
+        rank,
+        size,
+        local_rank: rank,
+        local_size: size,
+        host: "127.0.0.1".to_string(),
+        port,
+        token: "this job".to_string(),
+        patience: Duration::from_secs(60),
+    };
+    (0..size).map(place).collect()
+}
+
+/// What `body` returns at each of these ranks.
+fn at_all<T: Send>(places: &[Place], body: impl Fn(&World) -> Result<T> + Sync) -> Vec<Result<T>> {
+    thread::scope(|scope| {
+        let ranks: Vec<_> = places
+            .iter()
+            .map(|place| {
+                let body = &body;
+                scope.spawn(move || World::join(place)?.run(body))
+            })
+            .collect();
+        let ended = ranks.into_iter().map(|rank| rank.join().expect("no panic"));
+        ended.collect()
+    })
+}
+
+fn all<T: Send>(size: usize, body: impl Fn(&World) -> Result<T> + Sync) -> Vec<T> {
+    let results = at_all(&places(size), body);
+    results.into_iter().map(|r| r.expect("no error")).collect()
+}
+
+/// Numbers whose sum depends on its order.
+fn values(rank: usize) -> Vec<f32> {
+    let value =
+        |i: usize| ((i * 7 + rank * 13) as f32).sin() * 10f32.powi((rank * 5 + i) as i32 % 9);
+    (0..40_000).map(value).collect()
+}
+
+#[test]
+fn a_sum_is_that_of_one_process_adding_in_the_order_of_ranks() {
+    for size in [2, 4] {
+        let mut expected = values(0);
+        for rank in 1..size {
+            let more = values(rank);
+            expected.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+        }
+        let mut reversed = values(size - 1);
+        for rank in (0..size - 1).rev() {
+            let more = values(rank);
+            reversed.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+        }
+        assert!(
+            size == 2 || expected != reversed,
+            "the order is of no matter"
+        );
+        let found = all(size, |world| {
+            let mut mine = values(world.rank());
+            world.sum(&mut mine)?;
+            let mut counts = [world.rank() as u64, 1];
+            world.sum(&mut counts)?;
+            assert_eq!(counts, [(size * (size - 1) / 2) as u64, size as u64]);
+            Ok(mine)
+        });
+        assert!(found.iter().all(|sum| *sum == expected));
+    }
+}
+
+#[test]
+fn small_things_reach_all_ranks() {
+    let made = std::sync::atomic::AtomicUsize::new(0);
+    all(3, |world| {
+        let rank = world.rank();
+        let own = vec![rank as u8; rank];
+        let gathered = world.gather(&own)?;
+        assert_eq!(gathered, [vec![], vec![1], vec![2, 2]]);
+        assert_eq!(world.broadcast(vec![rank as u8 + 7])?, [7]);
+        assert_eq!(world.agree(1 << rank)?, 0b111);
+        let order =
+            world.first_then(|| Ok(made.fetch_add(1, std::sync::atomic::Ordering::SeqCst)))?;
+        assert_eq!(order == 0, world.is_first());
+        world.same(&[("a seed of", "7".to_string())])?;
+        world.part()
+    });
+}
+
+#[test]
+fn a_rank_that_differs_is_named() {
+    let results = at_all(&places(3), |world| {
+        let seed = if world.rank() == 2 { 8 } else { 7 };
+        let differs = world.same(&[
+            ("a version of", "1".to_string()),
+            ("a seed of", seed.to_string()),
+        ]);
+        world.part()?;
+        differs
+    });
+    for result in results {
+        let (text, _) = report(&result.expect_err("it differs"));
+        assert!(
+            text.contains("rank 2 (") && text.contains("has a seed of 8, but rank 0 ("),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn one_process_is_its_own_world() -> Result<()> {
+    let world = World::alone();
+    let mut values = [1.5f32, -0.0];
+    world.sum(&mut values)?;
+    assert_eq!(values.map(f32::to_bits), [1.5f32, -0.0].map(f32::to_bits));
+    assert_eq!(world.gather(b"x")?, [b"x"]);
+    assert_eq!(world.broadcast(vec![3])?, [3]);
+    assert_eq!((world.agree(5)?, world.rank(), world.size()), (5, 0, 1));
+    assert_eq!(world.share(), Share::WHOLE);
+    world.part()
+}
+
+#[test]
+fn strangers_are_turned_away_and_waited_past() {
+    let places = places(2);
+    let mut stranger = places[1].clone();
+    stranger.token = "another job".to_string();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| World::join(&places[0])?.run(World::part));
+        let at = (&*places[0].host, places[0].port);
+        let mut browser = loop {
+            match TcpStream::connect(at) {
+                Ok(connected) => break connected,
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        browser.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+        let error = World::join(&stranger).expect_err("it is refused");
+        let (text, code) = report(&error);
+        assert!(text.contains("the token differs") && code == 2, "{text}");
+        World::join(&places[1])
+            .and_then(|world| world.run(World::part))
+            .expect("it belongs here");
+        first.join().expect("no panic").expect("it meets its own");
+    });
+}
+
+#[test]
+fn ranks_that_cannot_be_together_are_named() {
+    let mut places = places(3);
+    for place in &mut places {
+        place.patience = Duration::from_secs(10);
+    }
+    places[1].size = 2;
+    let results = at_all(&places[..2], |_| Ok(()));
+    for result in results {
+        let (text, code) = report(&result.expect_err("it does not fit"));
+        assert!(
+            text.contains("rank 1") && text.contains("counts 2 processes, rank 0 counts 3"),
+            "{text}"
+        );
+        assert_eq!(code, 2);
+    }
+    places[1] = places[2].clone();
+    let results = at_all(&places, |_| Ok(()));
+    let texts: Vec<String> = results
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|e| report(&e).0)
+        .collect();
+    assert!(
+        texts
+            .iter()
+            .any(|text| text.contains("another process has this rank")),
+        "{texts:?}"
+    );
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named() {
+    let mut places = places(3);
+    places
+        .iter_mut()
+        .for_each(|place| place.patience = Duration::from_millis(300));
+    let (text, _) = report(&World::join(&places[0]).expect_err("nobody comes"));
+    assert!(text.contains("ranks [1, 2] of 3 did not come"), "{text}");
+    let (text, _) = report(&World::join(&places[2]).expect_err("there is no rank 0"));
+    assert!(
+        text.contains("rank 2 found no rank 0 at 127.0.0.1:"),
+        "{text}"
+    );
+}

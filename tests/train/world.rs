@@ -1,0 +1,479 @@
+//! Several processes that train together: the same bytes as one, and one end for all.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, send, stderr};
+
+/// Four micro-batches a step, for both stages.
+const FOUR: [&str; 8] = [
+    "--set",
+    "train_vae.batch_size=8",
+    "--set",
+    "train_vae.accumulate=4",
+    "--set",
+    "train_gen.batch_size=8",
+    "--set",
+    "train_gen.accumulate=4",
+];
+
+/// Long enough to be stopped, with a line a step.
+const LONG: [&str; 4] = ["--steps", "100000", "--set", "train_vae.log_every=1"];
+
+/// Processes that train together; those left are killed when a test fails.
+struct Ranks(Vec<Option<Child>>);
+
+impl Ranks {
+    /// Starts `size` of them; `own` has more arguments of a rank.
+    fn start<'a>(
+        lab: &Lab,
+        size: usize,
+        arguments: &[&'a str],
+        own: impl Fn(usize) -> Vec<&'a str>,
+    ) -> Self {
+        let port = free_port();
+        let variables = |rank: usize| {
+            let (rank, size) = (rank.to_string(), size.to_string());
+            vec![
+                ("RANK", rank.clone()),
+                ("WORLD_SIZE", size.clone()),
+                ("LOCAL_RANK", rank),
+                ("LOCAL_WORLD_SIZE", size),
+                ("MASTER_ADDR", "127.0.0.1".to_string()),
+                ("MASTER_PORT", port.to_string()),
+            ]
+        };
+        Self::start_with(lab, size, arguments, own, variables)
+    }
+
+    /// With these variables of each rank.
+    fn start_with<'a>(
+        lab: &Lab,
+        size: usize,
+        arguments: &[&'a str],
+        own: impl Fn(usize) -> Vec<&'a str>,
+        variables: impl Fn(usize) -> Vec<(&'static str, String)>,
+    ) -> Self {
+        let ranks = (0..size).map(|rank| {
+            let arguments = [arguments, &own(rank)].concat();
+            let mut command = lab.command(&arguments);
+            command
+                .env("RAYON_NUM_THREADS", "1")
+                .envs(variables(rank))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            Some(command.spawn().expect("it starts"))
+        });
+        Self(ranks.collect())
+    }
+
+    fn id(&self, rank: usize) -> u32 {
+        self.0[rank].as_ref().expect("it runs").id()
+    }
+
+    /// What each rank said in the end.
+    fn end(mut self) -> Vec<Output> {
+        let ranks = self.0.iter_mut().map(|rank| rank.take().expect("it runs"));
+        let ended = ranks.map(|child| child.wait_with_output().expect("it ends"));
+        ended.collect()
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for child in self.0.iter_mut().flatten() {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    free.local_addr().expect("its number").port()
+}
+
+/// Runs `size` processes to their end, each of which must succeed; only the first says anything.
+fn run(lab: &Lab, size: usize, arguments: &[&str]) {
+    for (rank, output) in Ranks::start(lab, size, arguments, |_| vec![])
+        .end()
+        .iter()
+        .enumerate()
+    {
+        assert!(output.status.success(), "rank {rank}: {}", stderr(output));
+        assert_eq!(rank == 0, !output.stdout.is_empty(), "rank {rank}");
+        assert_eq!(
+            rank == 0,
+            !output.stderr.is_empty(),
+            "rank {rank}: {}",
+            stderr(output)
+        );
+    }
+}
+
+/// From the first step to the last with 1, 2 and 4 processes; and begun by 4, gone on from step 5
+/// by 2 and from step 10 by 1.
+fn the_same_with_any_number_of_processes(stage: &str) {
+    let lab = Lab::new();
+    if stage == GENERATOR {
+        lab.train(VAE, "vae", &["--steps", "3"]);
+    }
+    // So many that some are never chosen.
+    let codes = ["--set", "quantizer.codebook_size=512"];
+    let more = match stage {
+        VAE => [&FOUR[..], &codes].concat(),
+        _ => FOUR.to_vec(),
+    };
+    lab.run(&lab.start(stage, "one", &more));
+    for (size, out) in [(2, "two"), (4, "four")] {
+        run(&lab, size, &lab.start(stage, out, &more));
+        assert_same(&lab.path("one"), &lab.path(out));
+    }
+    let after = |step: u64| format!("four/checkpoints/step-{step:08}");
+    run(&lab, 2, &[stage, "--resume", &after(5)]);
+    lab.run(&[stage, "--resume", &after(10)]);
+    assert_same(&lab.path("one"), &lab.path("four"));
+    let lines = metrics(&lab.path("one"));
+    if stage == VAE {
+        let some = |key: &str| {
+            lines
+                .iter()
+                .any(|line| line[key].as_f64().is_some_and(|x| x > 0.0))
+        };
+        assert!(some("codes_restarted") && some("disc_loss"), "{lines:?}");
+    }
+}
+
+#[test]
+fn the_tokenizer_is_the_same_with_any_number_of_processes() {
+    the_same_with_any_number_of_processes(VAE);
+}
+
+#[test]
+fn the_generator_is_the_same_with_any_number_of_processes() {
+    the_same_with_any_number_of_processes(GENERATOR);
+}
+
+#[test]
+fn a_cache_of_latents_is_made_once_and_read_by_all() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "3"]);
+    let four = |out, cache| {
+        let mut arguments = lab.start(GENERATOR, out, &FOUR);
+        arguments.extend(["--steps", "4", "--cache", cache]);
+        arguments
+    };
+    run(&lab, 4, &four("four", "latents"));
+    let made = fs::metadata(lab.path("latents")).and_then(|file| file.modified());
+    lab.run(&four("one", "latents"));
+    let kept = fs::metadata(lab.path("latents")).and_then(|file| file.modified());
+    assert_eq!(made.expect("the cache"), kept.expect("the cache"));
+    assert_same(&lab.path("one"), &lab.path("four"));
+}
+
+/// As each launcher sets the environment of two processes on one machine.
+#[test]
+fn every_launcher_starts_a_run() {
+    let lab = Lab::new();
+    let port = free_port();
+    let launchers: [&[(&str, &str)]; 4] = [
+        // torchrun; the port itself is its own.
+        &[
+            ("RANK", "{rank}"),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_RANK", "{rank}"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "localhost"),
+            ("MASTER_PORT", "{port}"),
+            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
+            ("TORCHELASTIC_RUN_ID", "none"),
+        ],
+        // Open MPI
+        &[
+            ("OMPI_COMM_WORLD_RANK", "{rank}"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "{rank}"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("PMIX_NAMESPACE", "{port}"),
+        ],
+        // MPICH
+        &[
+            ("PMI_RANK", "{rank}"),
+            ("PMI_SIZE", "2"),
+            ("MPI_LOCALRANKID", "{rank}"),
+            ("MPI_LOCALNRANKS", "2"),
+            ("RDPM_PORT", "{port}"),
+        ],
+        // srun
+        &[
+            ("SLURM_PROCID", "{rank}"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_LOCALID", "{rank}"),
+            ("SLURM_STEP_TASKS_PER_NODE", "2"),
+            ("SLURM_STEP_NUM_NODES", "1"),
+            ("SLURM_STEP_NODELIST", "node[17]"),
+            ("SLURM_JOB_ID", "{port}"),
+            ("SLURM_STEP_ID", "0"),
+        ],
+    ];
+    for (i, variables) in launchers.iter().enumerate() {
+        let own = |rank: usize| {
+            let fill = |text: &str| {
+                let text = text.replace("{rank}", &rank.to_string());
+                text.replace("{port}", &port.to_string())
+            };
+            variables
+                .iter()
+                .map(|(name, text)| (*name, fill(text)))
+                .collect()
+        };
+        let out = format!("run-{i}");
+        let arguments = lab.start(VAE, &out, &["--steps", "1"]);
+        for output in Ranks::start_with(&lab, 2, &arguments, |_| vec![], own).end() {
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        assert!(lab.path(&out).join("checkpoints/step-00000001").exists());
+    }
+}
+
+/// A signal to one rank stops all, after a checkpoint.
+#[test]
+fn a_signal_to_one_rank_stops_all_after_a_checkpoint() {
+    let lab = Lab::new();
+    let ranks = Ranks::start(
+        &lab,
+        2,
+        &lab.start(VAE, "run", &[&FOUR[..], &LONG].concat()),
+        |_| vec![],
+    );
+    lab.until("step 3 comes", || lab.last_step("run") >= Some(3));
+    send("-TERM", ranks.id(1));
+    for (rank, output) in ranks.end().iter().enumerate() {
+        let told = stderr(output);
+        assert_eq!(output.status.code(), Some(130), "rank {rank}: {told}");
+        assert_eq!(
+            told.contains("continue with: rdpm train-vae --resume run"),
+            rank == 0,
+            "{told}"
+        );
+    }
+    let saved = fs::read_to_string(lab.path("run/checkpoints/latest")).expect("saved");
+    let logged = lab.last_step("run").expect("a line");
+    assert_eq!(saved.trim(), format!("step-{logged:08}"));
+}
+
+/// Whichever rank is killed, the others end and name it, and the run can go on.
+#[test]
+fn a_killed_rank_ends_all_and_is_named() {
+    let lab = Lab::new();
+    let every = ["--set", "train_vae.checkpoint_every=2"];
+    for (victim, out) in [(0, "a"), (2, "b")] {
+        let arguments = lab.start(VAE, out, &[&FOUR[..], &LONG, &every].concat());
+        let ranks = Ranks::start(&lab, 4, &arguments, |_| vec![]);
+        lab.until("step 3 comes", || lab.last_step(out) >= Some(3));
+        send("-KILL", ranks.id(victim));
+        let begin = Instant::now();
+        for (rank, output) in ranks.end().iter().enumerate() {
+            if rank == victim {
+                continue;
+            }
+            let told = stderr(output);
+            assert_eq!(output.status.code(), Some(1), "rank {rank}: {told}");
+            let (_, text) = told
+                .split_once(&format!("error: rank {victim} ("))
+                .expect(&told);
+            let (_, text) = text.split_once(") stopped after step ").expect(&told);
+            let (step, text) = text.split_once(": ").expect(&told);
+            assert!(step.parse::<u64>().expect(step) >= 3, "{told}");
+            assert!(
+                text.starts_with("its connection closed, as if it was killed"),
+                "{told}"
+            );
+            assert!(
+                told.contains("hint: ") && told.matches("error: ").count() == 1,
+                "{told}"
+            );
+        }
+        assert!(begin.elapsed() < Duration::from_secs(40));
+        let step = lab.last_step(out).expect("a line") + 2;
+        lab.run(&[VAE, "--resume", out, "--steps", &step.to_string()]);
+    }
+}
+
+/// Reading an image waits for ever, as from a file server that is gone.
+#[test]
+fn a_step_that_hangs_ends_all_and_its_rank_is_named() {
+    let lab = Lab::new();
+    let hang = |lab: &Lab| {
+        let image = lab.path("data/high/3.png");
+        fs::remove_file(&image).expect("it was there");
+        let made = Command::new("mkfifo").arg(&image).status();
+        assert!(made.expect("mkfifo runs").success());
+    };
+    let timeout = ["--timeout", "5"];
+    let more = [&FOUR[..], &LONG, &timeout].concat();
+    let child = lab.spawn_until(&lab.start(VAE, "one", &more), "one", 2);
+    hang(&lab);
+    let output = child.wait_with_output().expect("it ends");
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let hung = |told: &str| told.contains("error: step ") && told.contains("and does not end");
+    assert!(hung(&told), "{told}");
+
+    let lab = Lab::new();
+    let ranks = Ranks::start(&lab, 2, &lab.start(VAE, "run", &more), |_| vec![]);
+    lab.until("step 2 comes", || lab.last_step("run") >= Some(2));
+    hang(&lab);
+    let outputs = ranks.end();
+    let told = [0, 1].map(|rank| stderr(&outputs[rank]));
+    let victim = (0..2).find(|rank| hung(&told[*rank])).expect(&told[0]);
+    let other = &told[1 - victim];
+    assert!(
+        other.contains(&format!("error: rank {victim} (")),
+        "{other}"
+    );
+    assert!(
+        other.contains("and does not end") && !hung(other),
+        "{other}"
+    );
+    assert!(outputs.iter().all(|output| output.status.code() == Some(1)));
+}
+
+#[test]
+fn a_rank_that_fails_is_quoted_by_the_others() {
+    let lab = Lab::new();
+    // It cannot open what it is to train on.
+    let more = |rank| match rank {
+        1 => vec!["--data", "nowhere"],
+        _ => vec![],
+    };
+    for (rank, output) in Ranks::start(&lab, 2, &lab.start(VAE, "run", &[]), more)
+        .end()
+        .iter()
+        .enumerate()
+    {
+        let told = stderr(output);
+        assert!(
+            !output.status.success() && told.contains("nowhere"),
+            "rank {rank}: {told}"
+        );
+        assert_eq!(
+            rank != 1,
+            told.contains("error: rank 1 ("),
+            "rank {rank}: {told}"
+        );
+    }
+    // Another seed: all find out at the same time.
+    let more = |rank| match rank {
+        1 => vec!["--seed", "3"],
+        _ => vec![],
+    };
+    let outputs = Ranks::start(&lab, 2, &lab.start(VAE, "run", &FOUR), more).end();
+    for output in outputs {
+        let told = stderr(&output);
+        assert!(told.contains("has the seed 3, but rank 0 ("), "{told}");
+        assert!(!output.status.success());
+    }
+    assert!(!lab.path("run").exists());
+}
+
+#[test]
+fn micro_batches_that_cannot_be_divided_are_raised_or_refused() {
+    let lab = Lab::new();
+    let set = |text| vec!["--set", text];
+    let one = lab.start(
+        VAE,
+        "run",
+        &["--steps", "1", "--set", "train_vae.accumulate=1"],
+    );
+    let outputs = Ranks::start(&lab, 2, &one, |_| vec![]).end();
+    let told = stderr(&outputs[0]);
+    assert!(told.contains("accumulate is 1: raised to 2"), "{told}");
+    let saved = fs::read_to_string(lab.path("run/config.toml")).expect("saved");
+    let (_, section) = saved.split_once("[train_vae]").expect("its section");
+    let accumulate = section.lines().find(|line| line.starts_with("accumulate"));
+    assert_eq!(accumulate, Some("accumulate = 2"), "{saved}");
+    // The same command goes on with what the run has.
+    let again = [&one[..], &["--resume", "auto"]].concat();
+    for output in Ranks::start(&lab, 2, &again, |_| vec![]).end() {
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let arguments = lab.start(VAE, "other", &FOUR);
+    for output in Ranks::start(&lab, 3, &arguments, |_| set("train_vae.batch_size=12")).end() {
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--set train_vae.accumulate=3"), "{told}");
+    }
+    for output in Ranks::start(&lab, 4, &[VAE, "--resume", "run"], |_| vec![]).end() {
+        assert!(
+            stderr(&output).contains("go on with a number of processes"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_run_that_diverges_ends_at_all_ranks() {
+    let lab = Lab::new();
+    let more = [
+        "--set",
+        "train_vae.lr=1e38",
+        "--set",
+        "train_vae.max_bad_steps=3",
+    ];
+    let arguments = lab.start(VAE, "run", &[&FOUR[..], &more].concat());
+    for (rank, output) in Ranks::start(&lab, 2, &arguments, |_| vec![])
+        .end()
+        .iter()
+        .enumerate()
+    {
+        let told = stderr(output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert_eq!(
+            rank == 0,
+            told.contains("3 steps in a row"),
+            "rank {rank}: {told}"
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn one_process_has_no_socket_and_no_thread_for_others() {
+    let lab = Lab::new();
+    let mut child = lab.spawn_until(&lab.start(VAE, "run", &LONG), "run", 2);
+    let process = format!("/proc/{}", child.id());
+    let entries = |of: &str| fs::read_dir(format!("{process}/{of}")).expect("it runs");
+    let open: Vec<String> = entries("fd")
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect();
+    let threads: Vec<String> = entries("task")
+        .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
+        .collect();
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    assert!(
+        open.iter().any(|link| link.ends_with("metrics.jsonl")),
+        "{open:?}"
+    );
+    assert!(
+        !open.iter().any(|link| link.starts_with("socket:")),
+        "{open:?}"
+    );
+    assert!(
+        threads.iter().any(|name| name.starts_with("rdpm-load")),
+        "{threads:?}"
+    );
+    let others = ["rdpm-watch", "rdpm-beat"];
+    assert!(
+        !threads
+            .iter()
+            .any(|name| others.iter().any(|o| name.starts_with(o))),
+        "{threads:?}"
+    );
+}
