@@ -231,9 +231,15 @@ impl Stage for GeneratorStage {
     ) -> Result<StepMetrics> {
         self.optimizer.update(gradients, update.lr, update.scale)?;
         if self.timesteps.by_loss() {
+            // In the order of all processes' micro-batches, so that the sums have the same bits.
             for micro in losses {
-                for (sum, (loss, count)) in self.losses.iter_mut().zip(micro) {
-                    *sum = (sum.0 + loss, sum.1 + count);
+                let bytes = micro.iter().flat_map(|(loss, count)| [*loss, *count]);
+                let bytes: Vec<u8> = bytes.flat_map(f64::to_le_bytes).collect();
+                for theirs in update.world.gather(&bytes)? {
+                    let (values, _) = theirs.as_chunks::<8>();
+                    let values = values.iter().map(|x| f64::from_le_bytes(*x));
+                    let sums = self.losses.iter_mut().flat_map(|(a, b)| [a, b]);
+                    sums.zip(values).for_each(|(sum, x)| *sum += x);
                 }
             }
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, send, stderr};
 
-/// Four micro-batches a step, for both stages.
-const FOUR: [&str; 8] = [
+/// Four micro-batches a step, for both stages, and all that adds up over them.
+const FOUR: [&str; 10] = [
     "--set",
     "train_vae.batch_size=8",
     "--set",
@@ -17,6 +17,8 @@ const FOUR: [&str; 8] = [
     "train_gen.batch_size=8",
     "--set",
     "train_gen.accumulate=4",
+    "--set",
+    "generator.timesteps=loss",
 ];
 
 /// Long enough to be stopped, with a line a step.
