@@ -28,7 +28,7 @@ fn exit_codes_tell_done_failed_and_bad_usage() {
         (&["--version"][..], 0),
         (&["inspect", ZIP], 0),
         (&["inspect", "no/such/file"], 1),
-        (&["inspect"], 2),
+        (&["encode"], 2),
         (&["inspct", ZIP], 2),
         (&["inspect", ZIP, "--threads", "0"], 2),
         (&["export", "--out", "x"], 2),
