@@ -41,7 +41,7 @@ def modules(config):
     ref.norm = lambda c: nn.GroupNorm(t["norm_groups"], c, eps=1e-6)
     d, K, T = t["embed_dim"], q["codebook_size"], q["steps"]
     side = config["data"]["image_size"] // t["patch"] // 2 ** (len(t["ch_mult"]) - 1)
-    tokenizer = ref.Tokenizer(t["ch"], t["ch_mult"], t["num_res_blocks"], d, K, T, t["patch"], schedule=s["kind"], phi=s["phi"], bias=q["bias"], logit=s["logit"])
+    tokenizer = ref.Tokenizer(t["ch"], t["ch_mult"], t["num_res_blocks"], d, K, T, t["patch"], schedule=s["kind"], phi=s["phi"], bias=q["bias"], logit=s.get("logit", (-5.0, 4.0)))
     generator = ref.Generator(g["depth"], d, K, T, g["classes"], side * side, g.get("width"), g.get("heads"), g.get("mix_dim"), g["pos_embed"], g["rope"], g["rope_base"], adaln_rank=g.get("adaln_rank"))
     return tokenizer.eval(), generator.eval()
 

@@ -46,8 +46,12 @@ const REACHED_BY: &[(&str, &[&str])] = &[
         ],
     ),
     ("src/cli/fit_probe.rs", &["fit-probe"]),
-    ("src/metrics/inception.rs", &["eval-fid", "eval-vae"]),
-    ("src/metrics/weights/mod.rs", &["eval-fid", "eval-vae"]),
+    ("src/metrics/inception.rs", &["eval-fid"]),
+    (
+        "src/metrics/weights/mod.rs",
+        &["eval-fid", "eval-vae", "fit-probe", "sample"],
+    ),
+    ("src/metrics/probe", &["eval-fid", "sample"]),
     ("src/metrics", &["eval-fid"]),
     ("src/sample/output.rs", &["sample", "reconstruct", "decode"]),
     (

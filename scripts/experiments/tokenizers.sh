@@ -27,8 +27,5 @@ experiment() {
 
 experiment linear
 experiment logit --set schedule.kind=logit
-experiment logit-data --set schedule.kind=logit --set quantizer.codes_from_data=100
-experiment logit-data-fast --set schedule.kind=logit --set quantizer.codes_from_data=100 \
-    --set train_vae.lr=1.5e-3
 experiment linear-patch --set tokenizer.ch=96 --set tokenizer.ch_mult=1,1,2 --set tokenizer.patch=2
 experiment linear-wide --set tokenizer.ch_mult=1,2,2,4

@@ -14,6 +14,9 @@ use crate::store::digest;
 use crate::store::hub;
 use crate::store::model::{self, Weights};
 
+/// The stage's key in a bundle's metrics and provenance.
+const TRAIN_VAE: &str = "train_vae";
+
 /// Write a run's model to one .safetensors file (a bundle)
 #[derive(Debug, clap::Args)]
 #[command(
@@ -138,7 +141,17 @@ fn assemble(args: &Args) -> Result<Bundle> {
     bundle.generator()?;
     if let Some(vae) = &args.vae {
         // Its decoder may be another, as loss.decoder_only trains one.
-        let asked = model::load(vae, Weights::Ema)?;
+        let asked = model::load(vae, weights)?;
+        if let Some(section) = asked.config.code_difference(&bundle.config) {
+            return Err(usage(
+                format!(
+                    "{} was trained on a tokenizer with another [{section}] than {}",
+                    generator.display(),
+                    vae.display(),
+                ),
+                "leave --vae out: a train-gen run carries its own tokenizer",
+            ));
+        }
         let asked_hash = hash_of_codes(&asked.tokenizer)?;
         let trained_on = hash_of_codes(&bundle.tokenizer)?;
         if asked_hash != trained_on {
@@ -152,8 +165,17 @@ fn assemble(args: &Args) -> Result<Bundle> {
                 "leave --vae out: a train-gen run carries its own tokenizer",
             ));
         }
-        bundle.config.tokenizer = asked.config.tokenizer;
         bundle.tokenizer = asked.tokenizer;
+        bundle.config.loss = asked.config.loss;
+        bundle.config.train_vae = asked.config.train_vae;
+        for (to, from) in [
+            (&mut bundle.metrics, &asked.metrics),
+            (&mut bundle.provenance, &asked.provenance),
+        ] {
+            if let (Some(to), Some(from)) = (to.as_object_mut(), from.get(TRAIN_VAE)) {
+                to.insert(TRAIN_VAE.to_string(), from.clone());
+            }
+        }
     }
     Ok(bundle)
 }
@@ -216,6 +238,7 @@ mod tests {
         let tensor = Tensor::full(3f32, (4, 8), &Device::Cpu)?;
         finished.tokenizer.insert(name.to_string(), tensor.clone());
         finished.generator = None;
+        finished.metrics = serde_json::json!({"train_vae": {"psnr": 30.5}});
         finished.write(other.as_ref(), false)?;
         export(&["--gen", &whole, "--vae", &other, "--out", &out])?;
         let read = Bundle::read(out.as_ref())?;

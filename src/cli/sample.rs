@@ -96,6 +96,10 @@ impl RejectionArgs {
             return Ok(None);
         };
         let probe = Probe::read(path)?;
+        let size = model.config.data.image_size as u32;
+        if let Some(doubt) = probe.doubt_of_size((size, size)) {
+            tracing::warn!("{doubt}");
+        }
         let weights = self.weights.as_deref();
         let weights = weights::locate(Network::Inception, weights, self.download)?;
         let outputs = [InceptionOutput::Pool2048];

@@ -33,7 +33,7 @@ pub struct LossConfig {
     /// Strided layers of the PatchGAN discriminator.
     pub disc_layers: usize,
     /// The most that the adaptive weight λ can be; VQGAN's is 1e4.
-    pub adaptive_max: f64,
+    pub adaptive_weight_max: f64,
     /// Train the decoder alone, on latents that stay as they are [ours].
     pub decoder_only: bool,
 }
@@ -51,7 +51,7 @@ impl Default for LossConfig {
             disc_ramp: 2_000,
             disc_lr: 4e-5,
             disc_layers: 3,
-            adaptive_max: 1e4,
+            adaptive_weight_max: 1e4,
             decoder_only: false,
         }
     }

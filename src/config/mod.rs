@@ -121,6 +121,22 @@ impl Config {
         validate::validate(self)
     }
 
+    /// The first section on which the codes of an image hang and in which `other` differs.
+    pub fn code_difference(&self, other: &Self) -> Option<&'static str> {
+        let of_quantizer = |q: &QuantizerConfig| (q.codebook_size, q.steps, q.bias);
+        let differs = [
+            ("data", self.data.image_size != other.data.image_size),
+            ("tokenizer", self.tokenizer != other.tokenizer),
+            (
+                "quantizer",
+                of_quantizer(&self.quantizer) != of_quantizer(&other.quantizer),
+            ),
+            ("schedule", self.schedule != other.schedule),
+        ];
+        let found = differs.iter().find(|(_, differs)| *differs);
+        found.map(|(section, _)| *section)
+    }
+
     /// Pixels per latent position, along one side: patch · 2^(levels − 1).
     pub fn downsampling(&self) -> usize {
         self.tokenizer.downsampling()

@@ -48,8 +48,6 @@ pub struct QuantizerConfig {
     /// training [ours].
     pub restart_dead_codes: bool,
     pub restart_every: u64,
-    /// Take all codes from noisy vectors v_t after this many steps [ours]; 0 never does.
-    pub codes_from_data: u64,
     /// Standard deviation of the initial codes.
     pub init_std: f64,
 }
@@ -107,7 +105,6 @@ impl Default for QuantizerConfig {
             commitment: 0.25,
             restart_dead_codes: true,
             restart_every: 100,
-            codes_from_data: 0,
             init_std: 0.5,
         }
     }

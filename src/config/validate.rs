@@ -147,7 +147,7 @@ fn loss(config: &Config) -> Result<()> {
     at_least_zero("loss.perceptual_weight", l.perceptual_weight)?;
     at_least_zero("loss.disc_weight", l.disc_weight)?;
     positive("loss.disc_lr", l.disc_lr)?;
-    positive("loss.adaptive_max", l.adaptive_max)?;
+    positive("loss.adaptive_weight_max", l.adaptive_weight_max)?;
     from_one("loss.disc_layers", l.disc_layers, 8)?;
     require(
         l.perceptual == Perceptual::None || size >= 16,

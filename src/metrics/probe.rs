@@ -24,7 +24,7 @@ use super::side::Side;
 use super::stats_file::MadeBy;
 use crate::data::Classes;
 use crate::error::{Context, Error, Result, hinted, usage};
-use crate::ops;
+use crate::ops::{self, finite};
 use crate::store::bundle::check_format;
 use crate::store::digest;
 use crate::store::int8::{self, Int8};
@@ -105,6 +105,11 @@ impl Probe {
             Ok((weight, bias))
         };
         let (weight, bias) = folded().map_err(failed)?;
+        for folded in [&weight, &bias] {
+            if !finite::is_finite(folded).map_err(failed)? {
+                return Err("`weight` / `std` is not finite".into());
+            }
+        }
         Ok(Self {
             classes,
             made_by,
@@ -198,7 +203,7 @@ impl Probe {
         let name = &self.made_by.preprocess;
         Preprocess::from_str(name, false).map_err(|_| {
             hinted(
-                format!("--probe: fitted with --preprocess {name}, which is unknown"),
+                format!("--probe: fitted with the resize {name}, which is unknown"),
                 "a newer rdpm wrote it: use that one",
             )
         })
@@ -218,7 +223,7 @@ impl Probe {
         let compared = [
             ("the network", made_by.network.as_str(), network.name()),
             (
-                "--preprocess",
+                "the resize",
                 made_by.preprocess.as_str(),
                 network.preprocess(),
             ),
@@ -227,8 +232,8 @@ impl Probe {
         if let Some((what, found, expected)) = compared.iter().find(|(_, a, b)| a != b) {
             return Err(hinted(
                 format!("--probe: fitted with {what} {found}, this command uses {expected}"),
-                "a probe judges the features it was fitted to only: change --preprocess or \
-                 --weights, or fit another with `rdpm fit-probe`",
+                "a probe judges only the features that it was fitted to: use the same, or fit \
+                 another with `rdpm fit-probe`",
             ));
         }
         match self.width() == width {
@@ -238,6 +243,16 @@ impl Probe {
                 "fit another with `rdpm fit-probe`",
             )),
         }
+    }
+
+    /// What is wrong about judging images of `size` (width, height), if anything is: features of
+    /// a small image are not those of a large one.
+    pub fn doubt_of_size(&self, size: (u32, u32)) -> Option<String> {
+        let (w, h) = self.made_by.size.filter(|fitted| *fitted != size)?;
+        Some(format!(
+            "probe: fitted to images of {w}×{h} pixels, it judges images of {}×{} less well",
+            size.0, size.1
+        ))
     }
 
     /// The probe's class for each of `used`, indices of `classes`.
@@ -298,9 +313,8 @@ impl Probe {
                 values: rows.values[first..first + asked.len() * rows.width].to_vec(),
             };
             for (p, asked) in self.probabilities(&block)?.iter().zip(asked) {
-                let asked = p[*asked as usize];
-                right += usize::from(p.iter().all(|other| *other <= asked));
-                sum += f64::from(asked);
+                right += usize::from(first_of_largest(p) == *asked as usize);
+                sum += f64::from(p[*asked as usize]);
             }
         }
         let count = asked.len() as f64;
@@ -338,6 +352,8 @@ impl Probe {
             ]),
             ..Measurement::default()
         };
+        let doubt = side.set.size.and_then(|size| self.doubt_of_size(size));
+        found.warnings.extend(doubt);
         found.metrics.extend([
             ("probe_top1", measurement(verdict.top1)),
             ("probe_prob", measurement(verdict.probability)),
@@ -348,6 +364,17 @@ impl Probe {
 
 /// Rows that are judged at once.
 const BLOCK: usize = 1024;
+
+/// The place of the largest value, the first of equals.
+fn first_of_largest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (place, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = place;
+        }
+    }
+    best
+}
 
 /// In place; the sum in f64, the largest exponent 0.
 fn softmax(logits: &mut [f32]) {

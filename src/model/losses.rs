@@ -51,12 +51,13 @@ mod tests {
 
     #[test]
     fn the_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes() -> Result<()> {
-        let weight = |a: f64, b: f64| {
+        let weight = |a: f64, b: f64, most: f64| {
             let [a, b] = [a, b].map(|x| Tensor::new(x, &Device::Cpu));
-            adaptive_weight(&a?, &b?, 1e4)?.to_scalar::<f64>()
+            adaptive_weight(&a?, &b?, most)?.to_scalar::<f64>()
         };
-        assert_eq!(weight(2.0, 0.0)?, 1e4);
-        assert!((weight(3.0, 1.5)? - 2.0).abs() < 1e-3);
+        assert_eq!(weight(2.0, 0.0, 1e4)?, 1e4);
+        assert_eq!(weight(2.0, 0.0, 5.0)?, 5.0);
+        assert!((weight(3.0, 1.5, 5.0)? - 2.0).abs() < 1e-3);
         Ok(())
     }
 

@@ -84,7 +84,7 @@ impl Bundle {
         let config = Config::from_json(text("config"))
             .with_context(|| format!("{}: `config`", path.display()))?;
         let (mut tokenizer, mut generator) = (Tensors::new(), Tensors::new());
-        for (name, tensor) in tensors(reader, path)? {
+        for (name, tensor) in tensors(reader, path, format == Some(FORMAT_INT8))? {
             let (part, name) = if let Some(name) = name.strip_prefix(TOKENIZER) {
                 (&mut tokenizer, name)
             } else if let Some(name) = name.strip_prefix(GENERATOR) {
@@ -184,7 +184,7 @@ impl Bundle {
 /// All tensors of the file at `path` in f32.
 ///
 /// Errors: 8-bit weights without usable scales; scales without weights.
-fn tensors(reader: &Reader, path: &Path) -> Result<Tensors> {
+fn tensors(reader: &Reader, path: &Path, may_be_int8: bool) -> Result<Tensors> {
     let raws = reader.raws()?;
     let is_int8 = |name: &str| raws.get(name).is_some_and(|raw| raw.dtype == Dtype::I8);
     let damaged = |name: &str, what: String| {
@@ -196,11 +196,14 @@ fn tensors(reader: &Reader, path: &Path) -> Result<Tensors> {
     let mut found = Tensors::new();
     for (name, raw) in &raws {
         let tensor = match (raw.dtype, name.strip_suffix(int8::SCALE)) {
+            (Dtype::I8, _) if !may_be_int8 => {
+                return Err(damaged(name, format!("is I8, which {FORMAT} has not")));
+            }
             (Dtype::I8, _) => Int8::read(raw, raws.get(&format!("{name}{}", int8::SCALE)))
                 .map_err(|what| damaged(name, what))?
                 .dequantize()?,
             (_, Some(of)) if is_int8(of) => continue,
-            (_, Some(of)) => {
+            (_, Some(of)) if may_be_int8 => {
                 return Err(damaged(name, format!("scales `{of}`, which is not I8")));
             }
             _ => reader.tensor(name, raw)?.to_dtype(DType::F32)?,

@@ -44,7 +44,8 @@ impl Weights {
 }
 
 /// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished
-/// train-gen run under `runs/`, else the built-in model. What was not asked for is logged.
+/// train-gen run under `runs/`, else, if there is no run at all, the built-in model. What was not
+/// asked for is logged.
 pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return Ok(path.to_path_buf());
@@ -56,6 +57,17 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = newest_finished(Path::new("runs")) {
         tracing::info!("model: {} (the newest finished run)", path.display());
         return Ok(path);
+    }
+    // Where somebody has trained, another model than theirs must not be taken without a word.
+    let has_runs = fs::read_dir("runs").is_ok_and(|mut runs| runs.next().is_some());
+    if has_runs && builtin::EXISTS {
+        return Err(usage(
+            "no model: there are runs under runs/, but no finished train-gen run",
+            format!(
+                "name one with --model RUN|BUNDLE or $RDPM_MODEL; --model {} is the built-in model",
+                builtin::NAME
+            ),
+        ));
     }
     match builtin::bytes() {
         Ok(_) => {

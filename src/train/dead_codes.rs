@@ -4,7 +4,7 @@
 //! Usage is a decayed count of choices over all t. At regular intervals, each code below 1 % of the
 //! mean count is replaced by a v_t of the step's images, taken from any of its micro-batches and
 //! drawn by counter over step t, image and position. Its moments are set to 0 and its average to
-//! the new vector. `quantizer.codes_from_data` does this once with all codes.
+//! the new vector.
 
 use candle_core::{Device, Result as TensorResult, Tensor, Var};
 
@@ -47,11 +47,6 @@ impl DeadCodes {
                 .zip(of_step)
                 .for_each(|(n, &m)| *n += m as f32);
         }
-    }
-
-    /// All codes.
-    pub fn all(&self) -> Vec<usize> {
-        (0..self.counts.len()).collect()
     }
 
     /// Those below 1 % of the mean count, in ascending order.

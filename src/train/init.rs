@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
+use crate::config::Config;
 use crate::error::{Result, hinted, usage};
+use crate::model::tokenizer::of_decoder;
 use crate::ops::finite;
 use crate::store::model::{self, Weights};
-use crate::store::{Params, builtin, bundle, names, tensors};
+use crate::store::{Params, builtin, bundle, hub, names, tensors};
 
 /// Number of names of the file that an error lists.
 const SHOWN: usize = 3;
@@ -43,39 +45,72 @@ pub struct Start {
     part: Part,
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    /// What the weights were trained with; not of a file of other weights.
+    config: Option<Config>,
 }
 
 impl Start {
     /// Reads a run (or one of its checkpoints; its moving average), a bundle, the built-in model
     /// (`builtin`), or any other file of weights.
     pub fn read(path: &Path, part: Part) -> Result<Self> {
-        let is_model = path == Path::new(builtin::NAME) || path.is_dir();
-        let tensors = match is_model || bundle::kind_of(path).is_some() {
+        let is_model = path == Path::new(builtin::NAME)
+            || path.is_dir()
+            || hub::address(path).is_some()
+            || bundle::kind_of(path).is_some();
+        let (tensors, config) = match is_model {
             true => {
                 let model = model::load(path, Weights::Ema)?;
-                match part {
-                    Part::Tokenizer => model.tokenizer,
+                let tensors = match part {
                     Part::Generator => model.generator()?.clone(),
-                }
+                    Part::Tokenizer => model.tokenizer,
+                };
+                (tensors, Some(model.config))
             }
-            false => tensors::read(path)?,
+            false => (tensors::read(path)?, None),
         };
         Ok(Self {
             part,
             path: path.to_path_buf(),
             tensors,
+            config,
         })
     }
 
     /// Sets every parameter that is there; see [`set_what_fits`].
     pub fn set(&self, params: &Params) -> Result<()> {
-        set_what_fits(params, &self.tensors, self.part, &self.path)
+        set_what_fits(params, &self.tensors, self.part, &self.path)?;
+        Ok(())
+    }
+
+    /// The same for a tokenizer whose codes must stay: all that makes them has to be there.
+    ///
+    /// Errors: a parameter outside the decoder that is not there, or is of another shape; weights
+    /// that were trained with other settings, or do not say with which.
+    pub fn set_keeping_codes(&self, params: &Params, config: &Config) -> Result<()> {
+        let fresh = set_what_fits(params, &self.tensors, self.part, &self.path)?;
+        let lost = fresh.iter().find(|name| !of_decoder(name));
+        let what = match (&self.config, lost) {
+            (_, Some(name)) => format!("`{name}`"),
+            (None, None) => "its configuration".to_string(),
+            (Some(own), None) => match own.code_difference(config) {
+                Some(section) => format!("the same [{section}]"),
+                None => return Ok(()),
+            },
+        };
+        Err(usage(
+            format!(
+                "loss.decoder_only keeps all codes, but {} does not have {what}",
+                self.path.display()
+            ),
+            "name a run or a bundle, and the configuration that it was trained with: \
+             --config RUN/config.toml",
+        ))
     }
 }
 
 /// Sets every parameter that `tensors` has under its name and in its shape, after removing a prefix
 /// that the file may use (a bundle's `tokenizer.`, a wrapper's `module.`). Logs the parameters that
-/// start from scratch.
+/// start from scratch, and returns their names.
 ///
 /// Errors: no parameter was set; lists the first tensors of the file.
 fn set_what_fits(
@@ -83,7 +118,7 @@ fn set_what_fits(
     tensors: &BTreeMap<String, Tensor>,
     part: Part,
     from: &Path,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let found = names::matched(tensors, params.iter().map(|(name, _)| name));
     let (mut fresh, mut other_shape) = (Vec::new(), None);
     for (name, var) in params.iter() {
@@ -101,9 +136,9 @@ fn set_what_fits(
                 let (own, found) = (var.dims(), tensor.dims());
                 let misfit = format!("{name} ({own:?}, the file has {found:?})");
                 other_shape.get_or_insert(misfit.clone());
-                fresh.push(misfit);
+                fresh.push((name.to_string(), misfit));
             }
-            None => fresh.push(format!("{name} (not in the file)")),
+            None => fresh.push((name.to_string(), format!("{name} (not in the file)"))),
         }
     }
     let set = params.len() - fresh.len();
@@ -144,10 +179,17 @@ fn set_what_fits(
             found.others.join("`, `")
         );
     }
-    for name in fresh {
-        tracing::info!("  from scratch: {name}");
+    if set < fresh.len() {
+        tracing::warn!(
+            "{}: most parameters start from scratch: is the configuration that of the weights?",
+            from.display()
+        );
     }
-    Ok(())
+    let listed = fresh.into_iter().map(|(name, why)| {
+        tracing::info!("  from scratch: {why}");
+        name
+    });
+    Ok(listed.collect())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 
 use crate::config::Timesteps;
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, hinted};
 use crate::rng::StreamRng;
 
 /// Steps of training between two refreshes.
@@ -105,8 +105,20 @@ impl Drawn {
             let found = tensors.remove(name);
             found.with_context(|| format!("damaged checkpoint: it holds no `{name}`"))
         };
-        self.average = take(AVERAGE)?.to_vec1()?;
+        let average: Vec<f64> = take(AVERAGE)?.to_vec1()?;
         let since = take(SINCE)?.to_vec2::<f64>()?;
+        let steps = self.average.len();
+        if average.len() != steps || since.len() != steps {
+            return Err(hinted(
+                format!(
+                    "damaged checkpoint: expected losses at {steps} steps, found {} and {}",
+                    average.len(),
+                    since.len()
+                ),
+                "name another of the run's checkpoints: RUN/checkpoints/step-N",
+            ));
+        }
+        self.average = average;
         Ok(since.iter().map(|row| (row[0], row[1])).collect())
     }
 }

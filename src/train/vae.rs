@@ -124,7 +124,11 @@ impl VaeStage {
 
     /// Sets the parameters and the average to other weights, where they match.
     pub fn start_from(&mut self, start: &Start) -> Result<()> {
-        start.set(&self.optimizer.params)?;
+        let params = &self.optimizer.params;
+        match self.config.loss.decoder_only {
+            true => start.set_keeping_codes(params, &self.config)?,
+            false => start.set(params)?,
+        }
         self.optimizer.restart_average()
     }
 
@@ -169,7 +173,7 @@ impl VaeStage {
         let norm = |gradient: &Tensor| -> Result<Tensor> { Ok(global_norm([gradient])?) };
         let config = &self.config.loss;
         let norms = [norm(&of_weight[0])?, norm(&of_weight[1])?];
-        let lambda = adaptive_weight(&norms[0], &norms[1], config.adaptive_max)?;
+        let lambda = adaptive_weight(&norms[0], &norms[1], config.adaptive_weight_max)?;
         let ramp = ramp(step, config.disc_start, config.disc_ramp);
         let weight = (&lambda * (config.disc_weight * ramp))?;
         metrics.add_scalar("adversarial", &loss);
@@ -201,18 +205,14 @@ impl VaeStage {
         if self.config.loss.decoder_only {
             return Ok(metrics);
         }
-        let all = done == config.codes_from_data;
         let due = config.restart_dead_codes
             && done.is_multiple_of(config.restart_every)
             && (done as f64) < RESTARTS * update.steps as f64;
-        if all || due {
+        if due {
             let noisy: Vec<&Tensor> = quantized.iter().map(|q| &q.noisy).collect();
             let (optimizer, seed) = (&self.optimizer, self.seed);
             let dead_codes = self.counts.dead_codes()?;
-            let codes = match all {
-                true => dead_codes.all(),
-                false => dead_codes.dead(),
-            };
+            let codes = dead_codes.dead();
             dead_codes::restart(world, &codes, optimizer, &noisy, seed, update.step)?;
             metrics.add("codes_restarted", codes.len() as f64);
         }
@@ -234,7 +234,8 @@ impl Stage for VaeStage {
         let x = batch.images.to_device(&self.device)?;
         let _packed = self.hold_weights()?;
         let decoder_only = self.config.loss.decoder_only;
-        let mut tape = Tape::start();
+        // No gradient passes through what makes the codes if these stay.
+        let whole = (!decoder_only).then(Tape::start);
         let v = info_span!("encode").in_scope(|| self.tokenizer.encode(&x))?; // [B,h,w,d]
         let noise = Noise::Drawn {
             seed: self.seed,
@@ -243,13 +244,9 @@ impl Stage for VaeStage {
         let quantized =
             info_span!("quantize").in_scope(|| self.tokenizer.quantizer.quantize(&v, &noise))?;
         let sum = quantized.sums.get(self.tokenizer.quantizer.steps())?;
+        let tape = whole.unwrap_or_else(Tape::start);
         let z = match decoder_only {
-            true => {
-                // What the encoder has recorded is forgotten.
-                drop(tape);
-                tape = Tape::start();
-                sum.detach()
-            }
+            true => sum.detach(),
             false => straight_through(&v, &sum)?,
         };
         let adversary = self

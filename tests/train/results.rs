@@ -274,6 +274,62 @@ fn a_decoder_trained_alone_keeps_the_codes() {
     let output = lab.output(&lab.start(VAE, "nothing", &alone));
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("--init FILE"));
+    let model = "whole/checkpoints/step-00000004/model.safetensors";
+    for (init, set, lost) in [
+        ("whole", "schedule.kind=sin", "the same [schedule]"),
+        ("whole", "quantizer.steps=4", "the same [quantizer]"),
+        (
+            "whole",
+            "quantizer.codebook_size=8",
+            "`quantize.embedding.weight`",
+        ),
+        (model, "loss.disc_weight=0.5", "its configuration"),
+    ] {
+        let more = [&alone[..], &["--init", init, "--set", set]].concat();
+        let output = lab.output(&lab.start(VAE, "other", &more));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(lost), "{}", stderr(&output));
+    }
+}
+
+/// The discriminator learns at its own rate times what the schedule leaves of the tokenizer's.
+#[test]
+fn the_discriminators_rate_follows_the_schedule() {
+    let lab = Lab::new();
+    let weights = |run: &str, step: u64| {
+        let file = format!("{run}/checkpoints/step-{step:08}/optimizer.safetensors");
+        let tensors = candle_core::safetensors::load(lab.path(&file), &Device::Cpu);
+        let mut tensors: Vec<(String, Tensor)> =
+            tensors.expect("a checkpoint").into_iter().collect();
+        tensors.retain(|(name, _)| name.starts_with("discriminator.") && name.ends_with("weight"));
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let (_, first) = tensors.first().expect("a discriminator");
+        first
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .expect("values")
+    };
+    // The last of six steps of a cosine is hardly one; of a constant rate it is as large as any.
+    let moved = |schedule: &str| {
+        let set = format!("train_vae.lr_schedule={schedule}");
+        let more = [
+            "--steps",
+            "6",
+            "--set",
+            &set,
+            "--set",
+            "train_vae.checkpoint_every=1",
+        ];
+        lab.train(VAE, schedule, &more);
+        let [before, after] = [5, 6].map(|step| weights(schedule, step));
+        let moves = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+        moves.fold(0.0, f32::max)
+    };
+    let (constant, cosine) = (moved("constant"), moved("cosine"));
+    assert!(
+        cosine > 0.0 && cosine < 0.3 * constant,
+        "{cosine}, {constant}"
+    );
 }
 
 #[test]

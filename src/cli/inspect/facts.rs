@@ -32,7 +32,7 @@ pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
         facts.insert("bytes".into(), json!(bytes.len()));
         facts.insert("sha256".into(), json!(digest::of_bytes(bytes)));
         let header = Reader::of_built_in(bytes, path)?.header()?;
-        facts.insert("format".into(), json!(header.metadata["format"]));
+        facts.insert("format".into(), json!(header.metadata.get("format")));
         of_bundle(Bundle::built_in()?, &header, each_tensor, &mut facts)?;
         return Ok(facts);
     }
