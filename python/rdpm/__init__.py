@@ -24,8 +24,8 @@ __all__ = ["load"]
 def load(path: str | os.PathLike[str], device: str | "torch.device" = "cpu") -> "Model":
     """The model at `path`, with the weights of the moving average, in f32 on `device`.
 
-    `path` is a bundle (`.safetensors`), a run folder, one of its checkpoints, or a folder with
-    `config.json` and `model.safetensors`.
+    `path` is a bundle (`.safetensors`), a run folder, one of its checkpoints, a folder with
+    `config.json` and `model.safetensors`, or, in a clone of the repository, `builtin`.
     """
     from .bundle import read
     from .model import Model

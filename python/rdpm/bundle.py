@@ -17,6 +17,9 @@ Tensors = dict[str, torch.Tensor]
 
 FORMATS = ("rdpm-bundle/1", "rdpm-bundle/2")
 
+BUILTIN = Path(__file__).resolve().parents[2] / "models" / "tiny-imagenet-64.safetensors"
+"""The model that is built into the program, in a clone of its repository."""
+
 
 @dataclass
 class Bundle:
@@ -31,11 +34,11 @@ class Bundle:
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
-    """The bundle at `path`, or that of a run or of a folder of `export --hf`.
+    """The bundle at `path`, or that of a run, of a folder of `export --hf`, or the `builtin` one.
 
     Raises ValueError for what is none of these, with the path.
     """
-    path = Path(path)
+    path = BUILTIN if str(path) == "builtin" else Path(path)
     if path.is_file():
         return _of_file(path)
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():

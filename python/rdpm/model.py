@@ -20,10 +20,15 @@ from .bundle import Bundle, Tensors
 Config = dict[str, Any]
 
 
-def alphas(steps: int, kind: str, phi: float) -> Tensor:
-    """alpha_1 .. alpha_T of Table 4, f64 [T]; beta_t is sqrt(1 - alpha_t^2)."""
-    t = torch.arange(1, steps + 1, dtype=torch.float64)
-    return {"pow": phi ** (steps - t), "linear": t / steps, "sin": torch.sin(math.pi / 2 * t / steps)}[kind]
+def alphas(steps: int, schedule: Config) -> Tensor:
+    """alpha_1 .. alpha_T, f64 [T], by `config["schedule"]`; beta_t is sqrt(1 - alpha_t^2)."""
+    t, kind = torch.arange(1, steps + 1, dtype=torch.float64), schedule["kind"]
+    if kind == "logit":
+        first, last = schedule["logit"]
+        alpha = torch.sigmoid(first + (last - first) * (t - 1) / max(steps - 2, 1)).sqrt()
+        alpha[-1] = 1
+        return alpha
+    return {"pow": schedule["phi"] ** (steps - t), "linear": t / steps, "sin": torch.sin(math.pi / 2 * t / steps)}[kind]
 
 
 class ResnetBlock(nn.Module):
@@ -143,10 +148,10 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        q, s, d = config["quantizer"], config["schedule"], config["tokenizer"]["embed_dim"]
+        q, d = config["quantizer"], config["tokenizer"]["embed_dim"]
         self.steps, self.embedding = q["steps"], nn.Embedding(q["codebook_size"], d)
         self.bias_conv = nn.Conv2d(d, d, 3, padding=1) if q["bias"] else None
-        alpha = alphas(self.steps, s["kind"], s["phi"])
+        alpha = alphas(self.steps, config["schedule"])
         self.register_buffer("alpha", alpha.float(), persistent=False)
         self.register_buffer("beta", (1 - alpha**2).clamp_min(0).sqrt().float(), persistent=False)
 
