@@ -379,7 +379,7 @@ fn a_probe_says_how_many_samples_show_their_class() -> Result<()> {
     assert_eq!(asked.outputs(), [Output::Pool2048]);
     assert!(asked.keeps_sample_rows("2048") && !asked.keeps_reference_rows("2048"));
     let (text, _) = report(&probe("clean")?.check(&*networks[0]).unwrap_err());
-    assert!(text.contains("fitted with --preprocess clean"), "{text}");
+    assert!(text.contains("fitted with the resize clean"), "{text}");
     samples.labels = Some(Labels {
         classes: Classes::named(["green", "red"]),
         indices: vec![1, 1, 0, 1],

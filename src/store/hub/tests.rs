@@ -110,7 +110,7 @@ fn answer(mut stream: TcpStream, port: u16, state: &mut State) {
     let code = |code: &str| ("X-Error-Code", code.to_string());
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match parts[..] {
-        // The storage, which needs no token and must be sent none.
+        // The storage, another host, which needs no token and must be sent none.
         ["storage"] if field("authorization").is_some() => say("400 Bad Request", &[], b"", 0),
         ["storage"] => {
             let from = range.map(|r| r["bytes=".len()..r.len() - 1].parse::<usize>().unwrap());
@@ -143,7 +143,7 @@ fn answer(mut stream: TcpStream, port: u16, state: &mut State) {
             let fields = [
                 ("X-Repo-Commit", commit.to_string()),
                 ("X-Linked-Etag", format!("\"{}\"", state.digest)),
-                ("Location", format!("http://127.0.0.1:{port}/storage")),
+                ("Location", format!("http://localhost:{port}/storage")),
             ];
             say("302 Found", &fields, b"", 0);
         }
