@@ -145,8 +145,11 @@ impl Forwarded {
             .name("rdpm-signals".to_string())
             .spawn(move || {
                 for signal in signals.forever() {
-                    flag.store(true, Ordering::SeqCst);
-                    send(&to, signal);
+                    // The first is passed on as one that never ends a process at once: whoever
+                    // signals the launcher may signal its processes too, and two would end them.
+                    let is_first = !flag.swap(true, Ordering::SeqCst);
+                    let gentle = is_first && !is_ignored(SIGUSR1);
+                    send(&to, if gentle { SIGUSR1 } else { signal });
                 }
             })?;
         Ok(Self { running, received })

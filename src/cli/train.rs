@@ -225,8 +225,18 @@ impl TrainArgs {
         };
         let mut asked = over.load()?;
         if self.is_auto() {
-            // As it was when the run began.
+            // As it was when the run began, perhaps with more processes than now.
             raise(&mut asked, world, stage);
+            let mut own = own.clone();
+            let begun = stage.settings(&mut own).accumulate;
+            let train = stage.settings(&mut asked);
+            if train.accumulate < begun {
+                tracing::info!(
+                    "{}.accumulate stays {begun}, with which the run was begun",
+                    stage.section()
+                );
+                train.accumulate = begun;
+            }
         }
         if stage == Stage::Generator && self.is_auto() {
             // The tokenizer's settings were taken from the tokenizer when the run began.

@@ -73,7 +73,9 @@ impl Hub {
             }
         };
         Ok(Self {
-            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_string()),
+            endpoint: set("HF_ENDPOINT").map_or(ENDPOINT.to_string(), |endpoint| {
+                endpoint.trim_end_matches('/').to_string()
+            }),
             token: set("HF_TOKEN"),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
             cache: root.join("rdpm/models"),

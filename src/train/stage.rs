@@ -251,6 +251,8 @@ impl Job<'_> {
             return Ok(());
         }
         let last = self.folder.latest()?;
+        // Every rank counts the same steps: each says so itself.
+        self.world.part()?;
         Err(self.of_all(hinted(
             format!("{bad} steps in a row were skipped, the last for {name}: the run has diverged"),
             format!(

@@ -134,8 +134,9 @@ impl Begun {
     /// Ties the run to weights that it reads but does not train, by the hash of their tensors;
     /// `what` names them.
     ///
-    /// Errors: a resumed run was started with other weights.
-    pub fn record_frozen_hash(&mut self, what: &str, hash: String) -> Result<()> {
+    /// Errors: a resumed run was started with other weights; a rank of the world has others.
+    pub fn record_frozen_hash(&mut self, world: &World, what: &str, hash: String) -> Result<()> {
+        world.same(&[(&format!("a {what} of SHA-256"), hash.clone())])?;
         if self.resumed.is_some() && self.state.frozen.get(what) != Some(&hash) {
             return Err(usage(
                 format!("the run was not started with this {what}: the weights differ"),
@@ -444,15 +445,18 @@ mod tests {
             timeout: None,
         };
         let mut new = request.begin("train-vae", &source)?;
-        new.record_frozen_hash("VGG16", "a".into())?;
+        new.record_frozen_hash(&World::alone(), "VGG16", "a".into())?;
         let run = Run::create(Some(&path), "train-vae", &request.config)?;
         checkpoint::save(&run.checkpoints(), &new.state, &Contents::default(), 1)?;
         drop(run);
         request.resume = Some(path);
         let mut resumed = request.begin("train-vae", &source)?;
-        resumed.record_frozen_hash("VGG16", "a".into())?;
-        let (text, code) =
-            crate::error::report(&resumed.record_frozen_hash("VGG16", "b".into()).unwrap_err());
+        resumed.record_frozen_hash(&World::alone(), "VGG16", "a".into())?;
+        let (text, code) = crate::error::report(
+            &resumed
+                .record_frozen_hash(&World::alone(), "VGG16", "b".into())
+                .unwrap_err(),
+        );
         assert!(text.contains("not started with this VGG16"), "{text}");
         assert_eq!(code, 2);
         Ok(())

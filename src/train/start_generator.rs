@@ -46,7 +46,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
         .map(|path| Start::read(path, Part::Generator))
         .transpose()?;
     let tokenizer_hash = frozen.tokenizer_hash()?;
-    begun.record_frozen_hash(model::TOKENIZER, tokenizer_hash.clone())?;
+    begun.record_frozen_hash(&request.world, model::TOKENIZER, tokenizer_hash.clone())?;
     inherit_tokenizer_config(&mut request.config, &frozen.config);
     request.config.validate()?;
     let config = request.config.clone();

@@ -43,8 +43,12 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     let lpips = match perceptual {
         None => None,
         Some(weights) => {
-            begun.record_frozen_hash("VGG16", digest::of_tensors(&weights.vgg)?)?;
-            begun.record_frozen_hash("set of LPIPS heads", digest::of_tensors(&weights.heads)?)?;
+            begun.record_frozen_hash(&request.world, "VGG16", digest::of_tensors(&weights.vgg)?)?;
+            begun.record_frozen_hash(
+                &request.world,
+                "set of LPIPS heads",
+                digest::of_tensors(&weights.heads)?,
+            )?;
             Some(weights.build(device)?)
         }
     };

@@ -163,7 +163,7 @@ fn a_set_goes_on_where_it_was_stopped_and_parts_make_the_same_files() -> Result<
         }
         let (errors, _) = fails(at, &format!("decode {format}/parts {MODEL}"));
         assert!(
-            errors.contains("1 of 4 shards are missing") && errors.contains("hint: "),
+            errors.contains("3 of 4 shards are there") && errors.contains("hint: "),
             "{errors}"
         );
         let said = succeeds(at, &format!("{encode} --out {format}/parts"));

@@ -91,7 +91,7 @@ fn a_signal_to_the_launcher_stops_all_after_a_checkpoint() {
 #[test]
 fn a_killed_rank_ends_the_job_and_a_restart_goes_on() {
     let lab = Lab::new();
-    let steps = ["--steps", "30", "--resume", "auto"];
+    let steps = ["--steps", "150", "--resume", "auto"];
     let begun = |out| lab.start(VAE, out, &[&FOUR[..], &steps].concat());
     lab.run(&begun("whole"));
     for (out, restarts) in [("ends", "0"), ("goes-on", "1")] {
@@ -133,7 +133,8 @@ fn a_rank_that_falls_silent_ends_the_job() {
     send("-STOP", started[1]);
     let output = launcher.wait_with_output().expect("it ends");
     let told = stderr(&output);
-    assert!(begin.elapsed() < Duration::from_secs(40), "{told}");
+    // 20 s of silence and 13 until the last is ended, on a machine that has other work.
+    assert!(begin.elapsed() < Duration::from_secs(120), "{told}");
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
         told.contains("[0] error: rank 1 (") && told.contains("no sign of life for 20 s"),

@@ -80,7 +80,7 @@ impl Format {
     /// Whether `path` holds codes, for those who read other things too.
     pub fn is_codes(path: &Path) -> bool {
         match Format::of(path) {
-            Format::Npy => path.join(npy::ABOUT).is_file(),
+            Format::Npy => npy::is_codes(path),
             Format::Safetensors => false,
             Format::Wds => super::wds::is_codes(path),
             Format::Jsonl => super::jsonl::is_codes(path),

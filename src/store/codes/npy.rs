@@ -75,6 +75,21 @@ pub(super) fn write(codes: &Codes, path: &Path) -> Result<()> {
     })
 }
 
+/// Whether the folder at `path` is one of codes, which may be replaced: it holds nothing else.
+pub(super) fn is_codes(path: &Path) -> bool {
+    let about = fs::read(path.join(ABOUT)).unwrap_or_default();
+    let about: serde_json::Value = serde_json::from_slice(&about).unwrap_or_default();
+    let ours = FORMAT.split('/').next();
+    let format = about["format"].as_str();
+    let is_ours = format.is_some_and(|format| format.split('/').next() == ours);
+    let mut entries = fs::read_dir(path).into_iter().flatten();
+    is_ours
+        && entries.all(|entry| {
+            let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
+            name == ABOUT || Path::new(&name).extension() == Some("npy".as_ref())
+        })
+}
+
 /// The type that codes below `codebook_size` are stored in.
 pub(super) fn element(codebook_size: usize) -> Element {
     match codebook_size <= 1 << 16 {

@@ -172,6 +172,7 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
         ),
         other => damaged(path, other.to_string()),
     };
+    let length = file.metadata().map_or(0, |found| found.len());
     let file = SerializedFileReader::new(file).map_err(bad)?;
     let metadata = file.metadata().file_metadata();
     let pairs = metadata.key_value_metadata();
@@ -192,6 +193,13 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
     let mut gathered = Gathered::new(path);
     for number in 0..file.num_row_groups() {
         let group = file.get_row_group(number).map_err(bad)?;
+        let count = group.metadata().num_rows();
+        if u64::try_from(count).map_or(true, |count| count / 8 > length) {
+            return Err(damaged(
+                path,
+                format!("{count} rows in a file of {length} bytes"),
+            ));
+        }
         rows(&*group, shape, &mut gathered).map_err(|error| {
             match error.downcast::<ParquetError>() {
                 Ok(error) => bad(error),

@@ -30,17 +30,21 @@ pub(super) struct Shape {
 impl Shape {
     /// Codes of an image.
     pub fn codes(&self) -> usize {
-        self.steps * self.height * self.width
+        self.steps
+            .saturating_mul(self.height)
+            .saturating_mul(self.width)
     }
 
     /// Values of an image's latents.
     pub fn latents(&self) -> usize {
-        self.embed_dim * self.height * self.width
+        self.embed_dim
+            .saturating_mul(self.height)
+            .saturating_mul(self.width)
     }
 
     /// Values of an image's noise.
     pub fn noise(&self) -> usize {
-        self.steps * self.latents()
+        self.steps.saturating_mul(self.latents())
     }
 }
 

@@ -115,9 +115,11 @@ impl Manifest {
             return Err(refused(format!("expected format {FORMAT}, found {format}")));
         }
         let manifest = serde_json::from_value(value);
-        Ok(Some(
-            manifest.map_err(|e| refused(format!("it is damaged ({e})")))?,
-        ))
+        let manifest: Manifest = manifest.map_err(|e| refused(format!("it is damaged ({e})")))?;
+        match manifest.shard_size {
+            0 => Err(refused("it is damaged (shards of 0 images)".into())),
+            _ => Ok(Some(manifest)),
+        }
     }
 
     /// Refuses another set than this one, by what differs first.
@@ -154,22 +156,27 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         }
         return Ok(vec![path.to_path_buf()]);
     };
-    let shards = 0..manifest.shards();
-    let paths: Vec<PathBuf> = shards.map(|shard| manifest.path(path, shard)).collect();
-    let missing: Vec<&PathBuf> = paths.iter().filter(|path| !path.exists()).collect();
-    match missing.first() {
-        None => Ok(paths),
-        Some(first) => Err(hinted(
-            format!(
-                "{}: {} of {} shards are missing, the first is {}",
-                path.display(),
-                missing.len(),
-                paths.len(),
-                first.display()
-            ),
-            "the `rdpm encode` command that began the set makes them; or name the shards to read",
-        )),
+    let mut paths = Vec::new();
+    for shard in 0..manifest.shards() {
+        let file = manifest.path(path, shard);
+        if !file.exists() {
+            let there = fs::read_dir(path).into_iter().flatten().flatten();
+            let there = there
+                .filter(|entry| Format::is_codes(&entry.path()))
+                .count();
+            return Err(hinted(
+                format!(
+                    "{}: {there} of {} shards are there, the first that is missing is {}",
+                    path.display(),
+                    manifest.shards(),
+                    file.display()
+                ),
+                "the `rdpm encode` command that began the set makes them; or name the shards to read",
+            ));
+        }
+        paths.push(file);
     }
+    Ok(paths)
 }
 
 /// What codes in `path` say of themselves.

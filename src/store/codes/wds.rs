@@ -119,6 +119,13 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
         let mut entry = entry.map_err(broken)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let size = entry.size();
+        // A sparse member may claim any size.
+        if !entry.header().entry_type().is_file() {
+            return Err(damaged(
+                path,
+                format!("its member `{name}` is no plain file"),
+            ));
+        }
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(broken)?;
         if bytes.len() as u64 != size {
