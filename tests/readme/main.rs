@@ -63,7 +63,7 @@ const PYTHON: [(&str, Option<&str>); 7] = [
     ("# safetensors", None),
     ("# npy: nothing is read before it is used", None),
     (
-        "# wds: what webdataset.WebDataset(\"shards/codes-{00000..00002}.tar\").decode() gives",
+        "# wds: what webdataset.WebDataset(\"codes-wds/codes-{00000..00002}.tar\").decode() gives",
         None,
     ),
     ("# jsonl", None),
