@@ -137,8 +137,10 @@ impl Forwarded {
     fn listen() -> Result<Self> {
         let running = Running::default();
         let received: Arc<AtomicBool> = Arc::default();
-        let all = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
-        let mut signals = Signals::new(all.into_iter().filter(|signal| !is_ignored(*signal)))
+        // As `Interrupt` does: what nohup ignores stays ignored, but an interrupt always stops.
+        let kept = [SIGHUP, SIGUSR1].into_iter();
+        let kept = kept.filter(|signal| !is_ignored(*signal));
+        let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(kept))
             .context("cannot listen for interrupts")?;
         let (to, flag) = (running.clone(), received.clone());
         thread::Builder::new()
