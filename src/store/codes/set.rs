@@ -160,10 +160,10 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     for shard in 0..manifest.shards() {
         let file = manifest.path(path, shard);
         if !file.exists() {
-            let there = fs::read_dir(path).into_iter().flatten().flatten();
-            let there = there
-                .filter(|entry| Format::is_codes(&entry.path()))
-                .count();
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            let names = entries.map(|entry| entry.file_name());
+            let there = names.filter(|name| name.to_string_lossy().starts_with("codes-"));
+            let there = there.count();
             return Err(hinted(
                 format!(
                     "{}: {there} of {} shards are there, the first that is missing is {}",
