@@ -4,9 +4,9 @@
 #
 #   scripts/experiments/tokenizers.sh DATA VGG LPIPS OUT
 #
-# DATA: a folder with train-*.tar and val-*.tar; VGG, LPIPS: weights (scripts/weights.sh); OUT: a new
-# folder for runs and reports. RDPM names the program (target/release/rdpm), DEVICE its device (cuda).
-# On an H200, a setting takes about a minute.
+# DATA: a folder with train-*.tar and val-*.tar; VGG, LPIPS: weights (scripts/weights.sh); OUT: a
+# new folder for runs and reports. RDPM names the program (target/release/rdpm), DEVICE its device
+# (cuda). On an H200, a setting takes about a minute.
 set -euo pipefail
 data=$1 vgg=$2 lpips=$3 out=$4
 rdpm=${RDPM:-target/release/rdpm}

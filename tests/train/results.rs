@@ -1,6 +1,6 @@
 //! What a run's results must not depend on, and the errors for users' mistakes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use candle_core::{DType, Device, Tensor};
@@ -31,6 +31,16 @@ fn a_tokenizer_that_recomputes_is_the_same() {
         lab.train(VAE, &run, &more);
         assert_same(&lab.path("kept"), &lab.path(&run));
     }
+}
+
+/// A file of weights in the lab.
+fn tensors(lab: &Lab, name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let flat = tensor.flatten_all().and_then(|flat| flat.to_vec1());
+    flat.expect("values")
 }
 
 fn moments(lab: &Lab, run: &str) -> BTreeMap<String, Tensor> {
@@ -217,19 +227,12 @@ fn a_tokenizer_starts_from_what_fits_of_a_file() {
         "{told}"
     );
     assert_eq!(told.matches("from scratch:").count(), 1, "{told}");
-    let read = |name: &str| {
-        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
-    };
+    let read = |name: &str| tensors(&lab, name);
     let (from, to) = (
         read(file),
         read("second/checkpoints/step-00000000/ema.safetensors"),
     );
     let name = "encoder.conv_in.weight";
-    let values = |t: &Tensor| {
-        t.flatten_all()
-            .and_then(|t| t.to_vec1::<f32>())
-            .expect("values")
-    };
     assert_eq!(values(&from[name]), values(&to[name]));
     // A bundle's names begin with the part that they belong to.
     lab.run(&["export", "--vae", "first", "--out", "bundle.safetensors"]);
@@ -252,14 +255,7 @@ fn a_decoder_trained_alone_keeps_the_codes() {
         "finished",
         &[&alone[..], &["--init", "whole"]].concat(),
     );
-    let read = |name: &str| {
-        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
-    };
-    let values = |t: &Tensor| {
-        t.flatten_all()
-            .and_then(|t| t.to_vec1::<f32>())
-            .expect("values")
-    };
+    let read = |name: &str| tensors(&lab, name);
     let before = read("whole/checkpoints/step-00000004/ema.safetensors");
     for file in ["model", "ema"] {
         let after = read(&format!(
@@ -337,14 +333,7 @@ fn a_generator_starts_from_the_average_of_another_run_and_of_its_bundle() {
     let lab = Lab::new();
     lab.train(GENERATOR, "first", &["--steps", "3"]);
     lab.run(&["export", "--gen", "first", "--out", "bundle.safetensors"]);
-    let read = |name: &str| {
-        candle_core::safetensors::load(lab.path(name), &Device::Cpu).expect("a checkpoint")
-    };
-    let values = |t: &Tensor| {
-        t.flatten_all()
-            .and_then(|t| t.to_vec1::<f32>())
-            .expect("values")
-    };
+    let read = |name: &str| tensors(&lab, name);
     let from = read("first/checkpoints/step-00000003/ema.safetensors");
     for (run, init) in [("second", "first"), ("third", "bundle.safetensors")] {
         let options = ["--steps", "1", "--init", init];
