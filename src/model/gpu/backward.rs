@@ -358,7 +358,8 @@ impl Pass<'_> {
         network.product(&product, dmodulations, weights, dcondition, 0)
     }
 
-    /// The same of modulations of low rank: the biases in one, the wide halves and the last modulation by
+    /// The same of modulations of low rank: the biases in one, the wide halves and the last
+    /// modulation by
     /// their columns, then all narrow halves at once.
     fn modulations_of_low_rank(&self, rank: usize) -> Result<()> {
         let (network, a, scratch) = (self.network, self.a, self.scratch);

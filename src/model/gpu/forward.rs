@@ -263,7 +263,8 @@ impl Network {
         }
     }
 
-    /// One product for the narrow halves of all blocks, one a block for the wide ones, and the last modulation.
+    /// One product for the narrow halves of all blocks, one a block for the wide ones, and the last
+    /// modulation.
     fn modulations_of_low_rank(&self, s: &Sizes, c: &Conditions, rank: usize) -> Result<()> {
         let condition = c.condition.address();
         self.linear(

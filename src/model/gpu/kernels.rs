@@ -162,7 +162,8 @@ impl Sizes {
         (6 * self.depth + 2) * self.width
     }
 
-    /// Columns of the narrow halves of an image's modulations, R a block; 0 where they are of full rank.
+    /// Columns of the narrow halves of an image's modulations, R a block; 0 where they are of full
+    /// rank.
     pub fn narrow(&self) -> usize {
         self.depth * self.rank.unwrap_or(0)
     }
@@ -311,7 +312,8 @@ pub fn add_position(gpu: &Gpu, s: &Sizes, x: u64, position: u64) -> Result<()> {
         x, position, total as i64, count as i32)
 }
 
-/// Dropout in a pass: as [`Dropout`](crate::model::dropout::Dropout), the examples' numbers u64 [B] at an address.
+/// Dropout in a pass: as [`Dropout`](crate::model::dropout::Dropout), the examples' numbers u64 [B]
+/// at an address.
 #[derive(Debug, Clone, Copy)]
 pub struct DropoutAt {
     pub probability: f64,
