@@ -39,7 +39,11 @@ impl ConfigArgs {
         }
         let (data, loss) = (&mut config.data, &mut config.loss);
         let files = data.train.iter_mut().chain(&mut data.val);
-        for file in files.chain(&mut loss.vgg).chain(&mut loss.lpips) {
+        for file in files
+            .chain(&mut loss.vgg)
+            .chain(&mut loss.lpips)
+            .chain(&mut loss.generator)
+        {
             *file = absolute(file)?;
         }
         Ok(config)
