@@ -39,11 +39,7 @@ impl ConfigArgs {
         }
         let (data, loss) = (&mut config.data, &mut config.loss);
         let files = data.train.iter_mut().chain(&mut data.val);
-        for file in files
-            .chain(&mut loss.vgg)
-            .chain(&mut loss.lpips)
-            .chain(&mut loss.generator)
-        {
+        for file in files.chain(&mut loss.vgg).chain(&mut loss.lpips) {
             *file = absolute(file)?;
         }
         Ok(config)

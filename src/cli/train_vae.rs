@@ -21,10 +21,6 @@ pub struct Args {
     /// The weights of LPIPS's five linear heads (.pth or .safetensors; replaces loss.lpips)
     #[arg(long, value_name = "FILE")]
     lpips: Option<String>,
-    /// A generator of the same codes, a run or a bundle, for loss.decoder_only: the discriminator
-    /// also sees the images of its latents (replaces loss.generator)
-    #[arg(long = "gen", value_name = "RUN|BUNDLE")]
-    generator: Option<String>,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
@@ -36,16 +32,11 @@ fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
     let mut request = args.train.request(context, world, Stage::Tokenizer)?;
     let init = args.train.init(&request)?.map(Path::to_path_buf);
     let loss = &mut request.config.loss;
-    for (asked, own) in [
-        (&args.vgg, &mut loss.vgg),
-        (&args.lpips, &mut loss.lpips),
-        (&args.generator, &mut loss.generator),
-    ] {
+    for (asked, own) in [(&args.vgg, &mut loss.vgg), (&args.lpips, &mut loss.lpips)] {
         if let Some(asked) = asked {
             *own = Some(absolute(asked)?);
         }
     }
-    request.config.validate()?;
     if args.train.dry_run {
         return super::print(&start_vae::estimate(&request)?.text());
     }

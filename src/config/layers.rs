@@ -164,7 +164,6 @@ pub(super) fn schema() -> Result<Table> {
     config.data.val = vec!["data/val".into()];
     config.loss.vgg = Some("vgg16.safetensors".into());
     config.loss.lpips = Some("lpips_vgg_lin.safetensors".into());
-    config.loss.generator = Some("runs/gen".into());
     config.generator.width = Some(768);
     config.generator.heads = Some(12);
     config.generator.mix_dim = Some(64);

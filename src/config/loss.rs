@@ -36,14 +36,6 @@ pub struct LossConfig {
     pub adaptive_weight_max: f64,
     /// Train the decoder alone, on latents that stay as they are [ours].
     pub decoder_only: bool,
-    /// A generator of the same codes, on whose latents the decoder is trained too, or none [ours];
-    /// --gen on the command line.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generator: Option<String>,
-    /// Latents of `generator` per image.
-    pub generated_share: f64,
-    /// Latents that `generator` draws before the first step.
-    pub generated_latents: usize,
 }
 
 impl Default for LossConfig {
@@ -61,9 +53,6 @@ impl Default for LossConfig {
             disc_layers: 3,
             adaptive_weight_max: 1e4,
             decoder_only: false,
-            generator: None,
-            generated_share: 0.5,
-            generated_latents: 32_768,
         }
     }
 }

@@ -148,15 +148,6 @@ fn loss(config: &Config) -> Result<()> {
     at_least_zero("loss.disc_weight", l.disc_weight)?;
     positive("loss.disc_lr", l.disc_lr)?;
     positive("loss.adaptive_weight_max", l.adaptive_weight_max)?;
-    positive("loss.generated_share", l.generated_share)?;
-    from_one("loss.generated_latents", l.generated_latents, 1 << 24)?;
-    require(
-        l.generator.is_none() || (l.decoder_only && l.disc_weight > 0.0),
-        "loss.generator",
-        l.generator.as_deref().unwrap_or_default(),
-        "left out, unless loss.decoder_only = true and loss.disc_weight > 0: the discriminator alone \
-         judges images of generated latents",
-    )?;
     from_one("loss.disc_layers", l.disc_layers, 8)?;
     require(
         l.perceptual == Perceptual::None || size >= 16,

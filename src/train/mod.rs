@@ -7,7 +7,6 @@ pub mod checkpoint;
 pub mod code_counts;
 pub mod dead_codes;
 pub mod estimate;
-pub mod generated;
 pub mod generator;
 #[cfg(feature = "cuda")]
 pub mod generator_gpu;

@@ -285,7 +285,7 @@ pub fn check_compute_type(section: &str, config: &TrainConfig, device: &Device) 
 /// What [`resumed_config`] takes from the configuration that was asked for.
 const MAY_CHANGE: &str = "steps, epochs, recompute_blocks, recompute_levels, log_every, \
     image_every, checkpoint_every, checkpoint_minutes, keep_checkpoints, max_bad_steps, data.train, data.val, \
-    loss.vgg, loss.lpips, loss.generator, sample.* (without loss.generator)";
+    loss.vgg, loss.lpips, sample.*";
 
 /// The configuration of a resumed run: its own, except for its length and for settings that do not
 /// affect the results.
@@ -295,13 +295,8 @@ pub fn resumed_config(own: &Config, asked: &Config) -> Result<Config> {
     let mut allowed = own.clone();
     allowed.data.train.clone_from(&asked.data.train);
     allowed.data.val.clone_from(&asked.data.val);
-    if own.loss.generator.is_none() {
-        allowed.sample = asked.sample.clone();
-    }
+    allowed.sample = asked.sample.clone();
     (allowed.loss.vgg, allowed.loss.lpips) = (asked.loss.vgg.clone(), asked.loss.lpips.clone());
-    if let (Some(own), Some(asked)) = (&mut allowed.loss.generator, &asked.loss.generator) {
-        own.clone_from(asked);
-    }
     for (own, asked) in [
         (&mut allowed.train_vae, &asked.train_vae),
         (&mut allowed.train_gen, &asked.train_gen),

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use super::estimate::RunEstimate;
-use super::generated;
 use super::init::{Part, Start};
 use super::start::{
     Request, check_compute_type, training_source, validation_images, write_classes,
@@ -37,7 +36,6 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
     }
     let source = training_source(config, &request.world, request.skip_bad)?;
     let perceptual = perceptual(config)?;
-    let generator = generated::source(config, device)?;
     let init = init
         .map(|path| Start::read(path, Part::Tokenizer))
         .transpose()?;
@@ -54,9 +52,6 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
             Some(weights.build(device)?)
         }
     };
-    if let Some(generator) = &generator {
-        begun.record_frozen_hash(&request.world, "generator", generator.hash()?)?;
-    }
     let options = LoaderOptions {
         batch_size: train.micro_batch(),
         workers: request.workers,
@@ -81,18 +76,10 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
             validation_images(config, &source, count, request.skip_bad)
         })?,
         lpips,
-        generated: (generator.as_ref())
-            .map(|source| source.draw(config, seed))
-            .transpose()?,
     })?;
     if let Some(start) = &init {
         stage.start_from(start)?;
-        // A resumed run's generator is the one that it was started with, as its hash says.
-        generator
-            .iter()
-            .try_for_each(|source| source.check(stage.codebook()))?;
     }
-    drop(generator);
     begun.train(request, train, &mut stage, |folder| {
         write_classes(folder, source.classes())
     })

@@ -17,7 +17,6 @@ use super::adversary::{Adversary, Judged, Seen};
 use super::checkpoint::{Contents, counter};
 use super::code_counts::CodeCounts;
 use super::dead_codes;
-use super::generated::Generated;
 use super::grads::{self, Gradients, gradients};
 use super::init::Start;
 use super::lr::ramp;
@@ -50,7 +49,6 @@ pub struct VaeStage {
     average: Tokenizer,
     optimizer: Optimizer,
     adversary: Option<Adversary>,
-    generated: Option<Generated>,
     lpips: Option<Lpips>,
     validation: Validation,
     counts: CodeCounts,
@@ -83,8 +81,6 @@ pub struct Parts {
     /// [B,H,W,3] in [-1,1]
     pub validation: Tensor,
     pub lpips: Option<Lpips>,
-    /// Latents whose images the discriminator sees too.
-    pub generated: Option<Generated>,
 }
 
 impl VaeStage {
@@ -123,12 +119,7 @@ impl VaeStage {
             average,
             optimizer,
             adversary,
-            generated: parts.generated,
         })
-    }
-
-    pub fn codebook(&self) -> &Tensor {
-        &self.tokenizer.quantizer.codebook.embedding
     }
 
     /// Sets the parameters and the average to other weights, where they match.
@@ -262,15 +253,6 @@ impl Stage for VaeStage {
             .adversary
             .as_ref()
             .filter(|_| step >= self.config.loss.disc_start);
-        let generated = (self.generated.as_ref())
-            .filter(|_| adversary.is_some())
-            .map(|generated| generated.beside(&batch.indices))
-            .transpose()?;
-        let (images, more) = (x.dim(0)?, generated.as_ref().map_or(Ok(0), |z| z.dim(0))?);
-        let z = match &generated {
-            Some(generated) => Tensor::cat(&[&z, generated], 0)?,
-            None => z,
-        };
         let decode = info_span!("decode").entered();
         let features = self.tokenizer.features(&z)?;
         // The last weight's gradient is a by-product of the adaptive weight.
@@ -280,11 +262,7 @@ impl Stage for VaeStage {
         }; // [B,H,W,3]
         drop(decode);
         let o = out.detach();
-        let own = o.narrow(0, 0, images)?;
-        let (loss, mut at_image) = self.reconstruction(&x, &own, &mut metrics)?;
-        if more > 0 {
-            at_image = at_image.pad_with_zeros(0, 0, more)?;
-        }
+        let (loss, mut at_image) = self.reconstruction(&x, &o, &mut metrics)?;
         let mut total = loss.to_dtype(DType::F64)?;
         let (mut fake, mut at_last_weight) = (None, None);
         if let Some(adversary) = adversary {

@@ -288,60 +288,6 @@ fn a_decoder_trained_alone_keeps_the_codes() {
     }
 }
 
-/// The discriminator sees images of a generator's latents, and with them the decoder becomes
-/// another; its codes stay, and a resumed run draws the same latents.
-#[test]
-fn a_decoder_is_trained_on_what_a_generator_draws() {
-    let lab = Lab::new();
-    lab.train(GENERATOR, "drawing", &["--steps", "2"]);
-    let alone = [
-        "--init",
-        "vae",
-        "--set",
-        "loss.decoder_only=true",
-        "--set",
-        "loss.generated_latents=10",
-    ];
-    let with = |more: &[&'static str]| [&alone[..], &["--gen", "drawing"], more].concat();
-    lab.train(VAE, "without", &[&alone[..], &["--steps", "8"]].concat());
-    lab.train(VAE, "with", &with(&["--steps", "8"]));
-    lab.train(VAE, "again", &with(&["--steps", "5"]));
-    lab.run(&[VAE, "--resume", "again", "--steps", "8"]);
-    assert_same(&lab.path("with"), &lab.path("again"));
-    let read = |run: &str, step: u64| {
-        let file = format!("{run}/checkpoints/step-{step:08}/model.safetensors");
-        tensors(&lab, &file)
-    };
-    let [without, with_some] = ["without", "with"].map(|run| read(run, 8));
-    let decoder = "decoder.conv_out.weight";
-    assert_ne!(values(&without[decoder]), values(&with_some[decoder]));
-    let codes = "quantize.embedding.weight";
-    assert_eq!(values(&without[codes]), values(&with_some[codes]));
-    // The discriminator begins at step 2.
-    let loss = |run: &str, line: usize| metrics(&lab.path(run))[line]["loss"].clone();
-    assert_eq!(loss("without", 0), loss("with", 0));
-    assert_ne!(loss("without", 1), loss("with", 1));
-    lab.train(VAE, "other", &["--steps", "1", "--seed", "5"]);
-    let (only, other) = (&alone[2..4], ["--init", "other", "--gen", "drawing"]);
-    let sines = ["--set", "schedule.kind=sin"];
-    for (arguments, problem) in [
-        ([only, &other].concat(), "it has another codebook"),
-        ([only, &other, &sines].concat(), "its [schedule] is another"),
-        (vec!["--gen", "drawing"], "loss.decoder_only = true"),
-        (
-            [only, &["--init", "vae", "--gen", "vae"]].concat(),
-            "generator",
-        ),
-    ] {
-        let output = lab.output(&lab.start(VAE, "refused", &arguments));
-        let told = stderr(&output);
-        assert!(!output.status.success() && told.contains(problem), "{told}");
-        assert!(!lab.path("refused").exists(), "{told}");
-    }
-    let output = lab.output(&[VAE, "--resume", "with", "--gen", "refused"]);
-    assert!(!output.status.success(), "{}", stderr(&output));
-}
-
 /// The discriminator learns at its own rate times what the schedule leaves of the tokenizer's.
 #[test]
 fn the_discriminators_rate_follows_the_schedule() {

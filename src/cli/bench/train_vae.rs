@@ -155,7 +155,6 @@ fn stage(args: &Args, config: &Config, device: &Device) -> Result<VaeStage> {
         batches: Box::new(batches),
         validation: images.narrow(0, 0, 1)?,
         lpips,
-        generated: None,
     })
 }
 
