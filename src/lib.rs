@@ -8,7 +8,7 @@
 //! Layers, from the top; a module imports only from its own layer and from layers below it:
 //!
 //! ```text
-//! cli
+//! cli, hostile
 //! metrics, train
 //! sample
 //! model, data
@@ -26,6 +26,8 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
+#[doc(hidden)]
+pub mod hostile;
 pub mod interrupt;
 pub mod metrics;
 pub mod model;

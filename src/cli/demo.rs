@@ -148,6 +148,7 @@ fn request(
         fall_back: false,
         workers: threads,
         skip_bad: false,
+        tensorboard: false,
         scale: args.scale.scale,
         timeout: None,
     })

@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod launch;
 pub mod pack;
 pub mod reconstruct;
+pub mod report;
 pub mod sample;
 mod sheet;
 mod train;
@@ -80,6 +81,7 @@ subcommands! {
     EvalVae => eval_vae,
     Index => index,
     Inspect => inspect,
+    Report => report,
     Pack => pack,
     Bench => bench,
     Launch => launch,

@@ -48,6 +48,10 @@ pub struct TrainArgs {
     /// Threads that read and decode images; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: usize,
+    /// Also write scalars and pictures to RUN/tensorboard/ for TensorBoard; a resumed run goes on
+    /// with what it has there
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Print what the run would need (parameters, memory, FLOP, steps), and exit
     #[arg(long)]
     pub dry_run: bool,
@@ -141,6 +145,7 @@ impl TrainArgs {
             fall_back: self.is_auto(),
             workers: self.workers,
             skip_bad: self.skip_bad_images,
+            tensorboard: self.tensorboard,
             scale: self.scale.scale,
             timeout: self.timeout(world),
         })

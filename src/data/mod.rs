@@ -34,8 +34,11 @@ mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
+pub(crate) use decode::decode;
+pub(crate) use index::read_index;
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
+pub(crate) use source::read_shard;
 pub use source::{Example, Kept, Source, keep_index, open, open_numbered};
 
 #[cfg(test)]

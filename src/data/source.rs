@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -168,6 +168,21 @@ pub fn keep_index(patterns: &[String], refresh: bool) -> Result<Kept> {
     index::settle(&images.parts);
     let path = images.keep()?;
     Ok(kept(path, &images, true))
+}
+
+/// Looks through the shard at `path` and reads its first images; whether there are any.
+pub(crate) fn read_shard(path: &Path, most_gzip: u64) -> Result<bool> {
+    let scanned = shards::scan(path, true, &AtomicU64::new(0), most_gzip)?;
+    let mut parts = [scanned];
+    label(&mut parts, true)?;
+    let classes = numbering(&parts, None)?;
+    header::of_parts(&parts)?;
+    let table = table(&mut parts, &classes)?;
+    for index in 0..table.len().min(8) {
+        let item = table.item(index);
+        let _ = parts[item.part].bytes(item.name, &item.place);
+    }
+    Ok(table.len() > 0)
 }
 
 /// Threads that look at files.

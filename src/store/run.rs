@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! config.toml  metrics.jsonl  classes.json  tokenizer.safetensors (train-gen)  images/
+//! starts.jsonl  tensorboard/ (if it was asked for)
 //! checkpoints/step-00000200/{model,ema,optimizer}.safetensors, state.json    checkpoints/latest
 //! ```
 
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use super::{atomic, digest};
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
-use crate::telemetry::MetricsLog;
+use crate::telemetry::{EventLog, MetricsLog};
 
 /// Format of `state.json`.
 pub const CHECKPOINT_FORMAT: &str = "rdpm-checkpoint/1";
@@ -109,6 +110,16 @@ impl RunFolder {
 
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
+    }
+
+    /// A line for each start of a process on this run.
+    pub fn starts(&self) -> PathBuf {
+        self.0.join("starts.jsonl")
+    }
+
+    /// Event files, if they were asked for.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.0.join("tensorboard")
     }
 
     /// A list of {index, wnid, words}.
@@ -208,6 +219,8 @@ impl CheckpointInfo {
 pub struct Run {
     folder: RunFolder,
     pub metrics: MetricsLog,
+    /// TensorBoard's, if it was asked for.
+    pub events: Option<EventLog>,
     _lock: File,
 }
 
@@ -237,8 +250,16 @@ impl Run {
         Ok(Self {
             folder,
             metrics,
+            events: None,
             _lock: lock,
         })
+    }
+
+    /// Writes TensorBoard's event files from now on, for the steps after `step`.
+    pub fn write_events(&mut self, step: u64, config: &Config) -> Result<()> {
+        let folder = self.folder.tensorboard();
+        self.events = Some(EventLog::create(&folder, step + 1, &config.to_toml()?)?);
+        Ok(())
     }
 
     /// Locks an existing run for this process without changing anything in it yet.
@@ -286,6 +307,7 @@ impl Locked {
         Ok(Run {
             folder,
             metrics,
+            events: None,
             _lock: lock,
         })
     }
@@ -319,6 +341,15 @@ fn default_path(stage: &str) -> PathBuf {
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
     PathBuf::from("runs").join(format!("{stage}-{}", timestamp(seconds)))
+}
+
+/// As 2026-11-30 21:45 UTC.
+pub fn date(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    let text = timestamp(since.map_or(0, |since| since.as_secs()));
+    let (year, rest) = text.split_at(text.len() - 11);
+    let part = |from: usize| &rest[from..from + 2];
+    format!("{year}-{}-{} {}:{} UTC", part(0), part(2), part(5), part(7))
 }
 
 /// Seconds since 1970 as YYYYMMDD-HHMMSS (the date as in Howard Hinnant's `civil_from_days`).

@@ -5,9 +5,11 @@ mod log;
 mod metrics;
 mod progress;
 pub mod rates;
+mod tensorboard;
 mod terminal;
 
 pub use log::{Guard, Options, init};
 pub use metrics::MetricsLog;
 pub use progress::Progress;
 pub use rates::{Rates, Work};
+pub use tensorboard::EventLog;

@@ -20,6 +20,7 @@ pub mod optimizer;
 pub mod stage;
 pub mod start;
 pub mod start_generator;
+pub mod start_record;
 pub mod start_vae;
 pub mod step_metrics;
 pub mod timesteps;

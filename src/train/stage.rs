@@ -2,7 +2,7 @@
 //! checkpoint, interrupt.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -227,13 +227,23 @@ impl Job<'_> {
         progress: &mut Progress,
     ) -> Result<()> {
         let step = self.state.step;
-        let Some(line) = self.line(stage, lr, clock)? else {
+        let Some((line, picture)) = self.line(stage, lr, clock)? else {
             return Ok(());
         };
-        progress.log(step, &sentence(&line));
-        tracing::debug!("step {step}: {}", json!(line));
+        if !line.is_empty() {
+            progress.log(step, &sentence(&line));
+            tracing::debug!("step {step}: {}", json!(line));
+        }
+        let Some(run) = &mut self.run else {
+            return Ok(());
+        };
         // A full disk loses the line; the run continues.
-        if let Some(run) = &mut self.run
+        if let Some(events) = &mut run.events
+            && let Err(error) = events.append(step, &line, picture.as_deref())
+        {
+            tracing::warn!("step {step}: TensorBoard's events are lost: {error:#}");
+        }
+        if !line.is_empty()
             && let Err(error) = run.metrics.append(step, line)
         {
             tracing::warn!("step {step}: its log line is lost: {error:#}");
@@ -273,15 +283,15 @@ impl Job<'_> {
     }
 
     /// One log line: the means since the last line, the speed, and the metrics computed with the
-    /// images.
+    /// images; and the sheet of images, if this step has one.
     fn line<S: Checkpointed>(
         &mut self,
         stage: &mut S,
         lr: f64,
         clock: &mut Clock,
-    ) -> Result<Option<Map<String, Value>>> {
+    ) -> Result<Option<(Map<String, Value>, Option<PathBuf>)>> {
         let (step, last) = (self.state.step, self.state.finished);
-        let mut line = Map::new();
+        let (mut line, mut picture) = (Map::new(), None);
         if due(step, self.config.log_every) || last {
             let epochs = self.state.index as f64 / self.state.images as f64;
             line.insert("epoch".into(), json!(round(epochs)));
@@ -304,13 +314,15 @@ impl Job<'_> {
                 Ok(metrics) => {
                     warn_of_bad(step, &metrics);
                     line.extend(metrics);
+                    picture = Some(path);
                 }
                 // For instance a full disk, or a model with outputs that are not finite: the run
                 // continues.
                 Err(error) => tracing::warn!("step {step}: no image: {error:#}"),
             }
         }
-        Ok((!line.is_empty()).then_some(line))
+        let is_written = !line.is_empty() || picture.is_some();
+        Ok(is_written.then_some((line, picture)))
     }
 
     fn checkpoint<S: Checkpointed>(&mut self, stage: &S) -> Result<()> {

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::checkpoint::{self, Contents, State};
 use super::stage::{Job, Step};
+use super::start_record;
 use super::step_metrics::StepMetrics;
 use crate::config::{ComputeType, Config, TrainConfig};
 use crate::data::loader::{Loader, LoaderOptions};
@@ -37,6 +38,8 @@ pub struct Request {
     pub workers: usize,
     /// Skip images that cannot be decoded instead of stopping.
     pub skip_bad: bool,
+    /// Write TensorBoard's event files; a run that has some goes on with them.
+    pub tensorboard: bool,
     /// Of the sheets of images that the run writes.
     pub scale: Scale,
     /// Ends the run when a step takes so much longer than those before.
@@ -186,6 +189,14 @@ impl Begun {
                 (RunFolder::of_another(path), run)
             }
         };
+        if let Some(run) = &mut run {
+            if request.tensorboard || run.folder().tensorboard().is_dir() {
+                run.write_events(state.step, &request.config)?;
+            }
+            if let Err(error) = start_record::append(&folder, state.step, world, &request.device) {
+                tracing::warn!("{error:#}");
+            }
+        }
         let (steps, path) = (
             config.total_steps(state.images),
             folder.path().to_path_buf(),
@@ -441,6 +452,7 @@ mod tests {
             fall_back: false,
             workers: 1,
             skip_bad: false,
+            tensorboard: false,
             scale: Scale::Auto,
             timeout: None,
         };

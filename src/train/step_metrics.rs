@@ -101,7 +101,7 @@ impl StepMetrics {
     }
 
     /// What [`StepMetrics::to_bytes`] wrote; none if it is something else.
-    fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
         let mut metrics = Self::default();
         while !bytes.is_empty() {
             let counts: [u8; 16] = take(&mut bytes, 16)?.try_into().ok()?;

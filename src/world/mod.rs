@@ -24,6 +24,7 @@ use wire::Kind;
 
 pub use place::Place;
 pub use share::Share;
+pub(crate) use star::read_frames;
 pub use wire::Number;
 
 /// The processes that train together. All ranks must call the same methods in the same order.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Place;
 use super::watch::Watch;
-use super::wire::{self, Kind, SHORT};
+use super::wire::{self, Kind, LONG, SHORT};
 use crate::error::{self, Context, Result, hinted, usage};
 
 const PROGRAM: &str = "rdpm-world/1";
@@ -234,7 +234,7 @@ fn fill(
     }
 }
 
-fn listen(place: &Place) -> Result<TcpListener> {
+pub(super) fn listen(place: &Place) -> Result<TcpListener> {
     TcpListener::bind((&*place.host, place.port)).map_err(|error| {
         let at = format!("{}:{}", place.host, place.port);
         hinted(
@@ -254,9 +254,33 @@ fn introduced(mut visitor: &TcpStream) -> io::Result<Hello> {
     visitor.set_nonblocking(false)?;
     visitor.set_read_timeout(Some(INTRODUCTION))?;
     visitor.set_write_timeout(Some(INTRODUCTION))?;
-    let hello = wire::expect(&mut visitor, Kind::Hello, SHORT)?;
+    let hello = hello(&mut visitor)?;
     visitor.set_write_timeout(None)?;
+    Ok(hello)
+}
+
+fn hello(from: &mut impl Read) -> io::Result<Hello> {
+    let hello = wire::expect(from, Kind::Hello, SHORT)?;
     Ok(serde_json::from_slice(&hello)?)
+}
+
+/// Reads bytes as each frame that a process may be sent; whether they are one.
+pub fn read_frames(bytes: &[u8]) -> bool {
+    let mut frames = bytes;
+    let mut accepted = hello(&mut &*bytes).is_ok();
+    while let Ok((kind, contents)) = wire::receive(&mut frames, LONG) {
+        let hosts = serde_json::from_slice::<Vec<String>>(&contents);
+        accepted |= kind == Kind::Start && hosts.is_ok();
+    }
+    for kind in [Kind::Gather, Kind::Agree] {
+        accepted |= receive_list(&mut &*bytes, kind, LONG).is_ok();
+    }
+    for kind in [Kind::Sum, Kind::Copy] {
+        let mut numbers = [0f32; 4];
+        let read = wire::receive_numbers(&mut &*bytes, kind, &mut numbers, |sum, x| *sum += x);
+        accepted |= read.is_ok();
+    }
+    accepted
 }
 
 /// Whether a process of this job has its place here.

@@ -158,6 +158,22 @@ fn strangers_are_turned_away_and_waited_past() {
 }
 
 #[test]
+fn rank_0_listens_where_it_is_told_and_nowhere_else() {
+    for (host, is_open) in [
+        ("127.0.0.1", false),
+        ("localhost", false),
+        ("0.0.0.0", true),
+    ] {
+        let mut place = places(2).swap_remove(0);
+        place.host = host.to_string();
+        let listener = star::listen(&place).expect("a port");
+        let address = listener.local_addr().expect("its own").ip();
+        assert_eq!(address.is_loopback(), !is_open, "{host}: {address}");
+        assert_eq!(address.is_unspecified(), is_open, "{host}: {address}");
+    }
+}
+
+#[test]
 fn ranks_that_cannot_be_together_are_named() {
     let mut places = places(3);
     for place in &mut places {

@@ -16,7 +16,7 @@ use rdpm::cli::Cli;
 use rdpm::error::Result;
 
 /// Commands that contain one of these are not run here, and why.
-const NOT_RUN: [(&str, &str); 27] = [
+const NOT_RUN: [(&str, &str); 30] = [
     (
         "cargo build",
         "minutes; .ci/run builds with and without CUDA",
@@ -50,6 +50,15 @@ const NOT_RUN: [(&str, &str); 27] = [
     ("scripts/check_train_vae_gpu.py", "a GPU"),
     ("scripts/pytorch_interop.py", "PyTorch"),
     ("scripts/check_reader.py", "PyTorch"),
+    (
+        "tensorboard --logdir",
+        "a server; tests/train/seen.rs has its reader",
+    ),
+    (
+        "scripts/to_wandb.py",
+        "Weights & Biases; tests/train/seen.rs runs it dry",
+    ),
+    ("scripts/fuzz.sh", "a C++ compiler, and minutes"),
     ("mpirun -n", "MPI"),
     ("torchrun ", "PyTorch"),
     ("srun -n", "Slurm"),

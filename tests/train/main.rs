@@ -4,5 +4,6 @@ mod fixture;
 mod launch;
 mod results;
 mod resume;
+mod seen;
 mod stops;
 mod world;

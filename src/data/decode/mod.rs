@@ -41,20 +41,8 @@ pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     // Decoders have panicked on damaged files before; one file must not end the run, nor escape
     // `skip_bad`.
     let decoded = std::panic::catch_unwind(|| decode_any(bytes, path))
-        .unwrap_or_else(|_| Err("the decoder panicked".to_string()))
-        .and_then(no_line);
+        .unwrap_or_else(|_| Err("the decoder panicked".to_string()));
     decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
-}
-
-/// Refuses what would grow without bound when its shorter side is scaled to a model's size.
-fn no_line(image: RgbImage) -> std::result::Result<RgbImage, String> {
-    let (width, height) = image.dimensions();
-    match width.max(height) / width.min(height).max(1) > MAX_ASPECT {
-        true => Err(format!(
-            "{width}×{height} pixels: one side is more than {MAX_ASPECT} times the other"
-        )),
-        false => Ok(image),
-    }
 }
 
 fn decode_any(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
@@ -102,8 +90,15 @@ fn other(
     ))
 }
 
-/// Refuses a size that a header claims before anything is allocated for it.
+/// Refuses a size that a header claims before anything is allocated for it or decoded: too many
+/// pixels, or so narrow that it would grow without bound when its shorter side is scaled to a
+/// model's size.
 fn fits(width: u32, height: u32, bytes_per_pixel: u64) -> std::result::Result<(), String> {
+    if width.max(height) / width.min(height).max(1) > MAX_ASPECT {
+        return Err(format!(
+            "{width}×{height} pixels: one side is more than {MAX_ASPECT} times the other"
+        ));
+    }
     match u64::from(width) * u64::from(height) > MAX_BYTES / bytes_per_pixel {
         true => Err(format!(
             "{width}×{height} pixels of {bytes_per_pixel} bytes are more than {} MiB",

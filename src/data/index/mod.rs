@@ -193,6 +193,22 @@ fn read(file: &File, path: &Path, mut parts: Vec<Part>, paths: &[String]) -> Res
     })
 }
 
+/// Reads the file at `path` as the index of a set that is the folder `/`, and looks at its first
+/// images.
+///
+/// Errors: it is none.
+pub(crate) fn read_index(path: &Path) -> Result<bool> {
+    let root = Path::new("/");
+    let parts = vec![Part::new(root.to_path_buf(), Kind::Folder)];
+    let paths = ["/".to_string()];
+    let saved = read(&File::open(path)?, path, parts, &paths).map_err(Error::msg)?;
+    let paths = (0..saved.table.len().min(64)).map(|index| {
+        let item = saved.table.item(index);
+        saved.parts[item.part].path_of(item.name)
+    });
+    Ok(paths.map(|path| path.len()).sum::<usize>() > 0)
+}
+
 /// The first thing that is not what it was.
 fn changed(parts: &[Part]) -> Option<String> {
     let all = parts.iter().flat_map(|part| {

@@ -1,0 +1,101 @@
+//! `starts.jsonl` in a run's folder: a line for each start of it, with when, after which step, by
+//! which command and on what machine. For `rdpm report`; nothing else reads it.
+
+use std::fs::File;
+use std::io::Write;
+use std::time::SystemTime;
+
+use candle_core::Device;
+use serde_json::json;
+
+use crate::error::{Context, Result};
+use crate::store::run::RunFolder;
+use crate::world::World;
+
+/// Appends the line of this process's start.
+pub fn append(folder: &RunFolder, step: u64, world: &World, device: &Device) -> Result<()> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let arguments = std::env::args().skip(1).map(|argument| quoted(&argument));
+    let line = json!({
+        "time": since.map_or(0, |since| since.as_secs()),
+        "step": step,
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": name_of(device),
+        "threads": rayon::current_num_threads(),
+        "processes": world.size(),
+        "command": format!("rdpm {}", arguments.collect::<Vec<_>>().join(" ")),
+    });
+    let path = folder.starts();
+    let file = File::options().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As a shell takes it.
+fn quoted(argument: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_=./,:@%+".contains(c);
+    match !argument.is_empty() && argument.chars().all(is_plain) {
+        true => argument.to_string(),
+        false => format!("'{}'", argument.replace('\'', "'\\''")),
+    }
+}
+
+fn name_of(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device
+        && let Ok(gpu) = crate::ops::cuda::Gpu::of(cuda)
+        && let Ok(name) = gpu.description()
+    {
+        return name;
+    }
+    match device {
+        Device::Cpu => cpu(),
+        _ => "GPU".to_string(),
+    }
+}
+
+/// The processor's name, as Linux tells it.
+fn cpu() -> String {
+    let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut lines = told.lines().filter_map(|line| line.split_once(':'));
+    let name = lines.find(|(key, _)| key.trim() == "model name");
+    let name = name.map_or("", |(_, name)| name.trim());
+    match name.is_empty() {
+        true => format!("CPU ({})", std::env::consts::ARCH),
+        false => name.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_given_to_a_shell_again() {
+        assert_eq!(quoted("--set"), "--set");
+        assert_eq!(quoted("data/train-*.tar"), "'data/train-*.tar'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn every_start_has_a_line() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let folder = RunFolder::of_another(root.path().to_path_buf());
+        for step in [0, 7] {
+            append(&folder, step, &World::alone(), &Device::Cpu)?;
+        }
+        let text = std::fs::read_to_string(folder.starts())?;
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<std::result::Result<_, _>>()?;
+        assert_eq!((lines.len(), &lines[1]["step"]), (2, &json!(7)));
+        assert!(
+            lines[0]["device"]
+                .as_str()
+                .is_some_and(|name| !name.is_empty())
+        );
+        Ok(())
+    }
+}
