@@ -58,13 +58,13 @@ if [ -z "$native" ]; then
 fi
 "$tools/bin/python3" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 
-# The same sources give the same times in the archive.
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # maturin finds Zig by the first python3.
 PATH=$tools/bin:$PATH "$tools/bin/maturin" build "${build[@]}" --out "$work/built"
 
+# The same sources give the same times in the archive. (Set before, C code would be compiled anew.)
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 # The program in the wheel writes what lies beside it.
 "$tools/bin/wheel" unpack --dest "$work" "$work"/built/*.whl >"$work/said"
 for data in "$work"/rdpm-*/rdpm-*.data; do
