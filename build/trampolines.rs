@@ -22,8 +22,9 @@ const LIBRARIES: [(&str, &str, &str); 5] = [
 
 /// An archive without members.
 const EMPTY_ARCHIVE: &[u8] = b"!<arch>\n";
-/// Before glibc 2.34, the static runtime's dependencies were separate libraries.
-const STATIC_RUNTIME: &str = "INPUT ( -lcudart_static AS_NEEDED ( -ldl -lrt -lpthread ) )\n";
+/// What it needs (dl, rt, pthread) Rust's standard library links after it; Zig's linker would not
+/// find these in a script.
+const STATIC_RUNTIME: &str = "INPUT ( -lcudart_static )\n";
 
 /// Writes `trampolines.s` and `functions.rs` to `out`, and the folder that the linker searches
 /// first.

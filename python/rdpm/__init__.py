@@ -25,9 +25,14 @@ def load(path: str | os.PathLike[str], device: str | "torch.device" = "cpu") -> 
     """The model at `path`, with the weights of the moving average, in f32 on `device`.
 
     `path` is a bundle (`.safetensors`), a run folder, one of its checkpoints, a folder with
-    `config.json` and `model.safetensors`, or, in a clone of the repository, `builtin`.
+    `config.json` and `model.safetensors`, or `builtin`: the model that is built into the program.
     """
-    from .bundle import read
-    from .model import Model
+    try:
+        from .bundle import read
+        from .model import Model
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            f"rdpm.load needs {missing.name}: pip install torch numpy safetensors", name=missing.name
+        ) from missing
 
     return Model(read(path)).to(device).eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from . import names
+from . import names, program
 
 Tensors = dict[str, torch.Tensor]
 
 FORMATS = ("rdpm-bundle/1", "rdpm-bundle/2")
 
 BUILTIN = Path(__file__).resolve().parents[2] / "models" / "tiny-imagenet-64.safetensors"
-"""The model that is built into the program, in a clone of its repository."""
+"""The file of the model that is built into the program, in a clone of its repository."""
 
 
 @dataclass
@@ -38,7 +40,9 @@ def read(path: str | os.PathLike[str]) -> Bundle:
 
     Raises ValueError for what is none of these, with the path.
     """
-    path = BUILTIN if str(path) == "builtin" else Path(path)
+    if str(path) == "builtin":
+        return _of_file(BUILTIN) if BUILTIN.is_file() else _of_program()
+    path = Path(path)
     if path.is_file():
         return _of_file(path)
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
@@ -49,6 +53,17 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         latest = (path / "checkpoints" / "latest").read_text().strip()
         return _of_checkpoint(path, path / "checkpoints" / latest)
     raise ValueError(f"{path}: neither a bundle (.safetensors) nor a run nor a folder of `rdpm export --hf`")
+
+
+def _of_program() -> Bundle:
+    """The model that is built into the program, which writes it to a file in f32."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "builtin.safetensors"
+        line = [program.find(), "export", "--quiet", "--dequantize", "builtin", "--out", file]
+        ended = subprocess.run(line, capture_output=True, text=True)
+        if ended.returncode != 0:
+            raise ValueError(f"`rdpm export --dequantize builtin` failed: {ended.stderr.strip()}")
+        return _of_file(file)
 
 
 def _tensors(path: Path) -> tuple[dict[str, str], Tensors]:

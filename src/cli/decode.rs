@@ -18,8 +18,9 @@ pub struct Args {
     /// Files of codes in any format of `rdpm encode`, or folders of its shards
     #[arg(value_name = "CODES", required = true)]
     codes: Vec<PathBuf>,
-    /// A run folder of either stage, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
-    /// finished run under runs/, else the built-in model]
+    /// A run folder of either stage, a bundle, a folder of `export --hf`,
+    /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
+    /// newest finished run under runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// A sheet (.png), a folder of PNGs (any other name) or ADM's array file (.npz)

@@ -20,8 +20,9 @@ pub struct ImageArgs {
     /// the model's size
     #[arg(value_name = "IMAGES", required = true)]
     images: Vec<String>,
-    /// A run folder of either stage, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
-    /// finished run under runs/, else the built-in model]
+    /// A run folder of either stage, a bundle, a folder of `export --hf`,
+    /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
+    /// newest finished run under runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// Seed of the noise; each image's noise also depends on its number

@@ -20,6 +20,7 @@ pub mod index;
 mod inputs;
 pub mod inspect;
 pub mod launch;
+pub mod man;
 pub mod pack;
 pub mod reconstruct;
 pub mod report;
@@ -87,6 +88,7 @@ subcommands! {
     Launch => launch,
     Doctor => doctor,
     Completions => completions,
+    Man => man,
 }
 
 impl Command {

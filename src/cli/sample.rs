@@ -29,8 +29,9 @@ const LONGEST_ROW: usize = 20;
 /// in a folder, `arr_1` of an .npz) are the classes' indices in the model, from 0.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder of train-gen, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
-    /// finished run under runs/, else the built-in model]
+    /// A run folder of train-gen, a bundle, a folder of `export --hf`, hf://owner/repo[@revision],
+    /// or `builtin`, the built-in model [default: $RDPM_MODEL, else the newest finished run under
+    /// runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// What to sample: a class's name, wnid, one of its words, or number (ImageNet's if all classes

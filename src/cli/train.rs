@@ -34,9 +34,9 @@ pub struct TrainArgs {
     /// requeue
     #[arg(long, value_name = "RUN|auto", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
-    /// Start from other weights, by name: a run's moving average (EMA), a bundle, or a file (.pth,
-    /// .ckpt, .safetensors); tensors that do not match are listed and start from scratch, and so
-    /// does the optimizer
+    /// Start from other weights, by name: a run's moving average (EMA), a bundle,
+    /// hf://owner/repo[@revision], `builtin`, or a file (.pth, .ckpt, .safetensors); tensors that
+    /// do not match are listed and start from scratch, and so does the optimizer
     #[arg(long, value_name = "RUN|BUNDLE|FILE")]
     pub init: Option<PathBuf>,
     /// Steps to train (replaces the configuration's steps and epochs)

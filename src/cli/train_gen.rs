@@ -13,7 +13,8 @@ use crate::world::World;
 pub struct Args {
     #[command(flatten)]
     pub(super) train: TrainArgs,
-    /// The tokenizer: a train-vae run or a bundle; its moving average (EMA) is used
+    /// The tokenizer: a train-vae run, a bundle, hf://owner/repo[@revision] or `builtin`; its
+    /// moving average (EMA) is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
     /// Keep latents in FILE: written at the start if it is missing (each image and its mirror

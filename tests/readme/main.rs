@@ -21,6 +21,9 @@ const NOT_RUN: [(&str, &str); 30] = [
         "cargo build",
         "minutes; .ci/run builds with and without CUDA",
     ),
+    ("scripts/wheel.sh", "minutes; .ci/wheel builds one"),
+    ("-m venv env", "the wheel; .ci/wheel installs it"),
+    ("env/bin/", "the wheel; .ci/wheel installs it"),
     ("export PATH=", "this test has the program in its own PATH"),
     ("cargo run --release -- demo", "minutes; .ci/run runs it"),
     (

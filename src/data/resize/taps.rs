@@ -100,6 +100,7 @@ impl FixedTaps {
     }
 
     /// The most weights that a position has.
+    #[cfg(target_arch = "x86_64")]
     pub fn most(&self) -> usize {
         self.most
     }

@@ -1,5 +1,6 @@
-//! Folders in which CUDA's libraries lie where the system's loader does not look: those of NVIDIA's Python packages,
-//! which PyTorch brings, in the Pythons within reach, then those of toolkits.
+//! Folders in which CUDA's libraries lie where the system's loader does not look: those of NVIDIA's
+//! Python packages, which `rdpm[cuda13]` and PyTorch bring, beside this program and in the Pythons
+//! within reach, then those of toolkits.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,15 @@ use std::path::{Path, PathBuf};
 /// The folders of Python's packages and of toolkits that exist here, in the order in which they are looked through.
 pub fn existing() -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let mut pythons: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
-        .into_iter()
-        .filter_map(variable)
-        .collect();
+    // Installed by pip, the program lies in its environment's bin: what is beside it was chosen for
+    // it, whatever environment is active.
+    let own = own_prefix();
+    let mut pythons: Vec<PathBuf> = own.clone().into_iter().collect();
+    pythons.extend(
+        ["VIRTUAL_ENV", "CONDA_PREFIX"]
+            .into_iter()
+            .filter_map(variable),
+    );
     let path = std::env::var_os("PATH").unwrap_or_default();
     for folder in std::env::split_paths(&path) {
         let python = folder.join("python3");
@@ -29,7 +35,8 @@ pub fn existing() -> Vec<PathBuf> {
     }
     pythons.extend(variable("HOME").map(|home| home.join(".local")));
     pythons.extend(["/usr/local", "/usr"].map(PathBuf::from));
-    let mut folders: Vec<PathBuf> = pythons.iter().flat_map(|p| python_folders(p)).collect();
+    let mut folders: Vec<PathBuf> = own.iter().flat_map(|p| nvidia_folders(p)).collect();
+    folders.extend(pythons.iter().flat_map(|p| python_folders(p)));
 
     let mut toolkits: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"]
         .into_iter()
@@ -56,6 +63,23 @@ pub fn existing() -> Vec<PathBuf> {
     folders
 }
 
+/// PREFIX of this program in `PREFIX/bin`, links to it followed.
+fn own_prefix() -> Option<PathBuf> {
+    prefix_of(&std::env::current_exe().ok()?.canonicalize().ok()?)
+}
+
+fn prefix_of(program: &Path) -> Option<PathBuf> {
+    let folder = program.parent().filter(|folder| folder.ends_with("bin"))?;
+    folder.parent().map(Path::to_path_buf)
+}
+
+/// `nvidia/*/lib` in a folder of Python's packages, which is also the prefix after `pip install
+/// --target`.
+fn nvidia_folders(packages: &Path) -> Vec<PathBuf> {
+    let parts = matching(&packages.join("nvidia"), |_| true);
+    parts.into_iter().map(|part| part.join("lib")).collect()
+}
+
 /// `lib/python3.N/site-packages/nvidia/*/lib` under a Python's prefix; Debian says dist-packages, Fedora lib64.
 fn python_folders(prefix: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
@@ -63,9 +87,7 @@ fn python_folders(prefix: &Path) -> Vec<PathBuf> {
         let versions = matching(&prefix.join(lib), |name| name.starts_with("python3"));
         for version in versions.into_iter().rev() {
             for packages in ["site-packages", "dist-packages"] {
-                let nvidia = version.join(packages).join("nvidia");
-                let parts = matching(&nvidia, |_| true);
-                folders.extend(parts.into_iter().map(|part| part.join("lib")));
+                folders.extend(nvidia_folders(&version.join(packages)));
             }
         }
     }
@@ -103,5 +125,12 @@ mod tests {
             std::fs::create_dir_all(folder).expect("made");
         }
         assert_eq!(python_folders(prefix.path()), wanted);
+    }
+
+    #[test]
+    fn a_program_in_bin_has_its_environment_as_its_prefix() {
+        let of = |path: &str| prefix_of(Path::new(path));
+        assert_eq!(of("/home/me/.venv/bin/rdpm"), Some("/home/me/.venv".into()));
+        assert_eq!(of("/home/me/rdpm/target/release/rdpm"), None);
     }
 }
