@@ -96,8 +96,8 @@ fn blocks(n: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(BLOCK).map(move |i| i..n.min(i + BLOCK))
 }
 
-/// What a thread keeps from head to head: new buffers would be zeroed for each, a twentieth of a
-/// small generator's time.
+/// What a thread keeps from head to head: new buffers would be zeroed for each, which took, with
+/// those of the other operations, a twentieth of the demo's sampling.
 struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
