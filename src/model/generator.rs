@@ -6,12 +6,13 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
+use rayon::prelude::*;
 
 use super::dropout::Dropout;
 use super::layers::Linear;
 use super::pseudo_inverse::pseudo_inverse;
 use crate::config::{Config, Rope};
-use crate::ops::{self, RopeKind, RopeTable, arrange};
+use crate::ops::{self, Normed, RopeKind, RopeTable, arrange};
 use crate::store::{Init, Scope};
 
 /// Number of time features, half cosines, half sines.
@@ -170,6 +171,17 @@ impl Generator {
         })
     }
 
+    /// Puts all large weights in reading order, side by side, for a CPU: at their first use, the
+    /// threads that sample would wait for the one that does it.
+    pub fn pack(&self) -> Result<()> {
+        fn of_block(block: &Block) -> [&Linear; 4] {
+            [&block.qkv, &block.proj, &block.w12, &block.w3]
+        }
+        let layers = self.blocks.iter().flat_map(of_block).chain([&self.head]);
+        let layers: Vec<&Linear> = layers.collect();
+        layers.into_par_iter().try_for_each(Linear::pack)
+    }
+
     /// The blocks' input is a linear function of the 2d inputs plus an embedding: the rows of that
     /// function [2d,C], then the embedding [N,C], or [1,C] if it is the same everywhere. From
     /// their projections the first block's q, k and v take 2d multiply-adds each instead of C.
@@ -303,6 +315,16 @@ fn time_features(t: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[angles.cos()?, angles.sin()?], 1)
 }
 
+/// m(x), RMSNorm with shift and scale.
+fn normed<'a>(x: &'a Tensor, shift: &'a Tensor, scale: &'a Tensor) -> Normed<'a> {
+    Normed {
+        x,
+        shift,
+        scale,
+        eps: EPS,
+    }
+}
+
 /// x + g₁·attention(m₁(x)), then x + g₂·SwiGLU(m₂(x)), m_i = RMSNorm with shift and scale from the
 /// condition.
 struct Block {
@@ -351,8 +373,7 @@ impl Block {
 
     /// The attention's q, k and v [B,N,3C]; `m` as in [`Block::forward`].
     fn qkv(&self, x: &Tensor, m: &[Tensor; 6]) -> Result<Tensor> {
-        self.qkv
-            .forward(&ops::rms_norm_modulate(x, &m[0], &m[1], EPS)?)
+        self.qkv.forward_normed(normed(x, &m[0], &m[1]))
     }
 
     /// q, k and v of `sources` [M,C], scaled, and of the shift behind them: [R,M+1,3C] for `m` with
@@ -375,18 +396,13 @@ impl Block {
         dropout: Option<(&Dropout, usize)>,
     ) -> Result<Tensor> {
         let branch = ops::attention(qkv, self.heads, Some(rope))?;
-        let branch = self.proj.forward(&branch)?;
-        let x = ops::gate_residual(x, &m[2], &branch)?;
-        let branch = self.mlp(&ops::rms_norm_modulate(&x, &m[3], &m[4], EPS)?)?;
-        let branch = match dropout {
-            Some((dropout, block)) => dropout.apply(&branch, block)?,
-            None => branch,
+        let x = self.proj.forward_gated(x, &m[2], &branch)?;
+        let hidden = self.w12.forward_swiglu(normed(&x, &m[3], &m[4]))?;
+        let Some((dropout, block)) = dropout else {
+            return self.w3.forward_gated(&x, &m[5], &hidden);
         };
+        let branch = dropout.apply(&self.w3.forward(&hidden)?, block)?;
         ops::gate_residual(&x, &m[5], &branch)
-    }
-
-    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.w3.forward(&self.w12.forward_swiglu(x)?)
     }
 }
 

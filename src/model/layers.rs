@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Activation, Packed, Padding};
+use crate::ops::{self, Activation, Normed, Packed, Padding};
 use crate::store::{Init, Scope};
 
 /// Convolution of a map [B,H,W,I] to [B,H',W',O]; weight [O,I,k,k].
@@ -125,11 +125,35 @@ impl Linear {
         })
     }
 
-    /// SwiGLU of the output rows, [..,O/2].
-    pub fn forward_swiglu(&self, x: &Tensor) -> Result<Tensor> {
+    /// Puts a weight that no longer changes in reading order now, not at its first use on a CPU.
+    pub fn pack(&self) -> Result<()> {
+        match &self.packed {
+            Some(packed) => ops::pack_linear(&self.weight, packed),
+            None => Ok(()),
+        }
+    }
+
+    /// [`Linear::forward`] of the normalized input.
+    pub fn forward_normed(&self, x: Normed) -> Result<Tensor> {
         match (&self.packed, &self.bias) {
-            (Some(packed), None) => ops::linear_swiglu(x, &self.weight, packed),
-            _ => ops::swiglu(&self.forward(x)?),
+            (Some(packed), None) => ops::modulated_linear(x, &self.weight, packed),
+            _ => self.forward(&x.tensor()?),
+        }
+    }
+
+    /// SwiGLU of the output rows of the normalized input, [..,O/2].
+    pub fn forward_swiglu(&self, x: Normed) -> Result<Tensor> {
+        match (&self.packed, &self.bias) {
+            (Some(packed), None) => ops::modulated_swiglu(x, &self.weight, packed),
+            _ => ops::swiglu(&self.forward(&x.tensor()?)?),
+        }
+    }
+
+    /// x + gate·(this map of `branch`), x [B,N,O] and gate [B,O].
+    pub fn forward_gated(&self, x: &Tensor, gate: &Tensor, branch: &Tensor) -> Result<Tensor> {
+        match (&self.packed, &self.bias) {
+            (Some(packed), None) => ops::gated_linear(x, gate, branch, &self.weight, packed),
+            _ => ops::gate_residual(x, gate, &self.forward(branch)?),
         }
     }
 

@@ -79,7 +79,10 @@ pub mod upsample;
 mod window;
 
 pub use activation::{Activation, leaky_relu, relu};
-pub use adaln::{gate_residual, rms_norm_modulate, rms_norm_projected};
+pub use adaln::{
+    Normed, gate_residual, gated_linear, modulated_linear, modulated_swiglu, rms_norm_modulate,
+    rms_norm_projected,
+};
 pub use add::{add, add_scaled};
 pub use arrange::add_to_each;
 pub use attention::{RopeKind, RopeTable, attention};
@@ -94,7 +97,7 @@ pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
-pub use linear::{linear, linear_packed};
+pub use linear::{linear, linear_packed, pack_linear};
 pub use lookup::lookup;
 pub use mean_squared_error::mean_squared_error;
 pub use optimizer::{AdamStep, adam_step, adam_step_all, global_norm};

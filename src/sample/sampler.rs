@@ -133,6 +133,9 @@ impl<'a> Sampler<'a> {
         let d = self.tokenizer.quantizer.codebook.embedding.dim(1)?;
         let device = self.tokenizer.quantizer.codebook.embedding.device();
         let (b, side, steps) = (labels.len(), self.side, self.tokenizer.quantizer.steps());
+        if device.is_cpu() {
+            self.generator.pack()?;
+        }
         let mut sum = Tensor::zeros((b, side, side, d), DType::F32, device)?;
         let mut sums = Vec::with_capacity(steps);
         let (generator, quantizer) = (self.generator, &self.tokenizer.quantizer);

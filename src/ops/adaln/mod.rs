@@ -9,6 +9,7 @@
 //! are sums over N.
 
 mod cpu;
+mod frozen;
 mod projected;
 mod reference;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 
 use super::{check, slices, tape};
 use candle_core::{Result, Tensor};
+pub use frozen::{Normed, gated_linear, modulated_linear, modulated_swiglu};
 pub use projected::rms_norm_projected;
 
 /// x [B,N,C]; shift, scale [B,C].

@@ -1,8 +1,11 @@
-use super::{gate_residual, reference, rms_norm_modulate, rms_norm_projected};
-use crate::ops::linear;
+use super::{
+    Normed, gate_residual, gated_linear, modulated_linear, modulated_swiglu, reference,
+    rms_norm_modulate, rms_norm_projected,
+};
 use crate::ops::testing::{
     assert_matches, assert_refused, bits, normal, on_threads, with_gradients,
 };
+use crate::ops::{Packed, linear, serially, swiglu};
 use candle_core::{DType, Result, Tensor};
 
 fn inputs(b: usize, n: usize, c: usize) -> Vec<Tensor> {
@@ -148,5 +151,51 @@ fn a_projection_of_few_inputs_is_that_of_the_normalized_rows() -> Result<()> {
         ),
         &["6 projected rows", "expected 4 or 7"],
     );
+    Ok(())
+}
+
+/// Several blocks of rows, more terms than are multiplied at a time, halves of whole panels and
+/// not.
+#[test]
+fn beside_a_frozen_weight_the_bits_are_those_of_one_operation_after_the_other() -> Result<()> {
+    for (b, n, c, f) in [
+        (1, 9, 40, 24),
+        (2, 64, 48, 80),
+        (3, 150, 600, 32),
+        (1, 64, 64, 41),
+    ] {
+        let inputs = inputs(b, n, c);
+        let [x, shift, scale, branch] = &inputs[..] else {
+            unreachable!("four inputs")
+        };
+        let normed = Normed {
+            x,
+            shift,
+            scale,
+            eps: 1e-6,
+        };
+        let (wide, square) = (normal(5, (2 * f, c)), normal(6, (c, c)));
+        let plain = || -> Result<[Tensor; 3]> {
+            let m = norm(&inputs)?;
+            let wide = linear(&m, &wide, None)?;
+            let branch = linear(branch, &square, None)?;
+            let gated = gate_residual(x, shift, &branch)?;
+            Ok([swiglu(&wide)?, wide, gated])
+        };
+        let fused = || -> Result<[Tensor; 3]> {
+            Ok([
+                modulated_swiglu(normed, &wide, &Packed::default())?,
+                modulated_linear(normed, &wide, &Packed::default())?,
+                gated_linear(x, shift, branch, &square, &Packed::default())?,
+            ])
+        };
+        let expected = plain()?;
+        for found in [on_threads(3, fused)?, serially(fused)?] {
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.dims(), expected.dims());
+                assert_eq!(bits(found), bits(expected), "{b}, {n}, {c}, {f}");
+            }
+        }
+    }
     Ok(())
 }

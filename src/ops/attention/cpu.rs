@@ -2,7 +2,7 @@
 //! ones and rotated as they are read; its gradients are rotated back as they are written.
 
 use super::RopeTable;
-use super::head::Head;
+use super::head::{self, Head};
 use super::rotation::{Rotation, Rows, RowsMut};
 use crate::ops::{blocks, slices};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -97,9 +97,25 @@ impl CustomOp1 for Attention {
         let (y, log_sums) = self.with_rotation(|rotation| {
             blocks::images(b * n * c, n * c, |b, y| {
                 let qkv = &qkv[b * n * packed..][..n * packed];
+                let forward = |head: usize, y: RowsMut| {
+                    let part = |part| sizes.rows(qkv, sizes.offset(part, head), packed);
+                    head::forward([0, 1, 2].map(part), n, rotation, y)
+                };
+                if blocks::is_serial() {
+                    let of_head = |head| {
+                        let values = &mut y[sizes.offset(0, head)..];
+                        forward(head, RowsMut { values, stride: c })
+                    };
+                    return (0..self.heads).map(of_head).collect();
+                }
                 let heads = self.of_heads(|head| {
-                    let [q, k, v] = sizes.head(qkv, head, rotation);
-                    Head::new(&q, &k, &v, sizes.d).forward()
+                    let (mut values, stride) = (vec![0f32; n * sizes.d], sizes.d);
+                    let y = RowsMut {
+                        values: &mut values,
+                        stride,
+                    };
+                    let sums = forward(head, y);
+                    (values, sums)
                 });
                 let mut log_sums = Vec::with_capacity(self.heads);
                 for (head, (of_head, sums)) in heads.into_iter().enumerate() {

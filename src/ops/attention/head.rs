@@ -3,8 +3,10 @@
 //! No [N,N] matrix outlives the call. What is kept for the way back is the log of each query's sum of exponentials; the
 //! weights are computed again from it, at the price of one product more than keeping them would cost.
 
-use crate::ops::product::{Matrix, Panels, multiply, times_into};
+use super::rotation::{Rotation, Rows, RowsMut};
+use crate::ops::product::{Matrix, Panels, multiply, room, times_into};
 use crate::ops::simd;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Queries a block: their weights against a few hundred keys stay in a core's second cache.
@@ -26,15 +28,6 @@ impl<'a> Head<'a> {
         Self { q, k, v, n, d }
     }
 
-    fn scale(&self) -> f32 {
-        (1.0 / (self.d as f64).sqrt()) as f32
-    }
-
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let n = self.n;
-        (0..n).step_by(BLOCK).map(move |i| i..n.min(i + BLOCK))
-    }
-
     fn matrix<'v>(&self, values: &'v [f32]) -> Matrix<'v> {
         Matrix::dense(values, (values.len() / self.d, self.d))
     }
@@ -50,40 +43,13 @@ impl<'a> Head<'a> {
         multiply(out, self.n, q, self.matrix(self.k).transposed(), false);
     }
 
-    /// y [N,d], and the logs of the sums of exponentials [N].
-    pub(super) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
-        let (n, d) = (self.n, self.d);
-        let mut y = vec![0f32; n * d];
-        let mut log_sums = vec![0f32; n];
-        let mut weights = vec![0f32; BLOCK.min(n) * n];
-        let mut sums = vec![(0f32, 0f32); BLOCK.min(n)]; // of each row's exponentials
-        let (keys, values) = (
-            Panels::of_outputs(self.k, n, d, 1),
-            Panels::of_rows(self.v, d),
-        );
-        for block in self.blocks() {
-            let weights = &mut weights[..block.len() * n];
-            times_into(weights, &self.q[self.elements(&block)], &keys);
-            exponentials(weights, n, self.scale(), &mut sums);
-            let y = &mut y[self.elements(&block)];
-            times_into(y, weights, &values);
-            let rows = y.chunks_exact_mut(d).zip(&mut log_sums[block]);
-            for ((y, log_sum), (max, sum)) in rows.zip(&sums) {
-                let reciprocal = 1.0 / sum;
-                y.iter_mut().for_each(|y| *y *= reciprocal);
-                *log_sum = max + sum.ln();
-            }
-        }
-        (y, log_sums)
-    }
-
     /// With weights P and dP = dy·vᵀ: dS = P·(dP − Σ dy·y)/√d, dq = dS·k, dk = dSᵀ·q, dv = Pᵀ·dy; y, dy [N,d]. Returns
     /// dq and dk, of the rotated q and k, and dv.
     pub(super) fn backward(&self, y: &[f32], dy: &[f32], log_sums: &[f32]) -> [Vec<f32>; 3] {
         let (n, d) = (self.n, self.d);
         let [mut dq, mut dk, mut dv] = [0; 3].map(|_| vec![0f32; n * d]);
         let [mut weights, mut dscores] = [0; 2].map(|_| vec![0f32; BLOCK.min(n) * n]);
-        for block in self.blocks() {
+        for block in blocks(self.n) {
             let elements = self.elements(&block);
             let weights = &mut weights[..block.len() * n];
             let dscores = &mut dscores[..block.len() * n];
@@ -100,7 +66,7 @@ impl<'a> Head<'a> {
             softmax_backward(
                 weights,
                 dscores,
-                self.scale(),
+                scale(self.d),
                 &log_sums[block.clone()],
                 upstream,
             );
@@ -119,6 +85,82 @@ impl<'a> Head<'a> {
             multiply(&mut dv, d, weights.transposed(), self.matrix(dy), later);
         }
         [dq, dk, dv]
+    }
+}
+
+fn scale(d: usize) -> f32 {
+    (1.0 / (d as f64).sqrt()) as f32
+}
+
+fn blocks(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(BLOCK).map(move |i| i..n.min(i + BLOCK))
+}
+
+/// What a thread keeps from head to head: new buffers would be zeroed for each, which took, with
+/// those of the other operations, a twentieth of the demo's sampling.
+struct Scratch {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    keys: Panels,
+    values: Panels,
+    weights: Vec<f32>,
+    y: Vec<f32>,
+    /// The largest score and the sum of exponentials of each query of a block.
+    sums: [(f32, f32); BLOCK],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            q: Vec::new(),
+            k: Vec::new(),
+            keys: Panels::EMPTY,
+            values: Panels::EMPTY,
+            weights: Vec::new(),
+            y: Vec::new(),
+            sums: [(0.0, 0.0); BLOCK],
+        })
+    };
+}
+
+/// y [N,d] of a head's `n` rows of q, k and v, of which q and k are rotated as they are read, on
+/// this thread. Returns the logs of the sums of exponentials [N].
+pub(super) fn forward([q, k, v]: [Rows; 3], n: usize, rotation: Rotation, y: RowsMut) -> Vec<f32> {
+    SCRATCH.with_borrow_mut(|scratch| scratch.forward([q, k, v], n, rotation, y))
+}
+
+impl Scratch {
+    fn forward(
+        &mut self,
+        [q, k, v]: [Rows; 3],
+        n: usize,
+        rotation: Rotation,
+        y: RowsMut,
+    ) -> Vec<f32> {
+        let d = q.width;
+        for (from, to) in [(q, &mut self.q), (k, &mut self.k)] {
+            let values = room(to, n * d);
+            rotation.forward(from, RowsMut { values, stride: d });
+        }
+        self.keys.refill_transposed(&self.k, (d, n));
+        self.values.refill(v.values, (n, d), v.stride);
+        let mut log_sums = Vec::with_capacity(n);
+        let mut to = y.values.chunks_mut(y.stride);
+        for block in blocks(n) {
+            let weights = room(&mut self.weights, block.len() * n);
+            times_into(weights, &self.q[block.start * d..block.end * d], &self.keys);
+            exponentials(weights, n, scale(d), &mut self.sums);
+            let y = room(&mut self.y, block.len() * d);
+            times_into(y, weights, &self.values);
+            let rows = y.chunks_exact(d).zip(&self.sums);
+            for ((y, (max, sum)), to) in rows.zip(to.by_ref()) {
+                let reciprocal = 1.0 / sum;
+                let row = to.iter_mut().zip(y);
+                row.for_each(|(to, y)| *to = y * reciprocal);
+                log_sums.push(max + sum.ln());
+            }
+        }
+        log_sums
     }
 }
 

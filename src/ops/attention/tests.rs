@@ -1,4 +1,5 @@
 use super::{RopeKind, RopeTable, attention, reference};
+use crate::ops::serially;
 use crate::ops::testing::{
     assert_close, assert_differentiates, assert_matches, assert_refused, bits, normal, on_threads,
     values, with_gradients,
@@ -126,5 +127,20 @@ fn wrong_shapes_are_refused_by_name() -> Result<()> {
         odd.map(|t| t.cos().clone()),
         &["rope", "width 6", "multiple of 4"],
     );
+    Ok(())
+}
+
+/// A thread keeps its buffers from head to head.
+#[test]
+fn a_head_does_not_see_the_ones_before_it() -> Result<()> {
+    let inputs = [(1, 150, 8), (2, 64, 24), (1, 5, 40), (3, 7, 8)];
+    let inputs = inputs.map(|(b, n, c)| normal(n as u64, (b, n, 3 * c)));
+    let each = |x: &Tensor| on_threads(1, || attention(x, 2, None));
+    let alone = inputs.iter().map(each).collect::<Result<Vec<_>>>()?;
+    let all = || -> Result<Vec<Tensor>> { inputs.iter().map(|x| attention(x, 2, None)).collect() };
+    let together = on_threads(1, || serially(all))?;
+    for (together, alone) in together.iter().zip(&alone) {
+        assert_eq!(bits(together), bits(alone));
+    }
     Ok(())
 }

@@ -38,7 +38,7 @@ impl Conv2d {
 
     /// max(0, conv(x) + bias) with the weight's panels.
     pub fn forward_relu(&self, x: &[f32], weight: &Panels, bias: &[f32]) -> Vec<f32> {
-        let relu = |y: &mut [f32]| {
+        let relu = |_: usize, y: &mut [f32]| {
             simd::vectorized(
                 #[inline(always)]
                 || {

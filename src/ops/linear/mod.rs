@@ -12,6 +12,7 @@ mod tests;
 use candle_core::{Result, Tensor, bail};
 
 use super::conv2d::{check_bias, check_elements};
+use super::product::Panels;
 use super::{Packed, Padding, arrange, conv2d_packed, slices, tape};
 use cpu::Linear;
 
@@ -53,6 +54,14 @@ pub fn linear_packed(
         Some(bias) => tape::apply3(x, weight, bias, op),
         None => tape::apply2(x, weight, op),
     }
+}
+
+/// Makes the packed copy of `weight` [O,I] now, so that no thread waits for another to make it.
+pub fn pack_linear(weight: &Tensor, packed: &Packed) -> Result<()> {
+    let (o, i) = weight.dims2()?;
+    slices::read([weight], |[weight]| {
+        packed.get_or_make(|| Panels::of_outputs(weight, o, i, 1));
+    })
 }
 
 /// On a GPU a 1×1 convolution, if that has kernels; else plain candle operations.

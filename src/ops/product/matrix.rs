@@ -6,6 +6,8 @@
 //! matters; and it sums a small result's terms in lanes, whose number is the instruction set's, where they lie side by
 //! side on both sides: [`multiply`] lays them out otherwise.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 /// A matrix whose rows and columns lie at fixed distances.
@@ -46,6 +48,13 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.strides.0..][..self.size.1]
+    }
+
+    /// Some rows and columns of it.
+    pub fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let from = rows.start * self.strides.0 + columns.start * self.strides.1;
+        let size = (rows.len(), columns.len());
+        Self::strided(&self.values[from..], size, self.strides)
     }
 
     /// The elements, row after row.

@@ -115,6 +115,51 @@ impl Panels {
         })
     }
 
+    /// None of no columns, to be filled.
+    pub const EMPTY: Self = Self {
+        lines: Vec::new(),
+        depth: 0,
+        columns: 0,
+    };
+
+    /// Becomes `depth` rows of `columns` values that lie `stride` apart in `values`, on this thread.
+    pub fn refill(&mut self, values: &[f32], (depth, columns): (usize, usize), stride: usize) {
+        self.resize(depth, columns);
+        for (i, lines) in self.lines.chunks_exact_mut(depth).enumerate() {
+            let columns = i * WIDTH..columns.min((i + 1) * WIDTH);
+            for (Line(line), row) in lines.iter_mut().zip(values.chunks(stride)) {
+                line[..columns.len()].copy_from_slice(&row[columns.clone()]);
+            }
+        }
+    }
+
+    /// [`Panels::refill`] with the transpose of `columns` rows of `depth` values side by side.
+    pub fn refill_transposed(&mut self, values: &[f32], (depth, columns): (usize, usize)) {
+        self.resize(depth, columns);
+        for (i, lines) in self.lines.chunks_exact_mut(depth).enumerate() {
+            let columns = i * WIDTH..columns.min((i + 1) * WIDTH);
+            let rows: [&[f32]; WIDTH] = std::array::from_fn(|i| {
+                &values[(columns.start + i).min(columns.end - 1) * depth..][..depth]
+            });
+            for (k, Line(line)) in lines.iter_mut().enumerate() {
+                for (value, row) in line.iter_mut().zip(rows).take(columns.len()) {
+                    *value = row[k];
+                }
+            }
+        }
+    }
+
+    /// Lines for a matrix of this size; those of another size become zeros, which fill up a last
+    /// panel.
+    fn resize(&mut self, depth: usize, columns: usize) {
+        if (self.depth, self.columns) != (depth, columns) {
+            self.lines.clear();
+            let count = columns.div_ceil(WIDTH) * depth;
+            self.lines.resize(count, Line([0.0; WIDTH]));
+            (self.depth, self.columns) = (depth, columns);
+        }
+    }
+
     /// `fill` gets a panel's columns and its lines of zeros.
     fn new(
         (depth, columns): (usize, usize),

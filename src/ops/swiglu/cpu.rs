@@ -1,5 +1,7 @@
 //! SwiGLU on the CPU: one pass forward, one backward.
 
+use std::ops::Range;
+
 use crate::ops::{blocks, simd, slices};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
@@ -12,6 +14,28 @@ pub(super) fn rows(x: &[f32], y: &mut [f32], f: usize) {
         || {
             for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(2 * f)) {
                 let (gate, up) = x.split_at(f);
+                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = simd::silu(gate) * up;
+                }
+            }
+        },
+    )
+}
+
+/// `columns` of y [N,F] for these columns of gate and up.
+pub(in crate::ops) fn gated(
+    [gate, up]: [&[f32]; 2],
+    y: &mut [f32],
+    f: usize,
+    columns: Range<usize>,
+) {
+    let width = columns.len();
+    simd::vectorized(
+        #[inline(always)]
+        || {
+            let parts = gate.chunks_exact(width).zip(up.chunks_exact(width));
+            for (y, (gate, up)) in y.chunks_exact_mut(f).zip(parts) {
+                let y = &mut y[columns.clone()];
                 for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
                     *y = simd::silu(gate) * up;
                 }

@@ -11,6 +11,7 @@ use super::conv2d::check_elements;
 use super::product::{Panels, Plain, times_through};
 use super::{Packed, check, linear_packed, slices, tape};
 use candle_core::{Result, Tensor, bail};
+pub(super) use cpu::gated;
 
 /// x [..,2F], gate first → [..,F].
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
@@ -36,9 +37,9 @@ pub fn linear_swiglu(x: &Tensor, weight: &Tensor, packed: &Packed) -> Result<Ten
     }
     let y = slices::read([x, weight], |[x, weight]| {
         let panels = packed.get_or_make(|| Panels::of_outputs(weight, outputs, inputs, 1));
-        let half = outputs / 2;
-        times_through(&Plain::new(x, inputs), panels, half, |x, y| {
-            cpu::rows(x, y, half);
+        let f = outputs / 2;
+        times_through(&Plain::new(x, inputs), panels, |halves, y, columns| {
+            cpu::gated(halves, y, f, columns);
         })
     })?;
     let mut shape = x.dims().to_vec();
