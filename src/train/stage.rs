@@ -133,6 +133,9 @@ impl<S: Stage> Step for S {
 const STOP: u8 = 1;
 const SAVE: u8 = 2;
 
+/// A log line, and the sheet of images beside it.
+type Line = (Map<String, Value>, Option<PathBuf>);
+
 /// A run that is about to start or to continue.
 pub struct Job<'a> {
     pub world: &'a World,
@@ -289,7 +292,7 @@ impl Job<'_> {
         stage: &mut S,
         lr: f64,
         clock: &mut Clock,
-    ) -> Result<Option<(Map<String, Value>, Option<PathBuf>)>> {
+    ) -> Result<Option<Line>> {
         let (step, last) = (self.state.step, self.state.finished);
         let (mut line, mut picture) = (Map::new(), None);
         if due(step, self.config.log_every) || last {
