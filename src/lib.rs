@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! cli
+//! serve
 //! metrics, train
 //! sample
 //! model, data
@@ -32,6 +33,7 @@ pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod sample;
+pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod train;

@@ -23,6 +23,7 @@ pub mod launch;
 pub mod pack;
 pub mod reconstruct;
 pub mod sample;
+pub mod serve;
 mod sheet;
 mod train;
 pub mod train_gen;
@@ -71,6 +72,7 @@ subcommands! {
     TrainVae => train_vae,
     TrainGen => train_gen,
     Sample => sample,
+    Serve => serve,
     Reconstruct => reconstruct,
     Encode => encode,
     Decode => decode,

@@ -34,6 +34,7 @@ mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
+pub use decode::decode_within;
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
 pub use source::{Example, Kept, Source, keep_index, open, open_numbered};
