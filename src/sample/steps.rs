@@ -1,7 +1,8 @@
-//! Sampling one step at a time: each z'_t can be shown as soon as it is drawn, and images that nobody
-//! waits for any more can leave the batch.
+//! Sampling one step at a time: each z'_t can be shown as soon as it is drawn, and images that
+//! nobody waits for any more can leave the batch.
 //!
-//! An image has the bits that [`Sampler::latents`] gives it: on a CPU whatever else is in its batch.
+//! An image has the bits that [`Sampler::latents`] gives it: on a CPU whatever else is in its
+//! batch.
 
 use candle_core::Tensor;
 

@@ -270,7 +270,7 @@ mod tests {
             ("{\"class\": 1,}", 400, "trailing comma"),
             ("{\"class\": NaN}", 400, "expected"),
             ("\u{0}", 400, "expected"),
-            (&deep, 422, "invalid type"),
+            (&deep, 400, "recursion limit"),
             ("[]", 422, "class"),
             ("[1,2,3,4,5,6,7,8,9,10]", 422, ""),
             ("null", 422, "invalid type"),

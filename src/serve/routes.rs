@@ -61,8 +61,7 @@ impl Shared {
 pub fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/", get(page::document))
-        .route("/page.css", get(page::style))
-        .route("/page.js", get(page::script))
+        .route("/page/{name}", get(page_file))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics))
         .route("/v1/classes", get(classes))
@@ -80,7 +79,10 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     let route = named(path);
     let mut response = match access::check(shared.token.as_ref(), path, request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => {
+            body::pass_over(request.into_body()).await;
+            refusal.into_response()
+        }
     };
     shared.metrics.answered(route, response.status().as_u16());
     page::protect(&mut response);
@@ -89,10 +91,8 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
 
 /// A path's name in the metrics; a client cannot invent any.
 fn named(path: &str) -> &'static str {
-    const KNOWN: [&str; 8] = [
+    const KNOWN: [&str; 6] = [
         "/",
-        "/page.css",
-        "/page.js",
         "/healthz",
         "/metrics",
         "/v1/classes",
@@ -103,7 +103,20 @@ fn named(path: &str) -> &'static str {
     found.unwrap_or("other")
 }
 
-async fn unknown() -> Refusal {
+async fn page_file(uri: Uri) -> Result<Response, Refusal> {
+    let name = uri.path().strip_prefix("/page/");
+    match name.and_then(page::file) {
+        Some(file) => Ok(file),
+        None => Err(nothing()),
+    }
+}
+
+async fn unknown(request: Request) -> Refusal {
+    body::pass_over(request.into_body()).await;
+    nothing()
+}
+
+fn nothing() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         "there is nothing here",
@@ -111,7 +124,8 @@ async fn unknown() -> Refusal {
     )
 }
 
-async fn not_allowed() -> Refusal {
+async fn not_allowed(request: Request) -> Refusal {
+    body::pass_over(request.into_body()).await;
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "this path takes another method",
@@ -151,6 +165,7 @@ impl Form {
 
 async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
+    let body = body::read(body, DRAWING_BYTES).await?;
     let kind = head.headers.get(header::CONTENT_TYPE);
     if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
         return Err(Refusal::new(
@@ -161,7 +176,7 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     }
     let form = Form::of(&head.headers);
     let facts = &shared.facts;
-    let drawing = Drawing::read(&body::read(body, DRAWING_BYTES).await?, facts)?;
+    let drawing = Drawing::read(&body, facts)?;
     let about = |number: u64| {
         let index = drawing.labels[number as usize];
         json!({"number": number, "index": index, "class": facts.classes.title(index)})
@@ -245,7 +260,7 @@ async fn reconstruct(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
-    let (form, seed) = (Form::of(&head.headers), seed(&head.uri)?);
+    let form = Form::of(&head.headers);
     // Before the body is read, so that memory is bounded.
     let Ok(place) = shared.uploads.clone().try_acquire_owned() else {
         body::pass_over(body).await;
@@ -256,6 +271,7 @@ async fn reconstruct(
         ));
     };
     let bytes = body::read(body, UPLOAD_BYTES).await?;
+    let seed = seed(&head.uri)?;
     if bytes.is_empty() {
         return Err(Refusal::impossible(
             "the body is empty",

@@ -199,7 +199,7 @@ mod tests {
         while let Some(Event::Images { t, .. }) = inbox.try_next() {
             seen.push(t);
         }
-        // Three images of 3 MiB are more than 4 MiB.
+        // Two images of 3 MiB are more than 4 MiB.
         assert_eq!(seen, [1, 5]);
     }
 }

@@ -16,7 +16,7 @@ use rdpm::cli::Cli;
 use rdpm::error::Result;
 
 /// Commands that contain one of these are not run here, and why.
-const NOT_RUN: [(&str, &str); 27] = [
+const NOT_RUN: [(&str, &str); 30] = [
     (
         "cargo build",
         "minutes; .ci/run builds with and without CUDA",
@@ -39,6 +39,9 @@ const NOT_RUN: [(&str, &str); 27] = [
     ("rdpm inspect builtin", "the model; tests/builtin.rs"),
     ("rdpm fit-probe", "the whole of Inception"),
     ("--probe ", "the whole of Inception"),
+    ("rdpm serve", "it runs until it is stopped; tests/serve"),
+    ("scripts/check_page.py", "a browser"),
+    ("scripts/bench_serve.py", "the model, and minutes"),
     ("scripts/cuda-toolkit.sh", "network; .ci/run runs it"),
     ("--device cuda", "a GPU"),
     ("rdpm doctor --check-ops", "a GPU"),

@@ -99,7 +99,7 @@ fn a_full_queue_refuses_and_who_leaves_is_forgotten() {
     while !String::from_utf8_lossy(&bytes).contains("event: preview") {
         assert!(running.read(&mut bytes).expect("events") > 0);
     }
-    let refused = server.draw(&json!({"class": "disc", "num": 64}));
+    let refused = server.draw(&json!({"class": "disc", "num": 256}));
     assert_eq!(refused.status, 429, "{}", refused.text());
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);
     assert!(
@@ -132,8 +132,11 @@ fn a_full_queue_refuses_and_who_leaves_is_forgotten() {
 #[test]
 fn a_signal_ends_it_after_what_is_running() {
     let folder = place();
-    let mut server = Server::start(folder.path(), "--max-num 64 --batch-size 64 --threads 1");
-    let body = json!({"class": "disc", "num": 64, "seed": 3});
+    let mut server = Server::start(
+        folder.path(),
+        "--max-num 256 --max-queue 300 --batch-size 256 --threads 1",
+    );
+    let body = json!({"class": "disc", "num": 256, "seed": 3});
     let mut running = server.stream(&body);
     let mut first = [0; 8];
     running.read_exact(&mut first).expect("an answer begins");
@@ -159,19 +162,18 @@ fn a_signal_ends_it_after_what_is_running() {
     let last = text.rfind("event: preview\ndata: ").expect("a preview") + 21;
     let data = text[last..].lines().next().expect("a line");
     let data: serde_json::Value = serde_json::from_str(data).expect("JSON");
-    assert_eq!(data["images"].as_array().map(Vec::len), Some(64));
-    assert_eq!(picture(&data["images"][63]["png"]).dimensions(), (32, 32));
+    assert_eq!(data["images"].as_array().map(Vec::len), Some(256));
+    assert_eq!(picture(&data["images"][255]["png"]).dimensions(), (32, 32));
     assert_eq!(server.ended(), Some(0));
 }
 
 #[test]
 fn others_need_the_token_that_a_public_address_asks_for() {
     let folder = place();
-    let alone = command(
+    let mut alone = command(
         folder.path(),
         "serve --model model.safetensors --host 0.0.0.0 --port 0",
     );
-    let mut alone = alone;
     let output = alone
         .stdin(Stdio::null())
         .output()

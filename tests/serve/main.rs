@@ -96,8 +96,11 @@ fn a_request_draws_the_pictures_of_the_command_that_it_names() {
     ];
     // All at once, so that they share batches.
     let answers: Vec<Answer> = std::thread::scope(|scope| {
-        let ask = |body| scope.spawn(|| server.draw(body));
-        let threads: Vec<_> = bodies.iter().map(ask).collect();
+        let server = &server;
+        let ask = bodies
+            .iter()
+            .map(|body| scope.spawn(move || server.draw(body)));
+        let threads: Vec<_> = ask.collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|answer| answer.expect("an answer")).collect()
     });
@@ -225,11 +228,11 @@ fn a_reconstruction_is_that_of_the_command() -> Result<()> {
 fn the_page_comes_from_here_alone_and_classes_have_their_words() {
     let folder = place();
     let server = Server::start(folder.path(), "--max-num 5");
-    for (path, kind) in [
-        ("/", "text/html"),
-        ("/page.css", "text/css"),
-        ("/page.js", "text/javascript"),
-    ] {
+    let scripts = ["api", "classes", "save", "draw", "reconstruct", "page"];
+    let scripts = scripts.map(|name| (format!("/page/{name}.js"), "text/javascript"));
+    let others = [("/", "text/html"), ("/page/page.css", "text/css")];
+    let others = others.map(|(path, kind)| (path.to_string(), kind));
+    for (path, kind) in others.into_iter().chain(scripts) {
         let answer = server.ask(&format!("GET {path}"), b"");
         assert_eq!(answer.status, 200);
         assert!(
