@@ -213,7 +213,7 @@ def check(args, folder):
     page.wait(DONE)
     shown = page.run("images[0].steps.at(-1)")
     line = page.text("#command").replace("rdpm sample", f"{args.rdpm} sample", 1)
-    subprocess.run(f"{line} --out {folder}/drawn --quiet", shell=True, check=True)
+    subprocess.run(f"{line} --out {folder}/drawn --quiet", shell=True, check=True, stdout=subprocess.DEVNULL)
     file = os.path.join(folder, "drawn", os.listdir(f"{folder}/drawn")[0])
     with open(file, "rb") as saved:
         same = page.run(f"""(async () => {{ const pixels = async (png) => {{ const i = await load(png);

@@ -120,6 +120,12 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
+    /// Of the refusal, if these headers are refused.
+    fn status(token: Option<&Token>, path: &str, pairs: &[(&'static str, &str)]) -> Option<u16> {
+        let refusal = check(token, path, &headers(pairs)).err()?;
+        Some(refusal.status.as_u16())
+    }
+
     #[test]
     fn loopback_is_an_address_and_not_a_prefix() {
         for host in [
@@ -145,14 +151,14 @@ mod tests {
 
     #[test]
     fn without_a_token_only_this_machines_names_and_its_own_page_have_access() {
-        let status = |pairs: &[_]| {
-            let found = check(None, "/v1/images", &headers(pairs));
-            found.err().map(|refusal| refusal.status.as_u16())
-        };
+        let path = "/v1/images";
         for host in ["127.0.0.1:8000", "localhost:9", "[::1]:8000", "localhost"] {
-            assert_eq!(status(&[("host", host)]), None, "{host}");
+            assert_eq!(status(None, path, &[("host", host)]), None, "{host}");
             let origin = format!("http://{host}");
-            assert_eq!(status(&[("host", host), ("origin", &origin)]), None);
+            assert_eq!(
+                status(None, path, &[("host", host), ("origin", &origin)]),
+                None
+            );
         }
         for host in [
             "evil.example:8000",
@@ -160,7 +166,7 @@ mod tests {
             "localhost:x",
             "",
         ] {
-            assert_eq!(status(&[("host", host)]), Some(403), "{host}");
+            assert_eq!(status(None, path, &[("host", host)]), Some(403), "{host}");
         }
         for origin in [
             "http://evil.example",
@@ -169,20 +175,17 @@ mod tests {
             "https://localhost:8000",
         ] {
             let pairs = [("host", "localhost:8000"), ("origin", origin)];
-            assert_eq!(status(&pairs), Some(403), "{origin}");
+            assert_eq!(status(None, path, &pairs), Some(403), "{origin}");
         }
-        assert_eq!(status(&[]), Some(403));
+        assert_eq!(status(None, path, &[]), Some(403));
     }
 
     #[test]
     fn a_token_is_asked_for_where_something_is_told_or_computed() {
         let token: Token = "0123456789abcdef".parse().unwrap();
-        let status = |path: &str, pairs: &[_]| {
-            let found = check(Some(&token), path, &headers(pairs));
-            found.err().map(|refusal| refusal.status.as_u16())
-        };
+        let token = Some(&token);
         for path in ["/v1/classes", "/v1/images", "/v1/reconstruct", "/metrics"] {
-            assert_eq!(status(path, &[]), Some(401), "{path}");
+            assert_eq!(status(token, path, &[]), Some(401), "{path}");
             for wrong in [
                 "Bearer 0123456789abcdeF",
                 "Bearer ",
@@ -190,7 +193,7 @@ mod tests {
                 "Basic 0123456789abcdef",
             ] {
                 assert_eq!(
-                    status(path, &[("authorization", wrong)]),
+                    status(token, path, &[("authorization", wrong)]),
                     Some(401),
                     "{wrong}"
                 );
@@ -199,10 +202,10 @@ mod tests {
                 ("authorization", "bearer 0123456789abcdef"),
                 ("host", "any.example"),
             ];
-            assert_eq!(status(path, &right), None, "{path}");
+            assert_eq!(status(token, path, &right), None, "{path}");
         }
-        assert_eq!(status("/", &[]), None);
-        assert_eq!(status("/healthz", &[]), None);
+        assert_eq!(status(token, "/", &[]), None);
+        assert_eq!(status(token, "/healthz", &[]), None);
         for weak in [
             "",
             "short",

@@ -17,11 +17,12 @@ const KINDS: usize = 12;
 
 /// Settings, classes, seeds and numbers in all combinations that matter.
 fn kind(i: usize) -> Value {
+    let (class, cfg) = (["disc", "star", "moon"][i % 3], [1.0, 3.0][i % 2]);
     json!({
-        "class": ["disc", "star", "moon"][i % 3],
+        "class": class,
         "seed": i / 2,
         "num": 1 + i % 4,
-        "cfg": [1.0, 3.0][i % 2],
+        "cfg": cfg,
     })
 }
 
