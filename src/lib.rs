@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! cli, hostile
+//! serve
 //! metrics, train
 //! sample
 //! model, data
@@ -34,6 +35,7 @@ pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod sample;
+pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod train;

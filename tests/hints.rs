@@ -21,6 +21,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/config.rs", TRAINING),
     ("src/cli/inputs.rs", ENCODING),
     ("src/cli/sample.rs", &["sample"]),
+    ("src/serve", &["serve"]),
     ("src/cli/mod.rs", ANY),
     ("src/cli/device.rs", ANY),
     ("src/cli/bench/train_gen.rs", &["bench train-gen"]),

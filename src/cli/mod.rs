@@ -25,6 +25,7 @@ pub mod pack;
 pub mod reconstruct;
 pub mod report;
 pub mod sample;
+pub mod serve;
 mod sheet;
 mod train;
 pub mod train_gen;
@@ -73,6 +74,7 @@ subcommands! {
     TrainVae => train_vae,
     TrainGen => train_gen,
     Sample => sample,
+    Serve => serve,
     Reconstruct => reconstruct,
     Encode => encode,
     Decode => decode,

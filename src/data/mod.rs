@@ -35,6 +35,7 @@ mod transient;
 pub use augment::Augment;
 pub use classes::{Class, Classes};
 pub(crate) use decode::decode;
+pub use decode::decode_within;
 pub(crate) use index::read_index;
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};

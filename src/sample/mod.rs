@@ -14,6 +14,7 @@ pub mod options;
 pub mod output;
 pub mod pretrained;
 pub mod sampler;
+pub mod steps;
 
 pub use choose::{Choice, choose};
 pub use decode::LatentDecoder;
@@ -23,3 +24,4 @@ pub use options::SampleOptions;
 pub use output::{Output, Picture, Pictures, Put};
 pub use pretrained::Pretrained;
 pub use sampler::{Draws, Sampler, decode};
+pub use steps::{Sample, Steps};

@@ -30,6 +30,11 @@ pub(super) const DECODED_AT_ONCE: usize = 64;
 pub enum Draws<'a> {
     /// From a seed and each sample's number, so that they do not depend on the batch.
     Seeded { seed: u64, indices: &'a [u64] },
+    /// The same with a seed of each sample's own.
+    Each {
+        seeds: &'a [u64],
+        indices: &'a [u64],
+    },
     /// ε [T,B,h,w,d] and uniforms in (0,1) [T,B,N,K], to compare with other implementations.
     Given {
         noise: &'a Tensor,
@@ -38,10 +43,17 @@ pub enum Draws<'a> {
 }
 
 impl Draws<'_> {
-    fn noise(&self) -> Noise<'_> {
+    /// ε_t [B,h,w,d].
+    fn noise(&self, t: usize, shape: [usize; 4], device: &Device) -> candle_core::Result<Tensor> {
+        let [_, h, w, d] = shape;
         match *self {
-            Draws::Seeded { seed, indices } => Noise::Drawn { seed, indices },
-            Draws::Given { noise, .. } => Noise::Given(noise),
+            Draws::Seeded { seed, indices } => {
+                Noise::Drawn { seed, indices }.step(t, shape, device)
+            }
+            Draws::Each { seeds, indices } => each(seeds, indices, |seed, indices| {
+                Noise::Drawn { seed, indices }.step(t, [1, h, w, d], device)
+            }),
+            Draws::Given { noise, .. } => Noise::Given(noise).step(t, shape, device),
         }
     }
 
@@ -57,9 +69,27 @@ impl Draws<'_> {
                 let (purpose, indices) = (Purpose::Gumbel, &indices[images]);
                 uniform(seed, purpose, indices, t as u32, &[n, k], &Device::Cpu)
             }
+            Draws::Each { seeds, indices } => {
+                let (seeds, indices) = (&seeds[images.clone()], &indices[images]);
+                each(seeds, indices, |seed, index| {
+                    let purpose = Purpose::Gumbel;
+                    uniform(seed, purpose, index, t as u32, &[n, k], &Device::Cpu)
+                })
+            }
             Draws::Given { uniform, .. } => uniform.get(t - 1)?.narrow(0, images.start, b),
         }
     }
+}
+
+/// What `f` gives for the samples one by one, [1,…] each: [B,…].
+fn each(
+    seeds: &[u64],
+    indices: &[u64],
+    f: impl Fn(u64, &[u64]) -> candle_core::Result<Tensor>,
+) -> candle_core::Result<Tensor> {
+    let each = seeds.iter().zip(indices.chunks(1));
+    let each: candle_core::Result<Vec<_>> = each.map(|(seed, index)| f(*seed, index)).collect();
+    Tensor::cat(&each?, 0)
 }
 
 /// A trained generator with the tokenizer whose codes it predicts.
@@ -130,37 +160,55 @@ impl<'a> Sampler<'a> {
         if let (Some(gpu), Draws::Seeded { seed, indices }) = (&self.gpu, draws) {
             return Ok(gpu.latents(labels, *seed, indices, options)?);
         }
-        let d = self.tokenizer.quantizer.codebook.embedding.dim(1)?;
-        let device = self.tokenizer.quantizer.codebook.embedding.device();
-        let (b, side, steps) = (labels.len(), self.side, self.tokenizer.quantizer.steps());
-        if device.is_cpu() {
+        let steps = self.steps();
+        let mut sum = self.start(labels.len())?;
+        if sum.device().is_cpu() {
             self.generator.pack()?;
         }
-        let mut sum = Tensor::zeros((b, side, side, d), DType::F32, device)?;
         let mut sums = Vec::with_capacity(steps);
-        let (generator, quantizer) = (self.generator, &self.tokenizer.quantizer);
         for t in 1..=steps {
-            let noise = draws.noise().step(t, [b, side, side, d], device)?;
-            let choice = options.choice(t, steps);
-            let conditions = self.conditions(labels, t, choice.lambda != 0.0)?;
-            sum = side_by_side(b, device, b, |images| {
-                let of = |x: &Tensor| x.narrow(0, images.start, images.len());
-                let (noise, sum) = (of(&noise)?, of(&sum)?);
-                let modulation = conditions.of(images.clone())?;
-                // [B,N,K]
-                let logits = logits(generator, &noise, &sum, &modulation, choice.lambda)?;
-                let uniform = match options.gumbel {
-                    true => Some(draws.uniform(t, images.clone(), logits.dims3()?)?),
-                    false => None,
-                };
-                let codes = choose(&logits, uniform.as_ref(), &choice.guided())
-                    .or_else(|error| Err(named(&logits, draws, t, images.start, error)?))?; // [B,N]
-                let codes = codes.reshape(&noise.dims()[..3])?;
-                Ok((sum + quantizer.lookup(&codes)?)?)
-            })?;
+            sum = self.step(t, &sum, labels, draws, options)?;
             sums.push(sum.clone());
         }
         Ok(sums)
+    }
+
+    /// z'_0 [B,h,w,d] of `b` images.
+    pub(super) fn start(&self, b: usize) -> Result<Tensor> {
+        let embedding = &self.tokenizer.quantizer.codebook.embedding;
+        let shape = (b, self.side, self.side, embedding.dim(1)?);
+        Ok(Tensor::zeros(shape, DType::F32, embedding.device())?)
+    }
+
+    /// z'_t from z'_{t−1}, with plain tensor operations.
+    pub(super) fn step(
+        &self,
+        t: usize,
+        sum: &Tensor,
+        labels: &[u32],
+        draws: &Draws,
+        options: &SampleOptions,
+    ) -> Result<Tensor> {
+        let (b, h, w, d) = sum.dims4()?;
+        let (device, quantizer) = (sum.device(), &self.tokenizer.quantizer);
+        let noise = draws.noise(t, [b, h, w, d], device)?;
+        let choice = options.choice(t, quantizer.steps());
+        let conditions = self.conditions(labels, t, choice.lambda != 0.0)?;
+        side_by_side(b, device, b, |images| {
+            let of = |x: &Tensor| x.narrow(0, images.start, images.len());
+            let (noise, sum) = (of(&noise)?, of(sum)?);
+            let modulation = conditions.of(images.clone())?;
+            // [B,N,K]
+            let logits = logits(self.generator, &noise, &sum, &modulation, choice.lambda)?;
+            let uniform = match options.gumbel {
+                true => Some(draws.uniform(t, images.clone(), logits.dims3()?)?),
+                false => None,
+            };
+            let codes = choose(&logits, uniform.as_ref(), &choice.guided())
+                .or_else(|error| Err(named(&logits, draws, t, images.start, error)?))?; // [B,N]
+            let codes = codes.reshape(&noise.dims()[..3])?;
+            Ok((sum + quantizer.lookup(&codes)?)?)
+        })
     }
 
     /// z'_T [B,h,w,d], as [`Sampler::latents`].
@@ -181,7 +229,16 @@ impl<'a> Sampler<'a> {
         decode(self.tokenizer, &self.latent(labels, draws, options)?)
     }
 
-    fn check_labels(&self, labels: &[u32]) -> Result<()> {
+    pub(super) fn steps(&self) -> usize {
+        self.tokenizer.quantizer.steps()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn gpu(&self) -> Option<&super::gpu::GpuSampler> {
+        self.gpu.as_ref()
+    }
+
+    pub(super) fn check_labels(&self, labels: &[u32]) -> Result<()> {
         match labels.iter().find(|&&l| l as usize >= self.classes) {
             Some(label) => anyhow::bail!(
                 "label {label} is out of range: there are {} classes",
@@ -227,7 +284,10 @@ fn named(
     first: usize,
     error: candle_core::Error,
 ) -> Result<Error> {
-    let (Draws::Seeded { indices, .. }, Some(row)) = (draws, finite::first_bad_row(logits)?) else {
+    let (Draws::Seeded { indices, .. } | Draws::Each { indices, .. }) = draws else {
+        return Ok(error.into());
+    };
+    let Some(row) = finite::first_bad_row(logits)? else {
         return Ok(error.into());
     };
     let image = format!("image {}", indices[first + row]);
@@ -394,6 +454,42 @@ mod tests {
             let found = pool.install(|| sample(batch))?;
             assert!(found == expected, "batch {batch}, {threads} threads");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_batch_of_several_seeds_has_each_samples_own_bits_also_when_some_leave() -> Result<()> {
+        use crate::sample::{Sample, Steps};
+        let config = tiny();
+        let (generator, tokenizer) = models(&config, 4)?;
+        let sampler = Sampler::new(&generator, &tokenizer, &config, 4);
+        let sample = |label, seed, number| Sample {
+            label,
+            seed,
+            number,
+        };
+        let mut batch = vec![sample(3, 11, 0), sample(1, 8, 5), sample(3, 8, 0)];
+        let alone = |s: &Sample, t: usize| -> Result<Vec<u32>> {
+            let draws = Draws::Seeded {
+                seed: s.seed,
+                indices: &[s.number],
+            };
+            bits(&sampler.latents(&[s.label], &draws, &options())?[t - 1])
+        };
+        let mut steps = Steps::new(&sampler, batch.clone(), &options())?;
+        for t in 1..=3 {
+            let (found, sum) = steps.advance()?.expect("a step");
+            assert_eq!((found, sum.dim(0)?), (t, batch.len()));
+            for (i, sample) in batch.iter().enumerate() {
+                assert!(bits(&sum.get(i)?)? == alone(sample, t)?, "{sample:?}, {t}");
+            }
+            if t == 1 {
+                steps.keep(&[0, 2])?;
+                batch.remove(1);
+            }
+        }
+        assert!(steps.advance()?.is_none());
+        assert!(steps.keep(&[]).is_err());
         Ok(())
     }
 

@@ -37,23 +37,30 @@ const HINT: &str = "replace or remove the file, or leave bad images out with --s
 
 /// Decodes `bytes`; an error names `path`.
 pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
+    decode_within(bytes, path, MAX_BYTES)
+}
+
+/// [`decode`], where the pixels may take at most `limit` bytes.
+pub fn decode_within(bytes: &[u8], path: &str, limit: u64) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
     // Decoders have panicked on damaged files before; one file must not end the run, nor escape
     // `skip_bad`.
-    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path))
+    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path, limit))
         .unwrap_or_else(|_| Err("the decoder panicked".to_string()));
     decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
 }
 
-fn decode_any(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
+fn decode_any(bytes: &[u8], path: &str, limit: u64) -> std::result::Result<RgbImage, String> {
+    let limit = limit.min(MAX_BYTES);
+    let fits = |width, height, bytes_per_pixel| fits(width, height, bytes_per_pixel, limit);
     if bytes.is_empty() {
         return Err("the file is empty".to_string());
     }
     match ImageKind::of_content(bytes) {
-        Some(ImageKind::Jpeg) => jpeg(bytes, path),
-        Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png),
-        Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP),
-        Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp),
+        Some(ImageKind::Jpeg) => jpeg(bytes, path, |width, height| fits(width, height, 3)),
+        Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png, fits),
+        Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP, fits),
+        Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp, fits),
         Some(ImageKind::Pnm) => pnm::decode(bytes, |width, height| fits(width, height, 3)),
         Some(ImageKind::Tiff) => tiff::decode(bytes, fits),
         None => Err(match other_content(bytes) {
@@ -68,6 +75,7 @@ fn other(
     bytes: &[u8],
     kind: ImageKind,
     format: ImageFormat,
+    fits: impl Fn(u32, u32, u64) -> std::result::Result<(), String>,
 ) -> std::result::Result<RgbImage, String> {
     let explain = |error: ImageError| match error {
         ImageError::Unsupported(error) => format!("{} not supported: {error}", kind.name()),
@@ -93,23 +101,32 @@ fn other(
 /// Refuses a size that a header claims before anything is allocated for it or decoded: too many
 /// pixels, or so narrow that it would grow without bound when its shorter side is scaled to a
 /// model's size.
-fn fits(width: u32, height: u32, bytes_per_pixel: u64) -> std::result::Result<(), String> {
+fn fits(
+    width: u32,
+    height: u32,
+    bytes_per_pixel: u64,
+    limit: u64,
+) -> std::result::Result<(), String> {
     if width.max(height) / width.min(height).max(1) > MAX_ASPECT {
         return Err(format!(
             "{width}×{height} pixels: one side is more than {MAX_ASPECT} times the other"
         ));
     }
-    match u64::from(width) * u64::from(height) > MAX_BYTES / bytes_per_pixel {
+    match u64::from(width) * u64::from(height) > limit / bytes_per_pixel {
         true => Err(format!(
             "{width}×{height} pixels of {bytes_per_pixel} bytes are more than {} MiB",
-            MAX_BYTES >> 20
+            limit >> 20
         )),
         false => Ok(()),
     }
 }
 
-fn jpeg(bytes: &[u8], path: &str) -> std::result::Result<RgbImage, String> {
-    let picture = jpeg::decode(bytes, |width, height| fits(width, height, 3));
+fn jpeg(
+    bytes: &[u8],
+    path: &str,
+    fits: impl Fn(u32, u32) -> std::result::Result<(), String>,
+) -> std::result::Result<RgbImage, String> {
+    let picture = jpeg::decode(bytes, fits);
     let picture = picture.map_err(|refusal| match refusal {
         Refusal::Damaged(what) => format!("damaged JPEG: {what}"),
         Refusal::Unsupported(what) => format!("JPEG not supported: {what}"),

@@ -1,0 +1,117 @@
+//! `rdpm serve`: a page and a JSON API for a trained model.
+
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+use super::Context;
+use crate::error::{Result, hinted, usage};
+use crate::interrupt::Interrupt;
+use crate::sample::Pretrained;
+use crate::serve::{self, Settings, Token, is_loopback};
+
+/// Serve a page and a JSON API that sample and reconstruct images
+///
+/// Prints the page's address once it answers. SIGTERM or Ctrl-C ends it after the batch that is
+/// running; what waits is refused. The same class and seed give the images of `rdpm sample`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A run folder of train-gen, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
+    /// finished run under runs/, else the built-in model]
+    #[arg(long, value_name = "RUN|BUNDLE")]
+    model: Option<PathBuf>,
+    /// Address to listen on; any but a loopback address needs --token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    port: u16,
+    /// Secret that clients must send, as a bearer token [default: $RDPM_TOKEN, else none]
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<Token>,
+    /// Most images of one request
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_num: u32,
+    /// Most images of all waiting requests
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    max_queue: u32,
+    /// Images that are drawn together [default: the model's sample.batch_size]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+}
+
+impl Args {
+    /// Errors: an address that others reach, without a token.
+    fn token(&self) -> Result<Option<Token>> {
+        let from_environment = || -> Result<Option<Token>> {
+            let text = std::env::var("RDPM_TOKEN").unwrap_or_default();
+            match text.is_empty() {
+                true => Ok(None),
+                false => text
+                    .parse()
+                    .map(Some)
+                    .map_err(|e: String| usage(format!("$RDPM_TOKEN: {e}"), "or leave it unset")),
+            }
+        };
+        let token = match &self.token {
+            Some(token) => Some(token.clone()),
+            None => from_environment()?,
+        };
+        match token.is_none() && !is_loopback(&self.host) {
+            true => Err(usage(
+                format!(
+                    "--host {}: others could reach it without a token",
+                    self.host
+                ),
+                "give a --token that clients must send, or listen on 127.0.0.1",
+            )),
+            false => Ok(token),
+        }
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        TcpListener::bind((host, self.port)).map_err(|e| {
+            hinted(
+                format!("cannot listen on {}, port {}: {e}", self.host, self.port),
+                match e.kind() {
+                    ErrorKind::AddrInUse => "another program does: choose another --port",
+                    ErrorKind::PermissionDenied => {
+                        "ports below 1024 are for root: choose another --port"
+                    }
+                    _ => "--host takes an address of this machine, as 127.0.0.1 or 0.0.0.0",
+                },
+            )
+        })
+    }
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let token = args.token()?;
+    if args.max_num > args.max_queue {
+        return Err(usage(
+            format!(
+                "--max-num {} is above --max-queue {}: such a request could never wait",
+                args.max_num, args.max_queue
+            ),
+            "raise --max-queue, or lower --max-num",
+        ));
+    }
+    let interrupt = Interrupt::listen()?;
+    // A port that is taken is found before the model is loaded.
+    let listener = args.listen()?;
+    let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
+    let batch = args
+        .batch_size
+        .map_or(model.config.sample.batch_size, |n| n as usize);
+    let settings = Settings {
+        token,
+        num: args.max_num as usize,
+        queue: args.max_queue as usize,
+        batch,
+    };
+    super::print(&format!("http://{}/\n", listener.local_addr()?))?;
+    serve::run(&model, listener, settings, &interrupt)?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! The routes: the page's files and the API.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use image::RgbImage;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::access::{self, Token};
+use super::facts::Facts;
+use super::metrics::Metrics;
+use super::queue::{Draw, Job, Queue, Upload, Work};
+use super::refusal::Refusal;
+use super::request::Drawing;
+use super::stream::{Event, Events, Inbox, Reconstruction, channel};
+use super::{body, page, picture};
+use crate::sample::{Scale, grid};
+
+/// The body of a request to draw: options.
+const DRAWING_BYTES: usize = 64 << 10;
+
+/// An encoded image.
+pub const UPLOAD_BYTES: usize = 16 << 20;
+
+/// Encoded images that are held in memory: on their way, waiting, or being decoded.
+const UPLOADS: usize = 8;
+
+/// What the handlers share.
+pub struct Shared {
+    facts: Facts,
+    token: Option<Token>,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    uploads: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub fn new(
+        facts: Facts,
+        token: Option<Token>,
+        queue: &Arc<Queue>,
+        metrics: &Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            facts,
+            token,
+            queue: queue.clone(),
+            metrics: metrics.clone(),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+        })
+    }
+}
+
+pub fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(page::document))
+        .route("/page/{name}", get(page_file))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics))
+        .route("/v1/classes", get(classes))
+        .route("/v1/images", post(images))
+        .route("/v1/reconstruct", post(reconstruct))
+        .fallback(unknown)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(from_fn_with_state(shared.clone(), guard))
+        .with_state(shared)
+}
+
+/// Around every route: access, counting, and what browsers are told.
+async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let route = named(path);
+    let mut response = match access::check(shared.token.as_ref(), path, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => {
+            body::pass_over(request.into_body()).await;
+            refusal.into_response()
+        }
+    };
+    shared.metrics.answered(route, response.status().as_u16());
+    page::protect(&mut response);
+    response
+}
+
+/// A path's name in the metrics; a client cannot invent any.
+fn named(path: &str) -> &'static str {
+    const KNOWN: [&str; 6] = [
+        "/",
+        "/healthz",
+        "/metrics",
+        "/v1/classes",
+        "/v1/images",
+        "/v1/reconstruct",
+    ];
+    let found = KNOWN.into_iter().find(|known| *known == path);
+    found.unwrap_or("other")
+}
+
+async fn page_file(uri: Uri) -> Result<Response, Refusal> {
+    let name = uri.path().strip_prefix("/page/");
+    match name.and_then(page::file) {
+        Some(file) => Ok(file),
+        None => Err(nothing()),
+    }
+}
+
+async fn unknown(request: Request) -> Refusal {
+    body::pass_over(request.into_body()).await;
+    nothing()
+}
+
+fn nothing() -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "there is nothing here",
+        "the page is at /; the API is /v1/classes, /v1/images and /v1/reconstruct",
+    )
+}
+
+async fn not_allowed(request: Request) -> Refusal {
+    body::pass_over(request.into_body()).await;
+    Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path takes another method",
+        "GET /v1/classes, POST /v1/images, POST /v1/reconstruct",
+    )
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let text = shared.metrics.text(shared.queue.waiting());
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, text).into_response()
+}
+
+async fn classes(State(shared): State<Arc<Shared>>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, shared.facts.listing.clone()).into_response()
+}
+
+/// What the client wants to get, by its `Accept`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Json,
+    Png,
+    Events,
+}
+
+impl Form {
+    fn of(headers: &HeaderMap) -> Self {
+        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+        match accept.unwrap_or_default() {
+            accept if accept.contains("text/event-stream") => Form::Events,
+            accept if accept.contains("image/png") => Form::Png,
+            _ => Form::Json,
+        }
+    }
+}
+
+async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let body = body::read(body, DRAWING_BYTES).await?;
+    let kind = head.headers.get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body must be JSON",
+            "send `Content-Type: application/json`",
+        ));
+    }
+    let form = Form::of(&head.headers);
+    let facts = &shared.facts;
+    let drawing = Drawing::read(&body, facts)?;
+    let about = |number: u64| {
+        let index = drawing.labels[number as usize];
+        json!({"number": number, "index": index, "class": facts.classes.title(index)})
+    };
+    let numbers = 0..drawing.labels.len() as u64;
+    let mut answer = json!({
+        "seed": drawing.seed,
+        "command": drawing.command,
+        "images": numbers.map(about).collect::<Vec<_>>(),
+    });
+    let (outbox, inbox) = channel();
+    let work = Work::Draw(Draw {
+        labels: drawing.labels.clone(),
+        seed: drawing.seed,
+        options: drawing.options,
+        previews: form == Form::Events,
+    });
+    let ahead = shared.queue.push(Job::new(work, outbox))?;
+    match form {
+        Form::Events => {
+            answer["steps"] = json!(facts.steps);
+            answer["ahead"] = json!(ahead);
+            let kind = [(header::CONTENT_TYPE, "text/event-stream")];
+            let events = Events::new(inbox, facts.steps, &answer);
+            Ok((kind, Body::from_stream(events)).into_response())
+        }
+        Form::Png => {
+            let images: Vec<RgbImage> = drawn(inbox).await?.into_iter().map(|(_, x)| x).collect();
+            png(&sheet(images)?, drawing.seed)
+        }
+        Form::Json => {
+            for (number, image) in drawn(inbox).await? {
+                answer["images"][number as usize]["png"] = picture::text(&image)?.into();
+            }
+            Ok(json_answer(&answer))
+        }
+    }
+}
+
+/// The finished images, by number.
+async fn drawn(mut inbox: Inbox) -> Result<Vec<(u64, RgbImage)>, Refusal> {
+    let mut all = Vec::new();
+    loop {
+        match inbox.next().await {
+            Event::Images { images, .. } => all.extend(images),
+            Event::Failed(refusal) => return Err(refusal),
+            Event::Done | Event::Reconstructed(_) => break,
+        }
+    }
+    all.sort_by_key(|(number, _)| *number);
+    Ok(all)
+}
+
+/// The image, or all of them on a sheet of their own size.
+fn sheet(mut images: Vec<RgbImage>) -> Result<RgbImage, Refusal> {
+    match images.len() {
+        1 => Ok(images.remove(0)),
+        count => {
+            let columns = (count as f64).sqrt().ceil() as usize;
+            let sheet = grid(&images, columns, Scale::Times(1));
+            sheet.map_err(|e| Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, &e))
+        }
+    }
+}
+
+fn png(image: &RgbImage, seed: u64) -> Result<Response, Refusal> {
+    let headers = [
+        ("content-type", HeaderValue::from_static("image/png")),
+        ("x-rdpm-seed", HeaderValue::from(seed)),
+    ];
+    Ok((headers, picture::png(image)?).into_response())
+}
+
+fn json_answer(answer: &Value) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, answer.to_string()).into_response()
+}
+
+async fn reconstruct(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let form = Form::of(&head.headers);
+    // Before the body is read, so that memory is bounded.
+    let Ok(place) = shared.uploads.clone().try_acquire_owned() else {
+        body::pass_over(body).await;
+        return Err(Refusal::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("{UPLOADS} images are being reconstructed or wait for it"),
+            "ask again in a moment",
+        ));
+    };
+    let bytes = body::read(body, UPLOAD_BYTES).await?;
+    let seed = seed(&head.uri)?;
+    if bytes.is_empty() {
+        return Err(Refusal::impossible(
+            "the body is empty",
+            "send an image file as the body",
+        ));
+    }
+    let (outbox, mut inbox) = channel();
+    let upload = Upload {
+        bytes,
+        seed,
+        _place: place,
+    };
+    shared
+        .queue
+        .push(Job::new(Work::Reconstruct(upload), outbox))?;
+    let result = match inbox.next().await {
+        Event::Reconstructed(result) => result,
+        Event::Failed(refusal) => return Err(refusal),
+        Event::Images { .. } | Event::Done => return Err(unexpected()),
+    };
+    match (form, result.steps.last()) {
+        (Form::Png, Some(last)) => png(last, seed),
+        _ => Ok(json_answer(&described(&result, seed)?)),
+    }
+}
+
+fn unexpected() -> Refusal {
+    Refusal::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the answer is of another request",
+        "this is a bug in rdpm: please report it",
+    )
+}
+
+fn described(result: &Reconstruction, seed: u64) -> Result<Value, Refusal> {
+    let steps = result.steps.iter().map(picture::text);
+    Ok(json!({
+        "seed": seed,
+        "psnr": result.psnr,
+        "original": picture::text(&result.original)?,
+        "steps": steps.collect::<Result<Vec<_>, _>>()?,
+        "codes": result.codes,
+    }))
+}
+
+/// `?seed=N`; 0 without it.
+fn seed(uri: &Uri) -> Result<u64, Refusal> {
+    let Some(query) = uri.query().filter(|query| !query.is_empty()) else {
+        return Ok(0);
+    };
+    let value = query.strip_prefix("seed=");
+    value.and_then(|value| value.parse().ok()).ok_or_else(|| {
+        let query: String = query.chars().take(60).collect();
+        Refusal::impossible(
+            format!("the query is `{query}`"),
+            "it may be seed=N, with N from 0 to 18446744073709551615",
+        )
+    })
+}
