@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use axum::http::StatusCode;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::facts::Facts;
 use super::refusal::Refusal;
@@ -54,7 +55,9 @@ pub struct Drawing {
 impl Drawing {
     /// Errors: 400 if it is not JSON, 422 if a value is of another type or out of range.
     pub fn read(body: &[u8], facts: &Facts) -> Result<Self, Refusal> {
-        let asked: Asked = serde_json::from_slice(body).map_err(|e| {
+        // An object only: a sequence would be taken as the fields in their order.
+        let fields = serde_json::from_slice(body).map(Value::Object);
+        let asked: Asked = fields.and_then(serde_json::from_value).map_err(|e| {
             let status = match e.is_data() {
                 true => StatusCode::UNPROCESSABLE_ENTITY,
                 false => StatusCode::BAD_REQUEST,
