@@ -21,6 +21,8 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/config.rs", TRAINING),
     ("src/cli/inputs.rs", ENCODING),
     ("src/cli/sample.rs", &["sample"]),
+    // The command line that draws the same.
+    ("src/serve/request.rs", &["sample"]),
     ("src/serve", &["serve"]),
     ("src/cli/mod.rs", ANY),
     ("src/cli/device.rs", ANY),

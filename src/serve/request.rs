@@ -266,6 +266,7 @@ mod tests {
     #[test]
     fn what_cannot_be_drawn_is_refused_with_a_reason() {
         let deep = "[".repeat(100_000);
+        let within = format!(r#"{{"class": {deep}"#);
         let long = format!(r#"{{"class": "{}"}}"#, "1,".repeat(200));
         let cases: &[(&str, u16, &str)] = &[
             ("", 400, "EOF"),
@@ -273,7 +274,8 @@ mod tests {
             ("{\"class\": 1,}", 400, "trailing comma"),
             ("{\"class\": NaN}", 400, "expected"),
             ("\u{0}", 400, "expected"),
-            (&deep, 400, "recursion limit"),
+            (&deep, 422, "invalid type"),
+            (&within, 400, "recursion limit"),
             ("[]", 422, "class"),
             ("[1,2,3,4,5,6,7,8,9,10]", 422, ""),
             ("null", 422, "invalid type"),
