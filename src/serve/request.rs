@@ -10,6 +10,7 @@ use super::facts::Facts;
 use super::refusal::Refusal;
 use crate::config::CfgSchedule;
 use crate::sample::SampleOptions;
+use crate::telemetry::shell;
 
 /// Guidance and temperature beyond these make no pictures, and could overflow the logits.
 const CFG: std::ops::RangeInclusive<f64> = 0.0..=100.0;
@@ -173,10 +174,10 @@ fn command(
 ) -> String {
     let mut line = format!(
         "rdpm sample --model {}",
-        word(&facts.model.to_string_lossy())
+        value(&facts.model.to_string_lossy())
     );
     if let Some(class) = class {
-        line += &format!(" --class {}", word(class));
+        line += &format!(" --class {}", value(class));
     }
     line += &format!(" --num {num} --seed {seed} --cfg {}", options.cfg);
     if options.cfg_schedule != facts.sample.cfg_schedule {
@@ -201,12 +202,11 @@ fn command(
     line
 }
 
-/// One word of a shell.
-pub fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
-    match !text.is_empty() && !text.starts_with('-') && text.chars().all(plain) {
-        true => text.to_string(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
+/// A value in a command line: one that begins as an option does is in quotes, to be seen as one.
+fn value(text: &str) -> String {
+    match text.starts_with('-') {
+        true => shell::in_quotes(text),
+        false => shell::word(text),
     }
 }
 
@@ -257,10 +257,10 @@ mod tests {
 
     #[test]
     fn a_word_of_a_shell_is_one_word() {
-        assert_eq!(word("a/b-1.5:c"), "a/b-1.5:c");
-        assert_eq!(word("it's $(x)"), r"'it'\''s $(x)'");
-        assert_eq!(word(""), "''");
-        assert_eq!(word("--help"), "'--help'");
+        assert_eq!(value("a/b-1.5:c"), "a/b-1.5:c");
+        assert_eq!(value("it's $(x)"), r"'it'\''s $(x)'");
+        assert_eq!(value(""), "''");
+        assert_eq!(value("--help"), "'--help'");
     }
 
     #[test]

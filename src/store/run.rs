@@ -337,16 +337,19 @@ pub fn lock(path: &Path, option: &str) -> Result<File> {
 
 /// `runs/<stage>-<time>`, UTC.
 fn default_path(stage: &str) -> PathBuf {
-    let seconds = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    PathBuf::from("runs").join(format!("{stage}-{}", timestamp(seconds)))
+    let now = timestamp(unix_seconds(SystemTime::now()));
+    PathBuf::from("runs").join(format!("{stage}-{now}"))
+}
+
+/// Since 1970; 0 before it.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// As 2026-11-30 21:45 UTC.
 pub fn date(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    let text = timestamp(since.map_or(0, |since| since.as_secs()));
+    let text = timestamp(unix_seconds(time));
     let (year, rest) = text.split_at(text.len() - 11);
     let part = |from: usize| &rest[from..from + 2];
     format!("{year}-{}-{} {}:{} UTC", part(0), part(2), part(5), part(7))

@@ -5,6 +5,7 @@ mod log;
 mod metrics;
 mod progress;
 pub mod rates;
+pub mod shell;
 mod tensorboard;
 mod terminal;
 

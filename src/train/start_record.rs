@@ -9,15 +9,17 @@ use candle_core::Device;
 use serde_json::json;
 
 use crate::error::{Context, Result};
-use crate::store::run::RunFolder;
+use crate::store::run::{RunFolder, unix_seconds};
+use crate::telemetry::shell;
 use crate::world::World;
 
 /// Appends the line of this process's start.
 pub fn append(folder: &RunFolder, step: u64, world: &World, device: &Device) -> Result<()> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let arguments = std::env::args().skip(1).map(|argument| quoted(&argument));
+    let arguments = std::env::args()
+        .skip(1)
+        .map(|argument| shell::word(&argument));
     let line = json!({
-        "time": since.map_or(0, |since| since.as_secs()),
+        "time": unix_seconds(SystemTime::now()),
         "step": step,
         "version": env!("CARGO_PKG_VERSION"),
         "device": name_of(device),
@@ -29,15 +31,6 @@ pub fn append(folder: &RunFolder, step: u64, world: &World, device: &Device) -> 
     let file = File::options().create(true).append(true).open(&path);
     file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// As a shell takes it.
-fn quoted(argument: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "-_=./,:@%+".contains(c);
-    match !argument.is_empty() && argument.chars().all(is_plain) {
-        true => argument.to_string(),
-        false => format!("'{}'", argument.replace('\'', "'\\''")),
-    }
 }
 
 fn name_of(device: &Device) -> String {
@@ -69,14 +62,6 @@ fn cpu() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_can_be_given_to_a_shell_again() {
-        assert_eq!(quoted("--set"), "--set");
-        assert_eq!(quoted("data/train-*.tar"), "'data/train-*.tar'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted(""), "''");
-    }
 
     #[test]
     fn every_start_has_a_line() -> Result<()> {
