@@ -139,12 +139,16 @@ fn enlarge(image: &RgbImage, times: u32) -> RgbImage {
     })
 }
 
+/// The bytes of a PNG; in memory this fails only for an image without pixels.
+pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}
+
 /// Writes a PNG, completely or not at all.
 pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
-    let mut bytes = Vec::new();
-    image
-        .write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)
-        .with_context(|| format!("cannot encode {}", path.display()))?;
+    let bytes = png(image).with_context(|| format!("cannot encode {}", path.display()))?;
     atomic::write_file(path, &bytes)
 }
 

@@ -18,7 +18,7 @@ pub mod steps;
 
 pub use choose::{Choice, choose};
 pub use decode::LatentDecoder;
-pub use grid::{Scale, grid, save_png};
+pub use grid::{Scale, grid, png, save_png};
 pub use image::{from_rgb, named_rgb, not_finite, to_rgb};
 pub use options::SampleOptions;
 pub use output::{Output, Picture, Pictures, Put};

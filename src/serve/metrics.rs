@@ -61,62 +61,43 @@ impl Metrics {
             "Answers by route and status.",
             &answers,
         );
-        let seconds = self.microseconds.load(Relaxed) as f64 / 1e6;
-        let counters = [
-            (
-                "rdpm_images_total",
-                "Images drawn.",
-                self.images.load(Relaxed) as f64,
-            ),
-            (
-                "rdpm_reconstructions_total",
-                "Images reconstructed.",
-                self.reconstructions.load(Relaxed) as f64,
-            ),
-            (
-                "rdpm_cancelled_total",
-                "Requests whose client left before the answer.",
-                self.cancelled.load(Relaxed) as f64,
-            ),
-            (
-                "rdpm_batches_total",
-                "Batches drawn.",
-                self.batches.load(Relaxed) as f64,
-            ),
-            (
-                "rdpm_batch_images_total",
-                "Images at the start of all batches.",
-                self.batched.load(Relaxed) as f64,
-            ),
-            (
-                "rdpm_batch_seconds_total",
-                "Time that batches took.",
-                seconds,
-            ),
-        ];
-        for (name, help, value) in counters {
+        let count = |counter: &AtomicU64| counter.load(Relaxed) as f64;
+        let mut counter = |name: &str, help: &str, value: f64| {
             put(name, "counter", help, &[(String::new(), value)]);
-        }
-        let gauges = [
-            (
-                "rdpm_waiting_requests",
-                "Requests in the queue.",
-                waiting.requests as f64,
-            ),
-            (
-                "rdpm_waiting_images",
-                "Images in the queue.",
-                waiting.images as f64,
-            ),
-            (
-                "process_resident_memory_bytes",
-                "Memory in use.",
-                resident(),
-            ),
-        ];
-        for (name, help, value) in gauges {
+        };
+        counter("rdpm_images_total", "Images drawn.", count(&self.images));
+        counter(
+            "rdpm_reconstructions_total",
+            "Images reconstructed.",
+            count(&self.reconstructions),
+        );
+        counter(
+            "rdpm_cancelled_total",
+            "Requests whose client left before the answer.",
+            count(&self.cancelled),
+        );
+        counter("rdpm_batches_total", "Batches drawn.", count(&self.batches));
+        counter(
+            "rdpm_batch_images_total",
+            "Images at the start of all batches.",
+            count(&self.batched),
+        );
+        counter(
+            "rdpm_batch_seconds_total",
+            "Time that batches took.",
+            count(&self.microseconds) / 1e6,
+        );
+        let mut gauge = |name: &str, help: &str, value: f64| {
             put(name, "gauge", help, &[(String::new(), value)]);
-        }
+        };
+        let (requests, images) = (waiting.requests as f64, waiting.images as f64);
+        gauge("rdpm_waiting_requests", "Requests in the queue.", requests);
+        gauge("rdpm_waiting_images", "Images in the queue.", images);
+        gauge(
+            "process_resident_memory_bytes",
+            "Memory in use.",
+            resident(),
+        );
         text
     }
 }

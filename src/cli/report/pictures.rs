@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use image::{ImageFormat, RgbImage};
 
 use crate::data::decode;
 use crate::data::resize::{Filter, resize};
 use crate::error::{Context, Result};
+use crate::sample;
 
 /// Pixels of the longer side in the page; larger sheets are scaled down.
 const LONGEST: u32 = 1280;
@@ -70,7 +70,7 @@ pub(super) fn load(step: u64, path: &Path) -> Result<Picture> {
             };
             let (width, height) = (scale(width), scale(height));
             let smaller = resize(&picture, width, height, Filter::Lanczos);
-            (encoded(&smaller)?, width, height)
+            (sample::png(&smaller)?, width, height)
         }
     };
     Ok(Picture {
@@ -79,12 +79,6 @@ pub(super) fn load(step: u64, path: &Path) -> Result<Picture> {
         height,
         address: format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png)),
     })
-}
-
-fn encoded(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut png = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png)?;
-    Ok(png.into_inner())
 }
 
 #[cfg(test)]
