@@ -162,9 +162,6 @@ impl<'a> Sampler<'a> {
         }
         let steps = self.steps();
         let mut sum = self.start(labels.len())?;
-        if sum.device().is_cpu() {
-            self.generator.pack()?;
-        }
         let mut sums = Vec::with_capacity(steps);
         for t in 1..=steps {
             sum = self.step(t, &sum, labels, draws, options)?;
@@ -173,9 +170,12 @@ impl<'a> Sampler<'a> {
         Ok(sums)
     }
 
-    /// z'_0 [B,h,w,d] of `b` images.
+    /// z'_0 [B,h,w,d] of `b` images, and weights that are ready for the steps.
     pub(super) fn start(&self, b: usize) -> Result<Tensor> {
         let embedding = &self.tokenizer.quantizer.codebook.embedding;
+        if embedding.device().is_cpu() {
+            self.generator.pack()?;
+        }
         let shape = (b, self.side, self.side, embedding.dim(1)?);
         Ok(Tensor::zeros(shape, DType::F32, embedding.device())?)
     }
