@@ -15,6 +15,16 @@ pub(super) fn reciprocal_rms(x: &[f32], eps: f64) -> f32 {
     (1.0 / (f64::from(mean) + eps).sqrt()) as f32
 }
 
+/// x·r·(1 + scale) + shift of a row, or of as many of its columns as `y` has.
+#[inline(always)]
+pub(super) fn modulate(y: &mut [f32], x: &[f32], r: f32, shift: &[f32], scale: &[f32]) {
+    let c = y.len();
+    let (x, shift, scale) = (&x[..c], &shift[..c], &scale[..c]);
+    for i in 0..c {
+        y[i] = (x[i] * r).mul_add(1.0 + scale[i], shift[i]);
+    }
+}
+
 impl CustomOp3 for RmsNormModulate {
     fn name(&self) -> &'static str {
         "rms_norm_modulate"
@@ -41,11 +51,8 @@ impl CustomOp3 for RmsNormModulate {
                     let rows = y.chunks_exact_mut(c).zip(x.chunks_exact(c));
                     for (row, (y, x)) in (first..).zip(rows) {
                         let image = row / n * c;
-                        let (shift, scale) = (&shift[image..][..c], &scale[image..][..c]);
                         let r = reciprocal_rms(x, self.eps);
-                        for i in 0..c {
-                            y[i] = (x[i] * r).mul_add(1.0 + scale[i], shift[i]);
-                        }
+                        modulate(y, x, r, &shift[image..], &scale[image..]);
                     }
                 },
             )

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::cpu::reciprocal_rms;
+use super::cpu::{modulate, reciprocal_rms};
 use super::{gate_residual, rms_norm_modulate};
 use crate::ops::product::{Matrix, Packed, Panels, Plain, Rows, room, times_then, times_through};
 use crate::ops::swiglu::gated;
@@ -96,13 +96,9 @@ impl Rows for Modulated<'_> {
                 for (row, y) in rows.clone().zip(out.chunks_exact_mut(terms.len())) {
                     let x = &self.x[row * self.c..][..self.c];
                     let r = reciprocal_rms(x, self.eps);
-                    let image = row / self.n * self.c;
-                    let (x, from) = (&x[terms.clone()], image + terms.start);
-                    let (shift, scale) = (&self.shift[from..], &self.scale[from..]);
-                    let (shift, scale) = (&shift[..x.len()], &scale[..x.len()]);
-                    for i in 0..x.len() {
-                        y[i] = (x[i] * r).mul_add(1.0 + scale[i], shift[i]);
-                    }
+                    let from = row / self.n * self.c + terms.start;
+                    let (x, shift) = (&x[terms.clone()], &self.shift[from..]);
+                    modulate(y, x, r, shift, &self.scale[from..]);
                 }
             },
         );
