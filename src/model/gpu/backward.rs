@@ -359,8 +359,7 @@ impl Pass<'_> {
     }
 
     /// The same of modulations of low rank: the biases in one, the wide halves and the last
-    /// modulation by
-    /// their columns, then all narrow halves at once.
+    /// modulation by their columns, then all narrow halves at once.
     fn modulations_of_low_rank(&self, rank: usize) -> Result<()> {
         let (network, a, scratch) = (self.network, self.a, self.scratch);
         let (s, c) = (&network.sizes, network.sizes.width);
