@@ -16,6 +16,8 @@ targets=("$@")
 [ $# -gt 0 ] || targets=(bundle state tar npz npy pth image index frame)
 out=${OUT:-target/found}
 
+# The program's own versions of what it depends on.
+cp ../Cargo.lock Cargo.lock
 RUSTC_WRAPPER=$PWD/rustc.sh cargo build --release
 program=${CARGO_TARGET_DIR:-target}/release/rdpm-fuzz
 
