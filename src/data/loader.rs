@@ -1,10 +1,12 @@
-//! Batches [B,H,W,3] in [-1,1] from a source, read, decoded and cut by threads of its own ahead of their use.
+//! Batches [B,H,W,3] in [-1,1] from a source, read, decoded and cut by threads of its own ahead of
+//! their use.
 //!
-//! Examples are numbered through all epochs: number n is place n mod len of epoch n div len, whose order is a
-//! permutation drawn from (seed, epoch). Of W workers each makes every W-th example and hands it on through a
-//! bounded queue of its own; one more thread takes them in turn, as bytes. The thread that asks for a batch makes
-//! numbers of it, on the GPU if the loader is for one. So batches, and the first error, are the same whatever the
-//! number of workers, and a run continues at any number without reading what came before.
+//! Examples are numbered through all epochs: number n is place n mod len of epoch n div len, whose
+//! order is a permutation drawn from (seed, epoch). Of W workers each makes every W-th example and
+//! hands it on through a bounded queue of its own; one more thread takes them in turn, as bytes.
+//! The thread that asks for a batch makes numbers of it, on the GPU if the loader is for one. So
+//! batches, and the first error, are the same whatever the number of workers, and a run continues
+//! at any number without reading what came before.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -173,7 +175,8 @@ impl Loader {
         Self::start(source, options, kind, start..u64::MAX, share)
     }
 
-    /// One pass over the source in its order, with ADM's centre crop to `size`; the last batch may be smaller.
+    /// One pass over the source in its order, with ADM's centre crop to `size`; the last batch may
+    /// be smaller.
     ///
     /// `mirror` flips every image. With `skip_bad` bad images are missing from the batches.
     pub fn ordered(
@@ -199,8 +202,8 @@ impl Loader {
         Self::start(source, options, kind, range, Share::WHOLE)
     }
 
-    /// One batch of `batch_size` images at equal distances over the source (all of a smaller one), with ADM's centre
-    /// crop to `size`: of a set sorted by class, some of every class.
+    /// One batch of `batch_size` images at equal distances over the source (all of a smaller one),
+    /// with ADM's centre crop to `size`: of a set sorted by class, some of every class.
     ///
     /// With `skip_bad` the place of a bad image is taken by the next whole one of the source.
     pub fn spread(source: Arc<dyn Source>, options: &LoaderOptions, size: usize) -> Result<Self> {

@@ -1,8 +1,9 @@
 //! Images: sources, decoding, augmentation, the prefetching loader, the latent cache.
 //!
-//! [`source::open`] turns paths into a [`Source`] of labelled images, a [`Loader`] turns a source into batches
-//! [B,H,W,3] in [-1,1]; [`pack`] writes a source at the training size; [`shapes`] draws the demo's source. What an example looks like depends on the run's seed
-//! and on its running number alone, never on workers, batch size or the point of resumption.
+//! [`source::open`] turns paths into a [`Source`] of labelled images, a [`Loader`] turns a source
+//! into batches [B,H,W,3] in [-1,1]; [`pack`] writes a source at the training size; [`shapes`]
+//! draws the demo's source. What an example looks like depends on the run's seed and on its running
+//! number alone, never on workers, batch size or the point of resumption.
 
 pub mod augment;
 mod class_spec;

@@ -1,7 +1,7 @@
 //! The last step of Algorithm 2 (Eq. 8): logits become codes, a row (position) at a time.
 //!
-//! Order: guidance v̂ = c + λ(c − u), temperature τ·v̂, top-k, top-p, Gumbel: ĉ = argmax(τ·v̂ − log(−log u)).
-//! One thread a row, so that a row's code depends on that row only.
+//! Order: guidance v̂ = c + λ(c − u), temperature τ·v̂, top-k, top-p, Gumbel:
+//! ĉ = argmax(τ·v̂ − log(−log u)). One thread a row, so that a row's code depends on that row only.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -142,7 +142,8 @@ fn keep_nucleus(row: &mut [f32], p: f32) {
     }
 }
 
-/// The first of the largest; none where no logit is above −∞, or one is +∞. NaN is no number to be the largest.
+/// The first of the largest; none where no logit is above −∞, or one is +∞. NaN is no number to be
+/// the largest.
 fn argmax(row: &[f32]) -> Option<u32> {
     let largest = largest(row);
     let at = row.iter().position(|&x| x == largest)?;

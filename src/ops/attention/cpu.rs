@@ -1,5 +1,6 @@
-//! Attention on the CPU: images side by side, and the heads of an image too. A head's rows are gathered from the packed
-//! ones and rotated as they are read; its gradients are rotated back as they are written.
+//! Attention on the CPU: images side by side, and the heads of an image too. A head's rows are
+//! gathered from the packed ones and rotated as they are read; its gradients are rotated back as
+//! they are written.
 
 use super::RopeTable;
 use super::head::{self, Head};

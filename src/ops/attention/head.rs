@@ -1,7 +1,8 @@
 //! One head of one image: y = softmax(q·kᵀ/√d)·v and its gradient, a block of queries at a time.
 //!
-//! No [N,N] matrix outlives the call. What is kept for the way back is the log of each query's sum of exponentials; the
-//! weights are computed again from it, at the price of one product more than keeping them would cost.
+//! No [N,N] matrix outlives the call. What is kept for the way back is the log of each query's sum
+//! of exponentials; the weights are computed again from it, at the price of one product more than
+//! keeping them would cost.
 
 use super::rotation::{Rotation, Rows, RowsMut};
 use crate::ops::product::{Matrix, Panels, multiply, room, times_into};
@@ -43,8 +44,8 @@ impl<'a> Head<'a> {
         multiply(out, self.n, q, self.matrix(self.k).transposed(), false);
     }
 
-    /// With weights P and dP = dy·vᵀ: dS = P·(dP − Σ dy·y)/√d, dq = dS·k, dk = dSᵀ·q, dv = Pᵀ·dy; y, dy [N,d]. Returns
-    /// dq and dk, of the rotated q and k, and dv.
+    /// With weights P and dP = dy·vᵀ: dS = P·(dP − Σ dy·y)/√d, dq = dS·k, dk = dSᵀ·q, dv = Pᵀ·dy;
+    /// y, dy [N,d]. Returns dq and dk, of the rotated q and k, and dv.
     pub(super) fn backward(&self, y: &[f32], dy: &[f32], log_sums: &[f32]) -> [Vec<f32>; 3] {
         let (n, d) = (self.n, self.d);
         let [mut dq, mut dk, mut dv] = [0; 3].map(|_| vec![0f32; n * d]);
@@ -164,9 +165,9 @@ impl Scratch {
     }
 }
 
-/// Rows of `n` scores become exp(scale·score − m), with m the largest times `scale`; `sums` gets the
-/// pair (m, sum) of each row. A row of the result is divided by the sum later: it is shorter than the
-/// row of weights.
+/// Rows of `n` scores become exp(scale·score − m), with m the largest times `scale`; `sums` gets
+/// the pair (m, sum) of each row. A row of the result is divided by the sum later: it is shorter
+/// than the row of weights.
 fn exponentials(rows: &mut [f32], n: usize, scale: f32, sums: &mut [(f32, f32)]) {
     simd::vectorized(
         #[inline(always)]

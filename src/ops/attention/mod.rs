@@ -1,7 +1,8 @@
 //! Bidirectional multi-head attention with rotary positions, from packed q, k, v.
 //!
-//! y = softmax(R(q)·R(k)ᵀ/√d)·v for every image and head of width d = C/heads, R the rotation of RoPE (Su et al. 2021) in
-//! LLaMA's half-split form, or the identity. qkv [B,N,3C] = [q | k | v], each heads·d wide → [B,N,C]. Gradient to qkv.
+//! y = softmax(R(q)·R(k)ᵀ/√d)·v for every image and head of width d = C/heads, R the rotation of
+//! RoPE (Su et al. 2021) in LLaMA's half-split form, or the identity. qkv [B,N,3C] = [q | k | v],
+//! each heads·d wide → [B,N,C]. Gradient to qkv.
 
 #[cfg(feature = "cuda")]
 pub mod check;

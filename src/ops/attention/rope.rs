@@ -1,7 +1,8 @@
 //! Angles of rotary position embedding (Su et al. 2021) for a map of h×w tokens in raster order.
 //!
-//! One dimension: position i turns pair j by i·base^(−2j/d). Two dimensions (ours): the first half of the pairs turns by
-//! the row, the second by the column, each with the frequencies of a head of width d/2.
+//! One dimension: position i turns pair j by i·base^(−2j/d). Two dimensions (ours): the first half
+//! of the pairs turns by the row, the second by the column, each with the frequencies of a head of
+//! width d/2.
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -22,7 +23,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of (h, w) tokens in raster order; `head_dim` is even (a multiple of 4 in two dimensions).
+    /// The table of (h, w) tokens in raster order; `head_dim` is even (a multiple of 4 in two
+    /// dimensions).
     pub fn new(
         tokens: (usize, usize),
         head_dim: usize,

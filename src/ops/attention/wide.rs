@@ -1,6 +1,8 @@
-//! Attention of one wide head without positions on a GPU, the tokenizer's: two batched products and the softmax between.
+//! Attention of one wide head without positions on a GPU, the tokenizer's: two batched products and
+//! the softmax between.
 //!
-//! Scores and their gradients are f32; the weights [B,N,N] are kept for the way back in the maps' type.
+//! Scores and their gradients are f32; the weights [B,N,N] are kept for the way back in the maps'
+//! type.
 
 use std::sync::OnceLock;
 
