@@ -6,11 +6,7 @@ use std::path::Path;
 const WIDTH: usize = 100;
 
 /// What is not wrapped yet.
-const NOT_YET: &[&str] = &[
-    "src/model/gpu",
-    "src/ops/cuda",
-    "src/ops/product",
-];
+const NOT_YET: &[&str] = &["src/model/gpu", "src/ops/cuda", "src/ops/product"];
 
 /// Where the comment of a line begins, if it has one: `//` outside string literals.
 fn comment(line: &str) -> Option<usize> {

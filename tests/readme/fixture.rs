@@ -34,6 +34,11 @@ pub fn make(root: &Path) -> Result<()> {
     for i in [0, 1, 10, 100] {
         fs::write(val.join(format!("val_{i}.JPEG")), noise(7, i)?)?;
     }
+    for (class, name) in ["bolete", "dalmatian", "toucan"].iter().enumerate() {
+        let folder = root.join("photos").join(name);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("0.png"), noise(class as u64, 0)?)?;
+    }
     imagenet(&root.join("ILSVRC2012_img_train.tar"))?;
     let weights = root.join(WEIGHTS);
     fs::create_dir_all(&weights)?;

@@ -89,7 +89,10 @@ const PYTHON: [(&str, Option<&str>); 7] = [
 const NO_COMMANDS: [&str; 2] = ["text", "bibtex"];
 
 /// Replacements in commands.
-const SHORTER: [(&str, &str); 3] = [
+const SHORTER: [(&str, &str); 6] = [
+    ("--steps 600", "--steps 2"),
+    ("train_gen.batch_size=32", "train_gen.batch_size=2"),
+    ("--num 24", "--num 3"),
     ("--num 10000", "--num 20"),
     ("cfg=0,1,2,4", "cfg=0,4"),
     // Only the first stage of Inception's weights exists.
@@ -97,11 +100,16 @@ const SHORTER: [(&str, &str); 3] = [
 ];
 
 /// Arguments added to commands with this beginning; the first match applies.
-const ADDED: [(&str, &str); 6] = [
+const ADDED: [(&str, &str); 7] = [
     (
         "rdpm train-vae ",
         " --steps 2 --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 \
          --set quantizer.codebook_size=64 --set train_vae.batch_size=2",
+    ),
+    // From the built-in model, whose sizes are given.
+    (
+        "rdpm train-gen --config tiny-imagenet-64-small --data photos",
+        "",
     ),
     (
         "rdpm train-gen ",
