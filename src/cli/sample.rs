@@ -9,12 +9,14 @@ use serde_json::json;
 use super::{Context, ScaleArgs};
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
-use crate::error::{Result, usage};
+use crate::error::{Error, Result, usage};
 use crate::metrics::probe::Probe;
 use crate::metrics::probe::reject::Rejection;
 use crate::metrics::weights::{self, Network};
 use crate::metrics::{Inception, Output as InceptionOutput};
-use crate::sample::{Draws, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions};
+use crate::sample::{
+    Draws, Impossible, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions, Wishes,
+};
 use crate::telemetry::Progress;
 
 /// Without --num: at least this many images, the same number for every class.
@@ -167,51 +169,50 @@ impl DrawingArgs {
     ///
     /// Errors: a value out of range; an option that has no meaning without Gumbel noise.
     pub fn options(&self, model: &SampleConfig) -> Result<SampleOptions> {
-        let mut options = SampleOptions::from(model);
-        if let Some(cfg) = self.cfg {
-            options.cfg = in_range("--cfg", cfg, cfg >= 0.0, "at least 0 (off)")?;
-        }
-        options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
-        options.gumbel = self.gumbel || (options.gumbel && !self.no_gumbel);
-        if let Some(x) = self.temperature {
-            options.temperature = in_range("--temperature", x, is_temperature(x), "above 0")?;
-        }
-        if let Some(tau) = self.tau {
-            options.temperature = 1.0 / in_range("--tau", tau, is_temperature(tau), "above 0")?;
-        }
-        if let Some(k) = self.top_k {
-            in_range("--top-k", k as f64, k > 0, "at least 1")?;
-        }
-        if let Some(p) = self.top_p {
-            in_range("--top-p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
-        }
-        (options.top_k, options.top_p) = (self.top_k, self.top_p);
-        let drawn = [
-            ("--temperature", self.temperature.is_some()),
-            ("--tau", self.tau.is_some()),
-            ("--top-k", self.top_k.is_some()),
-            ("--top-p", self.top_p.is_some()),
-        ];
-        match drawn.iter().find(|(_, given)| *given && !options.gumbel) {
-            Some((flag, _)) => Err(usage(
-                format!(
-                    "{flag} has no meaning without Gumbel noise: the most likely code is taken"
-                ),
-                format!("leave out {flag}, or draw with --gumbel"),
-            )),
-            None => Ok(options),
-        }
+        let reciprocal = match self.tau {
+            Some(tau) if !is_temperature(tau) => return Err(out_of_range("--tau", tau, "above 0")),
+            tau => tau.map(|tau| 1.0 / tau),
+        };
+        let wishes = Wishes {
+            cfg: self.cfg,
+            cfg_schedule: self.cfg_schedule,
+            temperature: self.temperature.or(reciprocal),
+            gumbel: match (self.gumbel, self.no_gumbel) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            },
+            top_k: self.top_k,
+            top_p: self.top_p,
+        };
+        let flag = |name: &str| match name {
+            "temperature" if self.tau.is_some() => "--tau".to_string(),
+            name => format!("--{}", name.replace('_', "-")),
+        };
+        wishes.over(model).map_err(|impossible| match impossible {
+            Impossible::OutOfRange {
+                name,
+                value,
+                allowed,
+            } => out_of_range(&flag(name), value, allowed),
+            Impossible::WithoutGumbel { name } => {
+                let flag = flag(name);
+                usage(
+                    format!(
+                        "{flag} has no meaning without Gumbel noise: the most likely code is taken"
+                    ),
+                    format!("leave out {flag}, or draw with --gumbel"),
+                )
+            }
+        })
     }
 }
 
-fn in_range(flag: &str, value: f64, valid: bool, range: &str) -> Result<f64> {
-    if valid && value.is_finite() {
-        return Ok(value);
-    }
-    Err(usage(
+fn out_of_range(flag: &str, value: f64, allowed: &str) -> Error {
+    usage(
         format!("{flag} {value}: out of range"),
-        format!("allowed: {range}"),
-    ))
+        format!("allowed: {allowed}"),
+    )
 }
 
 /// Which images to make: image i is of class `classes[i % classes.len()]`.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::facts::Facts;
 use super::refusal::Refusal;
 use crate::config::CfgSchedule;
-use crate::sample::SampleOptions;
+use crate::sample::{Impossible, SampleOptions, Wishes};
 use crate::telemetry::shell;
 
 /// Guidance and temperature beyond these make no pictures, and could overflow the logits.
@@ -113,35 +113,31 @@ impl Asked {
     }
 
     fn options(&self, facts: &Facts) -> Result<SampleOptions, Refusal> {
-        let mut options = SampleOptions::from(&facts.sample);
-        options.cfg = within("cfg", self.cfg, &CFG)?.unwrap_or(options.cfg);
-        options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
-        options.gumbel = self.gumbel.unwrap_or(options.gumbel);
-        let temperature = within("temperature", self.temperature, &TEMPERATURE)?;
-        options.temperature = temperature.unwrap_or(options.temperature);
-        options.top_k = self.top_k;
-        options.top_p = self.top_p;
-        if self.top_k == Some(0) {
-            return Err(Refusal::impossible("top_k is 0", "allowed: at least 1"));
-        }
-        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-            let range = "allowed: above 0 and at most 1";
-            return Err(Refusal::impossible(format!("top_p is {p}"), range));
-        }
-        let drawn = [
-            ("temperature", self.temperature.is_some()),
-            ("top_k", self.top_k.is_some()),
-            ("top_p", self.top_p.is_some()),
-        ];
-        match drawn.iter().find(|(_, given)| *given && !options.gumbel) {
-            Some((name, _)) => Err(Refusal::impossible(
-                format!(
-                    "{name} has no meaning without Gumbel noise: the most likely code is taken"
+        let wishes = Wishes {
+            cfg: within("cfg", self.cfg, &CFG)?,
+            cfg_schedule: self.cfg_schedule,
+            temperature: within("temperature", self.temperature, &TEMPERATURE)?,
+            gumbel: self.gumbel,
+            top_k: self.top_k,
+            top_p: self.top_p,
+        };
+        wishes
+            .over(&facts.sample)
+            .map_err(|impossible| match impossible {
+                Impossible::OutOfRange {
+                    name,
+                    value,
+                    allowed,
+                } => {
+                    Refusal::impossible(format!("{name} is {value}"), format!("allowed: {allowed}"))
+                }
+                Impossible::WithoutGumbel { name } => Refusal::impossible(
+                    format!(
+                        "{name} has no meaning without Gumbel noise: the most likely code is taken"
+                    ),
+                    format!("leave out {name}, or set gumbel to true"),
                 ),
-                format!("leave out {name}, or set gumbel to true"),
-            )),
-            None => Ok(options),
-        }
+            })
     }
 }
 
