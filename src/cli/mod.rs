@@ -291,6 +291,15 @@ mod tests {
         }
     }
 
+    /// A number of images is held in memory before the first of them is drawn.
+    #[test]
+    fn a_number_of_images_is_bounded_where_it_is_read() {
+        let parse = |num| Cli::try_parse_from(["rdpm", "sample", "--num", num]);
+        assert!(parse("10000000").is_ok());
+        let error = parse("10000001").expect_err("this must be refused");
+        assert!(error.to_string().contains("1..=10000000"), "{error}");
+    }
+
     #[test]
     fn global_options_may_stand_after_the_subcommand() {
         let cli = Cli::parse_from(["rdpm", "completions", "zsh", "--threads", "3", "-vv"]);

@@ -41,9 +41,9 @@ pub struct Args {
     /// these; or all
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Total number of images, spread over the classes [default: 16, or the next multiple of the
-    /// number of classes]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Total number of images, spread over the classes, 10 million at most [default: 16, or the
+    /// next multiple of the number of classes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     num: Option<u32>,
     /// A sheet (.png), a folder of PNGs named indexCLASS-NUMBER.png (any other name), or ADM's
     /// array file (.npz)
