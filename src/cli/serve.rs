@@ -1,5 +1,6 @@
 //! `rdpm serve`: a page and a JSON API for a trained model.
 
+use std::env::VarError;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -43,19 +44,9 @@ pub struct Args {
 impl Args {
     /// Errors: an address that others reach, without a token.
     fn token(&self) -> Result<Option<Token>> {
-        let from_environment = || -> Result<Option<Token>> {
-            let text = std::env::var("RDPM_TOKEN").unwrap_or_default();
-            match text.is_empty() {
-                true => Ok(None),
-                false => text
-                    .parse()
-                    .map(Some)
-                    .map_err(|e: String| usage(format!("$RDPM_TOKEN: {e}"), "or leave it unset")),
-            }
-        };
         let token = match &self.token {
             Some(token) => Some(token.clone()),
-            None => from_environment()?,
+            None => from_environment(std::env::var("RDPM_TOKEN"))?,
         };
         match token.is_none() && !is_loopback(&self.host) {
             true => Err(usage(
@@ -86,6 +77,21 @@ impl Args {
     }
 }
 
+/// The token in the variable; none if it is empty or not set.
+///
+/// Errors: it is no token.
+fn from_environment(found: std::result::Result<String, VarError>) -> Result<Option<Token>> {
+    let token = match found {
+        Err(VarError::NotPresent) => return Ok(None),
+        Ok(text) if text.is_empty() => return Ok(None),
+        // What is not UTF-8 is not ASCII either.
+        Err(VarError::NotUnicode(text)) => text.to_string_lossy().parse(),
+        Ok(text) => text.parse(),
+    };
+    let token = token.map_err(|e: String| usage(format!("$RDPM_TOKEN: {e}"), "or leave it unset"));
+    token.map(Some)
+}
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let token = args.token()?;
     if args.max_num > args.max_queue {
@@ -114,4 +120,31 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     serve::run(&model, listener, settings, &interrupt)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+    use crate::error::report;
+
+    #[test]
+    fn a_variable_that_is_set_is_a_token_or_an_error() {
+        let none = [Err(VarError::NotPresent), Ok(String::new())];
+        for found in none {
+            assert!(from_environment(found).expect("no token").is_none());
+        }
+        let token = from_environment(Ok("0123456789abcdef".into()));
+        assert!(token.expect("a token").is_some());
+        let damaged = OsString::from_vec(vec![0xff; 17]);
+        for wrong in [Ok("short".into()), Err(VarError::NotUnicode(damaged))] {
+            let (text, code) = report(&from_environment(wrong).expect_err("no token"));
+            assert!(
+                text.contains("$RDPM_TOKEN: a token has") && code == 2,
+                "{text}"
+            );
+        }
+    }
 }
