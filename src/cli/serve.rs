@@ -116,8 +116,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         queue: args.max_queue as usize,
         batch,
     };
-    super::print(&format!("http://{}/\n", listener.local_addr()?))?;
-    serve::run(&model, listener, settings, &interrupt)?;
+    let address = format!("http://{}/\n", listener.local_addr()?);
+    let ready = || super::print(&address);
+    serve::run(&model, listener, settings, &interrupt, ready)?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
+use rdpm::store::bundle::Bundle;
 use serde_json::json;
 
 use super::client::{Answer, Server, command};
@@ -199,6 +200,21 @@ fn others_need_the_token_that_a_public_address_asks_for() {
     assert_eq!(server.ask("GET /", b"").status, 200);
     assert_eq!(server.ask("GET /metrics", b"").status, 401);
     assert_eq!(server.draw(&json!({"class": "disc"})).status, 401);
+}
+
+#[test]
+fn a_model_that_cannot_draw_is_refused_before_an_address_is_printed() {
+    let folder = place();
+    let mut bundle = Bundle::read(&folder.path().join("model.safetensors")).expect("a bundle");
+    bundle.generator = None;
+    let path = folder.path().join("tokenizer.safetensors");
+    bundle.write(&path, false).expect("written");
+    let line = "serve --model tokenizer.safetensors --port 0";
+    let output = command(folder.path(), line).output();
+    let output = output.expect("the binary starts");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && log.contains("hint: "), "{log}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
 }
 
 #[test]
