@@ -17,8 +17,9 @@ use crate::serve::{self, Settings, Token, is_loopback};
 /// running; what waits is refused. The same class and seed give the images of `rdpm sample`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder of train-gen, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
-    /// finished run under runs/, else the built-in model]
+    /// A run folder of train-gen, a bundle, a folder of `export --hf`, hf://owner/repo[@revision],
+    /// or `builtin`, the built-in model [default: $RDPM_MODEL, else the newest finished run under
+    /// runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// Address to listen on; any but a loopback address needs --token
