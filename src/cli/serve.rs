@@ -9,7 +9,7 @@ use super::Context;
 use crate::error::{Result, hinted, usage};
 use crate::interrupt::Interrupt;
 use crate::sample::Pretrained;
-use crate::serve::{self, Settings, Token, is_loopback};
+use crate::serve::{self, Settings, Token};
 
 /// Serve a page and a JSON API that sample and reconstruct images
 ///
@@ -43,13 +43,19 @@ pub struct Args {
 }
 
 impl Args {
-    /// Errors: an address that others reach, without a token.
     fn token(&self) -> Result<Option<Token>> {
-        let token = match &self.token {
-            Some(token) => Some(token.clone()),
-            None => from_environment(std::env::var("RDPM_TOKEN"))?,
-        };
-        match token.is_none() && !is_loopback(&self.host) {
+        match &self.token {
+            Some(token) => Ok(Some(token.clone())),
+            None => from_environment(std::env::var("RDPM_TOKEN")),
+        }
+    }
+
+    /// Errors: an address that others reach, without a token.
+    fn listen(&self, token: Option<&Token>) -> Result<TcpListener> {
+        let listener = self.bind()?;
+        // The address and not the name, which may lead anywhere.
+        let address = listener.local_addr()?.ip().to_canonical();
+        match token.is_none() && !address.is_loopback() {
             true => Err(usage(
                 format!(
                     "--host {}: others could reach it without a token",
@@ -57,11 +63,11 @@ impl Args {
                 ),
                 "give a --token that clients must send, or listen on 127.0.0.1",
             )),
-            false => Ok(token),
+            false => Ok(listener),
         }
     }
 
-    fn listen(&self) -> Result<TcpListener> {
+    fn bind(&self) -> Result<TcpListener> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         TcpListener::bind((host, self.port)).map_err(|e| {
             hinted(
@@ -106,7 +112,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let interrupt = Interrupt::listen()?;
     // A port that is taken is found before the model is loaded.
-    let listener = args.listen()?;
+    let listener = args.listen(token.as_ref())?;
     let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
     let batch = args
         .batch_size
@@ -129,8 +135,33 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
+    use clap::Parser;
+
     use super::*;
     use crate::error::report;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_address_decides_whether_a_token_is_needed_and_not_its_name() {
+        let token: Token = "0123456789abcdef".parse().expect("a token");
+        let listen = |host, token| {
+            let line = Line::parse_from(["rdpm", "--port", "0", "--host", host]);
+            line.args.listen(token).map(drop)
+        };
+        for host in ["127.0.0.1", "127.1", "localhost"] {
+            listen(host, None).expect(host);
+        }
+        for host in ["0.0.0.0", "0"] {
+            let (text, code) = report(&listen(host, None).expect_err(host));
+            assert!(text.contains("without a token") && code == 2, "{text}");
+            listen(host, Some(&token)).expect(host);
+        }
+    }
 
     #[test]
     fn a_variable_that_is_set_is_a_token_or_an_error() {

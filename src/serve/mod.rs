@@ -32,7 +32,7 @@ use metrics::Metrics;
 use queue::Queue;
 use routes::Shared;
 
-pub use access::{Token, is_loopback};
+pub use access::Token;
 
 /// What the user of the command line may choose.
 #[derive(Debug)]
