@@ -80,7 +80,7 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     let mut response = match access::check(shared.token.as_ref(), path, request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
-            body::pass_over(request.into_body()).await;
+            body::pass_over_strangers(request).await;
             refusal.into_response()
         }
     };
@@ -112,7 +112,7 @@ async fn page_file(uri: Uri) -> Result<Response, Refusal> {
 }
 
 async fn unknown(request: Request) -> Refusal {
-    body::pass_over(request.into_body()).await;
+    body::pass_over_strangers(request).await;
     nothing()
 }
 
@@ -125,7 +125,7 @@ fn nothing() -> Refusal {
 }
 
 async fn not_allowed(request: Request) -> Refusal {
-    body::pass_over(request.into_body()).await;
+    body::pass_over_strangers(request).await;
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "this path takes another method",
@@ -165,7 +165,7 @@ impl Form {
 
 async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
-    let body = body::read(body, DRAWING_BYTES).await?;
+    let body = body::read(&head.headers, body, DRAWING_BYTES).await?;
     let kind = head.headers.get(header::CONTENT_TYPE);
     if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
         return Err(Refusal::new(
@@ -263,14 +263,14 @@ async fn reconstruct(
     let form = Form::of(&head.headers);
     // Before the body is read, so that memory is bounded.
     let Ok(place) = shared.uploads.clone().try_acquire_owned() else {
-        body::pass_over(body).await;
+        body::pass_over(&head.headers, body).await;
         return Err(Refusal::new(
             StatusCode::TOO_MANY_REQUESTS,
             format!("{UPLOADS} images are being reconstructed or wait for it"),
             "ask again in a moment",
         ));
     };
-    let bytes = body::read(body, UPLOAD_BYTES).await?;
+    let bytes = body::read(&head.headers, body, UPLOAD_BYTES).await?;
     let seed = seed(&head.uri)?;
     if bytes.is_empty() {
         return Err(Refusal::impossible(

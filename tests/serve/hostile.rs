@@ -203,6 +203,37 @@ fn others_need_the_token_that_a_public_address_asks_for() {
 }
 
 #[test]
+fn who_is_refused_is_told_so_before_a_body_is_sent() {
+    let folder = place();
+    let token = "correct-horse-battery";
+    let server = Server::start(folder.path(), &format!("--token {token}"));
+    let own = format!("Authorization: Bearer {token}\r\n");
+    let waits = format!("{own}Expect: 100-continue\r\n");
+    let begin = Instant::now();
+    for (line, headers, size, status) in [
+        ("POST /v1/images", "", 50_000_000, 401),
+        ("POST /v1/images", "", 1000, 401),
+        ("POST /healthz", "", 1000, 405),
+        ("POST /nothing", "", 1000, 404),
+        // Without "100 Continue" before it.
+        ("POST /v1/images", &waits, 100 << 20, 413),
+        ("POST /v1/reconstruct", &waits, 17 << 20, 413),
+    ] {
+        let mut stream = server.connect();
+        let head = format!("{line} HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("a head is taken");
+        let answer = Answer::read(stream);
+        assert_eq!(answer.status, status, "{line}: {}", answer.text());
+    }
+    // One second for each of three whose body might still come.
+    assert!(
+        begin.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
 fn a_model_that_cannot_draw_is_refused_before_an_address_is_printed() {
     let folder = place();
     let mut bundle = Bundle::read(&folder.path().join("model.safetensors")).expect("a bundle");
