@@ -102,13 +102,22 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, graceful: &Gr
         };
         // Events are small and must not wait for more.
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Patient::new(stream));
+        let (stream, client) = Patient::new(stream);
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(io, service));
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("connection: {error}");
-            }
+            let (mut connection, mut left) = (pin!(connection), pin!(client.left()));
+            // What can be answered is answered first.
+            poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!("connection: {error}");
+                    Poll::Ready(())
+                }
+                Poll::Pending => left.as_mut().poll(cx),
+            })
+            .await;
             drop(place);
         });
     }
