@@ -79,7 +79,9 @@ async fn serve(listener: tokio::net::TcpListener, router: Router, ended: oneshot
         .await;
     }
     if timeout(FAREWELL, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some clients did not read their answers to the end");
+        tracing::warn!(
+            "some connections were cut: their clients had not sent a request, or read an answer, to the end"
+        );
     }
 }
 
