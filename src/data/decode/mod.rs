@@ -40,6 +40,17 @@ pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     decode_within(bytes, path, MAX_BYTES)
 }
 
+/// [`decode`] for fuzzing: a panic in JPEG and PNM, whose decoders are this program's, is not
+/// caught.
+pub(crate) fn decode_uncaught(bytes: &[u8], path: &str) -> Result<RgbImage> {
+    match ImageKind::of_content(bytes) {
+        Some(ImageKind::Jpeg | ImageKind::Pnm) => {
+            decode_any(bytes, path, MAX_BYTES).map_err(|reason| hinted(reason, HINT))
+        }
+        _ => decode(bytes, path),
+    }
+}
+
 /// [`decode`], where the pixels may take at most `limit` bytes.
 pub fn decode_within(bytes: &[u8], path: &str, limit: u64) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
