@@ -34,7 +34,7 @@ mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
-pub use decode::decode_within;
+pub use decode::{Limits, decode_within};
 pub(crate) use decode::{decode, decode_uncaught};
 pub(crate) use index::read_index;
 pub use latent_cache::{CacheMeta, LatentCache};

@@ -11,7 +11,7 @@ use super::metrics::Metrics;
 use super::queue::{Batch, Image, Job, Queue, Upload, Work};
 use super::refusal::Refusal;
 use super::stream::{Event, Reconstruction};
-use crate::data::{augment, decode_within};
+use crate::data::{Limits, augment, decode_within};
 use crate::error::{Error, Result, rehinted};
 use crate::interrupt::Interrupt;
 use crate::metrics::psnr;
@@ -23,8 +23,12 @@ use crate::sample::{
 /// How often a waiting worker looks for a signal.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Pixels of an uploaded image: 4,700 × 4,700 in RGB.
-const PIXEL_BYTES: u64 = 64 << 20;
+/// Of an uploaded image: 4,700 × 4,700 pixels in RGB, which take a second or two. Encoders write
+/// about ten scans, each of a part of the image.
+const UPLOAD: Limits = Limits {
+    bytes: 64 << 20,
+    scans: 32,
+};
 
 pub struct Worker<'a> {
     model: &'a Pretrained,
@@ -154,7 +158,7 @@ impl<'a> Worker<'a> {
     }
 
     fn reconstruction(&self, upload: &Upload) -> std::result::Result<Reconstruction, Refusal> {
-        let image = decode_within(&upload.bytes, "the image", PIXEL_BYTES).map_err(|error| {
+        let image = decode_within(&upload.bytes, "the image", UPLOAD).map_err(|error| {
             let hint = "send a JPEG, PNG, WebP, BMP, PNM or TIFF of a moderate size";
             Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, &rehinted(&error, hint))
         })?;
