@@ -3,6 +3,7 @@
 mod charts;
 mod configs;
 mod html;
+mod metrics;
 mod page;
 mod pictures;
 mod run;

@@ -130,13 +130,21 @@ fn a_run_that_is_going_on_empty_or_damaged_is_shown_as_far_as_it_is() -> Result<
 #[test]
 fn lines_that_were_logged_again_count_once_and_time_adds_up() -> Result<()> {
     let root = tempfile::tempdir()?;
-    let lines = [10, 20, 30, 20, 30, 40].map(|step| line(step, ",\"loss\":1.0,\"mse\":1"));
-    let path = made(root.path(), "a", "train-vae", &lines.concat())?;
+    let lines = (0..)
+        .zip([10, 20, 30, 20, 30, 40])
+        .map(|(i, step)| line(step, &format!(",\"loss\":{i},\"mse\":1,\"psnr_t\":[{i}]")));
+    let lines: String = lines.collect();
+    let path = made(root.path(), "a", "train-vae", &lines)?;
     let run = RunFacts::read(&path, "a".to_string(), 0)?;
-    let steps: Vec<u64> = run.lines.iter().map(|line| line.step).collect();
+    let lines = &run.metrics.lines;
+    let steps: Vec<u64> = lines.iter().map(|line| line.step).collect();
     assert_eq!(steps, [10, 20, 30, 40]);
     let batch = Config::load(Some("smoke"), &[])?.train_vae.batch_size as f64;
-    let seconds = run.lines[3].seconds.expect("it says how fast it is");
+    let logged: Vec<Option<f64>> = run.metrics.single("loss").map(|(_, y)| y).collect();
+    assert_eq!(logged, [Some(0.0), Some(3.0), Some(4.0), Some(5.0)]);
+    let over_t: Vec<f64> = run.metrics.over_t("psnr_t").map(|(_, y)| y[0]).collect();
+    assert_eq!(over_t, [0.0, 3.0, 4.0, 5.0]);
+    let seconds = lines[3].seconds.expect("it says how fast it is");
     assert!((seconds - 40.0 * batch / 100.0).abs() < 1e-9, "{seconds}");
     Ok(())
 }
