@@ -150,6 +150,51 @@ fn lines_that_were_logged_again_count_once_and_time_adds_up() -> Result<()> {
 }
 
 #[test]
+fn a_pipe_in_a_files_place_is_not_waited_for() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = made(root.path(), "a", "train-vae", "")?;
+    fs::create_dir_all(path.join("checkpoints/step-00000003"))?;
+    fs::write(path.join("checkpoints/latest"), "step-00000003")?;
+    let pipes = [
+        "metrics.jsonl",
+        "starts.jsonl",
+        "images/step-00000001.png",
+        "checkpoints/step-00000003/state.json",
+        "report.json",
+    ];
+    for name in pipes {
+        let place = path.join(name);
+        if place.exists() {
+            fs::remove_file(&place)?;
+        }
+        let made = std::process::Command::new("mkfifo").arg(&place).status()?;
+        assert!(made.success(), "{name}");
+    }
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(page_of(&[path])));
+    let page = receive.recv_timeout(std::time::Duration::from_secs(60));
+    let page = page.expect("it does not wait for a writer")?;
+    assert!(page.contains("a: it has no metrics.jsonl"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn a_report_does_not_replace_what_it_is_made_from() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = made(root.path(), "a", "train-vae", &line(1, ",\"loss\":1.0"))?;
+    let alone = root.path().join("metrics.jsonl");
+    fs::copy(path.join("metrics.jsonl"), &alone)?;
+    let runs = [path.clone(), alone.clone()];
+    for out in [alone, path.join("metrics.jsonl"), path.join("config.toml")] {
+        let (text, code) = crate::error::report(&check_apart(&out, &runs).unwrap_err());
+        assert!(text.contains("made from this file") && code == 2, "{text}");
+    }
+    fs::write(path.join("report.html"), "")?;
+    check_apart(&path.join("report.html"), &runs)?;
+    check_apart(&root.path().join("new.html"), &runs)
+}
+
+#[test]
 fn runs_are_told_apart_by_as_little_as_it_takes() {
     let name = |paths: &[&str]| {
         let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
