@@ -149,8 +149,8 @@ fn line(series: &Series, log: bool, place: impl Fn(f64, f64) -> (f64, f64)) -> S
     )
 }
 
-/// The places of at most about `most` points: the lowest and the highest of each piece, and every
-/// gap.
+/// The places of at most about `most` points: the lowest and the highest of each piece, and its
+/// first gap.
 pub(super) fn thinned(points: &[(f64, Option<f64>)], most: usize) -> Vec<usize> {
     if points.len() <= most {
         return (0..points.len()).collect();
