@@ -29,7 +29,7 @@ fn append_of(
 ) -> Result<()> {
     let arguments = arguments.map(|argument| shell::word(&argument.to_string_lossy()));
     let line = json!({
-        "time": unix_seconds(SystemTime::now()),
+        "time": unix_seconds(SystemTime::now()) as u64,
         "step": step,
         "version": env!("CARGO_PKG_VERSION"),
         "device": name_of(device),
