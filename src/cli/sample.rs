@@ -17,7 +17,7 @@ use crate::metrics::{Inception, Output as InceptionOutput};
 use crate::sample::{
     Draws, Impossible, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions, Wishes,
 };
-use crate::telemetry::Progress;
+use crate::telemetry::{Progress, shell};
 
 /// Without --num: at least this many images, the same number for every class.
 const SHEET: usize = 16;
@@ -210,7 +210,7 @@ impl DrawingArgs {
 
 fn out_of_range(flag: &str, value: f64, allowed: &str) -> Error {
     usage(
-        format!("{flag} {value}: out of range"),
+        format!("{flag} {}: out of range", shell::number(value)),
         format!("allowed: {allowed}"),
     )
 }
@@ -458,6 +458,7 @@ mod tests {
             "--no-gumbel --tau 2",
             "--cfg=-1",
             "--cfg NaN",
+            "--cfg 1e300",
             "--temperature 0",
             "--tau inf",
             "--top-k 0",
@@ -466,6 +467,8 @@ mod tests {
             let (text, code) = report(&options(line).expect_err(line));
             assert_eq!(code, 2, "{line}: {text}");
         }
+        let (text, _) = report(&options("--cfg 1e300").expect_err("too large"));
+        assert!(text.contains("--cfg 1e300: out of range"), "{text}");
         let both = ["rdpm", "--tau", "1", "--temperature", "1"];
         assert!(Line::try_parse_from(both).is_err());
     }

@@ -1,7 +1,7 @@
 //! How codes are drawn from the generator's logits: guidance, temperature, top-k, top-p and noise.
 
 use super::choose::Choice;
-use crate::config::{CfgSchedule, SampleConfig, is_temperature};
+use crate::config::{CfgSchedule, SampleConfig, is_guidance, is_temperature};
 
 /// How codes are drawn from the generator's logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,7 +70,12 @@ impl Wishes {
             self.top_p.unwrap_or(1.0),
         );
         for (name, value, valid, allowed) in [
-            ("cfg", options.cfg, options.cfg >= 0.0, "at least 0 (off)"),
+            (
+                "cfg",
+                options.cfg,
+                is_guidance(options.cfg),
+                "0 (off) to 1e6",
+            ),
             (
                 "temperature",
                 options.temperature,

@@ -129,6 +129,7 @@ impl Asked {
                     value,
                     allowed,
                 } => {
+                    let value = shell::number(value);
                     Refusal::impossible(format!("{name} is {value}"), format!("allowed: {allowed}"))
                 }
                 Impossible::WithoutGumbel { name } => Refusal::impossible(
@@ -148,7 +149,7 @@ fn within(
 ) -> Result<Option<f64>, Refusal> {
     match value.filter(|value| !range.contains(value)) {
         Some(value) => Err(Refusal::impossible(
-            format!("{name} is {value}"),
+            format!("{name} is {}", shell::number(value)),
             format!("allowed: {} to {}", range.start(), range.end()),
         )),
         None => Ok(value),
@@ -175,7 +176,10 @@ fn command(
     if let Some(class) = class {
         line += &format!(" --class {}", value(class));
     }
-    line += &format!(" --num {num} --seed {seed} --cfg {}", options.cfg);
+    line += &format!(
+        " --num {num} --seed {seed} --cfg {}",
+        shell::number(options.cfg)
+    );
     if options.cfg_schedule != facts.sample.cfg_schedule {
         line += match options.cfg_schedule {
             CfgSchedule::Constant => " --cfg-schedule constant",
@@ -183,7 +187,7 @@ fn command(
         };
     }
     match options.gumbel {
-        true => line += &format!(" --temperature {}", options.temperature),
+        true => line += &format!(" --temperature {}", shell::number(options.temperature)),
         false => line += " --no-gumbel",
     }
     if options.gumbel && !facts.sample.gumbel {
@@ -193,7 +197,7 @@ fn command(
         line += &format!(" --top-k {k}");
     }
     if let Some(p) = options.top_p {
-        line += &format!(" --top-p {p}");
+        line += &format!(" --top-p {}", shell::number(p));
     }
     line
 }
