@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::facts::Facts;
 use super::refusal::Refusal;
@@ -24,7 +24,7 @@ const CLASS_BYTES: usize = 200;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Asked {
-    class: Option<Class>,
+    class: Option<Value>,
     num: Option<usize>,
     seed: Option<u64>,
     cfg: Option<f64>,
@@ -33,13 +33,6 @@ struct Asked {
     gumbel: Option<bool>,
     top_k: Option<usize>,
     top_p: Option<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Class {
-    Number(u32),
-    Text(String),
 }
 
 /// What is drawn.
@@ -56,9 +49,13 @@ pub struct Drawing {
 impl Drawing {
     /// Errors: 400 if it is not JSON, 422 if a value is of another type or out of range.
     pub fn read(body: &[u8], facts: &Facts) -> Result<Self, Refusal> {
-        // An object only: a sequence would be taken as the fields in their order.
-        let fields = serde_json::from_slice(body).map(Value::Object);
-        let asked: Asked = fields.and_then(serde_json::from_value).map_err(|e| {
+        let mut text = body.iter().filter(|byte| !byte.is_ascii_whitespace());
+        let asked = match text.next() {
+            Some(b'{') => serde_json::from_slice(body),
+            // A sequence would be taken as the fields in their order.
+            _ => serde_json::from_slice::<Map<String, Value>>(body).map(|_| Asked::default()),
+        };
+        let asked = asked.map_err(|e| {
             let status = match e.is_data() {
                 true => StatusCode::UNPROCESSABLE_ENTITY,
                 false => StatusCode::BAD_REQUEST,
@@ -98,14 +95,21 @@ impl Asked {
                     "class takes a name, a number, a list of them, or all",
                 ));
             }
-            Some(Class::Number(number)) => number.to_string(),
-            Some(Class::Text(text)) if text.len() > CLASS_BYTES => {
+            Some(Value::Number(number)) if number.is_u64() => number.to_string(),
+            Some(Value::String(text)) if text.len() > CLASS_BYTES => {
                 return Err(Refusal::impossible(
                     format!("class has {} bytes", text.len()),
                     format!("at most {CLASS_BYTES}; class indices are shorter than names"),
                 ));
             }
-            Some(Class::Text(text)) => text.trim().to_string(),
+            Some(Value::String(text)) => text.trim().to_string(),
+            Some(other) => {
+                let shown: String = other.to_string().chars().take(60).collect();
+                return Err(Refusal::impossible(
+                    format!("class is {shown}, expected a name or a number"),
+                    "several are a list in one string, as \"tench, 207\"",
+                ));
+            }
         };
         let found = facts.classes.resolve(&spec);
         let found = found.map_err(|e| Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, &e))?;
@@ -281,8 +285,16 @@ mod tests {
             ("null", 422, "invalid type"),
             ("{}", 422, "class is missing"),
             ("{\"class\": 1, \"sed\": 1}", 422, "unknown field `sed`"),
-            ("{\"class\": -1}", 422, ""),
-            ("{\"class\": {\"a\": 1}}", 422, ""),
+            ("{\"class\": -1}", 422, "class is -1, expected a name"),
+            ("{\"class\": 207.0}", 422, "class is 207.0, expected"),
+            ("{\"class\": true}", 422, "class is true, expected"),
+            ("{\"class\": {\"a\": 1}}", 422, "expected a name"),
+            (
+                "{\"class\": 1, \"class\": 2}",
+                422,
+                "duplicate field `class`",
+            ),
+            ("{\"class\": 1, \n\"num\": \"4\"}", 422, "line 2 column 10"),
             ("{\"class\": 1000}", 422, "no class 1000"),
             ("{\"class\": \"golden retriver\"}", 422, "golden retriever"),
             ("{\"class\": \"all\"}", 422, "num is 1000"),
