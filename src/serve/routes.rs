@@ -154,20 +154,41 @@ enum Form {
 
 impl Form {
     fn of(headers: &HeaderMap) -> Self {
-        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
-        match accept.unwrap_or_default() {
-            accept if accept.contains("text/event-stream") => Form::Events,
-            accept if accept.contains("image/png") => Form::Png,
-            _ => Form::Json,
+        let all = headers.get_all(header::ACCEPT).iter();
+        let types = all.filter_map(|value| value.to_str().ok());
+        let types: Vec<&str> = types.flat_map(|value| value.split(',')).collect();
+        let accepts = |wanted| types.iter().any(|given| is_wanted(given, wanted));
+        match () {
+            () if accepts("text/event-stream") => Form::Events,
+            () if accepts("image/png") => Form::Png,
+            () => Form::Json,
         }
     }
+}
+
+/// Whether this part of an `Accept` is of that type, and not refused by `q=0`.
+fn is_wanted(given: &str, wanted: &str) -> bool {
+    let mut parameters = given.split(';').skip(1);
+    let is_refused = parameters.any(|parameter| {
+        let weight = parameter.split_once('=');
+        let weight = weight.filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        weight.and_then(|(_, value)| value.trim().parse().ok()) == Some(0.0)
+    });
+    is_type(given, wanted) && !is_refused
+}
+
+/// Whether a media type is `wanted`, whatever its parameters.
+fn is_type(given: &str, wanted: &str) -> bool {
+    let name = given.split(';').next().unwrap_or_default();
+    name.trim().eq_ignore_ascii_case(wanted)
 }
 
 async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
     let body = body::read(&head.headers, body, DRAWING_BYTES).await?;
     let kind = head.headers.get(header::CONTENT_TYPE);
-    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+    let kind = kind.and_then(|kind| kind.to_str().ok());
+    if !kind.is_some_and(|kind| is_type(kind, "application/json")) {
         return Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "the body must be JSON",
@@ -330,4 +351,38 @@ fn seed(uri: &Uri) -> Result<u64, Refusal> {
             "it may be seed=N, with N from 0 to 18446744073709551615",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_is_its_name_in_any_case_without_parameters() {
+        for given in [
+            "application/json",
+            "Application/JSON",
+            " application/json ;charset=utf-8",
+        ] {
+            assert!(is_type(given, "application/json"), "{given}");
+        }
+        for given in ["application/jsonx", "text/plain; application/json", ""] {
+            assert!(!is_type(given, "application/json"), "{given}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_an_answer_is_what_is_accepted() {
+        let form = |accept: &str| {
+            let value = HeaderValue::from_str(accept).expect("a header");
+            Form::of(&HeaderMap::from_iter([(header::ACCEPT, value)]))
+        };
+        assert_eq!(form("image/png"), Form::Png);
+        assert_eq!(form("text/html, IMAGE/PNG;q=.8"), Form::Png);
+        assert_eq!(form("image/png;q=0, application/json"), Form::Json);
+        assert_eq!(form("image/png; Q=0.0"), Form::Json);
+        assert_eq!(form("image/pngx, */*"), Form::Json);
+        assert_eq!(form("image/png, text/event-stream"), Form::Events);
+        assert_eq!(Form::of(&HeaderMap::new()), Form::Json);
+    }
 }
