@@ -423,11 +423,16 @@ def check(args, folder):
     assert "does not answer" in page.text("#error")
     page.complaints = [c for c in page.complaints if "ERR_CONNECTION_REFUSED" not in str(c)]
 
-    # A token is asked for once.
+    # A token is asked for until it is right.
     token = "a-token-of-sufficient-length"
     server = Server(args.rdpm, args.model, "--token", token)
     page.open(server.address)
     page.wait("document.querySelector('#ask').open")
+    for wrong, told in [("\u201cquoted\u201d-and-long-enough", "ASCII"), ("another-token-of-its-length", "wrong")]:
+        page.type(wrong)
+        page.press("Enter")
+        page.wait(f"document.querySelector('#ask-error').textContent.includes('{told}')")
+        page.run("document.querySelector('#token').value = ''")
     page.type(token)
     page.press("Enter")
     ready(page)
