@@ -173,10 +173,7 @@ fn command(
     seed: u64,
     options: &SampleOptions,
 ) -> String {
-    let mut line = format!(
-        "rdpm sample --model {}",
-        value(&facts.model.to_string_lossy())
-    );
+    let mut line = format!("rdpm sample --model {}", value(&facts.model));
     if let Some(class) = class {
         line += &format!(" --class {}", value(class));
     }
