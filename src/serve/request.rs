@@ -44,6 +44,8 @@ pub struct Drawing {
     pub options: SampleOptions,
     /// Draws the same.
     pub command: String,
+    /// What else `class` could mean.
+    pub notes: Vec<String>,
 }
 
 impl Drawing {
@@ -64,7 +66,7 @@ impl Drawing {
                         each of which may be left out";
             Refusal::new(status, e.to_string(), hint)
         })?;
-        let (classes, spec) = asked.classes(facts)?;
+        let (spec, (classes, notes)) = asked.classes(facts)?;
         let num = asked.num.unwrap_or(classes.len());
         if num == 0 || num > facts.num {
             return Err(Refusal::impossible(
@@ -79,16 +81,20 @@ impl Drawing {
             seed,
             command: command(facts, spec.as_deref(), num, seed, &options),
             options,
+            notes,
         })
     }
 }
 
+/// Indices of classes, and notes about them.
+type Found = (Vec<u32>, Vec<String>);
+
 impl Asked {
-    /// Indices, and the class as `--class` names it.
-    fn classes(&self, facts: &Facts) -> Result<(Vec<u32>, Option<String>), Refusal> {
+    /// The class as `--class` names it, and what it means.
+    fn classes(&self, facts: &Facts) -> Result<(Option<String>, Found), Refusal> {
         let spec = match &self.class {
             // A model trained without labels has a single class.
-            None if facts.classes.is_empty() => return Ok((vec![0], None)),
+            None if facts.classes.is_empty() => return Ok((None, (vec![0], Vec::new()))),
             None => {
                 return Err(Refusal::impossible(
                     format!("class is missing: the model has {}", facts.classes.len()),
@@ -111,9 +117,9 @@ impl Asked {
                 ));
             }
         };
-        let found = facts.classes.resolve(&spec);
+        let found = facts.classes.resolve_with_notes(&spec);
         let found = found.map_err(|e| Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, &e))?;
-        Ok((found, Some(spec)))
+        Ok((Some(spec), found))
     }
 
     fn options(&self, facts: &Facts) -> Result<SampleOptions, Refusal> {
@@ -254,6 +260,19 @@ mod tests {
                 .seed
         };
         assert_ne!(seed(), seed());
+    }
+
+    #[test]
+    fn the_client_is_told_what_else_a_number_could_mean() {
+        let mut facts = facts();
+        facts.classes = Classes::named(["n01443537", "n01496331", "n02099601"]);
+        let notes = |body: &str| {
+            let drawing = Drawing::read(body.as_bytes(), &facts).expect("valid");
+            drawing.notes.join("; ")
+        };
+        let told = notes(r#"{"class": 1}"#);
+        assert!(told.contains("not as index:1"), "{told}");
+        assert_eq!(notes(r#"{"class": "index:1"}"#), "");
     }
 
     #[test]

@@ -206,6 +206,7 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     let mut answer = json!({
         "seed": drawing.seed,
         "command": drawing.command,
+        "notes": drawing.notes,
         "images": numbers.map(about).collect::<Vec<_>>(),
     });
     let (outbox, inbox) = channel();
