@@ -55,8 +55,8 @@ pub enum Impossible {
 
 impl Wishes {
     /// The model's settings, overridden by these.
-    pub fn over(&self, model: &SampleConfig) -> Result<SampleOptions, Impossible> {
-        let own = SampleOptions::from(model);
+    pub fn over(&self, own: impl Into<SampleOptions>) -> Result<SampleOptions, Impossible> {
+        let own = own.into();
         let options = SampleOptions {
             cfg: self.cfg.unwrap_or(own.cfg),
             cfg_schedule: self.cfg_schedule.unwrap_or(own.cfg_schedule),

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use super::Settings;
 use super::routes::UPLOAD_BYTES;
-use crate::config::SampleConfig;
 use crate::data::Classes;
 use crate::error::Result;
-use crate::sample::Pretrained;
+use crate::sample::{Pretrained, SampleOptions};
 
 pub struct Facts {
     /// Its path; for clients from elsewhere its last part alone.
     pub model: String,
     pub classes: Classes,
-    pub sample: SampleConfig,
+    /// The model's own.
+    pub options: SampleOptions,
     pub steps: usize,
     /// Images of one request.
     pub num: usize,
@@ -64,7 +64,7 @@ impl Facts {
         Ok(Self {
             model: path,
             classes: model.classes.clone(),
-            sample: sample.clone(),
+            options: sample.into(),
             steps: config.quantizer.steps,
             num: settings.num,
             listing: serde_json::to_vec(&listing)?.into(),

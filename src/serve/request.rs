@@ -132,7 +132,7 @@ impl Asked {
             top_p: self.top_p,
         };
         wishes
-            .over(&facts.sample)
+            .over(facts.options)
             .map_err(|impossible| match impossible {
                 Impossible::OutOfRange {
                     name,
@@ -187,7 +187,7 @@ fn command(
         " --num {num} --seed {seed} --cfg {}",
         shell::number(options.cfg)
     );
-    if options.cfg_schedule != facts.sample.cfg_schedule {
+    if options.cfg_schedule != facts.options.cfg_schedule {
         line += match options.cfg_schedule {
             CfgSchedule::Constant => " --cfg-schedule constant",
             CfgSchedule::Linear => " --cfg-schedule linear",
@@ -197,7 +197,7 @@ fn command(
         true => line += &format!(" --temperature {}", shell::number(options.temperature)),
         false => line += " --no-gumbel",
     }
-    if options.gumbel && !facts.sample.gumbel {
+    if options.gumbel && !facts.options.gumbel {
         line += " --gumbel";
     }
     if let Some(k) = options.top_k {
@@ -227,7 +227,7 @@ mod tests {
         Facts {
             model: "runs/my model".into(),
             classes: Classes::imagenet(),
-            sample: SampleConfig::default(),
+            options: SampleOptions::from(&SampleConfig::default()),
             steps: 4,
             num: 8,
             listing: Default::default(),
