@@ -11,15 +11,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use image::RgbImage;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::access::{self, Token};
 use super::facts::Facts;
 use super::metrics::Metrics;
-use super::queue::{Draw, Job, Queue, Upload, Work};
+use super::queue::{Answer, Draw, Job, Queue, Upload, Work};
 use super::refusal::Refusal;
 use super::request::Drawing;
-use super::stream::{Event, Events, Inbox, Reconstruction, channel};
+use super::stream::{Event, Events, Inbox, Reconstruction, channel, lost};
 use super::{body, page, picture};
 use crate::sample::{Scale, grid};
 
@@ -215,8 +215,9 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
         seed: drawing.seed,
         options: drawing.options,
         previews: form == Form::Events,
+        outbox,
     });
-    let ahead = shared.queue.push(Job::new(work, outbox))?;
+    let ahead = shared.queue.push(Job::new(work))?;
     match form {
         Form::Events => {
             answer["steps"] = json!(facts.steps);
@@ -245,7 +246,7 @@ async fn drawn(mut inbox: Inbox) -> Result<Vec<(u64, RgbImage)>, Refusal> {
         match inbox.next().await {
             Event::Images { images, .. } => all.extend(images),
             Event::Failed(refusal) => return Err(refusal),
-            Event::Done | Event::Reconstructed(_) => break,
+            Event::Done => break,
         }
     }
     all.sort_by_key(|(number, _)| *number);
@@ -300,32 +301,19 @@ async fn reconstruct(
             "send an image file as the body",
         ));
     }
-    let (outbox, mut inbox) = channel();
+    let (answer, result) = oneshot::channel();
     let upload = Upload {
         bytes,
         seed,
+        answer: Answer::new(answer),
         _place: place,
     };
-    shared
-        .queue
-        .push(Job::new(Work::Reconstruct(upload), outbox))?;
-    let result = match inbox.next().await {
-        Event::Reconstructed(result) => result,
-        Event::Failed(refusal) => return Err(refusal),
-        Event::Images { .. } | Event::Done => return Err(unexpected()),
-    };
+    shared.queue.push(Job::new(Work::Reconstruct(upload)))?;
+    let result = result.await.unwrap_or_else(|_| Err(lost()))?;
     match (form, result.steps.last()) {
         (Form::Png, Some(last)) => png(last, seed),
         _ => Ok(json_answer(&described(&result, seed)?)),
     }
-}
-
-fn unexpected() -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the answer is of another request",
-        "this is a bug in rdpm: please report it",
-    )
 }
 
 fn described(result: &Reconstruction, seed: u64) -> Result<Value, Refusal> {

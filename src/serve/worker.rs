@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use super::metrics::Metrics;
 use super::queue::{Batch, Image, Job, Queue, Upload, Work};
 use super::refusal::Refusal;
-use super::stream::{Event, Reconstruction};
+use super::stream::Reconstruction;
 use crate::data::{Limits, augment, decode_within};
 use crate::error::{Error, Result, rehinted};
 use crate::interrupt::Interrupt;
@@ -88,7 +88,7 @@ impl<'a> Worker<'a> {
             tracing::error!("{error:#}");
             let refusal = Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error);
             for job in jobs {
-                job.finish(Event::Failed(refusal.clone()));
+                job.fail(refusal.clone());
             }
         }
         self.metrics.batch(count, begin.elapsed());
@@ -147,14 +147,11 @@ impl<'a> Worker<'a> {
         let Work::Reconstruct(upload) = &job.work else {
             return;
         };
-        let event = match self.reconstruction(upload) {
-            Ok(result) => {
-                self.metrics.reconstructions.fetch_add(1, Relaxed);
-                Event::Reconstructed(Box::new(result))
-            }
-            Err(refusal) => Event::Failed(refusal),
-        };
-        job.finish(event);
+        let result = self.reconstruction(upload);
+        if result.is_ok() {
+            self.metrics.reconstructions.fetch_add(1, Relaxed);
+        }
+        job.answer(result);
     }
 
     fn reconstruction(&self, upload: &Upload) -> std::result::Result<Reconstruction, Refusal> {
