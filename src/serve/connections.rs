@@ -29,6 +29,9 @@ const HEAD: Duration = Duration::from_secs(15);
 /// Bytes of a connection that are read or to be written at a time; a head must fit.
 const BUFFER: usize = 64 << 10;
 
+/// Threads for requests and answers that take longer than others should wait.
+const ASIDE: usize = 2;
+
 /// For the answers that are still being read when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,8 @@ pub fn start(listener: TcpListener, router: Router) -> Result<Server> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(ASIDE)
+        .thread_name("http-aside")
         .build()
         .context("cannot start the event loop")?;
     let listener = {

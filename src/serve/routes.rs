@@ -197,7 +197,8 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     }
     let form = Form::of(&head.headers);
     let facts = &shared.facts;
-    let drawing = Drawing::read(&body, facts)?;
+    let with = shared.clone();
+    let drawing = aside(move || Drawing::read(&body, &with.facts)).await?;
     let about = |number: u64| {
         let index = drawing.labels[number as usize];
         json!({"number": number, "index": index, "class": facts.classes.title(index)})
@@ -228,15 +229,27 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
         }
         Form::Png => {
             let images: Vec<RgbImage> = drawn(inbox).await?.into_iter().map(|(_, x)| x).collect();
-            png(&sheet(images)?, drawing.seed)
+            aside(move || png(&sheet(images)?, drawing.seed)).await
         }
         Form::Json => {
-            for (number, image) in drawn(inbox).await? {
-                answer["images"][number as usize]["png"] = picture::text(&image)?.into();
-            }
-            Ok(json_answer(&answer))
+            let images = drawn(inbox).await?;
+            let whole = move || {
+                for (number, image) in images {
+                    answer["images"][number as usize]["png"] = picture::text(&image)?.into();
+                }
+                Ok(json_answer(&answer))
+            };
+            aside(whole).await
         }
     }
+}
+
+/// Does what may take longer than other clients should wait, on another thread.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(lost()))
 }
 
 /// The finished images, by number.
@@ -310,10 +323,11 @@ async fn reconstruct(
     };
     shared.queue.push(Job::new(Work::Reconstruct(upload)))?;
     let result = result.await.unwrap_or_else(|_| Err(lost()))?;
-    match (form, result.steps.last()) {
+    let told = move || match (form, result.steps.last()) {
         (Form::Png, Some(last)) => png(last, seed),
         _ => Ok(json_answer(&described(&result, seed)?)),
-    }
+    };
+    aside(told).await
 }
 
 fn described(result: &Reconstruction, seed: u64) -> Result<Value, Refusal> {
