@@ -29,8 +29,8 @@ pub struct Patient {
 pub struct Client(Arc<OwnedReadHalf>);
 
 impl Client {
-    /// Returns once it has closed its side. What it sent before may not be read yet: who reads
-    /// until the end does not see it while a request is answered and another one waits behind it.
+    /// Returns once it has closed its side. Who reads comes to that only after all that was sent
+    /// before, which waits while a request is answered.
     pub async fn left(&self) {
         while let Ok(ready) = self.0.ready(Interest::READABLE).await {
             if ready.is_read_closed() {
