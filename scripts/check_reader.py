@@ -101,10 +101,11 @@ def compare(folder, path):
     print(f"  decoded pictures: {int(difference.max())} of 255 apart")
     assert difference.max() <= 1
     if m.generator is not None:
-        for options in ({}, dict(cfg=0.0), dict(gumbel=False)):
-            out, flags = folder / f"samples{len(options)}{'gumbel' in options}", []
-            flags += ["--cfg", options["cfg"]] if "cfg" in options else []
-            flags += ["--no-gumbel"] if "gumbel" in options else []
+        cut = dict(cfg_schedule="constant", temperature=1.2, top_k=40, top_p=0.9)
+        for i, options in enumerate(({}, dict(cfg=0.0), dict(gumbel=False), dict(top_k=20), dict(top_p=0.6), cut)):
+            out = folder / f"samples{i}"
+            flags = [] if options.get("gumbel", True) else ["--no-gumbel"]
+            flags += [word for k, v in options.items() if k != "gumbel" for word in ("--" + k.replace("_", "-"), v)]
             rdpm("sample", "--model", path, "--class", "index:1", "--num", SAMPLES, "--seed", seed, "--out", out, *flags)
             difference = apart(pictures(out), model.to_bytes(m.sample([1] * SAMPLES, seed=seed, **options)))
             same = int((difference <= 1).sum())

@@ -3,10 +3,10 @@
 
     python3 scripts/to_wandb.py RUN [--project rdpm] [--name NAME] [--offline] [--dry-run]
 
-RUN is a run's folder; it may be going on, and what it has so far is sent. Needs `pip install wandb`,
-and --dry-run, which only says what would be sent, nothing at all. With --offline nothing is sent but
-written to ./wandb, for `wandb sync`. A run has the same identifier every time, so that what is sent
-again, when it has more, replaces what was there.
+RUN is a run's folder; it may be going on, and what it has so far is sent. Needs Python 3.11 and
+`pip install wandb`; --dry-run, which only says what would be sent, needs no wandb. With --offline
+nothing is sent but written to ./wandb, for `wandb sync`. A run has the same identifier every time, so
+that what is sent again, when it has more, replaces what was there.
 """
 
 import argparse
@@ -14,8 +14,11 @@ import hashlib
 import json
 import math
 import sys
-import tomllib
 from pathlib import Path
+
+if sys.version_info < (3, 11):
+    sys.exit("error: this needs Python 3.11 or later\nhint: run it by another python3")
+import tomllib  # noqa: E402
 
 
 def lines(run):

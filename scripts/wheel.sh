@@ -12,6 +12,7 @@
 #
 # maturin and Zig come from PyPI, into ${XDG_CACHE_HOME:-~/.cache}/rdpm/wheel.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stop() {
@@ -26,7 +27,10 @@ while [ $# -gt 0 ]; do
     --native) native=yes ;;
     --out)
       [ $# -gt 1 ] || stop '--out names no folder' 'as in --out wheels'
-      out=$2
+      case $2 in
+        /*) out=$2 ;;
+        *) out=$here/$2 ;;
+      esac
       shift
       ;;
     *) stop "there is no option $1" '--cpu, --cuda, --native, --out FOLDER' ;;

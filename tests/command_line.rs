@@ -41,6 +41,27 @@ fn exit_codes_tell_done_failed_and_bad_usage() {
 }
 
 #[test]
+fn threads_beyond_reason_are_refused_before_they_are_started() {
+    let by_option = run(&["completions", "bash", "--threads", "1025"]);
+    let mut command = rdpm(&["completions", "bash"]);
+    let by_variable = command.env("RAYON_NUM_THREADS", "1025").output();
+    for (output, from) in [
+        (by_option, "--threads"),
+        (
+            by_variable.expect("the binary starts"),
+            "$RAYON_NUM_THREADS",
+        ),
+    ] {
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains(&format!("{from}: 1025 threads, at most 1024")),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn an_error_is_two_lines_on_stderr() {
     let output = run(&["inspect", "tests/data/weights/evil.pth"]);
     let text = stderr(&output);

@@ -105,7 +105,13 @@ def _of_file(path: Path) -> Bundle:
 
 
 def _of_checkpoint(run: Path, checkpoint: Path) -> Bundle:
-    import tomllib  # Python 3.11
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{run}: a run is read by Python 3.11 or later; "
+            "`rdpm export` makes a bundle of it, which earlier ones read too"
+        ) from None
 
     state = json.loads((checkpoint / "state.json").read_text())
     config = tomllib.loads((run / "config.toml").read_text())

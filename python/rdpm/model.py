@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -354,18 +355,29 @@ class Model(nn.Module):
         temperature: float | None = None,
         gumbel: bool | None = None,
         indices: Sequence[int] | None = None,
+        cfg_schedule: str | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> Tensor:
         """Classes [B], by index -> codes [B,T,h,w], i64 (Algorithm 2).
 
-        What is None is the model's default. `cfg` is the paper's λ, 0 for off. `indices` [B] are
-        the samples' numbers, 0, 1, … by default: with them and the seed, the noise is that of
-        `rdpm sample`.
+        What is None is the model's default. `cfg` is the paper's λ, 0 for off, and `cfg_schedule`
+        "constant" or "linear". `top_k` and `top_p` draw from the most likely codes only. `indices`
+        [B] are the samples' numbers, 0, 1, … by default: with them and the seed, the noise is that
+        of `rdpm sample`.
         """
         if self.generator is None:
             raise ValueError("the model has a tokenizer only, and cannot sample")
         own, quantizer, side = self.config["sample"], self.tokenizer.quantize, names.grid(self.config)
         cfg, temperature = own["cfg"] if cfg is None else cfg, own["temperature"] if temperature is None else temperature
         gumbel, steps = own["gumbel"] if gumbel is None else gumbel, quantizer.steps
+        schedule = own["cfg_schedule"] if cfg_schedule is None else cfg_schedule
+        if schedule not in ("constant", "linear"):
+            raise ValueError(f'cfg_schedule is "constant" or "linear", found {schedule!r}')
+        if top_k is not None and top_k < 1 or top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_k is at least 1, top_p above 0 and at most 1, found {top_k} and {top_p}")
+        if not gumbel and (top_k, top_p) != (None, None):
+            raise ValueError("top_k and top_p have no meaning without Gumbel noise: the most likely code is taken")
         y = torch.as_tensor(classes, dtype=torch.long, device=self.device)
         if not 0 <= int(y.min()) <= int(y.max()) < self.generator.classes:
             raise ValueError(f"classes are 0 to {self.generator.classes - 1}, found {y.min()} to {y.max()}")
@@ -373,7 +385,7 @@ class Model(nn.Module):
         z, codes = torch.zeros(len(y), quantizer.embedding.embedding_dim, side, side, device=self.device), []
         for t in range(1, steps + 1):
             eps = self._noise(seed, indices, t)
-            linear = own["cfg_schedule"] == "linear" and steps > 1
+            linear = schedule == "linear" and steps > 1
             scale = cfg * (t - 1) / (steps - 1) if linear else cfg
             if scale:
                 pairs = (torch.cat([eps, eps]), torch.cat([z, z]), torch.cat([y, none]))
@@ -381,7 +393,7 @@ class Model(nn.Module):
                 logits = c + (c - u) * scale
             else:
                 logits = self.generator(eps, z, y, t)
-            logits = logits / temperature
+            logits = likely(logits / temperature, top_k, top_p)
             if gumbel:
                 logits = logits + torch.from_numpy(noise.gumbel(seed, indices, t, *logits.shape[1:])).to(self.device)
             codes.append(logits.argmax(-1).view(len(y), side, side))
@@ -397,6 +409,20 @@ class Model(nn.Module):
         side = names.grid(self.config)
         eps = noise.latent_noise(seed, indices, t, self.config["tokenizer"]["embed_dim"], side, side)
         return torch.from_numpy(eps).to(self.device)
+
+
+def likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits [B,N,K] with -inf for all but the `top_k` most likely codes and those that tie with the
+    last of them, then for all but the most likely that together reach probability `top_p`."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(stable=True, dim=-1, descending=True)
+        reached = (ordered - ordered[..., :1]).double().exp().cumsum(-1)
+        out = F.pad(reached[..., :-1], (1, 0)) >= np.float32(top_p).item() * reached[..., -1:]
+        logits = logits.masked_fill(out.scatter(-1, order, out), -math.inf)
+    return logits
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ use crate::store::atomic;
 use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
 use crate::telemetry::curves::{Along, Curve, Panel, draw};
-use crate::telemetry::{MetricsLog, Progress};
+use crate::telemetry::{MetricsLog, Progress, shell};
 use crate::train::start::{Request, resumed_config};
 use crate::train::{start_generator, start_vae};
 use crate::world::World;
@@ -105,7 +105,8 @@ fn again(error: Error) -> Error {
     if !error::is_interrupted(&error) {
         return error;
     }
-    let command: Vec<String> = std::env::args().collect();
+    let words = std::env::args_os().map(|word| shell::word(&word.to_string_lossy()));
+    let command: Vec<String> = words.collect();
     let hint = format!("continue with the same command: {}", command.join(" "));
     interrupted(format!("{error:#}"), hint)
 }
@@ -281,7 +282,8 @@ fn panels(vae: &Path, generator: &Path) -> Result<[Panel; 2]> {
 
 /// What the demo made and which commands to try next, with this program's own name.
 fn farewell(place: &Place, psnr: f64, seconds: f64) -> String {
-    let rdpm = std::env::args().next().unwrap_or_else(|| "rdpm".into());
+    let own = std::env::args_os().next();
+    let rdpm = own.map_or("rdpm".into(), |own| own.to_string_lossy().into_owned());
     let (folder, bundle) = (place.0.display(), place.bundle().display().to_string());
     format!(
         "\

@@ -127,7 +127,7 @@ pub struct GlobalArgs {
     /// Write a trace for chrome://tracing or ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// CPU threads [default: $RAYON_NUM_THREADS, or all that this process may use]
+    /// CPU threads, at most 1024 [default: $RAYON_NUM_THREADS, or all that this process may use]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// Device to compute on: cpu, cuda, cuda:N, or auto: a GPU if there is one
@@ -212,9 +212,14 @@ pub fn run(cli: Cli) -> Result<()> {
     })
 }
 
+/// More than any machine's cores; each has a stack and buffers of its own.
+const MOST_THREADS: usize = 1024;
+
 /// Sets the number of threads of rayon's pool and of gemm's splits, and returns it: unless it is
 /// given, the processor's share of one of `local` processes that train together on this machine.
 /// candle's own pool, whose threads spin at barriers, gets one thread.
+///
+/// Errors: more than [`MOST_THREADS`].
 ///
 /// RUST_BACKTRACE stays for panics only: otherwise candle would put a backtrace into the text of
 /// every error.
@@ -228,8 +233,18 @@ fn set_environment(asked: Option<u16>, local: usize) -> Result<usize> {
         .or(from_environment)
         .unwrap_or_else(|| {
             let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            (all / local.max(1)).max(1)
+            (all / local.max(1)).clamp(1, MOST_THREADS)
         });
+    if threads > MOST_THREADS {
+        let from = match asked {
+            Some(_) => "--threads",
+            None => "$RAYON_NUM_THREADS",
+        };
+        return Err(usage(
+            format!("{from}: {threads} threads, at most {MOST_THREADS}"),
+            "each takes memory of its own, and more than there are cores compute no faster",
+        ));
+    }
     let or = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
     for (name, value) in [
         ("RAYON_NUM_THREADS", threads.to_string()),
@@ -289,6 +304,15 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
         }
+    }
+
+    /// A number of images is held in memory before the first of them is drawn.
+    #[test]
+    fn a_number_of_images_is_bounded_where_it_is_read() {
+        let parse = |num| Cli::try_parse_from(["rdpm", "sample", "--num", num]);
+        assert!(parse("10000000").is_ok());
+        let error = parse("10000001").expect_err("this must be refused");
+        assert!(error.to_string().contains("1..=10000000"), "{error}");
     }
 
     #[test]

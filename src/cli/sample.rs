@@ -9,13 +9,15 @@ use serde_json::json;
 use super::{Context, ScaleArgs};
 use crate::config::{CfgSchedule, SampleConfig, is_temperature};
 use crate::data::Classes;
-use crate::error::{Result, usage};
+use crate::error::{Error, Result, usage};
 use crate::metrics::probe::Probe;
 use crate::metrics::probe::reject::Rejection;
 use crate::metrics::weights::{self, Network};
 use crate::metrics::{Inception, Output as InceptionOutput};
-use crate::sample::{Draws, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions};
-use crate::telemetry::Progress;
+use crate::sample::{
+    Draws, Impossible, LatentDecoder, Output, Picture, Pictures, Pretrained, SampleOptions, Wishes,
+};
+use crate::telemetry::{Progress, shell};
 
 /// Without --num: at least this many images, the same number for every class.
 const SHEET: usize = 16;
@@ -39,9 +41,9 @@ pub struct Args {
     /// these; or all
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Total number of images, spread over the classes [default: 16, or the next multiple of the
-    /// number of classes]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Total number of images, spread over the classes, 10 million at most [default: 16, or the
+    /// next multiple of the number of classes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     num: Option<u32>,
     /// A sheet (.png), a folder of PNGs named indexCLASS-NUMBER.png (any other name), or ADM's
     /// array file (.npz)
@@ -167,51 +169,50 @@ impl DrawingArgs {
     ///
     /// Errors: a value out of range; an option that has no meaning without Gumbel noise.
     pub fn options(&self, model: &SampleConfig) -> Result<SampleOptions> {
-        let mut options = SampleOptions::from(model);
-        if let Some(cfg) = self.cfg {
-            options.cfg = in_range("--cfg", cfg, cfg >= 0.0, "at least 0 (off)")?;
-        }
-        options.cfg_schedule = self.cfg_schedule.unwrap_or(options.cfg_schedule);
-        options.gumbel = self.gumbel || (options.gumbel && !self.no_gumbel);
-        if let Some(x) = self.temperature {
-            options.temperature = in_range("--temperature", x, is_temperature(x), "above 0")?;
-        }
-        if let Some(tau) = self.tau {
-            options.temperature = 1.0 / in_range("--tau", tau, is_temperature(tau), "above 0")?;
-        }
-        if let Some(k) = self.top_k {
-            in_range("--top-k", k as f64, k > 0, "at least 1")?;
-        }
-        if let Some(p) = self.top_p {
-            in_range("--top-p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
-        }
-        (options.top_k, options.top_p) = (self.top_k, self.top_p);
-        let drawn = [
-            ("--temperature", self.temperature.is_some()),
-            ("--tau", self.tau.is_some()),
-            ("--top-k", self.top_k.is_some()),
-            ("--top-p", self.top_p.is_some()),
-        ];
-        match drawn.iter().find(|(_, given)| *given && !options.gumbel) {
-            Some((flag, _)) => Err(usage(
-                format!(
-                    "{flag} has no meaning without Gumbel noise: the most likely code is taken"
-                ),
-                format!("leave out {flag}, or draw with --gumbel"),
-            )),
-            None => Ok(options),
-        }
+        let reciprocal = match self.tau {
+            Some(tau) if !is_temperature(tau) => return Err(out_of_range("--tau", tau, "above 0")),
+            tau => tau.map(|tau| 1.0 / tau),
+        };
+        let wishes = Wishes {
+            cfg: self.cfg,
+            cfg_schedule: self.cfg_schedule,
+            temperature: self.temperature.or(reciprocal),
+            gumbel: match (self.gumbel, self.no_gumbel) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            },
+            top_k: self.top_k,
+            top_p: self.top_p,
+        };
+        let flag = |name: &str| match name {
+            "temperature" if self.tau.is_some() => "--tau".to_string(),
+            name => format!("--{}", name.replace('_', "-")),
+        };
+        wishes.over(model).map_err(|impossible| match impossible {
+            Impossible::OutOfRange {
+                name,
+                value,
+                allowed,
+            } => out_of_range(&flag(name), value, allowed),
+            Impossible::WithoutGumbel { name } => {
+                let flag = flag(name);
+                usage(
+                    format!(
+                        "{flag} has no meaning without Gumbel noise: the most likely code is taken"
+                    ),
+                    format!("leave out {flag}, or draw with --gumbel"),
+                )
+            }
+        })
     }
 }
 
-fn in_range(flag: &str, value: f64, valid: bool, range: &str) -> Result<f64> {
-    if valid && value.is_finite() {
-        return Ok(value);
-    }
-    Err(usage(
-        format!("{flag} {value}: out of range"),
-        format!("allowed: {range}"),
-    ))
+fn out_of_range(flag: &str, value: f64, allowed: &str) -> Error {
+    usage(
+        format!("{flag} {}: out of range", shell::number(value)),
+        format!("allowed: {allowed}"),
+    )
 }
 
 /// Which images to make: image i is of class `classes[i % classes.len()]`.
@@ -457,6 +458,7 @@ mod tests {
             "--no-gumbel --tau 2",
             "--cfg=-1",
             "--cfg NaN",
+            "--cfg 1e300",
             "--temperature 0",
             "--tau inf",
             "--top-k 0",
@@ -465,6 +467,8 @@ mod tests {
             let (text, code) = report(&options(line).expect_err(line));
             assert_eq!(code, 2, "{line}: {text}");
         }
+        let (text, _) = report(&options("--cfg 1e300").expect_err("too large"));
+        assert!(text.contains("--cfg 1e300: out of range"), "{text}");
         let both = ["rdpm", "--tau", "1", "--temperature", "1"];
         assert!(Line::try_parse_from(both).is_err());
     }

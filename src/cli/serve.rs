@@ -1,5 +1,6 @@
 //! `rdpm serve`: a page and a JSON API for a trained model.
 
+use std::env::VarError;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use super::Context;
 use crate::error::{Result, hinted, usage};
 use crate::interrupt::Interrupt;
 use crate::sample::Pretrained;
-use crate::serve::{self, Settings, Token, is_loopback};
+use crate::serve::{self, Settings, Token};
 
 /// Serve a page and a JSON API that sample and reconstruct images
 ///
@@ -16,8 +17,9 @@ use crate::serve::{self, Settings, Token, is_loopback};
 /// running; what waits is refused. The same class and seed give the images of `rdpm sample`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder of train-gen, a bundle, or `builtin` [default: $RDPM_MODEL, else the newest
-    /// finished run under runs/, else the built-in model]
+    /// A run folder of train-gen, a bundle, a folder of `export --hf`, hf://owner/repo[@revision],
+    /// or `builtin`, the built-in model [default: $RDPM_MODEL, else the newest finished run under
+    /// runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// Address to listen on; any but a loopback address needs --token
@@ -41,23 +43,19 @@ pub struct Args {
 }
 
 impl Args {
-    /// Errors: an address that others reach, without a token.
     fn token(&self) -> Result<Option<Token>> {
-        let from_environment = || -> Result<Option<Token>> {
-            let text = std::env::var("RDPM_TOKEN").unwrap_or_default();
-            match text.is_empty() {
-                true => Ok(None),
-                false => text
-                    .parse()
-                    .map(Some)
-                    .map_err(|e: String| usage(format!("$RDPM_TOKEN: {e}"), "or leave it unset")),
-            }
-        };
-        let token = match &self.token {
-            Some(token) => Some(token.clone()),
-            None => from_environment()?,
-        };
-        match token.is_none() && !is_loopback(&self.host) {
+        match &self.token {
+            Some(token) => Ok(Some(token.clone())),
+            None => from_environment(std::env::var("RDPM_TOKEN")),
+        }
+    }
+
+    /// Errors: an address that others reach, without a token.
+    fn listen(&self, token: Option<&Token>) -> Result<TcpListener> {
+        let listener = self.bind()?;
+        // The address and not the name, which may lead anywhere.
+        let address = listener.local_addr()?.ip().to_canonical();
+        match token.is_none() && !address.is_loopback() {
             true => Err(usage(
                 format!(
                     "--host {}: others could reach it without a token",
@@ -65,11 +63,11 @@ impl Args {
                 ),
                 "give a --token that clients must send, or listen on 127.0.0.1",
             )),
-            false => Ok(token),
+            false => Ok(listener),
         }
     }
 
-    fn listen(&self) -> Result<TcpListener> {
+    fn bind(&self) -> Result<TcpListener> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         TcpListener::bind((host, self.port)).map_err(|e| {
             hinted(
@@ -86,6 +84,21 @@ impl Args {
     }
 }
 
+/// The token in the variable; none if it is empty or not set.
+///
+/// Errors: it is no token.
+fn from_environment(found: std::result::Result<String, VarError>) -> Result<Option<Token>> {
+    let token = match found {
+        Err(VarError::NotPresent) => return Ok(None),
+        Ok(text) if text.is_empty() => return Ok(None),
+        // What is not UTF-8 is not ASCII either.
+        Err(VarError::NotUnicode(text)) => text.to_string_lossy().parse(),
+        Ok(text) => text.parse(),
+    };
+    let token = token.map_err(|e: String| usage(format!("$RDPM_TOKEN: {e}"), "or leave it unset"));
+    token.map(Some)
+}
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let token = args.token()?;
     if args.max_num > args.max_queue {
@@ -99,7 +112,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let interrupt = Interrupt::listen()?;
     // A port that is taken is found before the model is loaded.
-    let listener = args.listen()?;
+    let listener = args.listen(token.as_ref())?;
     let model = Pretrained::open(args.model.as_deref(), &context.device()?)?;
     let batch = args
         .batch_size
@@ -110,8 +123,61 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         queue: args.max_queue as usize,
         batch,
     };
-    super::print(&format!("http://{}/\n", listener.local_addr()?))?;
-    serve::run(&model, listener, settings, &interrupt)?;
+    let address = format!("http://{}/\n", listener.local_addr()?);
+    let ready = || super::print(&address);
+    serve::run(&model, listener, settings, &interrupt, ready)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::error::report;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_address_decides_whether_a_token_is_needed_and_not_its_name() {
+        let token: Token = "0123456789abcdef".parse().expect("a token");
+        let listen = |host, token| {
+            let line = Line::parse_from(["rdpm", "--port", "0", "--host", host]);
+            line.args.listen(token).map(drop)
+        };
+        for host in ["127.0.0.1", "127.1", "localhost"] {
+            listen(host, None).expect(host);
+        }
+        for host in ["0.0.0.0", "0"] {
+            let (text, code) = report(&listen(host, None).expect_err(host));
+            assert!(text.contains("without a token") && code == 2, "{text}");
+            listen(host, Some(&token)).expect(host);
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_set_is_a_token_or_an_error() {
+        let none = [Err(VarError::NotPresent), Ok(String::new())];
+        for found in none {
+            assert!(from_environment(found).expect("no token").is_none());
+        }
+        let token = from_environment(Ok("0123456789abcdef".into()));
+        assert!(token.expect("a token").is_some());
+        let damaged = OsString::from_vec(vec![0xff; 17]);
+        for wrong in [Ok("short".into()), Err(VarError::NotUnicode(damaged))] {
+            let (text, code) = report(&from_environment(wrong).expect_err("no token"));
+            assert!(
+                text.contains("$RDPM_TOKEN: a token has") && code == 2,
+                "{text}"
+            );
+        }
+    }
 }

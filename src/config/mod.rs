@@ -22,7 +22,7 @@ pub use data::{Crop, DataConfig};
 pub use generator::{GeneratorConfig, HeadInit, Rope, Timesteps};
 pub use loss::{LossConfig, Perceptual};
 pub use presets::PRESETS;
-pub use sample::{CfgSchedule, SampleConfig, is_temperature};
+pub use sample::{CfgSchedule, SampleConfig, is_guidance, is_temperature};
 pub use tokenizer::{QuantizerConfig, Reduction, ScheduleConfig, ScheduleKind, TokenizerConfig};
 pub use train::{ComputeType, LrSchedule, TrainConfig};
 

@@ -34,6 +34,12 @@ impl Default for SampleConfig {
     }
 }
 
+/// Whether `x` is a valid λ of guidance: beyond a million the largest logits, multiplied by it and
+/// by 1/temperature, could leave f32.
+pub fn is_guidance(x: f64) -> bool {
+    (0.0..=1e6).contains(&x)
+}
+
 /// Whether `x` is a valid temperature: it and its inverse are finite and above 0, also in the f32
 /// of the logits.
 pub fn is_temperature(x: f64) -> bool {

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 
 use super::{
-    ComputeType, Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig, is_temperature,
+    ComputeType, Config, GeneratorConfig, HeadInit, Perceptual, Rope, TrainConfig, is_guidance,
+    is_temperature,
 };
 use crate::error::{Result, usage};
 
@@ -315,7 +316,7 @@ fn train(section: &str, t: &TrainConfig) -> Result<()> {
 
 fn sample(config: &Config) -> Result<()> {
     let s = &config.sample;
-    at_least_zero("sample.cfg", s.cfg)?;
+    require(is_guidance(s.cfg), "sample.cfg", s.cfg, "0 (off) to 1e6")?;
     require(
         is_temperature(s.temperature),
         "sample.temperature",

@@ -16,15 +16,15 @@ impl Classes {
     /// a space. Order and repetitions are kept. A part that names no class, or several, is a usage
     /// error that lists the nearest names.
     pub fn resolve(&self, spec: &str) -> Result<Vec<u32>> {
-        let (found, notes) = self.read(spec)?;
+        let (found, notes) = self.resolve_with_notes(spec)?;
         for note in notes {
             tracing::warn!("{note}");
         }
         Ok(found)
     }
 
-    /// The classes, and warnings about other meanings of a number in `spec`.
-    fn read(&self, spec: &str) -> Result<(Vec<u32>, Vec<String>)> {
+    /// The same, with the warnings: about other meanings of a number in `spec`.
+    pub fn resolve_with_notes(&self, spec: &str) -> Result<(Vec<u32>, Vec<String>)> {
         if self.is_empty() {
             return Err(hinted(
                 format!("class `{spec}` asked for, but there are no classes"),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn read(classes: &Classes, spec: &str) -> (Vec<u32>, String) {
-        let (found, notes) = classes.read(spec).unwrap();
+        let (found, notes) = classes.resolve_with_notes(spec).unwrap();
         (found, notes.join("\n"))
     }
 
@@ -288,7 +288,7 @@ mod tests {
                 && note.contains("index:1, which is 5 (n01496331"),
             "{note}"
         );
-        let (text, code) = report(&classes.read("2").unwrap_err());
+        let (text, code) = report(&classes.resolve_with_notes("2").unwrap_err());
         assert!(
             text.contains("ImageNet's class 2 (n01484850: great white shark"),
             "{text}"
@@ -298,7 +298,7 @@ mod tests {
         // If one class has another kind of name, numbers are indices.
         let mixed = Classes::named(["n01443537", "n01496331", "sofa"]);
         assert_eq!(read(&mixed, "2"), (vec![2], String::new()));
-        assert!(mixed.read("207").is_err());
+        assert!(mixed.resolve_with_notes("207").is_err());
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(read(&classes, "index:0").0, [3]);
         assert_eq!(read(&classes, "all").0, [1]);
         assert_eq!(read(&classes, "ALL").0, [0, 1, 2, 3]);
-        let (text, _) = report(&classes.read("CAT").unwrap_err());
+        let (text, _) = report(&classes.resolve_with_notes("CAT").unwrap_err());
         assert!(
             text.contains("ambiguous") && text.contains("index:0 (Cat)"),
             "{text}"
@@ -318,12 +318,12 @@ mod tests {
 
     #[test]
     fn the_nearest_names_come_from_all_synonyms() {
-        let (text, _) = report(&Classes::imagenet().read("cramp fish").unwrap_err());
+        let (text, _) = report(&Classes::imagenet().resolve("cramp fish").unwrap_err());
         assert!(
             text.contains("5 (n01496331: electric ray, crampfish"),
             "{text}"
         );
-        let (text, _) = report(&Classes::imagenet().read("index:1000").unwrap_err());
+        let (text, _) = report(&Classes::imagenet().resolve("index:1000").unwrap_err());
         assert!(text.contains("0 to 999"), "{text}");
     }
 }

@@ -35,8 +35,8 @@ mod transient;
 
 pub use augment::Augment;
 pub use classes::{Class, Classes};
-pub(crate) use decode::decode;
-pub use decode::decode_within;
+pub use decode::{Limits, decode_within};
+pub(crate) use decode::{decode, decode_uncaught};
 pub(crate) use index::read_index;
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};

@@ -20,7 +20,7 @@ pub use choose::{Choice, choose};
 pub use decode::LatentDecoder;
 pub use grid::{Scale, grid, png, save_png};
 pub use image::{from_rgb, named_rgb, not_finite, to_rgb};
-pub use options::SampleOptions;
+pub use options::{Impossible, SampleOptions, Wishes};
 pub use output::{Output, Picture, Pictures, Put};
 pub use pretrained::Pretrained;
 pub use sampler::{Draws, Sampler, decode};

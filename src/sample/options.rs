@@ -1,7 +1,7 @@
 //! How codes are drawn from the generator's logits: guidance, temperature, top-k, top-p and noise.
 
 use super::choose::Choice;
-use crate::config::{CfgSchedule, SampleConfig};
+use crate::config::{CfgSchedule, SampleConfig, is_guidance, is_temperature};
 
 /// How codes are drawn from the generator's logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +26,81 @@ impl From<&SampleConfig> for SampleOptions {
             gumbel: config.gumbel,
             top_k: None,
             top_p: None,
+        }
+    }
+}
+
+/// What somebody asks for; what is None keeps the model's setting.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes {
+    pub cfg: Option<f64>,
+    pub cfg_schedule: Option<CfgSchedule>,
+    pub temperature: Option<f64>,
+    pub gumbel: Option<bool>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f64>,
+}
+
+/// Why codes cannot be drawn as somebody wishes. `name` is that of the field in [`Wishes`].
+#[derive(Debug, PartialEq)]
+pub enum Impossible {
+    OutOfRange {
+        name: &'static str,
+        value: f64,
+        allowed: &'static str,
+    },
+    /// It has no meaning where the most likely code is taken.
+    WithoutGumbel { name: &'static str },
+}
+
+impl Wishes {
+    /// The model's settings, overridden by these.
+    pub fn over(&self, own: impl Into<SampleOptions>) -> Result<SampleOptions, Impossible> {
+        let own = own.into();
+        let options = SampleOptions {
+            cfg: self.cfg.unwrap_or(own.cfg),
+            cfg_schedule: self.cfg_schedule.unwrap_or(own.cfg_schedule),
+            temperature: self.temperature.unwrap_or(own.temperature),
+            gumbel: self.gumbel.unwrap_or(own.gumbel),
+            top_k: self.top_k,
+            top_p: self.top_p,
+        };
+        let (k, p) = (
+            self.top_k.map_or(1.0, |k| k as f64),
+            self.top_p.unwrap_or(1.0),
+        );
+        for (name, value, valid, allowed) in [
+            (
+                "cfg",
+                options.cfg,
+                is_guidance(options.cfg),
+                "0 (off) to 1e6",
+            ),
+            (
+                "temperature",
+                options.temperature,
+                is_temperature(options.temperature),
+                "above 0",
+            ),
+            ("top_k", k, k > 0.0, "at least 1"),
+            ("top_p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1"),
+        ] {
+            if !valid || !value.is_finite() {
+                return Err(Impossible::OutOfRange {
+                    name,
+                    value,
+                    allowed,
+                });
+            }
+        }
+        let drawn = [
+            ("temperature", self.temperature.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("top_p", self.top_p.is_some()),
+        ];
+        match drawn.iter().find(|(_, given)| *given && !options.gumbel) {
+            Some((name, _)) => Err(Impossible::WithoutGumbel { name }),
+            None => Ok(options),
         }
     }
 }

@@ -173,9 +173,10 @@ impl Output {
         };
         match self {
             Output::Grid(path, scale) => {
-                // A sheet that is too large is refused before its images are made.
+                // Before its images are made: a sheet that is too large, or cannot be written.
                 let side = (width as u32, height as u32);
                 Layout::new(count * beside, side, columns * beside, *scale)?;
+                atomic::check_writable(path)?;
                 let mut images = Vec::with_capacity(count * beside);
                 produce(&mut |p| {
                     images.extend(p.images);
@@ -330,6 +331,23 @@ mod tests {
         });
         assert!(report(&error.unwrap_err()).0.contains("--scale"));
         assert!(!asked);
+        Ok(())
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_written_is_refused_before_its_images_are_made() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for name in ["a.png", "a.npz", "folder"] {
+            let output = output(&root.path().join("none").join(name))?;
+            let mut asked = false;
+            let error = output.write(THREE, |put| {
+                asked = true;
+                put_three(put)
+            });
+            let (text, _) = report(&error.unwrap_err());
+            assert!(text.contains("make its folder first"), "{name}: {text}");
+            assert!(!asked, "{name}");
+        }
         Ok(())
     }
 

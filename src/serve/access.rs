@@ -43,8 +43,8 @@ fn hash(text: &str) -> [u8; 32] {
     Sha256::digest(text.as_bytes()).into()
 }
 
-/// Whether only this machine reaches `host`: a loopback address, or localhost.
-pub fn is_loopback(host: &str) -> bool {
+/// Whether a client that names its server `host` means its own machine.
+fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
         || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
@@ -81,9 +81,13 @@ fn is_local(headers: &HeaderMap) -> Result<(), Refusal> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
     if !is_loopback(without_port(host)) {
+        let what = match headers.contains_key(header::HOST) {
+            true => "the Host header names another machine",
+            false => "the Host header is missing",
+        };
         return Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            "the Host header names another machine",
+            what,
             "open it as 127.0.0.1 or localhost; other names need a server with a token",
         ));
     }
@@ -178,6 +182,8 @@ mod tests {
             assert_eq!(status(None, path, &pairs), Some(403), "{origin}");
         }
         assert_eq!(status(None, path, &[]), Some(403));
+        let refusal = check(None, path, &headers(&[])).expect_err("no Host");
+        assert!(refusal.json().contains("is missing"), "{refusal:?}");
     }
 
     #[test]

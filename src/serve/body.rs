@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::StatusCode;
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
 
 use super::refusal::Refusal;
 
@@ -16,11 +17,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// body.
 const PASSED_OVER: usize = 64 << 20;
 
+/// Who has no access, or asks for what there is not, must not keep a connection from others.
+const STRANGERS_PATIENCE: Duration = Duration::from_secs(1);
+const STRANGERS_BYTES: usize = 1 << 20;
+
 /// All of `body`, if it has at most `limit` bytes.
 ///
 /// Errors: 413, 408, or 400 if the client breaks off.
-pub async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
-    match tokio::time::timeout(PATIENCE, collect(body, limit)).await {
+pub async fn read(head: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
+    if is_too_large(head, &body, limit, PASSED_OVER) {
+        return Err(too_large(limit));
+    }
+    match tokio::time::timeout(PATIENCE, collect(body, limit, PASSED_OVER)).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
@@ -30,13 +38,30 @@ pub async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
     }
 }
 
-/// Reads what nobody wants.
-pub async fn pass_over(body: Body) {
-    // It is refused anyway, for another reason.
-    let _ = read(body, 0).await;
+/// Reads what is refused for another reason.
+pub async fn pass_over(head: &HeaderMap, body: Body) {
+    // That it is too large is such a reason.
+    let _ = read(head, body, 0).await;
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
+/// The same for a client that has nothing to say here.
+pub async fn pass_over_strangers(request: Request) {
+    let (head, body) = request.into_parts();
+    if !is_too_large(&head.headers, &body, 0, STRANGERS_BYTES) {
+        let passed = collect(body, 0, STRANGERS_BYTES);
+        let _ = tokio::time::timeout(STRANGERS_PATIENCE, passed).await;
+    }
+}
+
+/// Whether `body` is not even begun to be read: its announced size is above `limit`, and it is more
+/// than would be passed over, or the client waits for leave to send it (which reading gives).
+fn is_too_large(head: &HeaderMap, body: &Body, limit: usize, passed_over: usize) -> bool {
+    let announced = HttpBody::size_hint(body).lower();
+    let waits = head.contains_key(header::EXPECT);
+    announced > limit as u64 && (waits || announced > passed_over as u64)
+}
+
+async fn collect(mut body: Body, limit: usize, passed_over: usize) -> Result<Vec<u8>, Refusal> {
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|e| {
@@ -52,7 +77,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
         size += data.len();
         if size <= limit {
             bytes.extend_from_slice(&data);
-        } else if size > PASSED_OVER {
+        } else if size > passed_over {
             break;
         } else {
             bytes = Vec::new();

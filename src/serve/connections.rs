@@ -29,6 +29,9 @@ const HEAD: Duration = Duration::from_secs(15);
 /// Bytes of a connection that are read or to be written at a time; a head must fit.
 const BUFFER: usize = 64 << 10;
 
+/// Threads for requests and answers that take longer than others should wait.
+const ASIDE: usize = 2;
+
 /// For the answers that are still being read when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,8 @@ pub fn start(listener: TcpListener, router: Router) -> Result<Server> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(ASIDE)
+        .thread_name("http-aside")
         .build()
         .context("cannot start the event loop")?;
     let listener = {
@@ -79,7 +84,9 @@ async fn serve(listener: tokio::net::TcpListener, router: Router, ended: oneshot
         .await;
     }
     if timeout(FAREWELL, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some clients did not read their answers to the end");
+        tracing::warn!(
+            "some connections were cut: their clients had not sent a request, or read an answer, to the end"
+        );
     }
 }
 
@@ -102,13 +109,22 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, graceful: &Gr
         };
         // Events are small and must not wait for more.
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Patient::new(stream));
+        let (stream, client) = Patient::new(stream);
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(io, service));
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("connection: {error}");
-            }
+            let (mut connection, mut left) = (pin!(connection), pin!(client.left()));
+            // What can be answered is answered first.
+            poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!("connection: {error}");
+                    Poll::Ready(())
+                }
+                Poll::Pending => left.as_mut().poll(cx),
+            })
+            .await;
             drop(place);
         });
     }

@@ -1,21 +1,22 @@
 //! What clients are told of the model, and what their requests are held against.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use axum::body::Bytes;
 use serde_json::{Value, json};
 
 use super::Settings;
 use super::routes::UPLOAD_BYTES;
-use crate::config::SampleConfig;
 use crate::data::Classes;
 use crate::error::Result;
-use crate::sample::Pretrained;
+use crate::sample::{Pretrained, SampleOptions};
 
 pub struct Facts {
-    pub model: PathBuf,
+    /// Its path; for clients from elsewhere its last part alone.
+    pub model: String,
     pub classes: Classes,
-    pub sample: SampleConfig,
+    /// The model's own.
+    pub options: SampleOptions,
     pub steps: usize,
     /// Images of one request.
     pub num: usize,
@@ -37,9 +38,10 @@ impl Facts {
                 }))
             })
             .collect();
+        let path = shown(&model.path, settings.token.is_some());
         let listing = json!({
             "model": {
-                "path": model.path.display().to_string(),
+                "path": path,
                 "image_size": config.data.image_size,
                 "steps": config.quantizer.steps,
                 "codebook_size": config.quantizer.codebook_size,
@@ -60,12 +62,33 @@ impl Facts {
             "classes": classes,
         });
         Ok(Self {
-            model: model.path.clone(),
+            model: path,
             classes: model.classes.clone(),
-            sample: sample.clone(),
+            options: sample.into(),
             steps: config.quantizer.steps,
             num: settings.num,
             listing: serde_json::to_vec(&listing)?.into(),
         })
+    }
+}
+
+/// The path as clients see it: whoever has a token need not see the folders of this machine.
+fn shown(path: &Path, from_elsewhere: bool) -> String {
+    let name = path.file_name().filter(|_| from_elsewhere);
+    name.map_or(path.as_os_str(), |name| name)
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_from_elsewhere_see_no_folders() {
+        let path = Path::new("/home/somebody/runs/gen");
+        assert_eq!(shown(path, true), "gen");
+        assert_eq!(shown(path, false), "/home/somebody/runs/gen");
+        assert_eq!(shown(Path::new("builtin"), true), "builtin");
     }
 }

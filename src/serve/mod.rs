@@ -32,7 +32,7 @@ use metrics::Metrics;
 use queue::Queue;
 use routes::Shared;
 
-pub use access::{Token, is_loopback};
+pub use access::Token;
 
 /// What the user of the command line may choose.
 #[derive(Debug)]
@@ -48,14 +48,15 @@ pub struct Settings {
 }
 
 /// Serves `model` at `listener` until a signal asks to stop; then what is running is finished and
-/// answered, and what is waiting is refused.
+/// answered, and what is waiting is refused. `ready` is called once it answers.
 ///
-/// Errors: the model is a tokenizer only; no thread or timer can be had.
+/// Errors: the model is a tokenizer only; no thread or timer can be had; that of `ready`.
 pub fn run(
     model: &Pretrained,
     listener: TcpListener,
     settings: Settings,
     interrupt: &Interrupt,
+    ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let queue = Arc::new(Queue::new(settings.queue, metrics.clone()));
@@ -67,6 +68,7 @@ pub fn run(
         &metrics,
     );
     let server = connections::start(listener, routes::router(shared))?;
+    ready()?;
     worker.run();
     server.finish()
 }

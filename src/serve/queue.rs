@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use image::RgbImage;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::metrics::{Metrics, Waiting};
 use super::refusal::Refusal;
-use super::stream::{Event, Outbox};
+use super::stream::{Event, Outbox, Reconstruction};
 use crate::sample::{Sample, SampleOptions};
 
 /// What a client asks for.
@@ -32,19 +32,44 @@ pub struct Draw {
     pub options: SampleOptions,
     /// Whether the client wants to see each step.
     pub previews: bool,
+    pub outbox: Outbox,
 }
 
 pub struct Upload {
     pub bytes: Vec<u8>,
     pub seed: u64,
+    pub answer: Answer,
     /// Its place among the uploads that are held in memory.
     pub _place: OwnedSemaphorePermit,
+}
+
+/// The way of a reconstruction to its client, which goes it once.
+pub struct Answer(Mutex<Option<oneshot::Sender<Result<Reconstruction, Refusal>>>>);
+
+impl Answer {
+    pub fn new(sender: oneshot::Sender<Result<Reconstruction, Refusal>>) -> Self {
+        Self(Mutex::new(Some(sender)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<Result<Reconstruction, Refusal>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, result: Result<Reconstruction, Refusal>) {
+        if let Some(sender) = self.lock().take() {
+            // Nobody has to read it.
+            let _ = sender.send(result);
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
 }
 
 /// A request and the way to its client.
 pub struct Job {
     pub work: Work,
-    outbox: Outbox,
     /// Images that are not finished.
     open: AtomicUsize,
     /// It is answered, has failed or has lost its client.
@@ -52,11 +77,10 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn new(work: Work, outbox: Outbox) -> Arc<Self> {
+    pub fn new(work: Work) -> Arc<Self> {
         Arc::new(Self {
             open: AtomicUsize::new(images(&work)),
             work,
-            outbox,
             over: AtomicBool::new(false),
         })
     }
@@ -65,25 +89,47 @@ impl Job {
         matches!(&self.work, Work::Draw(draw) if draw.previews)
     }
 
-    /// Sends images of step t; `last` finishes them.
+    /// Sends images of step t of a drawing; `last` finishes them.
     pub fn show(&self, t: usize, images: Vec<(u64, RgbImage)>, last: bool) {
+        let Work::Draw(draw) = &self.work else {
+            return;
+        };
         let count = images.len();
-        self.outbox.show(Event::Images { t, images }, last);
-        if last && self.open.fetch_sub(count, SeqCst) == count {
-            self.finish(Event::Done);
+        draw.outbox.show(Event::Images { t, images }, last);
+        if last && self.open.fetch_sub(count, SeqCst) == count && !self.ends() {
+            draw.outbox.show(Event::Done, true);
         }
     }
 
-    /// Sends the last event, unless one was sent.
-    pub fn finish(&self, event: Event) {
-        if !self.over.swap(true, SeqCst) {
-            self.outbox.show(event, true);
+    /// Answers an upload, unless it is over.
+    pub fn answer(&self, result: Result<Reconstruction, Refusal>) {
+        match &self.work {
+            Work::Reconstruct(upload) if !self.ends() => upload.answer.send(result),
+            _ => {}
         }
+    }
+
+    /// Refuses it, unless it is over.
+    pub fn fail(&self, refusal: Refusal) {
+        match &self.work {
+            Work::Reconstruct(_) => self.answer(Err(refusal)),
+            Work::Draw(draw) if !self.ends() => draw.outbox.show(Event::Failed(refusal), true),
+            Work::Draw(_) => {}
+        }
+    }
+
+    /// Whether it is over already; now it is.
+    fn ends(&self) -> bool {
+        self.over.swap(true, SeqCst)
     }
 
     /// Whether nobody waits for it.
     fn is_over(&self, metrics: &Metrics) -> bool {
-        if self.outbox.is_closed() && !self.over.swap(true, SeqCst) {
+        let has_left = match &self.work {
+            Work::Draw(draw) => draw.outbox.is_closed(),
+            Work::Reconstruct(upload) => upload.answer.is_closed(),
+        };
+        if has_left && !self.ends() {
             metrics.cancelled.fetch_add(1, SeqCst);
         }
         self.over.load(SeqCst)
@@ -200,7 +246,7 @@ impl Queue {
         let mut state = self.lock();
         state.closed = true;
         for place in state.waiting.drain(..) {
-            place.job.finish(Event::Failed(stopping()));
+            place.job.fail(stopping());
         }
     }
 
@@ -260,9 +306,13 @@ fn stopping() -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
     use crate::config::SampleConfig;
     use crate::serve::stream::{Inbox, channel};
+
+    type Answered = oneshot::Receiver<Result<Reconstruction, Refusal>>;
 
     const SOON: Duration = Duration::from_millis(1);
 
@@ -279,8 +329,39 @@ mod tests {
             seed,
             options,
             previews: false,
+            outbox,
         });
-        (Job::new(work, outbox), inbox)
+        (Job::new(work), inbox)
+    }
+
+    fn upload() -> (Arc<Job>, Answered) {
+        let (answer, answered) = oneshot::channel();
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned();
+        let work = Work::Reconstruct(Upload {
+            bytes: Vec::new(),
+            seed: 0,
+            answer: Answer::new(answer),
+            _place: place.expect("room"),
+        });
+        (Job::new(work), answered)
+    }
+
+    #[test]
+    fn an_upload_whose_client_has_left_is_forgotten() {
+        let queue = queue(5);
+        let ((left, answered), (waits, mut other)) = (upload(), upload());
+        queue.push(left).expect("room");
+        queue.push(waits.clone()).expect("room");
+        drop(answered);
+        match queue.next(1, SOON) {
+            Some(Batch::Reconstruct(job)) => assert!(Arc::ptr_eq(&job, &waits)),
+            _ => panic!("the other one"),
+        }
+        assert_eq!(queue.metrics.cancelled.load(SeqCst), 1);
+        waits.fail(stopping());
+        // Once only.
+        waits.fail(stopping());
+        assert!(matches!(other.try_recv(), Ok(Err(_))));
     }
 
     /// Seed and number of the next batch's images.
@@ -338,12 +419,15 @@ mod tests {
         let queue = queue(5);
         let ((first, mut inbox), (second, _other)) = (draw(1, 1, 2.0), draw(1, 2, 2.0));
         queue.push(first).expect("room");
+        let (upload, mut answered) = upload();
+        queue.push(upload).expect("room");
         queue.close();
         let refused = |event| match event {
             Some(Event::Failed(refusal)) => refusal.status == StatusCode::SERVICE_UNAVAILABLE,
             _ => false,
         };
         assert!(refused(inbox.try_next()));
+        assert!(matches!(answered.try_recv(), Ok(Err(_))));
         assert!(queue.push(second).is_err());
         assert!(queue.next(1, SOON).is_none());
     }

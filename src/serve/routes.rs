@@ -11,15 +11,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use image::RgbImage;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::access::{self, Token};
 use super::facts::Facts;
 use super::metrics::Metrics;
-use super::queue::{Draw, Job, Queue, Upload, Work};
+use super::queue::{Answer, Draw, Job, Queue, Upload, Work};
 use super::refusal::Refusal;
 use super::request::Drawing;
-use super::stream::{Event, Events, Inbox, Reconstruction, channel};
+use super::stream::{Event, Events, Inbox, Reconstruction, channel, lost};
 use super::{body, page, picture};
 use crate::sample::{Scale, grid};
 
@@ -80,7 +80,7 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     let mut response = match access::check(shared.token.as_ref(), path, request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
-            body::pass_over(request.into_body()).await;
+            body::pass_over_strangers(request).await;
             refusal.into_response()
         }
     };
@@ -112,7 +112,7 @@ async fn page_file(uri: Uri) -> Result<Response, Refusal> {
 }
 
 async fn unknown(request: Request) -> Refusal {
-    body::pass_over(request.into_body()).await;
+    body::pass_over_strangers(request).await;
     nothing()
 }
 
@@ -125,7 +125,7 @@ fn nothing() -> Refusal {
 }
 
 async fn not_allowed(request: Request) -> Refusal {
-    body::pass_over(request.into_body()).await;
+    body::pass_over_strangers(request).await;
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "this path takes another method",
@@ -154,20 +154,41 @@ enum Form {
 
 impl Form {
     fn of(headers: &HeaderMap) -> Self {
-        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
-        match accept.unwrap_or_default() {
-            accept if accept.contains("text/event-stream") => Form::Events,
-            accept if accept.contains("image/png") => Form::Png,
-            _ => Form::Json,
+        let all = headers.get_all(header::ACCEPT).iter();
+        let types = all.filter_map(|value| value.to_str().ok());
+        let types: Vec<&str> = types.flat_map(|value| value.split(',')).collect();
+        let accepts = |wanted| types.iter().any(|given| is_wanted(given, wanted));
+        match () {
+            () if accepts("text/event-stream") => Form::Events,
+            () if accepts("image/png") => Form::Png,
+            () => Form::Json,
         }
     }
 }
 
+/// Whether this part of an `Accept` is of that type, and not refused by `q=0`.
+fn is_wanted(given: &str, wanted: &str) -> bool {
+    let mut parameters = given.split(';').skip(1);
+    let is_refused = parameters.any(|parameter| {
+        let weight = parameter.split_once('=');
+        let weight = weight.filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        weight.and_then(|(_, value)| value.trim().parse().ok()) == Some(0.0)
+    });
+    is_type(given, wanted) && !is_refused
+}
+
+/// Whether a media type is `wanted`, whatever its parameters.
+fn is_type(given: &str, wanted: &str) -> bool {
+    let name = given.split(';').next().unwrap_or_default();
+    name.trim().eq_ignore_ascii_case(wanted)
+}
+
 async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
-    let body = body::read(body, DRAWING_BYTES).await?;
+    let body = body::read(&head.headers, body, DRAWING_BYTES).await?;
     let kind = head.headers.get(header::CONTENT_TYPE);
-    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+    let kind = kind.and_then(|kind| kind.to_str().ok());
+    if !kind.is_some_and(|kind| is_type(kind, "application/json")) {
         return Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "the body must be JSON",
@@ -176,7 +197,8 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     }
     let form = Form::of(&head.headers);
     let facts = &shared.facts;
-    let drawing = Drawing::read(&body, facts)?;
+    let with = shared.clone();
+    let drawing = aside(move || Drawing::read(&body, &with.facts)).await?;
     let about = |number: u64| {
         let index = drawing.labels[number as usize];
         json!({"number": number, "index": index, "class": facts.classes.title(index)})
@@ -185,6 +207,7 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     let mut answer = json!({
         "seed": drawing.seed,
         "command": drawing.command,
+        "notes": drawing.notes,
         "images": numbers.map(about).collect::<Vec<_>>(),
     });
     let (outbox, inbox) = channel();
@@ -193,8 +216,9 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
         seed: drawing.seed,
         options: drawing.options,
         previews: form == Form::Events,
+        outbox,
     });
-    let ahead = shared.queue.push(Job::new(work, outbox))?;
+    let ahead = shared.queue.push(Job::new(work))?;
     match form {
         Form::Events => {
             answer["steps"] = json!(facts.steps);
@@ -205,15 +229,27 @@ async fn images(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
         }
         Form::Png => {
             let images: Vec<RgbImage> = drawn(inbox).await?.into_iter().map(|(_, x)| x).collect();
-            png(&sheet(images)?, drawing.seed)
+            aside(move || png(&sheet(images)?, drawing.seed)).await
         }
         Form::Json => {
-            for (number, image) in drawn(inbox).await? {
-                answer["images"][number as usize]["png"] = picture::text(&image)?.into();
-            }
-            Ok(json_answer(&answer))
+            let images = drawn(inbox).await?;
+            let whole = move || {
+                for (number, image) in images {
+                    answer["images"][number as usize]["png"] = picture::text(&image)?.into();
+                }
+                Ok(json_answer(&answer))
+            };
+            aside(whole).await
         }
     }
+}
+
+/// Does what may take longer than other clients should wait, on another thread.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(lost()))
 }
 
 /// The finished images, by number.
@@ -223,7 +259,7 @@ async fn drawn(mut inbox: Inbox) -> Result<Vec<(u64, RgbImage)>, Refusal> {
         match inbox.next().await {
             Event::Images { images, .. } => all.extend(images),
             Event::Failed(refusal) => return Err(refusal),
-            Event::Done | Event::Reconstructed(_) => break,
+            Event::Done => break,
         }
     }
     all.sort_by_key(|(number, _)| *number);
@@ -263,14 +299,14 @@ async fn reconstruct(
     let form = Form::of(&head.headers);
     // Before the body is read, so that memory is bounded.
     let Ok(place) = shared.uploads.clone().try_acquire_owned() else {
-        body::pass_over(body).await;
+        body::pass_over(&head.headers, body).await;
         return Err(Refusal::new(
             StatusCode::TOO_MANY_REQUESTS,
             format!("{UPLOADS} images are being reconstructed or wait for it"),
             "ask again in a moment",
         ));
     };
-    let bytes = body::read(body, UPLOAD_BYTES).await?;
+    let bytes = body::read(&head.headers, body, UPLOAD_BYTES).await?;
     let seed = seed(&head.uri)?;
     if bytes.is_empty() {
         return Err(Refusal::impossible(
@@ -278,32 +314,20 @@ async fn reconstruct(
             "send an image file as the body",
         ));
     }
-    let (outbox, mut inbox) = channel();
+    let (answer, result) = oneshot::channel();
     let upload = Upload {
         bytes,
         seed,
+        answer: Answer::new(answer),
         _place: place,
     };
-    shared
-        .queue
-        .push(Job::new(Work::Reconstruct(upload), outbox))?;
-    let result = match inbox.next().await {
-        Event::Reconstructed(result) => result,
-        Event::Failed(refusal) => return Err(refusal),
-        Event::Images { .. } | Event::Done => return Err(unexpected()),
-    };
-    match (form, result.steps.last()) {
+    shared.queue.push(Job::new(Work::Reconstruct(upload)))?;
+    let result = result.await.unwrap_or_else(|_| Err(lost()))?;
+    let told = move || match (form, result.steps.last()) {
         (Form::Png, Some(last)) => png(last, seed),
         _ => Ok(json_answer(&described(&result, seed)?)),
-    }
-}
-
-fn unexpected() -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the answer is of another request",
-        "this is a bug in rdpm: please report it",
-    )
+    };
+    aside(told).await
 }
 
 fn described(result: &Reconstruction, seed: u64) -> Result<Value, Refusal> {
@@ -330,4 +354,38 @@ fn seed(uri: &Uri) -> Result<u64, Refusal> {
             "it may be seed=N, with N from 0 to 18446744073709551615",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_is_its_name_in_any_case_without_parameters() {
+        for given in [
+            "application/json",
+            "Application/JSON",
+            " application/json ;charset=utf-8",
+        ] {
+            assert!(is_type(given, "application/json"), "{given}");
+        }
+        for given in ["application/jsonx", "text/plain; application/json", ""] {
+            assert!(!is_type(given, "application/json"), "{given}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_an_answer_is_what_is_accepted() {
+        let form = |accept: &str| {
+            let value = HeaderValue::from_str(accept).expect("a header");
+            Form::of(&HeaderMap::from_iter([(header::ACCEPT, value)]))
+        };
+        assert_eq!(form("image/png"), Form::Png);
+        assert_eq!(form("text/html, IMAGE/PNG;q=.8"), Form::Png);
+        assert_eq!(form("image/png;q=0, application/json"), Form::Json);
+        assert_eq!(form("image/png; Q=0.0"), Form::Json);
+        assert_eq!(form("image/pngx, */*"), Form::Json);
+        assert_eq!(form("image/png, text/event-stream"), Form::Events);
+        assert_eq!(Form::of(&HeaderMap::new()), Form::Json);
+    }
 }

@@ -28,7 +28,6 @@ pub enum Event {
         t: usize,
         images: Vec<(u64, RgbImage)>,
     },
-    Reconstructed(Box<Reconstruction>),
     /// All images were sent.
     Done,
     Failed(Refusal),
@@ -98,7 +97,7 @@ impl Outbox {
 
 impl Inbox {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        let event = ready!(self.events.poll_recv(cx)).unwrap_or_else(lost);
+        let event = ready!(self.events.poll_recv(cx)).unwrap_or_else(|| Event::Failed(lost()));
         self.unread.fetch_sub(event.bytes(), SeqCst);
         Poll::Ready(event)
     }
@@ -113,12 +112,13 @@ impl Inbox {
     }
 }
 
-fn lost() -> Event {
-    Event::Failed(Refusal::new(
+/// What is told whose request got no answer.
+pub fn lost() -> Refusal {
+    Refusal::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "the request was lost",
         "this is a bug in rdpm: please report it",
-    ))
+    )
 }
 
 /// The body of an answer in server-sent events: `accepted`, a `preview` a step, then `done` or
@@ -159,7 +159,7 @@ impl Stream for Events {
                 Err(refusal) => (line("error", &refusal.json()), true),
             },
             Event::Failed(refusal) => (line("error", &refusal.json()), true),
-            Event::Done | Event::Reconstructed(_) => (line("done", "{}"), true),
+            Event::Done => (line("done", "{}"), true),
         };
         self.ended = last;
         Poll::Ready(Some(Ok(text.into())))

@@ -10,8 +10,8 @@ use candle_core::Tensor;
 use super::metrics::Metrics;
 use super::queue::{Batch, Image, Job, Queue, Upload, Work};
 use super::refusal::Refusal;
-use super::stream::{Event, Reconstruction};
-use crate::data::{augment, decode_within};
+use super::stream::Reconstruction;
+use crate::data::{Limits, augment, decode_within};
 use crate::error::{Error, Result, rehinted};
 use crate::interrupt::Interrupt;
 use crate::metrics::psnr;
@@ -23,8 +23,12 @@ use crate::sample::{
 /// How often a waiting worker looks for a signal.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Pixels of an uploaded image: 4,700 × 4,700 in RGB.
-const PIXEL_BYTES: u64 = 64 << 20;
+/// Of an uploaded image: 4,700 × 4,700 pixels in RGB, which take a second or two. Encoders write
+/// about ten scans, each of a part of the image.
+const UPLOAD: Limits = Limits {
+    bytes: 64 << 20,
+    scans: 32,
+};
 
 pub struct Worker<'a> {
     model: &'a Pretrained,
@@ -84,7 +88,7 @@ impl<'a> Worker<'a> {
             tracing::error!("{error:#}");
             let refusal = Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error);
             for job in jobs {
-                job.finish(Event::Failed(refusal.clone()));
+                job.fail(refusal.clone());
             }
         }
         self.metrics.batch(count, begin.elapsed());
@@ -143,18 +147,15 @@ impl<'a> Worker<'a> {
         let Work::Reconstruct(upload) = &job.work else {
             return;
         };
-        let event = match self.reconstruction(upload) {
-            Ok(result) => {
-                self.metrics.reconstructions.fetch_add(1, Relaxed);
-                Event::Reconstructed(Box::new(result))
-            }
-            Err(refusal) => Event::Failed(refusal),
-        };
-        job.finish(event);
+        let result = self.reconstruction(upload);
+        if result.is_ok() {
+            self.metrics.reconstructions.fetch_add(1, Relaxed);
+        }
+        job.answer(result);
     }
 
     fn reconstruction(&self, upload: &Upload) -> std::result::Result<Reconstruction, Refusal> {
-        let image = decode_within(&upload.bytes, "the image", PIXEL_BYTES).map_err(|error| {
+        let image = decode_within(&upload.bytes, "the image", UPLOAD).map_err(|error| {
             let hint = "send a JPEG, PNG, WebP, BMP, PNM or TIFF of a moderate size";
             Refusal::of(StatusCode::UNPROCESSABLE_ENTITY, &rehinted(&error, hint))
         })?;

@@ -337,19 +337,19 @@ pub fn lock(path: &Path, option: &str) -> Result<File> {
 
 /// `runs/<stage>-<time>`, UTC.
 fn default_path(stage: &str) -> PathBuf {
-    let now = timestamp(unix_seconds(SystemTime::now()));
+    let now = timestamp(unix_seconds(SystemTime::now()) as u64);
     PathBuf::from("runs").join(format!("{stage}-{now}"))
 }
 
-/// Since 1970; 0 before it.
-pub fn unix_seconds(time: SystemTime) -> u64 {
+/// Since 1970, with fractions; 0 before it.
+pub fn unix_seconds(time: SystemTime) -> f64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+    since.map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// As 2026-11-30 21:45 UTC.
 pub fn date(time: SystemTime) -> String {
-    let text = timestamp(unix_seconds(time));
+    let text = timestamp(unix_seconds(time) as u64);
     let (year, rest) = text.split_at(text.len() - 11);
     let part = |from: usize| &rest[from..from + 2];
     format!("{year}-{}-{} {}:{} UTC", part(0), part(2), part(5), part(7))

@@ -1,6 +1,7 @@
 //! `starts.jsonl` in a run's folder: a line for each start of it, with when, after which step, by
 //! which command and on what machine. For `rdpm report`; nothing else reads it.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::time::SystemTime;
@@ -15,11 +16,20 @@ use crate::world::World;
 
 /// Appends the line of this process's start.
 pub fn append(folder: &RunFolder, step: u64, world: &World, device: &Device) -> Result<()> {
-    let arguments = std::env::args()
-        .skip(1)
-        .map(|argument| shell::word(&argument));
+    append_of(folder, step, world, device, std::env::args_os().skip(1))
+}
+
+/// What of an argument is not UTF-8 is U+FFFD in the line.
+fn append_of(
+    folder: &RunFolder,
+    step: u64,
+    world: &World,
+    device: &Device,
+    arguments: impl Iterator<Item = OsString>,
+) -> Result<()> {
+    let arguments = arguments.map(|argument| shell::word(&argument.to_string_lossy()));
     let line = json!({
-        "time": unix_seconds(SystemTime::now()),
+        "time": unix_seconds(SystemTime::now()) as u64,
         "step": step,
         "version": env!("CARGO_PKG_VERSION"),
         "device": name_of(device),
@@ -81,6 +91,23 @@ mod tests {
                 .as_str()
                 .is_some_and(|name| !name.is_empty())
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_command_that_is_not_utf_8_is_recorded() -> Result<()> {
+        use std::os::unix::ffi::OsStringExt;
+        let root = tempfile::tempdir()?;
+        let folder = RunFolder::of_another(root.path().to_path_buf());
+        let arguments = [
+            b"train-vae".to_vec(),
+            b"--out".to_vec(),
+            b"runs/\xff 1".to_vec(),
+        ];
+        let arguments = arguments.into_iter().map(OsString::from_vec);
+        append_of(&folder, 0, &World::alone(), &Device::Cpu, arguments)?;
+        let line: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.starts())?)?;
+        assert_eq!(line["command"], "rdpm train-vae --out 'runs/\u{fffd} 1'");
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
+use rdpm::store::bundle::Bundle;
 use serde_json::json;
 
 use super::client::{Answer, Server, command};
@@ -116,7 +117,9 @@ fn a_full_queue_refuses_and_who_leaves_is_forgotten() {
     drop(waiting);
     server.wait_for("rdpm_cancelled_total", 1.0);
     assert_eq!(server.metric("rdpm_waiting_requests"), 1.0);
-    // The one that is being drawn leaves.
+    // The one that is being drawn leaves, after the beginning of another request.
+    running.write_all(b"\r\nGET /").expect("taken");
+    std::thread::sleep(Duration::from_millis(100));
     drop(running);
     server.wait_for("rdpm_cancelled_total", 2.0);
     server.wait_for("rdpm_waiting_images", 0.0);
@@ -199,6 +202,52 @@ fn others_need_the_token_that_a_public_address_asks_for() {
     assert_eq!(server.ask("GET /", b"").status, 200);
     assert_eq!(server.ask("GET /metrics", b"").status, 401);
     assert_eq!(server.draw(&json!({"class": "disc"})).status, 401);
+}
+
+#[test]
+fn who_is_refused_is_told_so_before_a_body_is_sent() {
+    let folder = place();
+    let token = "correct-horse-battery";
+    let server = Server::start(folder.path(), &format!("--token {token}"));
+    let own = format!("Authorization: Bearer {token}\r\n");
+    let waits = format!("{own}Expect: 100-continue\r\n");
+    let begin = Instant::now();
+    for (line, headers, size, status) in [
+        ("POST /v1/images", "", 50_000_000, 401),
+        ("POST /v1/images", "", 1000, 401),
+        ("POST /healthz", "", 1000, 405),
+        ("POST /nothing", "", 1000, 404),
+        // Without "100 Continue" before it.
+        ("POST /v1/images", &waits, 100 << 20, 413),
+        ("POST /v1/reconstruct", &waits, 17 << 20, 413),
+    ] {
+        let mut stream = server.connect();
+        let head = format!("{line} HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("a head is taken");
+        let answer = Answer::read(stream);
+        assert_eq!(answer.status, status, "{line}: {}", answer.text());
+    }
+    // One second for each of three whose body might still come.
+    assert!(
+        begin.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn a_model_that_cannot_draw_is_refused_before_an_address_is_printed() {
+    let folder = place();
+    let mut bundle = Bundle::read(&folder.path().join("model.safetensors")).expect("a bundle");
+    bundle.generator = None;
+    let path = folder.path().join("tokenizer.safetensors");
+    bundle.write(&path, false).expect("written");
+    let line = "serve --model tokenizer.safetensors --port 0";
+    let output = command(folder.path(), line).output();
+    let output = output.expect("the binary starts");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && log.contains("hint: "), "{log}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
 }
 
 #[test]

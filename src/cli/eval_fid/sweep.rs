@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use image::RgbImage;
 
-use crate::config::is_temperature;
+use crate::config::{is_guidance, is_temperature};
 use crate::error::{Result, usage};
 use crate::metrics::report::Evaluation;
 use crate::metrics::sweep::{Series, plot};
@@ -38,7 +38,7 @@ impl Key {
     fn allows(self, value: f64) -> bool {
         value.is_finite()
             && match self {
-                Key::Cfg => value >= 0.0,
+                Key::Cfg => is_guidance(value),
                 Key::Temperature => is_temperature(value),
                 Key::TopK => value >= 1.0 && value.fract() == 0.0,
                 Key::TopP => value > 0.0 && value <= 1.0,

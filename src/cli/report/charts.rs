@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::html::{escape, grouped, number};
+use super::metrics::finite;
 use super::run::RunFacts;
 use super::svg::{Chart, Series, thinned};
 
@@ -71,7 +72,7 @@ pub(super) fn class(number: usize) -> String {
 /// All metrics of these runs, in the page's order; whether each is over t.
 fn metrics<'a>(runs: &[Numbered<'a>]) -> Vec<(&'a str, bool)> {
     let mut all = BTreeMap::new();
-    for (name, over_t) in runs.iter().flat_map(|(_, run)| run.metrics()) {
+    for (name, over_t) in runs.iter().flat_map(|(_, run)| run.metrics.names()) {
         *all.entry(name).or_insert(over_t) |= over_t;
     }
     let place = |name: &str| KNOWN.iter().position(|(known, _)| *known == name);
@@ -97,15 +98,9 @@ pub(super) fn over_steps(runs: &[Numbered]) -> Vec<Figure> {
 fn over_steps_of(name: &str, runs: &[Numbered]) -> Figure {
     let (mut series, mut legend, mut data) = (Vec::new(), Vec::new(), Vec::new());
     for (place, run) in runs {
-        let lines = run
-            .lines
-            .iter()
-            .filter(|line| line.metrics.contains_key(name));
+        let lines = run.metrics.single(name);
         let found: Vec<_> = lines
-            .map(|line| {
-                let value = line.metrics[name].as_f64();
-                (line.step as f64, line.seconds, value)
-            })
+            .map(|(line, value)| (line.step as f64, line.seconds, value))
             .collect();
         if found.is_empty() {
             continue;
@@ -125,7 +120,7 @@ fn over_steps_of(name: &str, runs: &[Numbered]) -> Figure {
         series.push(Series {
             name: run.name.clone(),
             class: class(*place),
-            points,
+            points: kept.iter().map(|at| points[*at]).collect(),
         });
     }
     let chart = Chart {
@@ -176,13 +171,12 @@ pub(super) fn over_t(runs: &[Numbered]) -> Vec<Figure> {
 fn profiles(name: &str, runs: &[Numbered]) -> Figure {
     let (mut series, mut legend) = (Vec::new(), Vec::new());
     for (place, run) in runs {
-        let mut lines = run.lines.iter().rev();
-        let last = lines.find_map(|line| Some((line.step, line.metrics.get(name)?.as_array()?)));
-        let Some((step, values)) = last else {
+        let Some((line, values)) = run.metrics.over_t(name).next_back() else {
             continue;
         };
-        let points = (1..).zip(values).map(|(t, y)| (f64::from(t), y.as_f64()));
-        let text = format!("{} at step {}", escape(&run.name), grouped(step as f64));
+        let points = (1..).zip(values).map(|(t, y)| (f64::from(t), finite(*y)));
+        let step = grouped(line.step as f64);
+        let text = format!("{} at step {step}", escape(&run.name));
         legend.push((class(*place), text));
         series.push(Series {
             name: run.name.clone(),
@@ -200,19 +194,19 @@ pub(super) fn of_each_t(run: &RunFacts) -> Vec<Figure> {
         .filter(|(_, over_t)| *over_t);
     curves
         .map(|(name, _)| {
-            let lines = || {
-                run.lines.iter().filter_map(|line| {
-                    Some((line.step as f64, line.metrics.get(name)?.as_array()?))
-                })
-            };
+            let lines = || run.metrics.over_t(name);
             let most = lines().map(|(_, values)| values.len()).max().unwrap_or(0);
             let shade = |t: usize| t * (SHADES - 1) / (most.max(2) - 1);
-            let of_t = |t: usize| Series {
-                name: format!("t = {}", t + 1),
-                class: format!("t{}", shade(t)),
-                points: lines()
-                    .filter_map(|(step, values)| Some((step, values.get(t)?.as_f64())))
-                    .collect(),
+            let of_t = |t: usize| {
+                let points: Vec<_> = lines()
+                    .filter_map(|(line, values)| Some((line.step as f64, finite(*values.get(t)?))))
+                    .collect();
+                let kept = thinned(&points, MOST_POINTS);
+                Series {
+                    name: format!("t = {}", t + 1),
+                    class: format!("t{}", shade(t)),
+                    points: kept.iter().map(|at| points[*at]).collect(),
+                }
             };
             let legend = match most {
                 0 => vec![],
@@ -242,8 +236,7 @@ fn figure(
         .series
         .iter()
         .map(|series| {
-            let kept = thinned(&series.points, MOST_POINTS);
-            let points = kept.iter().map(|at| series.points[*at]);
+            let points = series.points.iter().copied();
             let (x, y): (Vec<f64>, Vec<Option<f64>>) = points.unzip();
             json!({"class": series.class, "name": series.name, "x": x, "y": y, "seconds": null})
         })

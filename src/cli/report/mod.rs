@@ -3,16 +3,18 @@
 mod charts;
 mod configs;
 mod html;
+mod metrics;
 mod page;
 mod pictures;
 mod run;
 mod svg;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Result, usage};
 use crate::store::atomic;
+use crate::store::run::RunFolder;
 use run::RunFacts;
 
 /// Write an HTML page about runs: curves, pictures, configurations, checkpoints, evaluations
@@ -32,7 +34,33 @@ pub struct Args {
     pictures: usize,
 }
 
+/// Refuses to write over what is read.
+fn check_apart(out: &Path, runs: &[PathBuf]) -> Result<()> {
+    let Ok(out) = out.canonicalize() else {
+        return Ok(());
+    };
+    let of_run = |run: &PathBuf| {
+        let folder = RunFolder::of_another(run.clone());
+        [
+            run.clone(),
+            folder.metrics(),
+            folder.config(),
+            folder.starts(),
+        ]
+    };
+    let read = runs.iter().flat_map(of_run);
+    let mut read = read.filter_map(|path| path.canonicalize().ok());
+    match read.any(|path| path == out) {
+        true => Err(usage(
+            format!("--out {}: the report is made from this file", out.display()),
+            "choose another --out",
+        )),
+        false => Ok(()),
+    }
+}
+
 pub fn run(args: &Args, _context: &Context) -> Result<()> {
+    check_apart(&args.out, &args.runs)?;
     atomic::check_writable(&args.out)?;
     let names = run::names(&args.runs);
     let facts = args.runs.iter().zip(names);

@@ -133,12 +133,12 @@ impl Page {
             .iter()
             .map(|run| {
                 let last = |name: &str| {
-                    let mut lines = run.lines.iter().rev();
-                    let value = lines.find_map(|line| line.metrics.get(name));
-                    value.map(|value| value.as_f64().map_or("not finite".into(), number))
+                    let (_, value) = run.metrics.single(name).next_back()?;
+                    Some(value.map_or("not finite".into(), number))
                 };
                 let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_string());
-                let time = run.lines.iter().rev().find_map(|line| line.seconds);
+                let lines = &run.metrics.lines;
+                let time = lines.iter().rev().find_map(|line| line.seconds);
                 let seed = run.state.get("seed").and_then(Value::as_u64);
                 let steps = match run.planned {
                     Some(planned) => {
@@ -150,7 +150,7 @@ impl Page {
                     }
                     None => grouped(run.step() as f64),
                 };
-                let state = match (run.is_finished(), run.planned, run.lines.is_empty()) {
+                let state = match (run.is_finished(), run.planned, lines.is_empty()) {
                     (true, ..) => "finished",
                     (_, _, true) => "no metrics yet",
                     (_, Some(_), _) => "under way or stopped",

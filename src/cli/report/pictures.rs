@@ -30,7 +30,8 @@ pub(super) fn find(folder: &Path) -> Vec<(u64, PathBuf)> {
             let path = entry.path();
             let name = path.file_name()?.to_str()?;
             let step = name.strip_prefix("step-")?.strip_suffix(".png")?;
-            Some((step.parse().ok()?, path))
+            // What is a pipe would be waited for.
+            path.is_file().then_some((step.parse().ok()?, path))
         })
         .collect();
     found.sort();

@@ -69,10 +69,12 @@
     let low = Infinity, high = -Infinity;
     for (const x of values) { if (x < low) low = x; if (x > high) high = x; }
     if (low > high) return [log ? 0.1 : 0, 1];
-    if (low < high) return [low, high];
-    if (log) return [low / 2, high * 2];
-    const more = low === 0 ? 1 : Math.abs(low) * 0.1;
-    return [low - more, high + more];
+    if (low === high) {
+      const more = low === 0 ? 1 : Math.abs(low) * 0.1;
+      [low, high] = log ? [low / 2, high * 2] : [low - more, high + more];
+    }
+    const isDrawn = log ? low > 0 && high < Infinity : high - low > 1e-300 && high - low < Infinity;
+    return isDrawn ? [low, high] : [log ? 0.1 : 0, 1];
   };
 
   // The same as src/cli/report/svg.rs draws, at the chosen scales.
@@ -93,8 +95,10 @@
     const ofY = (y) => (log ? Math.log10(y) : y);
     const wide = layout.width - layout.left - layout.right, high = layout.height - layout.top - layout.bottom;
     const base = layout.height - layout.bottom;
-    const placeX = (x) => layout.left + ((x - xLow) / (xHigh - xLow)) * wide;
-    const placeY = (y) => base - ((ofY(y) - ofY(yLow)) / (ofY(yHigh) - ofY(yLow))) * high;
+    // Within [0,1] but where the range is none that can be drawn.
+    const share = (x, from, to) => Math.min(1, Math.max(0, (x - from) / (to - from)));
+    const placeX = (x) => layout.left + share(x, xLow, xHigh) * wide;
+    const placeY = (y) => base - share(ofY(y), ofY(yLow), ofY(yHigh)) * high;
     const svg = figure.querySelector(":scope > svg");
     svg.replaceChildren();
     for (const y of ticks(yLow, yHigh, 5, log)) {

@@ -1,20 +1,17 @@
 //! What a run's folder says of it. It is read as it is, by whichever version it was written and
 //! whether or not it is going on: what is missing or damaged is left out, and a note tells.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::configs;
+use super::metrics::{LARGEST, Metrics};
 use super::pictures::{self, Picture};
 use crate::config::Config;
 use crate::error::{Result, hinted};
 use crate::store::run::RunFolder;
-
-/// More than any run's metrics, or an evaluation's report.
-const LARGEST: u64 = 512 << 20;
 
 /// A run, as far as it can be read.
 #[derive(Debug, Default)]
@@ -24,7 +21,7 @@ pub(super) struct RunFacts {
     pub name: String,
     /// `train-vae` or `train-gen`; none where nothing says.
     pub stage: Option<String>,
-    pub lines: Vec<Line>,
+    pub metrics: Metrics,
     /// By `section.key`, in the order of the file.
     pub config: Vec<(String, String)>,
     /// Of the newest checkpoint.
@@ -39,15 +36,6 @@ pub(super) struct RunFacts {
     pub planned: Option<u64>,
     /// What of it could not be read.
     pub notes: Vec<String>,
-}
-
-/// A line of the metrics.
-#[derive(Debug)]
-pub(super) struct Line {
-    pub step: u64,
-    pub metrics: Map<String, Value>,
-    /// Seconds of training up to here, if the run says how fast it was.
-    pub seconds: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -102,7 +90,7 @@ impl RunFacts {
         };
         if path.is_file() {
             run.read_metrics(path)?;
-            if run.lines.is_empty() {
+            if run.metrics.lines.is_empty() {
                 return Err(hinted(
                     format!("{} holds no line of metrics", path.display()),
                     "name run folders, or files like their metrics.jsonl",
@@ -110,57 +98,29 @@ impl RunFacts {
             }
         } else {
             let folder = RunFolder::open(path)?;
-            match folder.metrics().exists() {
+            // What is a pipe would be waited for.
+            match folder.metrics().is_file() {
                 true => run.read_metrics(&folder.metrics())?,
                 false => run.notes.push("it has no metrics.jsonl".to_string()),
             }
             run.read_folder(&folder, most_pictures);
         }
         run.stage = run.stage_of();
-        run.add_seconds();
+        let batch = run.batch_size();
+        if let Some(batch) = batch {
+            run.metrics.add_seconds(batch);
+        }
         Ok(run)
     }
 
     fn read_metrics(&mut self, path: &Path) -> Result<()> {
-        let cannot = |e| hinted(format!("cannot read {}: {e}", path.display()), "");
-        let size = fs::metadata(path).map_err(cannot)?.len();
-        if size > LARGEST {
-            return Err(hinted(
-                format!(
-                    "{} has {} MiB, at most {}",
-                    path.display(),
-                    size >> 20,
-                    LARGEST >> 20
-                ),
-                "it is no file of metrics",
-            ));
-        }
-        let text = fs::read(path).map_err(cannot)?;
-        let (mut torn, mut damaged) = (false, 0);
-        for line in text.split_inclusive(|byte| *byte == b'\n') {
-            let metrics = serde_json::from_slice::<Map<String, Value>>(line).ok();
-            let step = metrics.as_ref().and_then(|m| m.get("step")?.as_u64());
-            match (metrics, step) {
-                (Some(metrics), Some(step)) => {
-                    // What was logged again counts, as where a copy was continued.
-                    let after = self.lines.partition_point(|line| line.step < step);
-                    self.lines.truncate(after);
-                    self.lines.push(Line {
-                        step,
-                        metrics,
-                        seconds: None,
-                    });
-                }
-                _ if !line.ends_with(b"\n") => torn = true,
-                _ if line.iter().all(u8::is_ascii_whitespace) => {}
-                _ => damaged += 1,
-            }
-        }
-        if torn {
+        self.metrics = Metrics::read(path)?;
+        if self.metrics.is_torn {
             self.notes
                 .push("its last line is not whole: it is being written, or was killed".to_string());
         }
-        if damaged > 0 {
+        if self.metrics.damaged > 0 {
+            let damaged = self.metrics.damaged;
             self.notes.push(format!("{damaged} lines are no metrics"));
         }
         Ok(())
@@ -184,7 +144,8 @@ impl RunFacts {
                 Err(error) => self.notes.push(format!("{error:#}")),
             }
         }
-        let starts = fs::read_to_string(folder.starts()).unwrap_or_default();
+        let starts = bytes_of(&folder.starts()).unwrap_or_default();
+        let starts = String::from_utf8_lossy(&starts);
         let starts = starts.lines().map(serde_json::from_str);
         self.starts = starts.filter_map(std::result::Result::ok).collect();
         for path in reports(folder.path(), 2) {
@@ -214,7 +175,7 @@ impl RunFacts {
             });
         }
         if let Some(latest) = latest {
-            let state = fs::read(latest.join("state.json")).ok();
+            let state = bytes_of(&latest.join("state.json"));
             let state = state.and_then(|text| serde_json::from_slice(&text).ok());
             match state {
                 Some(state) => self.state = state,
@@ -239,38 +200,19 @@ impl RunFacts {
         if let Some(stage) = self.state.get("stage").and_then(Value::as_str) {
             return Some(stage.to_string());
         }
-        let has = |name: &str| {
-            self.lines
-                .iter()
-                .any(|line| line.metrics.contains_key(name))
-        };
-        match (has("mse"), has("accuracy_t")) {
+        match (self.metrics.has("mse"), self.metrics.has("accuracy_t")) {
             (true, _) => Some("train-vae".to_string()),
             (_, true) => Some("train-gen".to_string()),
             _ => None,
         }
     }
 
-    /// Adds up the time between lines from their speed, which leaves out pauses.
-    fn add_seconds(&mut self) {
+    fn batch_size(&self) -> Option<f64> {
         let key = match self.stage.as_deref() {
             Some("train-gen") => "train_gen.batch_size",
             _ => "train_vae.batch_size",
         };
-        let batch = self.setting(key).and_then(|text| text.parse::<f64>().ok());
-        let Some(batch) = batch else {
-            return;
-        };
-        let (mut before, mut total, mut rate) = (0, 0.0, None);
-        for line in &mut self.lines {
-            let found = line.metrics.get("images_per_second");
-            rate = found.and_then(Value::as_f64).filter(|r| *r > 0.0).or(rate);
-            if let Some(rate) = rate {
-                total += (line.step - before) as f64 * batch / rate;
-                line.seconds = Some(total);
-            }
-            before = line.step;
-        }
+        self.setting(key)?.parse().ok()
     }
 
     pub fn setting(&self, key: &str) -> Option<&str> {
@@ -278,29 +220,21 @@ impl RunFacts {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Names of all metrics, those of single numbers and those over t.
-    pub fn metrics(&self) -> BTreeMap<&str, bool> {
-        let all = self.lines.iter().flat_map(|line| &line.metrics);
-        let mut names = BTreeMap::new();
-        for (name, value) in all {
-            match value {
-                Value::Array(_) => drop(names.insert(name.as_str(), true)),
-                Value::Number(_) | Value::Null => drop(names.entry(name.as_str()).or_insert(false)),
-                _ => {}
-            }
-        }
-        names
-    }
-
     /// The last step of which anything is known.
     pub fn step(&self) -> u64 {
         let saved = self.state.get("step").and_then(Value::as_u64).unwrap_or(0);
-        self.lines.last().map_or(0, |line| line.step).max(saved)
+        let lines = &self.metrics.lines;
+        lines.last().map_or(0, |line| line.step).max(saved)
     }
 
     pub fn is_finished(&self) -> bool {
         self.state.get("finished").and_then(Value::as_bool) == Some(true)
     }
+}
+
+/// The bytes of a file, if it is one: a pipe would be waited for.
+fn bytes_of(path: &Path) -> Option<Vec<u8>> {
+    path.is_file().then(|| fs::read(path).ok()).flatten()
 }
 
 /// JSON files in the run's folder, not in those that it writes itself.

@@ -58,13 +58,15 @@ impl Chart {
     pub fn svg(&self) -> String {
         let log = self.is_log();
         let xs = self.series.iter().flat_map(|s| &s.points).map(|p| p.0);
-        let (x_low, x_high) = widened(range(xs), false);
-        let (y_low, y_high) = widened(range(self.values()), log);
+        let (x_low, x_high) = widened(range(xs));
+        let (y_low, y_high) = widened(range(self.values()));
         let of_y = |y: f64| if log { y.log10() } else { y };
         let (bottom, top) = (of_y(y_low), of_y(y_high));
         let place = |x: f64, y: f64| {
-            let x = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT);
-            let share = (of_y(y) - bottom) / (top - bottom);
+            // Within [0,1] but where the range is none that can be drawn.
+            let share = |x: f64, low: f64, high: f64| ((x - low) / (high - low)).clamp(0.0, 1.0);
+            let x = LEFT + share(x, x_low, x_high) * (WIDTH - LEFT - RIGHT);
+            let share = share(of_y(y), bottom, top);
             (x, HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM))
         };
         let mut out = format!(
@@ -147,8 +149,8 @@ fn line(series: &Series, log: bool, place: impl Fn(f64, f64) -> (f64, f64)) -> S
     )
 }
 
-/// The places of at most about `most` points: the lowest and the highest of each piece, and every
-/// gap.
+/// The places of at most about `most` points: the lowest and the highest of each piece, and its
+/// first gap.
 pub(super) fn thinned(points: &[(f64, Option<f64>)], most: usize) -> Vec<usize> {
     if points.len() <= most {
         return (0..points.len()).collect();
@@ -179,16 +181,18 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     })
 }
 
-/// A range that a line can be drawn in.
-fn widened((low, high): (f64, f64), log: bool) -> (f64, f64) {
-    match (low.is_finite() && high.is_finite(), high > low) {
-        (false, _) => (if log { 0.1 } else { 0.0 }, 1.0),
-        (true, true) => (low, high),
-        (true, false) if log => (low / 2.0, high * 2.0),
-        (true, false) => {
+/// A range that a line can be drawn in; [0,1] where these values have none.
+fn widened((low, high): (f64, f64)) -> (f64, f64) {
+    let (low, high) = match high > low {
+        true => (low, high),
+        false => {
             let more = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
             (low - more, high + more)
         }
+    };
+    match (high - low).is_normal() {
+        true => (low, high),
+        false => (0.0, 1.0),
     }
 }
 
@@ -261,6 +265,13 @@ mod tests {
             vec![(5.0, Some(2.0)), (6.0, None), (7.0, Some(2.0))],
             vec![(0.0, Some(1e-30)), (1.0, Some(1e30))],
             vec![(0.0, Some(-1e300)), (1e15, Some(1e300))],
+            vec![(0.0, Some(-1.7e308)), (1.0, Some(1.7e308))],
+            vec![(0.0, Some(1.7e308))],
+            vec![(0.0, Some(5e-324))],
+            vec![(0.0, Some(0.0)), (1.0, Some(5e-324))],
+            vec![(0.0, Some(5e-324)), (1.0, Some(1.7e308))],
+            vec![(1e-320, Some(1.0)), (2e-320, Some(2.0))],
+            vec![(1.8e19, Some(1.0))],
             (0..5000)
                 .map(|i| (f64::from(i), Some(f64::from(i) + 1.0)))
                 .collect(),

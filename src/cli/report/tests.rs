@@ -130,15 +130,68 @@ fn a_run_that_is_going_on_empty_or_damaged_is_shown_as_far_as_it_is() -> Result<
 #[test]
 fn lines_that_were_logged_again_count_once_and_time_adds_up() -> Result<()> {
     let root = tempfile::tempdir()?;
-    let lines = [10, 20, 30, 20, 30, 40].map(|step| line(step, ",\"loss\":1.0,\"mse\":1"));
-    let path = made(root.path(), "a", "train-vae", &lines.concat())?;
+    let lines = (0..)
+        .zip([10, 20, 30, 20, 30, 40])
+        .map(|(i, step)| line(step, &format!(",\"loss\":{i},\"mse\":1,\"psnr_t\":[{i}]")));
+    let lines: String = lines.collect();
+    let path = made(root.path(), "a", "train-vae", &lines)?;
     let run = RunFacts::read(&path, "a".to_string(), 0)?;
-    let steps: Vec<u64> = run.lines.iter().map(|line| line.step).collect();
+    let lines = &run.metrics.lines;
+    let steps: Vec<u64> = lines.iter().map(|line| line.step).collect();
     assert_eq!(steps, [10, 20, 30, 40]);
     let batch = Config::load(Some("smoke"), &[])?.train_vae.batch_size as f64;
-    let seconds = run.lines[3].seconds.expect("it says how fast it is");
+    let logged: Vec<Option<f64>> = run.metrics.single("loss").map(|(_, y)| y).collect();
+    assert_eq!(logged, [Some(0.0), Some(3.0), Some(4.0), Some(5.0)]);
+    let over_t: Vec<f64> = run.metrics.over_t("psnr_t").map(|(_, y)| y[0]).collect();
+    assert_eq!(over_t, [0.0, 3.0, 4.0, 5.0]);
+    let seconds = lines[3].seconds.expect("it says how fast it is");
     assert!((seconds - 40.0 * batch / 100.0).abs() < 1e-9, "{seconds}");
     Ok(())
+}
+
+#[test]
+fn a_pipe_in_a_files_place_is_not_waited_for() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = made(root.path(), "a", "train-vae", "")?;
+    fs::create_dir_all(path.join("checkpoints/step-00000003"))?;
+    fs::write(path.join("checkpoints/latest"), "step-00000003")?;
+    let pipes = [
+        "metrics.jsonl",
+        "starts.jsonl",
+        "images/step-00000001.png",
+        "checkpoints/step-00000003/state.json",
+        "report.json",
+    ];
+    for name in pipes {
+        let place = path.join(name);
+        if place.exists() {
+            fs::remove_file(&place)?;
+        }
+        let made = std::process::Command::new("mkfifo").arg(&place).status()?;
+        assert!(made.success(), "{name}");
+    }
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(page_of(&[path])));
+    let page = receive.recv_timeout(std::time::Duration::from_secs(60));
+    let page = page.expect("it does not wait for a writer")?;
+    assert!(page.contains("a: it has no metrics.jsonl"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn a_report_does_not_replace_what_it_is_made_from() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = made(root.path(), "a", "train-vae", &line(1, ",\"loss\":1.0"))?;
+    let alone = root.path().join("metrics.jsonl");
+    fs::copy(path.join("metrics.jsonl"), &alone)?;
+    let runs = [path.clone(), alone.clone()];
+    for out in [alone, path.join("metrics.jsonl"), path.join("config.toml")] {
+        let (text, code) = crate::error::report(&check_apart(&out, &runs).unwrap_err());
+        assert!(text.contains("made from this file") && code == 2, "{text}");
+    }
+    fs::write(path.join("report.html"), "")?;
+    check_apart(&path.join("report.html"), &runs)?;
+    check_apart(&root.path().join("new.html"), &runs)
 }
 
 #[test]

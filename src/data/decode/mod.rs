@@ -30,6 +30,23 @@ use crate::error::{Result, hinted};
 /// Pixels of one image in memory: beyond it a header is taken for hostile. About 13,000 × 13,000.
 const MAX_BYTES: u64 = 512 << 20;
 
+/// What one image may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of its pixels.
+    pub bytes: u64,
+    /// Scans of a JPEG, as far as they are of the whole image.
+    pub scans: u64,
+}
+
+impl Limits {
+    /// Of a file that somebody put among his own.
+    const OF_DATA: Self = Self {
+        bytes: MAX_BYTES,
+        scans: u64::MAX,
+    };
+}
+
 /// Longer side over shorter side.
 const MAX_ASPECT: u32 = 100;
 
@@ -37,27 +54,41 @@ const HINT: &str = "replace or remove the file, or leave bad images out with --s
 
 /// Decodes `bytes`; an error names `path`.
 pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
-    decode_within(bytes, path, MAX_BYTES)
+    decode_within(bytes, path, Limits::OF_DATA)
 }
 
-/// [`decode`], where the pixels may take at most `limit` bytes.
-pub fn decode_within(bytes: &[u8], path: &str, limit: u64) -> Result<RgbImage> {
+/// [`decode`] for fuzzing: a panic in JPEG and PNM, whose decoders are this program's, is not
+/// caught.
+pub(crate) fn decode_uncaught(bytes: &[u8], path: &str) -> Result<RgbImage> {
+    match ImageKind::of_content(bytes) {
+        Some(ImageKind::Jpeg | ImageKind::Pnm) => {
+            decode_any(bytes, path, Limits::OF_DATA).map_err(|reason| hinted(reason, HINT))
+        }
+        _ => decode(bytes, path),
+    }
+}
+
+/// [`decode`] within `limits`.
+pub fn decode_within(bytes: &[u8], path: &str, limits: Limits) -> Result<RgbImage> {
     let _span = tracing::debug_span!("decode").entered();
     // Decoders have panicked on damaged files before; one file must not end the run, nor escape
     // `skip_bad`.
-    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path, limit))
+    let decoded = std::panic::catch_unwind(|| decode_any(bytes, path, limits))
         .unwrap_or_else(|_| Err("the decoder panicked".to_string()));
     decoded.map_err(|reason| hinted(format!("{path}: {reason}"), HINT))
 }
 
-fn decode_any(bytes: &[u8], path: &str, limit: u64) -> std::result::Result<RgbImage, String> {
-    let limit = limit.min(MAX_BYTES);
+fn decode_any(bytes: &[u8], path: &str, limits: Limits) -> std::result::Result<RgbImage, String> {
+    let limit = limits.bytes.min(MAX_BYTES);
     let fits = |width, height, bytes_per_pixel| fits(width, height, bytes_per_pixel, limit);
     if bytes.is_empty() {
         return Err("the file is empty".to_string());
     }
     match ImageKind::of_content(bytes) {
-        Some(ImageKind::Jpeg) => jpeg(bytes, path, |width, height| fits(width, height, 3)),
+        Some(ImageKind::Jpeg) => {
+            let fits = |width, height| fits(width, height, 3);
+            jpeg(bytes, path, fits, limits.scans)
+        }
         Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png, fits),
         Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP, fits),
         Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp, fits),
@@ -125,8 +156,9 @@ fn jpeg(
     bytes: &[u8],
     path: &str,
     fits: impl Fn(u32, u32) -> std::result::Result<(), String>,
+    scans: u64,
 ) -> std::result::Result<RgbImage, String> {
-    let picture = jpeg::decode(bytes, fits);
+    let picture = jpeg::decode(bytes, fits, scans);
     let picture = picture.map_err(|refusal| match refusal {
         Refusal::Damaged(what) => format!("damaged JPEG: {what}"),
         Refusal::Unsupported(what) => format!("JPEG not supported: {what}"),

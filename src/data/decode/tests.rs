@@ -336,7 +336,7 @@ fn damaged_files_are_images_or_errors() -> Result<()> {
                 }
             }
             let begin = std::time::Instant::now();
-            let decoded = decode_any(&bytes, "x", MAX_BYTES);
+            let decoded = decode_any(&bytes, "x", Limits::OF_DATA);
             let (seconds, path) = (begin.elapsed().as_secs(), path.display());
             assert!(seconds < 20, "{path}, mutation {mutation}: {seconds} s");
             if let Ok(image) = decoded {

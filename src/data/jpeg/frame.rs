@@ -155,6 +155,12 @@ impl Frame {
         Ok(())
     }
 
+    /// Number of units in a scan of all components.
+    pub fn units_of_all(&self) -> u64 {
+        let of = |c: &Component| c.padded_wide as u64 * c.padded_high as u64;
+        self.components.iter().map(of).sum()
+    }
+
     /// Number of units in a scan.
     pub fn units(&self, scan: &Scan) -> u64 {
         let of = |wide: usize, high: usize| wide as u64 * high as u64;

@@ -86,10 +86,11 @@ pub struct Picture {
 }
 
 /// Decodes the first image in `bytes`, up to its end marker; `fits` may refuse a size before
-/// anything is allocated.
+/// anything is allocated. Its scans may take no longer than `scans` scans of the whole image.
 pub fn decode(
     bytes: &[u8],
     fits: impl Fn(u32, u32) -> std::result::Result<(), String>,
+    scans: u64,
 ) -> Result<Picture> {
     let mut reader = Reader::new(bytes)?;
     let mut tables = Tables::new();
@@ -116,7 +117,9 @@ pub fn decode(
             Marker::Scan => {
                 let image = match (&mut image, frame.take()) {
                     (Some(image), _) => image,
-                    (image, Some(frame)) => image.insert(Image::new(frame, &mut tables, &colours)?),
+                    (image, Some(frame)) => {
+                        image.insert(Image::new(frame, &mut tables, &colours, scans)?)
+                    }
                     (None, None) => return damaged("a scan comes before the frame header"),
                 };
                 image.read_scan(&mut reader, &tables)?;
@@ -155,20 +158,24 @@ struct Image {
     store: Option<Store>,
     /// Number of units in the scans so far.
     units: u64,
+    /// And at most.
+    most_units: u64,
 }
 
 impl Image {
-    fn new(frame: Frame, tables: &mut Tables, colours: &Colours) -> Result<Image> {
+    fn new(frame: Frame, tables: &mut Tables, colours: &Colours, scans: u64) -> Result<Image> {
         upsample::supported(&frame)?;
         let space = colours.space(&frame)?;
         if frame.coding == Coding::Sequential && !frame.arithmetic {
             tables.fill_standard_huffman();
         }
+        let a_scan = MIN_UNITS_PER_SCAN + frame.units_of_all();
         Ok(Image {
             frame,
             space,
             store: None,
             units: 0,
+            most_units: MAX_UNITS.min(scans.saturating_mul(a_scan)),
         })
     }
 
@@ -176,8 +183,8 @@ impl Image {
         let Image { frame, store, .. } = self;
         let scan = Scan::parse(reader.segment()?, frame)?;
         self.units += MIN_UNITS_PER_SCAN + frame.units(&scan);
-        if frame.coding != Coding::Lossless && self.units > MAX_UNITS {
-            return damaged("so many scans that it would be read for minutes");
+        if frame.coding != Coding::Lossless && self.units > self.most_units {
+            return damaged("so many scans that reading them would take too long");
         }
         frame.latch_quantization(&scan, tables)?;
         let sequential = frame.coding == Coding::Sequential;

@@ -14,7 +14,7 @@ fn folder() -> PathBuf {
 }
 
 fn read(bytes: &[u8]) -> Result<Picture> {
-    decode(bytes, |_, _| Ok(()))
+    decode(bytes, |_, _| Ok(()), u64::MAX)
 }
 
 /// Incorrect lines of a folder's golden.txt.
@@ -156,7 +156,7 @@ fn a_size_may_be_refused_before_anything_is_allocated() {
     let mut file = std::fs::read(folder().join("progressive-37x29-2x2.jpg")).unwrap();
     let frame = file.windows(2).position(|two| two == [0xFF, 0xC2]).unwrap();
     file[frame + 5..frame + 9].fill(0xFF);
-    let refused = decode(&file, |width, height| Err(format!("{width} {height}")));
+    let refused = decode(&file, |width, height| Err(format!("{width} {height}")), 1);
     assert_eq!(
         refused.unwrap_err(),
         Refusal::TooLarge("65535 65535".to_string())
@@ -181,6 +181,41 @@ fn endless_scans_are_refused() {
         other => panic!("{:?}", other.map(|picture| picture.rgb.len())),
     }
     assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+/// A gray image of one block, whose AC scan comes again and again.
+#[test]
+fn more_scans_than_are_allowed_are_refused() {
+    let segment = |marker: u8, body: &[u8]| {
+        let size = (body.len() as u16 + 2).to_be_bytes();
+        [&[0xFF, marker], &size[..], body].concat()
+    };
+    // One code of one bit, for the symbol 0.
+    let table = |class: u8| segment(0xC4, &[&[class << 4, 1], &[0; 16][..]].concat());
+    let scan = |band: [u8; 3]| {
+        let head = segment(0xDA, &[&[1, 1, 0], &band[..]].concat());
+        [&head[..], &[0x7F]].concat()
+    };
+    let file = |repeated: usize| {
+        let parts = [
+            vec![0xFF, 0xD8],
+            segment(0xDB, &[&[0], &[1; 64][..]].concat()),
+            segment(0xC2, &[8, 0, 8, 0, 8, 1, 1, 0x11, 0]),
+            table(0),
+            table(1),
+            scan([0, 0, 0]),
+            scan([1, 63, 0]).repeat(repeated),
+            vec![0xFF, 0xD9],
+        ];
+        parts.concat()
+    };
+    let read = |repeated, scans| decode(&file(repeated), |_, _| Ok(()), scans);
+    assert!(read(3, 4).is_ok(), "{:?}", read(3, 4));
+    assert!(read(4, u64::MAX).is_ok());
+    match read(4, 4) {
+        Err(Refusal::Damaged(what)) => assert!(what.contains("so many scans"), "{what}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Changes, cuts and joins files until the time is over: no panic, nothing slow, little memory.
@@ -213,7 +248,7 @@ fn damaged_files_do_no_harm() {
             true => Err("too large".to_string()),
             false => Ok(()),
         };
-        let outcome = std::panic::catch_unwind(|| decode(&file, fits).is_ok());
+        let outcome = std::panic::catch_unwind(|| decode(&file, fits, u64::MAX).is_ok());
         slowest = slowest.max(begun.elapsed());
         match outcome {
             Ok(whole) => read_whole += u64::from(whole),

@@ -43,11 +43,9 @@ pub fn existing() -> Vec<PathBuf> {
         .filter_map(variable)
         .collect();
     toolkits.push("/opt/cuda".into());
-    toolkits.extend(
-        matching(Path::new("/usr/local"), |name| name.starts_with("cuda"))
-            .into_iter()
-            .rev(),
-    );
+    toolkits.extend(newest_first(matching(Path::new("/usr/local"), |name| {
+        name.starts_with("cuda")
+    })));
     for toolkit in toolkits {
         for part in [
             "lib64",
@@ -85,12 +83,23 @@ fn python_folders(prefix: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for lib in ["lib", "lib64"] {
         let versions = matching(&prefix.join(lib), |name| name.starts_with("python3"));
-        for version in versions.into_iter().rev() {
+        for version in newest_first(versions) {
             for packages in ["site-packages", "dist-packages"] {
                 folders.extend(nvidia_folders(&version.join(packages)));
             }
         }
     }
+    folders
+}
+
+/// Folders by the numbers in their names: python3.13 before python3.9.
+fn newest_first(mut folders: Vec<PathBuf>) -> Vec<PathBuf> {
+    let version = |folder: &PathBuf| -> Vec<u64> {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let numbers = name.split(|c: char| !c.is_ascii_digit());
+        numbers.filter_map(|number| number.parse().ok()).collect()
+    };
+    folders.sort_by_key(|folder| std::cmp::Reverse(version(folder)));
     folders
 }
 
@@ -115,8 +124,10 @@ mod tests {
     fn libraries_of_python_packages_are_found_in_every_layout() {
         let prefix = tempfile::tempdir().expect("a folder");
         let wanted = [
+            "lib/python3.13/site-packages/nvidia/cu13/lib",
             "lib/python3.12/site-packages/nvidia/cu13/lib",
             "lib/python3.11/site-packages/nvidia/cublas/lib",
+            "lib/python3.9/site-packages/nvidia/cublas/lib",
             "lib/python3/dist-packages/nvidia/curand/lib",
             "lib64/python3.12/site-packages/nvidia/cublas/lib",
         ]

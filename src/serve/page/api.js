@@ -18,12 +18,23 @@ let token = sessionStorage.getItem('rdpm-token') || '';
 
 class Refused extends Error {}
 
-/** Opens the dialog and waits for a token. */
-function askForToken() {
+/** Opens the dialog and waits for a token; `why` is what was wrong with the last one. */
+function askForToken(why) {
   return new Promise((resolve) => {
+    const say = (text) => {
+      $('ask-error').hidden = !text;
+      $('ask-error').textContent = text;
+    };
+    say(why);
     $('ask-form').onsubmit = (event) => {
       event.preventDefault();
-      token = $('token').value.trim();
+      const given = $('token').value.trim();
+      // A header takes no others, nor has any token them.
+      if (!/^[\x21-\x7e]+$/.test(given)) {
+        say('A token has letters, digits and signs of ASCII only.');
+        return;
+      }
+      token = given;
       sessionStorage.setItem('rdpm-token', token);
       $('ask').close();
       resolve();
@@ -48,7 +59,7 @@ async function call(path, options = {}) {
     }
     if (answer.ok) return answer;
     if (answer.status === 401) {
-      await askForToken();
+      await askForToken(token ? 'That token is wrong.' : '');
       continue;
     }
     const said = await answer.json().catch(() => ({}));

@@ -145,6 +145,8 @@ $('settings').addEventListener('submit', async (event) => {
 });
 
 $('cancel').addEventListener('click', () => running?.abort());
+// A page that was left may be kept for the way back, and its connection with it.
+addEventListener('pagehide', () => running?.abort());
 document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && !event.defaultPrevented) running?.abort();
 });

@@ -1,5 +1,6 @@
 //! Codes as a line of JSON per image: `name`, `label`, `mirrored`, `codes` [T][h][w], on request
-//! `latents` [d][h][w] and `noise` [T][d][h][w]; every line says where its codes come from.
+//! `latents` [d][h][w] and `noise` [T][d][h][w]; every line says where its codes come from, and in
+//! `images` how many lines its file has: one that was cut between two lines is not whole.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{Gathered, Row, Rows, Shape};
 use super::{Codes, FORMAT, Origin, damaged};
-use crate::error::{Context, Result, usage};
+use crate::error::{Context, Result, hinted, usage};
 use crate::store::atomic;
 use crate::store::bundle::check_format;
 
@@ -19,6 +20,9 @@ type Maps<T> = Vec<Vec<T>>;
 #[derive(Serialize, Deserialize)]
 struct Line<C, F, G, S> {
     format: S,
+    /// None where somebody chose among the lines and took it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<S>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +55,7 @@ pub(super) fn write(codes: &Codes, path: &Path) -> Result<()> {
             });
             let line = Line {
                 format: FORMAT,
+                images: Some(codes.len()),
                 name: codes.names.get(image).map(String::as_str),
                 label: codes.labels.get(image).copied(),
                 mirrored: codes.mirrored.get(image).copied().unwrap_or(false),
@@ -82,9 +87,11 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
     let mut file = BufReader::with_capacity(1 << 20, file);
     let (mut gathered, mut first) = (Gathered::new(path), None::<Origin>);
     let mut text = String::new();
+    let mut part = Part::default();
     for number in 1.. {
         text.clear();
         if file.read_line(&mut text).with_context(reading)? == 0 {
+            part.end(path)?;
             break;
         }
         if !text.ends_with('\n') {
@@ -95,6 +102,7 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
         if *origin != line.origin {
             return Err(mixed(path, number, origin, &line.origin));
         }
+        part.add(path, line.images)?;
         let (shape, row) = row(line)
             .ok_or_else(|| damaged(path, format!("line {number}: its rows differ in length")))?;
         gathered.push(shape, row)?;
@@ -102,6 +110,46 @@ pub(super) fn read(path: &Path) -> Result<Codes> {
     match first {
         Some(origin) => gathered.finish(origin),
         None => Err(damaged(path, "it holds no images".into())),
+    }
+}
+
+/// Lines that were written as one file; several such may follow one another.
+#[derive(Default)]
+struct Part {
+    lines: usize,
+    /// How many it has, if they say so.
+    of: Option<usize>,
+}
+
+impl Part {
+    /// Counts a line that says that its file has so many.
+    fn add(&mut self, path: &Path, images: Option<usize>) -> Result<()> {
+        if self.of.is_none_or(|of| self.lines >= of) {
+            *self = Part {
+                lines: 0,
+                of: images,
+            };
+        } else if self.of != images {
+            self.end(path)?;
+        }
+        self.lines += 1;
+        Ok(())
+    }
+
+    /// Refuses one that lacks lines.
+    fn end(&self, path: &Path) -> Result<()> {
+        match self.of.filter(|of| self.lines < *of) {
+            Some(of) => Err(hinted(
+                format!(
+                    "{} is not a valid codes file: {} of {of} images are there",
+                    path.display(),
+                    self.lines
+                ),
+                "remove it, and make it again with the same `rdpm encode` command; or, if lines were \
+                 left out on purpose, take `images` out of the others",
+            )),
+            None => Ok(()),
+        }
     }
 }
 

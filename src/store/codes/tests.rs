@@ -197,7 +197,11 @@ fn a_file_that_is_cut_anywhere_is_refused_with_its_path_and_a_remedy() -> Result
             Format::Wds => whole.len() - 1024 - 512,
             _ => whole.len(),
         };
-        for length in (0..end).step_by(97).chain([end - 1]) {
+        // Between two lines too.
+        let line_ends = whole[..end - 1].iter().enumerate();
+        let line_ends = line_ends.filter(|(_, byte)| **byte == b'\n');
+        let line_ends = line_ends.map(|(at, _)| at + 1);
+        for length in (0..end).step_by(97).chain([end - 1]).chain(line_ends) {
             fs::write(&file, &whole[..length])?;
             let error = Codes::read(&path).expect_err(&format!("{format} cut at {length}"));
             let (text, code) = report(&error);
@@ -227,6 +231,18 @@ fn lines_of_two_tokenizers_in_a_file_are_told_apart() -> Result<()> {
     // Equal codes of one tokenizer are one set.
     fs::write(&a, fs::read(&b)?.repeat(2))?;
     assert_eq!(Codes::read(&a)?.len(), 6);
+    // One that was cut is found before and after another.
+    let whole = fs::read_to_string(&b)?;
+    let (first, _) = whole.split_once('\n').expect("three lines");
+    for text in [format!("{first}\n{whole}"), format!("{whole}{first}\n")] {
+        fs::write(&a, text)?;
+        let said = report(&Codes::read(&a).unwrap_err()).0;
+        assert!(said.contains("of 3 images are there"), "{said}");
+    }
+    // Chosen on purpose.
+    let chosen = first.replace("\"images\":3,", "");
+    fs::write(&a, format!("{chosen}\n{chosen}\n"))?;
+    assert_eq!(Codes::read(&a)?.len(), 2);
     Ok(())
 }
 

@@ -11,12 +11,13 @@ mod record;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
 use self::message::Message;
 use crate::error::{Context, Result, hinted};
+use crate::store::run::unix_seconds;
 
 /// What the names of event files begin with; the time follows, by which they are ordered.
 const PREFIX: &str = "events.out.tfevents.";
@@ -137,10 +138,8 @@ fn last_time(folder: &Path) -> std::io::Result<Option<u64>> {
     Ok(last)
 }
 
-/// Seconds since 1970.
 fn now() -> f64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0.0, |since| since.as_secs_f64())
+    unix_seconds(SystemTime::now())
 }
 
 #[cfg(test)]
