@@ -82,5 +82,5 @@ mkdir -p "$out"
 for wheel in "$work"/packed/*.whl; do
   mv "$wheel" "$out"
   wheel=$out/${wheel##*/}
-  echo "$wheel: $(($(stat -c %s "$wheel") / 1000000)) MB"
+  echo "$wheel: $((($(stat -c %s "$wheel") + 500000) / 1000000)) MB"
 done
