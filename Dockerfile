@@ -8,7 +8,7 @@
 #   docker build --build-arg EXTRAS='[cuda13]' -t rdpm .
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" rdpm doctor
 #
-# It was checked by hadolint. Nobody has built or run it yet.
+# .ci/run lints it by hadolint. Nobody has built or run it yet.
 FROM debian:13-slim AS installed
 ARG EXTRAS=
 # Any version of Python 3 does, and none of it stays.

@@ -8,7 +8,8 @@
 #                   $CUDA_HOME, as `eval "$(scripts/cuda-toolkit.sh)"` sets them]
 #   --native        compile C and link by this machine's compiler: the wheel then needs a glibc
 #                   about as new as this machine's. Otherwise Zig's compiler does both, for glibc
-#                   2.17 (2014) and later, in a part of cargo's target folder of its own
+#                   2.17 (2014) and later, in a part of cargo's target folder of its own:
+#                   `.ci/wheel cpu PYTHON WHEEL` checks what comes out
 #
 # maturin and Zig come from PyPI, into ${XDG_CACHE_HOME:-~/.cache}/rdpm/wheel.
 set -euo pipefail
@@ -85,5 +86,5 @@ mkdir -p "$out"
 for wheel in "$work"/packed/*.whl; do
   mv "$wheel" "$out"
   wheel=$out/${wheel##*/}
-  echo "$wheel: $(($(stat -c %s "$wheel") / 1000000)) MB"
+  echo "$wheel: $((($(stat -c %s "$wheel") + 500000) / 1000000)) MB"
 done

@@ -55,6 +55,16 @@ fn classes() -> Classes {
 
 #[test]
 #[cfg_attr(not(builtin_model), ignore = "there is no model in models/")]
+fn the_program_has_the_model_once() {
+    let model = builtin::bytes().expect("a built-in model");
+    let middle = &model[model.len() / 2..][..64];
+    let program = std::fs::read(env!("CARGO_BIN_EXE_rdpm")).expect("the program");
+    let found = program.windows(middle.len()).filter(|part| *part == middle);
+    assert_eq!(found.count(), 1);
+}
+
+#[test]
+#[cfg_attr(not(builtin_model), ignore = "there is no model in models/")]
 fn samples_are_the_same_bytes_at_any_batch_size_and_number_of_threads() {
     let place = Place::new();
     let known = classes().len();
