@@ -1,9 +1,12 @@
 //! Training runs of the binary: what must hold whatever happens to the process.
 
+#[cfg(target_os = "linux")]
+mod faults;
 mod fixture;
 mod launch;
 mod results;
 mod resume;
 mod seen;
+mod soak;
 mod stops;
 mod world;
