@@ -112,7 +112,7 @@ fn without_locks_the_second_process_is_refused_and_a_dead_one_replaced() {
 #[test]
 fn a_run_goes_on_while_the_disk_is_full_and_saves_when_it_is_not() {
     let lab = Lab::new();
-    let faults = [("FAULT_FULL", "full")];
+    let faults = [("FAULT_FULL", "full"), ("FAULT_FULL_ONLY", "/run/")];
     let every = [
         "--set",
         "train_vae.checkpoint_every=3",
@@ -189,7 +189,7 @@ fn a_disk_that_stays_full_ends_a_run_after_its_patience() {
 #[test]
 fn a_signal_while_the_disk_is_full_says_what_is_lost() {
     let lab = Lab::new();
-    let faults = [("FAULT_FULL", "full")];
+    let faults = [("FAULT_FULL", "full"), ("FAULT_FULL_ONLY", "/run/")];
     let every = ["--set", "train_vae.checkpoint_every=3"];
     let arguments = lab.start(VAE, "run", &[&LONG[..], &every].concat());
     let mut child = lab.spawn_said(&mut lab.faulty(&arguments, &faults), "said");
@@ -219,7 +219,7 @@ fn a_finished_run_waits_for_room() {
     fs::write(lab.path("full"), "").expect("a file");
     let faults = [
         ("FAULT_FULL", "full"),
-        ("FAULT_FULL_ONLY", ".step-00000012"),
+        ("FAULT_FULL_ONLY", "/checkpoints/.step-00000012"),
     ];
     let run = lab.start(VAE, "run", &["--save-patience", "50"]);
     let launch = [&["launch", "--nproc", "2", "--"], &run[..]].concat();
@@ -250,7 +250,11 @@ fn a_picture_and_a_log_line_that_find_no_room_are_all_that_is_lost() {
             "step 12: its log line is lost: cannot write",
         ),
     ] {
-        let out = only.trim_matches('/');
+        let out = if only == "metrics.jsonl" {
+            "lines"
+        } else {
+            "pictures"
+        };
         let faults = [("FAULT_FULL", "full"), ("FAULT_FULL_ONLY", only)];
         let arguments = lab.start(VAE, out, &more);
         let output = lab.faulty(&arguments, &faults).output().expect("it runs");
@@ -359,7 +363,7 @@ fn a_rank_that_fails_says_so_before_its_threads_end() {
     let told = stderr(&output);
     let read: Vec<&str> = told
         .lines()
-        .filter_map(|line| Some(line.split_once("reading data/")?.1.trim()))
+        .filter_map(|line| Some(line.split_once("reading ")?.1.split_once("/data/")?.1))
         .collect();
     // Two images a micro-batch, of which each second one is rank 1's: the bad one is in its second,
     // and the other is read by its second thread for the third.

@@ -4,6 +4,7 @@
 mod faults;
 mod fixture;
 mod launch;
+mod mpi;
 mod results;
 mod resume;
 mod seen;
