@@ -365,6 +365,27 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_and_a_folder_without_sync_are_known_by_their_numbers() {
+        let of = io::Error::from_raw_os_error;
+        for (number, is_full) in [
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EFBIG, false),
+            (libc::EIO, false),
+        ] {
+            let error = cannot_write(Path::new("a"), &of(number));
+            assert_eq!(crate::error::is_disk_full(&error), is_full, "{error}");
+        }
+        assert!(
+            [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOSYS]
+                .map(of)
+                .iter()
+                .all(cannot_sync)
+        );
+        assert!(![libc::EIO, libc::ENOSPC].map(of).iter().any(cannot_sync));
+    }
+
+    #[test]
     fn a_folder_replaces_no_file_and_no_device() -> Result<()> {
         let root = tempfile::tempdir()?;
         let (file, socket) = (root.path().join("file"), root.path().join("socket"));

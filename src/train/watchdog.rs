@@ -123,3 +123,24 @@ fn watch(state: &Mutex<State>, world: &World, timeout: Duration) {
         ));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It would end the tests.
+    #[test]
+    fn a_start_that_gets_on_may_take_longer_than_the_timeout() -> Result<()> {
+        let timeout = Duration::from_secs(2);
+        let watchdog = Watchdog::start(&World::alone(), timeout)?;
+        let begin = Instant::now();
+        while begin.elapsed() < 2 * timeout {
+            pulse::beat();
+            thread::sleep(Duration::from_millis(20));
+        }
+        watchdog.begin(1);
+        watchdog.end();
+        thread::sleep(timeout + timeout / 2);
+        Ok(())
+    }
+}

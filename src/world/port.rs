@@ -44,4 +44,18 @@ mod tests {
         listener.accept()?;
         Ok(())
     }
+
+    /// There are about 28,000 to give, and half of them are given first.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nobody_else_is_given_a_reserved_port() -> io::Result<()> {
+        let held: Vec<Port> = (0..20)
+            .map(|_| Port::reserve())
+            .collect::<io::Result<_>>()?;
+        for _ in 0..30_000 {
+            let given = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+            assert!(held.iter().all(|port| port.number() != given), "{given}");
+        }
+        Ok(())
+    }
 }
