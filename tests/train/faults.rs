@@ -284,6 +284,7 @@ fn a_signal_while_a_checkpoint_is_written_leaves_a_whole_one() {
         let first = saved_or_none(&lab, "run").unwrap_or(0);
         let partial = |step: u64| lab.path(&format!("run/checkpoints/.step-{step:08}.partial"));
         let next = first - first % 3 + 3;
+        lab.until("what was left is gone", || !partial(next).exists());
         lab.until("a checkpoint is written", || partial(next).exists());
         for _ in 0..signals {
             send("-TERM", child.id());
