@@ -26,7 +26,7 @@ const DOUBT: Duration = Duration::from_millis(50);
 pub struct Lock {
     /// Holds the system's lock.
     _file: File,
-    owned: Option<Owned>,
+    _owned: Option<Owned>,
 }
 
 /// A file that names this process; removed when dropped.
@@ -109,12 +109,10 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => return Err(error),
         };
-        Ok(Self { _file: file, owned })
-    }
-
-    /// Whether a file beside it takes the place of the system's lock.
-    pub fn is_named(&self) -> bool {
-        self.owned.is_some()
+        Ok(Self {
+            _file: file,
+            _owned: owned,
+        })
     }
 }
 
@@ -347,7 +345,8 @@ mod tests {
         let error = Lock::acquire(File::create(&locked)?, &locked).expect_err("it is held");
         assert_eq!(Busy::of(&error), Some(&held));
         fs::remove_file(&path)?;
-        assert!(!Lock::acquire(File::create(&locked)?, &locked)?.is_named());
+        let _lock = Lock::acquire(File::create(&locked)?, &locked)?;
+        assert!(!path.exists());
         Ok(())
     }
 

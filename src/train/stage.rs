@@ -158,8 +158,9 @@ pub struct Job<'a> {
     pub save_first: bool,
     /// Of the sheets of images.
     pub scale: Scale,
+    /// Ends the run when it hangs.
     pub watchdog: Option<Watchdog>,
-    /// With a full disk.
+    /// How long a full disk may keep it from being saved.
     pub patience: Patience,
 }
 
