@@ -3,8 +3,8 @@
 //! Everything is written under a hidden name beside its destination, synced, and renamed. After a
 //! crash, a `kill -9` or a full disk, the previous content is still there.
 //!
-//! The writer holds a lock ([`super::lock`]) on each temporary file or folder. A killed process loses
-//! its locks; what it left is removed by the next process that writes into the same folder.
+//! The writer holds a lock ([`super::lock`]) on each temporary file or folder. A killed process
+//! loses its locks; what it left is removed by the next process that writes into the same folder.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -3,8 +3,9 @@
 //!
 //! Such a file, `NAME.owner`, holds host, process and when that process started. It is respected
 //! where locks work too, since another machine may see the same files through another mount. Its
-//! owner removes it; one whose process is gone from this machine is taken over. Whether a process of
-//! another machine lives cannot be known from here: it counts as living until the file is removed.
+//! owner removes it; one whose process is gone from this machine is taken over. Whether a process
+//! of another machine lives cannot be known from here: it counts as living until the file is
+//! removed.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -142,7 +143,8 @@ fn warn_once(path: &Path, error: &io::Error) {
     });
 }
 
-/// Errors: a living process has named itself in the file at `path`. What a dead one left is removed.
+/// Errors: a living process has named itself in the file at `path`. What a dead one left is
+/// removed.
 fn refuse_others(path: &Path) -> io::Result<()> {
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

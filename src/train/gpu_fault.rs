@@ -2,8 +2,8 @@
 
 use crate::error::{Error, hint, rehinted};
 
-/// CUDA's names of errors that a GPU, its memory, its link or its driver has; after each of them all
-/// further calls of the process fail.
+/// CUDA's names of errors that a GPU, its memory, its link or its driver has; after each of them
+/// all further calls of the process fail.
 const FAULTS: [&str; 16] = [
     "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_NVLINK_UNCORRECTABLE",

@@ -1,5 +1,5 @@
-//! Runs that are killed again and again end as those that nobody killed; scripts/soak.sh does more of
-//! it.
+//! Runs that are killed again and again end as those that nobody killed; scripts/soak.sh does more
+//! of it.
 
 use std::process::{Command, Stdio};
 
