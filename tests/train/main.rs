@@ -8,6 +8,7 @@ mod mpi;
 mod results;
 mod resume;
 mod seen;
+#[cfg(target_os = "linux")]
 mod soak;
 mod stops;
 mod world;
