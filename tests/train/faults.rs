@@ -331,12 +331,21 @@ fn an_image_that_vanishes_is_named_with_its_remedy() {
     assert!(told.contains("rdpm index --refresh "), "{told}");
 }
 
-/// Ten years forwards, back, and ten years backwards: neither the run nor the signs of life between
-/// its processes depend on the time of day.
+/// Ten years forwards, back, and ten years backwards: neither the run and its hourly checkpoints nor
+/// the signs of life between its processes depend on the time of day.
 #[test]
 fn a_clock_that_jumps_changes_nothing() {
     let lab = Lab::new();
-    let more = ["--steps", "150", "--set", "train_vae.log_every=1"];
+    let more = [
+        "--steps",
+        "150",
+        "--set",
+        "train_vae.log_every=1",
+        "--set",
+        "train_vae.checkpoint_every=1000",
+        "--set",
+        "train_vae.checkpoint_minutes=60",
+    ];
     lab.run(&lab.start(VAE, "whole", &more));
     let faults = [("FAULT_CLOCK", "later"), ("FAULT_CLOCK_BACK", "earlier")];
     let run = lab.start(VAE, "run", &[&more[..], &["--timeout", "60"]].concat());
@@ -356,6 +365,18 @@ fn a_clock_that_jumps_changes_nothing() {
     let ended = child.wait().expect("it ends");
     let said = fs::read_to_string(lab.path("said")).expect("what it said");
     assert!(ended.success(), "{said}");
+    let steps: Vec<String> = fs::read_dir(lab.path("run/checkpoints"))
+        .expect("checkpoints")
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .filter(|name| name.starts_with("step-"))
+        .collect();
+    assert_eq!(steps.len(), 2, "{steps:?}");
     assert_same(&lab.path("whole"), &lab.path("run"));
 }
 
