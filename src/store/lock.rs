@@ -173,48 +173,28 @@ pub fn sweep(path: &Path) -> bool {
 impl Owned {
     /// Makes this process the owner.
     fn claim(path: PathBuf) -> io::Result<Self> {
-        let owned = Self {
-            path,
-            owner: Owner::this(),
-        };
-        match owned.write() {
+        let owner = Owner::this();
+        match owner.write(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            written => return written.map(|()| owned),
+            written => return written.map(|()| Self { path, owner }),
         }
-        refuse_others(&owned.path)?;
-        owned.write().map_err(|error| match error.kind() {
+        refuse_others(&path)?;
+        owner.write(&path).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => busy(Busy::Unknown),
             _ => error,
         })?;
         // Two may have seen the same dead owner; the second removes what the first has written.
         std::thread::sleep(DOUBT);
-        match owned.is_in_place() {
-            true => Ok(owned),
+        match owner.is_named_in(&path) {
+            true => Ok(Self { path, owner }),
             false => Err(busy(Busy::Unknown)),
         }
-    }
-
-    /// Errors: there is a file already.
-    fn write(&self) -> io::Result<()> {
-        let mut options = File::options();
-        let mut file = options.write(true).create_new(true).open(&self.path)?;
-        let written = file.write_all(self.owner.text().as_bytes());
-        if written.is_err() {
-            // One that says nothing is nobody's.
-            let _ = fs::remove_file(&self.path);
-        }
-        written
-    }
-
-    fn is_in_place(&self) -> bool {
-        let text = fs::read_to_string(&self.path).ok();
-        text.and_then(|text| Owner::parse(&text)).as_ref() == Some(&self.owner)
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        if self.is_in_place() {
+        if self.owner.is_named_in(&self.path) {
             // What stays is taken over by the next process of this machine.
             let _ = fs::remove_file(&self.path);
         }
@@ -233,6 +213,23 @@ impl Owner {
 
     fn text(&self) -> String {
         format!("{} {} {}\n", self.host, self.process, self.start)
+    }
+
+    /// Errors: there is a file at `path` already.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let mut options = File::options();
+        let mut file = options.write(true).create_new(true).open(path)?;
+        let written = file.write_all(self.text().as_bytes());
+        if written.is_err() {
+            // One that says nothing is nobody's.
+            let _ = fs::remove_file(path);
+        }
+        written
+    }
+
+    fn is_named_in(&self, path: &Path) -> bool {
+        let text = fs::read_to_string(path).ok();
+        text.and_then(|text| Self::parse(&text)).as_ref() == Some(self)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -300,6 +297,7 @@ mod tests {
             "{text}"
         );
         assert_eq!(busy_of(Owned::claim(path.clone())), Busy::Here(here));
+        assert!(path.exists(), "whoever is refused leaves it");
         drop(first);
         assert!(!path.exists());
         drop(Owned::claim(path)?);
@@ -326,7 +324,7 @@ mod tests {
         child.kill()?;
         child.wait()?;
         let owned = Owned::claim(path.clone())?;
-        assert!(owned.is_in_place());
+        assert!(owned.owner.is_named_in(&path));
         drop(owned);
         fs::write(&path, &text)?;
         assert!(sweep(&path) && !path.exists());
