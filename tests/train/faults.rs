@@ -331,8 +331,8 @@ fn an_image_that_vanishes_is_named_with_its_remedy() {
     assert!(told.contains("rdpm index --refresh "), "{told}");
 }
 
-/// Ten years forwards, back, and ten years backwards: neither the run and its hourly checkpoints nor
-/// the signs of life between its processes depend on the time of day.
+/// Ten years forwards, back, and ten years backwards: neither the run and its hourly checkpoints
+/// nor the signs of life between its processes depend on the time of day.
 #[test]
 fn a_clock_that_jumps_changes_nothing() {
     let lab = Lab::new();
