@@ -9,6 +9,8 @@ pub use anyhow::{Context, Error, Result};
 pub enum Kind {
     /// The operation failed: exit code 1.
     Failed,
+    /// A disk, or a quota, is full: exit code 1. It may have room again later.
+    DiskFull,
     /// The command line or the configuration is wrong: exit code 2.
     Usage,
     /// A signal stopped a run after its checkpoint was written: exit code 130.
@@ -18,7 +20,7 @@ pub enum Kind {
 impl Kind {
     pub fn exit_code(self) -> u8 {
         match self {
-            Kind::Failed => 1,
+            Kind::Failed | Kind::DiskFull => 1,
             Kind::Usage => 2,
             Kind::Interrupted => 130,
         }
@@ -44,6 +46,11 @@ impl std::error::Error for Hinted {}
 /// The operation failed; `hint` says what the user can do about it.
 pub fn hinted(message: impl Into<String>, hint: impl Into<String>) -> Error {
     new(Kind::Failed, message, hint)
+}
+
+/// A disk, or a quota, is full; `hint` says what the user can do about it.
+pub fn disk_full(message: impl Into<String>, hint: impl Into<String>) -> Error {
+    new(Kind::DiskFull, message, hint)
 }
 
 /// The user asked for something impossible; `hint` says what is possible.
@@ -84,6 +91,11 @@ pub fn said(error: &Error) -> Error {
 /// Whether a signal caused `error`.
 pub fn is_interrupted(error: &Error) -> bool {
     cause(error).is_some_and(|h| h.kind == Kind::Interrupted)
+}
+
+/// Whether a full disk, or quota, caused `error`.
+pub fn is_disk_full(error: &Error) -> bool {
+    cause(error).is_some_and(|h| h.kind == Kind::DiskFull)
 }
 
 fn cause(error: &Error) -> Option<&Hinted> {

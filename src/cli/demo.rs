@@ -4,7 +4,7 @@
 //! Budgets are in steps, so a busy machine changes the run time but no result.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use rayon::prelude::*;
@@ -151,7 +151,8 @@ fn request(
         skip_bad: false,
         tensorboard: false,
         scale: args.scale.scale,
-        timeout: None,
+        watchdog: None,
+        save_patience: Duration::ZERO,
     })
 }
 

@@ -2,7 +2,6 @@
 //! together.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +17,7 @@ use super::{Cli, Context};
 use crate::error::{Context as _, Result, hinted, interrupted, usage};
 use crate::interrupt::is_ignored;
 use crate::store::digest::hex;
+use crate::world::Port;
 
 /// Between two looks at the processes.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -107,14 +107,15 @@ impl Args {
         Ok(())
     }
 
-    /// Where the processes meet.
-    fn meeting(&self) -> Result<(String, u16)> {
+    /// Where the processes meet, and what keeps that place for them.
+    fn meeting(&self) -> Result<(String, u16, Option<Port>)> {
         let Some(master) = &self.master else {
-            let free = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
-            return Ok(("127.0.0.1".to_string(), free.local_addr()?.port()));
+            let port = Port::reserve().context("no free port")?;
+            return Ok(("127.0.0.1".to_string(), port.number(), Some(port)));
         };
         let parts = master.rsplit_once(':');
-        let parts = parts.and_then(|(host, port)| Some((host.to_string(), port.parse().ok()?)));
+        let parts =
+            parts.and_then(|(host, port)| Some((host.to_string(), port.parse().ok()?, None)));
         parts.ok_or_else(|| {
             usage(
                 format!("--master {master}: expected HOST:PORT"),
@@ -162,6 +163,7 @@ impl Forwarded {
 struct Group {
     running: Running,
     printers: Vec<JoinHandle<()>>,
+    _port: Option<Port>,
 }
 
 /// The rank that failed first, and how it ended.
@@ -173,7 +175,7 @@ struct Failure {
 impl Group {
     fn start(args: &Args, running: Running) -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
-        let (host, port) = args.meeting()?;
+        let (host, port, reserved) = args.meeting()?;
         let token = match std::env::var("RDPM_TOKEN") {
             Ok(token) if !token.is_empty() => token,
             _ => random_word()?,
@@ -182,6 +184,7 @@ impl Group {
         let mut group = Self {
             running,
             printers: Vec::new(),
+            _port: reserved,
         };
         for local_rank in 0..local {
             let rank = usize::from(args.node_rank) * local + local_rank;

@@ -10,6 +10,7 @@ use crate::interrupt::Interrupt;
 use crate::store::run::RunFolder;
 use crate::train::start::{Request, resumed_config};
 use crate::train::start_generator::copy_tokenizer_config;
+use crate::train::watchdog::Watchdog;
 use crate::world::World;
 
 /// Seconds that a step may hang where several processes wait for each other.
@@ -34,6 +35,10 @@ pub struct TrainArgs {
     /// requeue
     #[arg(long, value_name = "RUN|auto", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
+    /// With --resume: where the checkpoint is damaged, continue from the newest older one that is
+    /// whole, as auto does
+    #[arg(long, requires = "resume")]
+    pub or_older: bool,
     /// Start from other weights, by name: a run's moving average (EMA), a bundle,
     /// hf://owner/repo[@revision], `builtin`, or a file (.pth, .ckpt, .safetensors); tensors that
     /// do not match are listed and start from scratch, and so does the optimizer
@@ -58,10 +63,15 @@ pub struct TrainArgs {
     /// Skip images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_bad_images: bool,
-    /// End with an error when a step takes SECONDS longer than any before it, as where a disk no
-    /// longer answers; 0: never [default: 600 in several processes, else 0]
+    /// End with an error when a step takes SECONDS longer than any before it, or nothing is read or
+    /// made for so long before the first, as where a disk no longer answers; 0: never [default: 600
+    /// in several processes, else 0]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
+    /// Train on for SECONDS while the disk is too full for a checkpoint, which is tried again each
+    /// minute; 0: end at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub save_patience: u64,
     #[command(flatten)]
     pub scale: ScaleArgs,
 }
@@ -101,7 +111,7 @@ impl TrainArgs {
         })
     }
 
-    /// How much longer than others a step may take.
+    /// How much longer than others a step may take, and the first step to begin.
     fn timeout(&self, world: &World) -> Option<Duration> {
         let many = (world.size() > 1).then_some(TIMEOUT);
         let seconds = self.timeout.or(many).filter(|seconds| *seconds > 0);
@@ -119,6 +129,10 @@ impl TrainArgs {
     /// Errors: a resumed run with options that would change its results; micro-batches that the
     /// world's processes cannot divide.
     pub fn request(&self, context: &Context, world: &World, stage: Stage) -> Result<Request> {
+        let watchdog = self.timeout(world);
+        let watchdog = watchdog
+            .map(|timeout| Watchdog::start(world, timeout))
+            .transpose()?;
         let resume = match self.is_auto() {
             true => self.begun()?,
             false => self.resumed()?,
@@ -142,12 +156,13 @@ impl TrainArgs {
             device: context.device()?,
             out: self.out.clone(),
             resume,
-            fall_back: self.is_auto(),
+            fall_back: self.is_auto() || self.or_older,
             workers: self.workers,
             skip_bad: self.skip_bad_images,
             tensorboard: self.tensorboard,
             scale: self.scale.scale,
-            timeout: self.timeout(world),
+            watchdog,
+            save_patience: Duration::from_secs(self.save_patience),
         })
     }
 

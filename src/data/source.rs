@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -327,6 +328,13 @@ impl Images {
         part.bytes(item.name, &item.place)
             .map_err(|error| match error.downcast::<Changed>() {
                 Ok(changed) => self.changed(&path, &changed),
+                Err(error) if is_gone(&error) => hinted(
+                    format!("{path} is gone: it was there when the data was looked through"),
+                    format!(
+                        "put it back, or leave such images out with --skip-bad-images; for another run, look again: rdpm index --refresh {}",
+                        self.named
+                    ),
+                ),
                 Err(error) => error.context(format!("could not read {path}")),
             })
     }
@@ -340,6 +348,11 @@ impl Images {
         );
         usage(format!("{path}: {changed}"), hint).context(DataChanged)
     }
+}
+
+fn is_gone(error: &Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound)
 }
 
 /// What marks an error as one of data that has changed since it was opened.

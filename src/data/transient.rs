@@ -7,6 +7,8 @@ use std::fmt::Display;
 use std::io::{self, Read};
 use std::time::Duration;
 
+use crate::telemetry::pulse;
+
 /// What is waited before each further attempt: half a minute in all.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(500),
@@ -40,6 +42,7 @@ fn after<T>(
                 std::thread::sleep(*pause);
             }
             result => {
+                pulse::beat();
                 if number > 0 && result.is_ok() {
                     tracing::info!("{what}: succeeded at attempt {}", number + 1);
                 }

@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 
 use super::features::{FeatureNetwork, Rows};
 use crate::error::{Context, Result, hinted};
+use crate::store::lock::Lock;
 use crate::store::run::lock;
 use crate::store::{atomic, digest};
 
 pub struct FeatureLog {
     folder: PathBuf,
     taps: Vec<Known>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The known features of a tap.

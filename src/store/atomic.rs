@@ -3,18 +3,20 @@
 //! Everything is written under a hidden name beside its destination, synced, and renamed. After a
 //! crash, a `kill -9` or a full disk, the previous content is still there.
 //!
-//! The writer holds a lock on each temporary file or folder. A killed process loses its locks; what
-//! it left is removed by the next process that writes into the same folder.
+//! The writer holds a lock ([`super::lock`]) on each temporary file or folder. A killed process
+//! loses its locks; what it left is removed by the next process that writes into the same folder.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Error, Result, hinted};
+use super::lock::{self, Busy, Lock};
+use crate::error::{Error, Result, disk_full, hinted};
+use crate::telemetry::pulse;
 
 /// The suffix of every temporary name; [`sweep`] removes what a killed process left.
 const PARTIAL: &str = ".partial";
@@ -44,32 +46,33 @@ pub fn write_with(
     check_kind(path)?;
     let temporary = beside(path, PARTIAL);
     sweep_beside(path);
-    let mut owned = false;
+    // Held until the file is in place, or removed.
+    let mut lock = None;
     let written = (|| -> Result<()> {
-        let file = patiently(|| {
+        let (file, held) = patiently(|| {
             let file = File::options()
                 .create(true)
                 .truncate(false)
                 .write(true)
                 .open(&temporary)?;
-            own(&file, &temporary)?;
-            Ok(file)
+            let lock = own(&file, &temporary)?;
+            Ok((file, lock))
         })?;
-        owned = true;
+        lock = Some(held);
         file.set_len(0)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
-        // Keeps the lock until the file is in place.
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         sync_folder(parent(path))?;
         Ok(())
     })();
-    if written.is_err() && owned {
+    if written.is_err() && lock.is_some() {
         // Report the first error.
         let _ = fs::remove_file(&temporary);
     }
+    pulse::beat();
     written.map_err(|error| match error.chain().count() {
         1 => error
             .downcast::<io::Error>()
@@ -126,17 +129,17 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
 }
 
 /// An empty folder in place of what a killed process left, and the lock on it.
-fn new_folder(path: &Path) -> io::Result<File> {
-    match File::open(path) {
-        Ok(left) => own(&left, path)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+fn new_folder(path: &Path) -> io::Result<Lock> {
+    let left = match File::open(path) {
+        Ok(left) => Some(own(&left, path)?),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(e),
-    }
+    };
     remove(path)?;
+    // The new folder gets a lock of its own.
+    drop(left);
     fs::create_dir(path)?;
-    let folder = File::open(path)?;
-    own(&folder, path)?;
-    Ok(folder)
+    own(&File::open(path)?, path)
 }
 
 /// Retries for a moment while another process holds the name.
@@ -150,19 +153,24 @@ fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     attempt()
 }
 
-/// Locks the temporary file or folder at `path` for this process; the system releases the lock
-/// however the process ends.
-pub fn own(temporary: &File, path: &Path) -> io::Result<()> {
+/// Locks the temporary file or folder at `path` for this process.
+pub fn own(temporary: &File, path: &Path) -> io::Result<Lock> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
-    temporary.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => busy(),
-        TryLockError::Error(e) => e,
+    let lock = Lock::acquire(temporary.try_clone()?, path).map_err(|error| {
+        let by = Busy::of(&error).map(|by| match by.remedy() {
+            Some(remedy) => format!("{by} is writing it; {remedy}"),
+            None => format!("{by} is writing it"),
+        });
+        match by {
+            Some(text) => io::Error::new(io::ErrorKind::ResourceBusy, text),
+            None => error,
+        }
     })?;
     // Before the lock was free, its owner may have moved the file into place, and another process
     // may have started a new one.
     let (own, there) = (temporary.metadata()?, fs::metadata(path));
     match there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
-        true => Ok(()),
+        true => Ok(lock),
         false => Err(busy()),
     }
 }
@@ -174,7 +182,7 @@ fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     // like every temporary name.
     let old = beside(path, ASIDE);
     remove(&old)?;
-    let _held = File::open(path).inspect(|folder| drop(folder.try_lock()));
+    let _held = File::open(path).and_then(|folder| Lock::acquire(folder, &old));
     match fs::rename(path, &old) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -211,6 +219,14 @@ pub fn sweep(folder: &Path) -> Result<()> {
         if name.starts_with('.') && name.ends_with(PARTIAL) && name.len() > 1 + PARTIAL.len() {
             sweep_one(&path, &name).map_err(failed)?;
         }
+        if name
+            .strip_suffix(lock::OWNER)
+            .is_some_and(|of| of.ends_with(PARTIAL))
+            && !path.with_extension("").exists()
+        {
+            // Of what is in place already.
+            lock::sweep(&path);
+        }
     }
     Ok(())
 }
@@ -224,9 +240,9 @@ fn sweep_one(path: &Path, name: &str) -> io::Result<()> {
     let Ok(left) = File::open(path) else {
         return Ok(());
     };
-    if own(&left, path).is_err() {
+    let Ok(_held) = own(&left, path) else {
         return Ok(());
-    }
+    };
     // Its replacement never came: the folder that was moved aside is the only copy.
     let place = name.strip_prefix('.').and_then(|n| n.strip_suffix(ASIDE));
     match place.map(|place| path.with_file_name(place)) {
@@ -276,9 +292,23 @@ fn sync_all(folder: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// A rename is durable only once its folder is synced.
+/// A rename is durable only once its folder is synced. Some file systems (CIFS, FUSE) cannot sync a
+/// folder; there it is as durable as they make it.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    static SAID: Once = Once::new();
+    match File::open(folder)?.sync_all() {
+        Err(error) if cannot_sync(&error) => {
+            SAID.call_once(|| tracing::debug!("cannot sync {}: {error}", folder.display()));
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// Whether a file system does not know how to sync a folder: EINVAL, EOPNOTSUPP, ENOSYS.
+fn cannot_sync(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    matches!(error.kind(), InvalidInput | Unsupported)
 }
 
 /// The error of `path` that the system gives as `cause`.
@@ -294,7 +324,11 @@ pub fn cannot_write(path: &Path, cause: &io::Error) -> Error {
         }
         _ => "",
     };
-    hinted(format!("cannot write {}: {cause}", path.display()), hint)
+    let text = format!("cannot write {}: {cause}", path.display());
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(text, hint),
+        _ => hinted(text, hint),
+    }
 }
 
 #[cfg(test)]
@@ -328,6 +362,27 @@ mod tests {
         assert_eq!(fs::read(&path)?, b"old");
         assert_eq!(names(folder.path())?, ["a"]);
         Ok(())
+    }
+
+    #[test]
+    fn a_full_disk_and_a_folder_without_sync_are_known_by_their_numbers() {
+        let of = io::Error::from_raw_os_error;
+        for (number, is_full) in [
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EFBIG, false),
+            (libc::EIO, false),
+        ] {
+            let error = cannot_write(Path::new("a"), &of(number));
+            assert_eq!(crate::error::is_disk_full(&error), is_full, "{error}");
+        }
+        assert!(
+            [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOSYS]
+                .map(of)
+                .iter()
+                .all(cannot_sync)
+        );
+        assert!(![libc::EIO, libc::ENOSPC].map(of).iter().any(cannot_sync));
     }
 
     #[test]

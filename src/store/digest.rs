@@ -11,6 +11,7 @@ use safetensors::View;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Result};
+use crate::telemetry::pulse;
 
 /// Of a file's bytes, in hexadecimal; the file is streamed.
 pub fn sha256(path: &Path) -> Result<String> {
@@ -23,6 +24,7 @@ pub fn sha256(path: &Path) -> Result<String> {
             return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..n]);
+        pulse::beat();
     }
 }
 

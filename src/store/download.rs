@@ -16,6 +16,7 @@ use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
 use super::atomic;
+use super::lock::Lock;
 use crate::error::{Context, Error, Result, hinted};
 use crate::telemetry::Progress;
 
@@ -115,6 +116,7 @@ struct Part {
     /// The file with the value for `If-Range`.
     version: PathBuf,
     file: File,
+    _lock: Lock,
     length: u64,
 }
 
@@ -134,7 +136,7 @@ impl Part {
             .write(true)
             .open(&path)
             .with_context(failed)?;
-        atomic::own(&file, &path).map_err(|e| match e.kind() {
+        let lock = atomic::own(&file, &path).map_err(|e| match e.kind() {
             io::ErrorKind::ResourceBusy => hinted(
                 format!("another process is downloading {}", target.display()),
                 "wait for it",
@@ -147,6 +149,7 @@ impl Part {
             version: beside(".part.version"),
             path,
             file,
+            _lock: lock,
             length,
         })
     }

@@ -10,6 +10,7 @@ pub mod elements;
 pub mod foreign;
 pub mod hub;
 pub mod int8;
+pub mod lock;
 pub mod model;
 pub mod names;
 pub mod npz;

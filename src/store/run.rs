@@ -8,12 +8,13 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
 
+use super::lock::{Busy, Lock};
 use super::{atomic, digest};
 use crate::config::Config;
 use crate::error::{Context, Result, hinted, usage};
@@ -161,7 +162,7 @@ impl RunFolder {
     fn make(&self) -> Result<()> {
         fs::create_dir_all(self.checkpoints())
             .and_then(|()| fs::create_dir_all(self.images()))
-            .map_err(|e| hinted(format!("cannot make {}: {e}", self.0.display()), ""))
+            .map_err(|e| atomic::cannot_write(&self.0, &e))
     }
 
     /// Stage and step of the newest checkpoint.
@@ -221,7 +222,7 @@ pub struct Run {
     pub metrics: MetricsLog,
     /// TensorBoard's, if it was asked for.
     pub events: Option<EventLog>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Run {
@@ -291,7 +292,7 @@ impl Run {
 #[derive(Debug)]
 pub struct Locked {
     folder: RunFolder,
-    lock: File,
+    lock: Lock,
 }
 
 impl Locked {
@@ -313,26 +314,23 @@ impl Locked {
     }
 }
 
-/// Locks the folder for this process; the system releases the lock however the process ends.
-/// `option` names the option for choosing another folder.
-pub fn lock(path: &Path, option: &str) -> Result<File> {
+/// Locks the folder for this process. `option` names the option for choosing another folder.
+pub fn lock(path: &Path, option: &str) -> Result<Lock> {
     let name = path.join(".lock");
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .open(&name)
-        .map_err(|e| hinted(format!("cannot write {}: {e}", name.display()), ""))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(hinted(
-            format!("another process is writing to {}", path.display()),
-            format!("wait for it, stop it, or choose another {option}"),
-        )),
-        Err(TryLockError::Error(e)) => {
-            Err(hinted(format!("cannot lock {}: {e}", name.display()), ""))
-        }
-    }
+        .map_err(|e| atomic::cannot_write(&name, &e))?;
+    Lock::acquire(file, &name).map_err(|error| match Busy::of(&error) {
+        Some(by) => hinted(
+            format!("{by} is writing to {}", path.display()),
+            by.remedy()
+                .unwrap_or_else(|| format!("wait for it, stop it, or choose another {option}")),
+        ),
+        None => hinted(format!("cannot lock {}: {error}", name.display()), ""),
+    })
 }
 
 /// `runs/<stage>-<time>`, UTC.

@@ -4,6 +4,7 @@ pub mod curves;
 mod log;
 mod metrics;
 mod progress;
+pub mod pulse;
 pub mod rates;
 pub mod shell;
 mod tensorboard;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::terminal;
+use super::{pulse, terminal};
 
 /// All bars of this process; log lines are printed above them.
 pub(super) static BARS: LazyLock<MultiProgress> =
@@ -46,6 +46,7 @@ impl Progress {
     /// Sets the number of parts done. `status` is shown beside it ("loss 0.0812  156 img/s"); if
     /// empty, the previous text stays.
     pub fn set(&mut self, done: u64, status: &str) {
+        pulse::beat();
         self.bar.set_position(done);
         if !status.is_empty() {
             self.bar.set_message(status.to_string());

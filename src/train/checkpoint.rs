@@ -166,7 +166,7 @@ fn with_remedy(path: &Path, error: Error) -> Error {
     }
     let hint = match previous_usable(path) {
         Some(previous) => format!(
-            "an older checkpoint is intact: --resume {}",
+            "an older checkpoint is intact: --resume {}, or --or-older",
             previous.display()
         ),
         None => "no older checkpoint is intact".to_string(),

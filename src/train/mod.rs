@@ -12,11 +12,13 @@ pub mod generator;
 pub mod generator_gpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod gpu_fault;
 pub mod grads;
 pub mod init;
 pub mod latents;
 pub mod lr;
 pub mod optimizer;
+pub mod patience;
 pub mod stage;
 pub mod start;
 pub mod start_generator;

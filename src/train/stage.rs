@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -11,6 +12,7 @@ use tracing::info_span;
 use super::checkpoint::{self, Contents, State};
 use super::grads::{self, Gradients};
 use super::lr::learning_rate;
+use super::patience::Patience;
 use super::step_metrics::{StepMetrics, round};
 use super::watchdog::Watchdog;
 use crate::config::TrainConfig;
@@ -133,6 +135,9 @@ impl<S: Stage> Step for S {
 const STOP: u8 = 1;
 const SAVE: u8 = 2;
 
+/// Between two looks for a signal, where a finished run waits for room on the disk.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// A log line, and the sheet of images beside it.
 type Line = (Map<String, Value>, Option<PathBuf>);
 
@@ -153,8 +158,10 @@ pub struct Job<'a> {
     pub save_first: bool,
     /// Of the sheets of images.
     pub scale: Scale,
-    /// Ends the run when a step takes so much longer than those before.
-    pub timeout: Option<Duration>,
+    /// Ends the run when it hangs.
+    pub watchdog: Option<Watchdog>,
+    /// How long a full disk may keep it from being saved.
+    pub patience: Patience,
 }
 
 impl Job<'_> {
@@ -167,12 +174,10 @@ impl Job<'_> {
         if self.save_first {
             // Save at once: a run that cannot be saved fails now, and one that is killed can always
             // be resumed.
-            self.checkpoint(stage)?;
+            let contents = self.contents(stage)?;
+            self.save(stage, contents)?;
         }
-        let watchdog = self
-            .timeout
-            .map(|timeout| Watchdog::start(self.world, timeout));
-        let watchdog = watchdog.transpose()?;
+        let watchdog = self.watchdog.clone();
         let mut progress = (self.world.is_first())
             .then(|| Progress::new(&self.state.stage, self.steps, self.state.step));
         while self.state.step < self.steps {
@@ -196,7 +201,7 @@ impl Job<'_> {
             self.world.at(step);
             let own = [
                 (self.interrupt.requested(), STOP),
-                (clock.saving(self.config), SAVE),
+                (clock.saving(self.config) || self.patience.wants_try(), SAVE),
             ];
             let own = own.iter().filter(|(asked, _)| *asked);
             let agreed = self
@@ -208,7 +213,7 @@ impl Job<'_> {
                 self.log(stage, lr, &mut clock, progress)?;
             }
             if due(step, self.config.checkpoint_every) || agreed & SAVE != 0 || stop || last {
-                self.checkpoint(stage)?;
+                self.checkpoint(stage, stop)?;
                 clock.saved();
             }
             if stop {
@@ -328,14 +333,49 @@ impl Job<'_> {
         Ok(is_written.then_some((line, picture)))
     }
 
-    fn checkpoint<S: Checkpointed>(&mut self, stage: &S) -> Result<()> {
+    /// Saves a checkpoint. While the disk is full that comes later; but before the run ends, it is
+    /// tried until it succeeds or the patience ends, and only once if a signal is why it ends.
+    fn checkpoint<S: Checkpointed>(&mut self, stage: &S, mut stop: bool) -> Result<()> {
         let _span = info_span!("checkpoint").entered();
-        let mut contents = stage.contents()?;
+        let contents = self.contents(stage)?;
+        let (step, last) = (self.state.step, self.state.finished);
+        let waits = self.patience.is_failing() && !self.patience.wants_try();
+        if self.run.is_none() || waits && !stop && !last {
+            return Ok(());
+        }
+        loop {
+            match self.save(stage, contents.clone()) {
+                Ok(()) => {
+                    self.patience.saved(step);
+                    return Ok(());
+                }
+                Err(error) if stop => return Err(self.not_saved(&error)),
+                Err(error) => self.patience.failed(step, error)?,
+            }
+            if !last {
+                return Ok(());
+            }
+            let since = Instant::now();
+            while since.elapsed() < self.patience.pause() && !stop {
+                thread::sleep(PAUSE);
+                stop = self.interrupt.requested();
+            }
+        }
+    }
+
+    /// What a checkpoint holds; all ranks must have the same parameters.
+    fn contents<S: Checkpointed>(&self, stage: &S) -> Result<Contents> {
+        let contents = stage.contents()?;
         if self.world.size() > 1 {
             let what = format!("after step {} parameters of SHA-256", self.state.step);
             self.world
                 .same(&[(&what, digest::of_tensors(&contents.model)?)])?;
         }
+        Ok(contents)
+    }
+
+    /// Writes a checkpoint, at rank 0.
+    fn save<S: Checkpointed>(&mut self, stage: &S, mut contents: Contents) -> Result<()> {
         let Some(run) = &mut self.run else {
             return Ok(());
         };
@@ -362,6 +402,22 @@ impl Job<'_> {
             true => error,
             false => error::said(&error),
         }
+    }
+
+    /// The error of a run that a signal stops before the disk has room for it.
+    fn not_saved(&self, error: &error::Error) -> error::Error {
+        let newest = self.folder.info().map_or(0, |info| info.step);
+        hinted(
+            format!(
+                "interrupted after step {}, and not saved: {error:#}",
+                self.state.step
+            ),
+            format!(
+                "the steps after {newest} are lost; free some space, and continue with: rdpm {} --resume {}",
+                self.state.stage,
+                self.folder.path().display()
+            ),
+        )
     }
 
     fn interrupted(&self) -> error::Error {

@@ -6,9 +6,11 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 
 use super::checkpoint::{self, Contents, State};
+use super::patience::Patience;
 use super::stage::{Job, Step};
-use super::start_record;
 use super::step_metrics::StepMetrics;
+use super::watchdog::Watchdog;
+use super::{gpu_fault, start_record};
 use crate::config::{ComputeType, Config, TrainConfig};
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
@@ -42,8 +44,10 @@ pub struct Request {
     pub tensorboard: bool,
     /// Of the sheets of images that the run writes.
     pub scale: Scale,
-    /// Ends the run when a step takes so much longer than those before.
-    pub timeout: Option<Duration>,
+    /// Ends the run when it hangs.
+    pub watchdog: Option<Watchdog>,
+    /// How long the run goes on while a full disk keeps it from being saved.
+    pub save_patience: Duration,
 }
 
 /// A run before its first step in this process.
@@ -159,6 +163,22 @@ impl Begun {
         stage: &mut S,
         fill: impl FnOnce(&RunFolder) -> Result<()>,
     ) -> Result<PathBuf> {
+        let trained = self.train_here(request, config, stage, fill);
+        let trained = trained.map_err(gpu_fault::explained);
+        if let Err(error) = &trained {
+            // The end of the stage's loaders may take long, or never come.
+            request.world.fails(error);
+        }
+        trained
+    }
+
+    fn train_here<S: Step>(
+        self,
+        request: &Request,
+        config: &TrainConfig,
+        stage: &mut S,
+        fill: impl FnOnce(&RunFolder) -> Result<()>,
+    ) -> Result<PathBuf> {
         let Begun { mut state, resumed } = self;
         let (new, mut interval) = (resumed.is_none(), StepMetrics::default());
         let world = &request.world;
@@ -221,7 +241,8 @@ impl Begun {
             interrupt,
             save_first: new || shortened,
             scale: request.scale,
-            timeout: request.timeout,
+            watchdog: request.watchdog.clone(),
+            patience: Patience::new(request.save_patience),
         };
         job.train(stage)?;
         Ok(path)
@@ -454,7 +475,8 @@ mod tests {
             skip_bad: false,
             tensorboard: false,
             scale: Scale::Auto,
-            timeout: None,
+            watchdog: None,
+            save_patience: Duration::ZERO,
         };
         let mut new = request.begin("train-vae", &source)?;
         new.record_frozen_hash(&World::alone(), "VGG16", "a".into())?;

@@ -6,12 +6,14 @@
 //! no thread and no connection.
 //!
 //! [`place`] finds this process's rank in what its launcher says, [`star`] connects all ranks to
-//! rank 0, over which all data go, [`watch`] ends all of them when one fails, [`wire`] is how
-//! values lie in a message.
+//! rank 0, over which all data go, [`visitors`] are those who connect before they are known,
+//! [`watch`] ends all ranks when one fails, [`wire`] is how values lie in a message.
 
 mod place;
+mod port;
 mod share;
 mod star;
+mod visitors;
 mod watch;
 mod wire;
 
@@ -23,6 +25,7 @@ use star::Link;
 use wire::Kind;
 
 pub use place::Place;
+pub use port::Port;
 pub use share::Share;
 pub(crate) use star::read_frames;
 pub use wire::Number;
@@ -203,12 +206,17 @@ impl World {
             .map_or(begin, |link| link.alone_since(begin))
     }
 
+    /// Tells the other ranks that this one fails, before it ends.
+    pub fn fails(&self, error: &Error) {
+        if let Some(link) = &self.0 {
+            link.watch.leave(Some(error));
+        }
+    }
+
     /// Ends this process with an error, which the other ranks hear; for threads that nobody waits
     /// for.
     pub fn end_process(&self, error: Error) -> ! {
-        if let Some(link) = &self.0 {
-            link.watch.leave(Some(&error));
-        }
+        self.fails(&error);
         watch::end_process(&error)
     }
 

@@ -14,16 +14,18 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::place::Place;
+use super::visitors::Visitors;
 use super::watch::Watch;
 use super::wire::{self, Kind, LONG, SHORT};
 use crate::error::{self, Context, Result, hinted, usage};
+use crate::store::lock::host_name;
 
 const PROGRAM: &str = "rdpm-world/1";
 
 /// Between two attempts to connect, or to accept.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long whoever has connected may take to say who it is.
+/// How long connecting may take, or an answer to whoever has connected.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 
 /// How long a rank that rank 0 has let in tries to connect a second time: rank 0 turns away whoever
@@ -169,6 +171,7 @@ fn fill(
     hosts: &mut [String],
 ) -> Result<()> {
     let (begin, mut said) = (Instant::now(), false);
+    let mut visitors = Visitors::default();
     let missing = |come: &[Vec<Option<TcpStream>>; 2]| -> Vec<usize> {
         let all = 1..place.size;
         all.filter(|&rank| come.iter().any(|channel| channel[rank].is_none()))
@@ -196,42 +199,56 @@ fn fill(
             tracing::info!("waiting for ranks {absent:?} of {}", place.size);
             said = true;
         }
-        let mut visitor = match listener.accept() {
-            Ok((visitor, _)) => visitor,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                thread::sleep(PAUSE);
-                continue;
-            }
-            Err(error) => return Err(error).context("rank 0 cannot listen"),
-        };
-        let hello = match introduced(&visitor) {
-            Ok(hello) if hello.program == PROGRAM && hello.token == place.token => hello,
-            // Some other program, or another job's process: neither is a reason to fail.
-            other => {
-                let who = visitor
-                    .peer_addr()
-                    .map_or_else(|e| e.to_string(), |a| a.to_string());
-                tracing::warn!("turned away {who}, which is not of this job");
-                if other.is_ok() {
-                    let text = "its job is another: the token differs";
-                    let _ = wire::send(&mut visitor, Kind::Refused, text.as_bytes());
-                }
-                continue;
-            }
-        };
-        let seat = come[hello.channel as usize].get(hello.rank);
-        if let Err(text) = fits(place, &hello, seat.is_some_and(Option::is_some)) {
-            let _ = wire::send(&mut visitor, Kind::Refused, text.as_bytes());
-            return Err(usage(
-                format!("rank {} ({}): {text}", hello.rank, hello.host),
-                "start each rank once, with the same program and the same number of processes",
-            ));
+        visitors.accept(listener).context("rank 0 cannot listen")?;
+        let introduced = visitors.introduced();
+        if introduced.is_empty() {
+            thread::sleep(PAUSE);
         }
-        // It may have gone again; then its connections say so soon.
-        let _ = wire::send(&mut visitor, Kind::Welcome, &[]);
-        hosts[hello.rank] = hello.host;
-        come[hello.channel as usize][hello.rank] = Some(visitor);
+        for (visitor, said) in introduced {
+            receive(place, visitor, said, come, hosts)?;
+        }
     }
+}
+
+/// Gives a visitor its seat. Errors: it is of this job, but none is for it.
+fn receive(
+    place: &Place,
+    mut visitor: TcpStream,
+    said: io::Result<(Kind, Vec<u8>)>,
+    come: &mut [Vec<Option<TcpStream>>; 2],
+    hosts: &mut [String],
+) -> Result<()> {
+    visitor.set_nonblocking(false)?;
+    visitor.set_write_timeout(Some(INTRODUCTION))?;
+    let hello = match said.and_then(hello) {
+        Ok(hello) if hello.program == PROGRAM && hello.token == place.token => hello,
+        // Some other program, or another job's process: neither is a reason to fail.
+        other => {
+            let who = visitor
+                .peer_addr()
+                .map_or_else(|e| e.to_string(), |a| a.to_string());
+            tracing::warn!("turned away {who}, which is not of this job");
+            if other.is_ok() {
+                let text = "its job is another: the token differs";
+                let _ = wire::send(&mut visitor, Kind::Refused, text.as_bytes());
+            }
+            return Ok(());
+        }
+    };
+    let seat = come[hello.channel as usize].get(hello.rank);
+    if let Err(text) = fits(place, &hello, seat.is_some_and(Option::is_some)) {
+        let _ = wire::send(&mut visitor, Kind::Refused, text.as_bytes());
+        return Err(usage(
+            format!("rank {} ({}): {text}", hello.rank, hello.host),
+            "start each rank once, with the same program and the same number of processes",
+        ));
+    }
+    // It may have gone again; then its connections say so soon.
+    let _ = wire::send(&mut visitor, Kind::Welcome, &[]);
+    visitor.set_write_timeout(None)?;
+    hosts[hello.rank] = hello.host;
+    come[hello.channel as usize][hello.rank] = Some(visitor);
+    Ok(())
 }
 
 pub(super) fn listen(place: &Place) -> Result<TcpListener> {
@@ -250,24 +267,15 @@ pub(super) fn listen(place: &Place) -> Result<TcpListener> {
 }
 
 /// What a visitor says of itself.
-fn introduced(mut visitor: &TcpStream) -> io::Result<Hello> {
-    visitor.set_nonblocking(false)?;
-    visitor.set_read_timeout(Some(INTRODUCTION))?;
-    visitor.set_write_timeout(Some(INTRODUCTION))?;
-    let hello = hello(&mut visitor)?;
-    visitor.set_write_timeout(None)?;
-    Ok(hello)
-}
-
-fn hello(from: &mut impl Read) -> io::Result<Hello> {
-    let hello = wire::expect(from, Kind::Hello, SHORT)?;
-    Ok(serde_json::from_slice(&hello)?)
+fn hello((kind, bytes): (Kind, Vec<u8>)) -> io::Result<Hello> {
+    wire::check(kind, Kind::Hello)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// Reads bytes as each frame that a process may be sent; whether they are one.
 pub fn read_frames(bytes: &[u8]) -> bool {
     let mut frames = bytes;
-    let mut accepted = hello(&mut &*bytes).is_ok();
+    let mut accepted = wire::receive(&mut &*bytes, SHORT).and_then(hello).is_ok();
     while let Ok((kind, contents)) = wire::receive(&mut frames, LONG) {
         let hosts = serde_json::from_slice::<Vec<String>>(&contents);
         accepted |= kind == Kind::Start && hosts.is_ok();
@@ -396,16 +404,6 @@ fn attempt(
         };
     }
     Err(last)
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .unwrap_or_default();
-    match name.trim() {
-        "" => "unknown host".to_string(),
-        name => name.to_string(),
-    }
 }
 
 /// Sends a list of byte strings.

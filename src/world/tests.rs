@@ -1,17 +1,20 @@
 //! Ranks as threads of one process.
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
+use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::error::report;
 
-/// The places of `size` ranks at a port that nobody uses.
+/// The places of `size` ranks, at a port that is theirs until the end of the tests.
 fn places(size: usize) -> Vec<Place> {
-    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    let port = free.local_addr().expect("its number").port();
+    static RESERVED: Mutex<Vec<Port>> = Mutex::new(Vec::new());
+    let reserved = Port::reserve().expect("a port");
+    let port = reserved.number();
+    RESERVED.lock().expect("no panic").push(reserved);
     let place = |rank| Place {
         rank,
         size,
@@ -154,6 +157,34 @@ fn strangers_are_turned_away_and_waited_past() {
             .and_then(|world| world.run(World::part))
             .expect("it belongs here");
         first.join().expect("no panic").expect("it meets its own");
+    });
+}
+
+/// One visitor after the other would take five seconds each.
+#[test]
+fn visitors_that_say_nothing_hold_up_nobody() {
+    let places = places(2);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| World::join(&places[0])?.run(World::part));
+        let at = (&*places[0].host, places[0].port);
+        let begin = Instant::now();
+        let silent = |number: u8| loop {
+            if let Ok(mut connected) = TcpStream::connect(at) {
+                // The beginning of a frame, and no more.
+                connected
+                    .write_all(&[1, number][..usize::from(number) % 3])
+                    .expect("sent");
+                break connected;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        let kept: Vec<TcpStream> = (0..30).map(silent).collect();
+        World::join(&places[1])
+            .and_then(|world| world.run(World::part))
+            .expect("it is let in");
+        first.join().expect("no panic").expect("it meets its own");
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        drop(kept);
     });
 }
 

@@ -90,7 +90,8 @@ pub fn expect(from: &mut impl Read, kind: Kind, most: u64) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
-fn check(found: Kind, expected: Kind) -> io::Result<()> {
+/// Errors: a frame is of another kind.
+pub fn check(found: Kind, expected: Kind) -> io::Result<()> {
     match found == expected {
         true => Ok(()),
         false => Err(bad(format!("it is at {found:?}, expected {expected:?}"))),

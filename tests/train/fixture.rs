@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
@@ -112,6 +113,34 @@ impl Lab {
         command
     }
 
+    /// `rdpm` with `arguments`, where faults of faults.c happen.
+    pub fn faulty(&self, arguments: &[&str], faults: &[(&str, &str)]) -> Command {
+        let mut command = self.command(arguments);
+        command.env("LD_PRELOAD", faults_library());
+        command.envs(faults.iter().copied());
+        command
+    }
+
+    /// Starts `command` in the background; what it says is in the file `name`.
+    pub fn spawn_said(&self, command: &mut Command, name: &str) -> Child {
+        let said = fs::File::create(self.path(name)).expect("a file");
+        command.stdout(Stdio::null()).stderr(said);
+        command.spawn().expect("it starts")
+    }
+
+    /// Waits until `child`, which says it in the file `name`, has said `words`.
+    pub fn until_said(&self, child: &mut Child, name: &str, words: &str) {
+        self.until(words, || {
+            let said = fs::read_to_string(self.path(name)).expect("a file");
+            if said.contains(words) {
+                return true;
+            }
+            let ended = child.try_wait().expect("a state");
+            assert!(ended.is_none(), "it ended without `{words}`: {said}");
+            false
+        });
+    }
+
     /// The arguments for a new run of `stage` at `out`; a generator uses the tokenizer of the run
     /// `vae`.
     pub fn start<'a>(&self, stage: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -195,6 +224,27 @@ impl Lab {
     pub fn last_step(&self, out: &str) -> Option<u64> {
         last_step(&self.path(out).join("metrics.jsonl"))
     }
+}
+
+/// faults.c as a library.
+fn faults_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/train/faults.c");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let [made, library] = [
+            format!("faults-{}.so", std::process::id()),
+            "faults.so".to_string(),
+        ]
+        .map(|name| folder.join(name));
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O1", "-shared", "-fPIC", "-o"]);
+        let compiled = compiler.arg(&made).args([source, "-ldl"]).status();
+        assert!(compiled.expect("a C compiler").success());
+        // Another process of tests may be using it.
+        fs::rename(&made, &library).expect("in place");
+        library
+    })
 }
 
 pub fn send(signal: &str, process: u32) {

@@ -1,9 +1,14 @@
 //! Training runs of the binary: what must hold whatever happens to the process.
 
+#[cfg(target_os = "linux")]
+mod faults;
 mod fixture;
 mod launch;
+mod mpi;
 mod results;
 mod resume;
 mod seen;
+#[cfg(target_os = "linux")]
+mod soak;
 mod stops;
 mod world;

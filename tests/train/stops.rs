@@ -295,6 +295,11 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_it_works() {
     let older = "run/checkpoints/step-00000010";
     assert!(told.contains(&format!("--resume {older}")), "{told}");
     lab.run(&[GENERATOR, "--resume", older, "--steps", "14"]);
+    fs::write(lab.path("run/checkpoints/step-00000014/state.json"), "{").expect("damaged");
+    let output = lab.output(&[GENERATOR, "--resume", "run", "--or-older", "--steps", "14"]);
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains(&format!("continuing from {older}")), "{told}");
 }
 
 /// A limit on the file size simulates a full disk: both end a write in the middle.

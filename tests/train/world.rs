@@ -1,9 +1,10 @@
 //! Several processes that train together: the same bytes as one, and one end for all.
 
 use std::fs;
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rdpm::world::Port;
 
 use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, send, stderr};
 
@@ -24,8 +25,9 @@ const FOUR: [&str; 10] = [
 /// Long enough to be stopped, with a line a step.
 const LONG: [&str; 4] = ["--steps", "100000", "--set", "train_vae.log_every=1"];
 
-/// Processes that train together; those left are killed when a test fails.
-struct Ranks(Vec<Option<Child>>);
+/// Processes that train together, and the port where they meet; those left are killed when a test
+/// fails.
+struct Ranks(Vec<Option<Child>>, Option<Port>);
 
 impl Ranks {
     /// Starts `size` of them; `own` has more arguments of a rank.
@@ -35,7 +37,8 @@ impl Ranks {
         arguments: &[&'a str],
         own: impl Fn(usize) -> Vec<&'a str>,
     ) -> Self {
-        let port = free_port();
+        let reserved = Port::reserve().expect("a port");
+        let port = reserved.number();
         let variables = |rank: usize| {
             let (rank, size) = (rank.to_string(), size.to_string());
             vec![
@@ -47,7 +50,9 @@ impl Ranks {
                 ("MASTER_PORT", port.to_string()),
             ]
         };
-        Self::start_with(lab, size, arguments, own, variables)
+        let mut ranks = Self::start_with(lab, size, arguments, own, variables);
+        ranks.1 = Some(reserved);
+        ranks
     }
 
     /// With these variables of each rank.
@@ -68,7 +73,7 @@ impl Ranks {
                 .stderr(Stdio::piped());
             Some(command.spawn().expect("it starts"))
         });
-        Self(ranks.collect())
+        Self(ranks.collect(), None)
     }
 
     fn id(&self, rank: usize) -> u32 {
@@ -91,11 +96,6 @@ impl Drop for Ranks {
             let _ = child.wait();
         }
     }
-}
-
-fn free_port() -> u16 {
-    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    free.local_addr().expect("its number").port()
 }
 
 /// Runs `size` processes to their end, each of which must succeed; only the first says anything.
@@ -180,16 +180,17 @@ fn a_cache_of_latents_is_made_once_and_read_by_all() {
 #[test]
 fn every_launcher_starts_a_run() {
     let lab = Lab::new();
-    let port = free_port();
+    let reserved = Port::reserve().expect("a port");
+    let port = reserved.number();
     let launchers: [&[(&str, &str)]; 4] = [
-        // torchrun; the port itself is its own.
+        // torchrun, whose own port is the one before.
         &[
             ("RANK", "{rank}"),
             ("WORLD_SIZE", "2"),
             ("LOCAL_RANK", "{rank}"),
             ("LOCAL_WORLD_SIZE", "2"),
             ("MASTER_ADDR", "localhost"),
-            ("MASTER_PORT", "{port}"),
+            ("MASTER_PORT", "{before}"),
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
             ("TORCHELASTIC_RUN_ID", "none"),
         ],
@@ -225,6 +226,7 @@ fn every_launcher_starts_a_run() {
         let own = |rank: usize| {
             let fill = |text: &str| {
                 let text = text.replace("{rank}", &rank.to_string());
+                let text = text.replace("{before}", &(port - 1).to_string());
                 text.replace("{port}", &port.to_string())
             };
             variables

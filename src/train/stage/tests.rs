@@ -122,7 +122,8 @@ fn train(gradients: &[f32], change: impl FnOnce(&mut TrainConfig)) -> Result<End
         interrupt: Interrupt::listen()?,
         save_first: true,
         scale: Scale::Times(3),
-        timeout: None,
+        watchdog: None,
+        patience: Patience::new(Duration::ZERO),
     };
     let result = job.train(&mut stage);
     let state = job.state.clone();
