@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::estimate::RunEstimate;
 use super::generator::{GeneratorStage, Parts};
 use super::init::{Part, Start};
-use super::latents::{Cached, Latents, open_or_make};
+use super::latents::{Cached, Encoded, Latents, open_or_make};
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
@@ -68,7 +68,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let latents = match &begun.state.cache {
         None => {
             let loader = Loader::shared(source.clone(), &loading, augment, seed, index, share)?;
-            Latents::Encoded(Box::new(loader.on(&device)))
+            Latents::Encoded(Box::new(Encoded::new(loader.on(&device))))
         }
         Some(path) => {
             let meta = CacheMeta {

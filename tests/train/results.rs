@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use candle_core::{DType, Device, Tensor};
+use rdpm::store::bundle::Bundle;
 
 use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, stderr};
 
@@ -184,6 +185,31 @@ fn a_cached_run_sees_the_same_examples_and_a_stale_cache_is_refused() {
     let output = lab.output(&[&start[..], &arguments].concat());
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("stale"), "{}", stderr(&output));
+}
+
+/// All of them would get one code, and the generator would predict it without a mistake.
+#[test]
+fn latents_that_are_not_finite_end_the_run_and_name_the_image() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "1"]);
+    lab.run(&["export", "--vae", "vae", "--out", "good.safetensors"]);
+    let mut bundle = Bundle::read(&lab.path("good.safetensors")).expect("a bundle");
+    let weight = bundle.tokenizer.get_mut("encoder.conv_in.weight");
+    let weight = weight.expect("the encoder's first weight");
+    *weight = (weight.ones_like().expect("ones") * 3e38).expect("too large");
+    let bad = lab.path("bad.safetensors");
+    bundle.write(&bad, false).expect("a bundle");
+    let start = [GENERATOR, "--config", "tiny.toml", "--data", "data"];
+    for more in [&[][..], &["--cache", "latents"]] {
+        let arguments = ["--vae", "bad.safetensors", "--out", "run"];
+        let output = lab.output(&[&start[..], &arguments, more].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        for words in ["image `", "its latents are not finite", "hint: the model has diverged"] {
+            assert!(told.contains(words), "{told}");
+        }
+        fs::remove_dir_all(lab.path("run")).ok();
+    }
 }
 
 #[test]
