@@ -91,6 +91,28 @@ fn a_full_stdout_is_said_to_be_one() {
     assert!(told.contains("hint: "), "{told}");
 }
 
+/// Which of several state dicts was taken, and what of it was left out.
+#[test]
+fn what_is_not_taken_of_weights_is_said() {
+    for (name, said) in [
+        (
+            "averaged.pth",
+            "`ema` is taken, and `model` is not; to take another, save it alone: \
+             torch.save(torch.load(FILE)[\"model\"], OTHER)",
+        ),
+        (
+            "beside.pth",
+            "2 tensors are left out: `freqs_cis` has elements of type \
+             ComplexFloatStorage, which is not read",
+        ),
+    ] {
+        let output = run(&["inspect", &format!("tests/data/weights/{name}")]);
+        let told = stderr(&output);
+        assert!(output.status.success(), "{told}");
+        assert!(told.contains(&format!("{name}: {said}")), "{told}");
+    }
+}
+
 #[test]
 fn without_a_home_a_hint_says_what_to_set() {
     let line = "eval-fid --samples tests/data/images --reference tests/data/images --crop 32";
