@@ -91,6 +91,20 @@ fn a_full_stdout_is_said_to_be_one() {
     assert!(told.contains("hint: "), "{told}");
 }
 
+/// Help and version are a result too.
+#[test]
+fn a_help_that_cannot_be_written_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["sample", "-h"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = rdpm(arguments);
+        let output = command.stdout(full.expect("Linux has it")).output();
+        let output = output.expect("the binary starts");
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("cannot write to stdout: No space"), "{told}");
+    }
+}
+
 /// Which of several state dicts was taken, and what of it was left out.
 #[test]
 fn what_is_not_taken_of_weights_is_said() {
