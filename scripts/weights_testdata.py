@@ -76,6 +76,22 @@ def elements():
     return {name: torch.tensor([1, 3]).to(getattr(torch, name)) for name in names}
 
 
+def averaged():
+    """As DiT writes one: the weights, their moving average, the optimizer."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward(); optimizer.step()
+    named = lambda value: {name: torch.full_like(p, value).detach() for name, p in model.named_parameters()}
+    return dict(model=named(1.0), ema=named(2.0), opt=optimizer.state_dict(), train_steps=7)
+
+
+def beside():
+    """A network beside its optimizer, with buffers of kinds that are not read."""
+    moments = {"state": {0: {"exp_avg": torch.zeros(2)}}}
+    return dict(optimizer=moments, generator=dict(
+        w=torch.arange(2.0), freqs_cis=torch.ones(2, dtype=torch.complex64), mask=torch.eye(2).to_sparse()))
+
+
 class Evil:
     def __reduce__(self): return os.system, ("touch rdpm-pickle-ran",)
 
@@ -108,6 +124,7 @@ def main():
     save({"w": torch.nested.nested_tensor([w, w[:1]])}, "nested.pth")
     save({"w": w.to(torch.float8_e5m2fnuz)}, "fnuz.pth")
     save({"generator": {"w": w}, "discriminator": {"w": w}}, "two.pth")
+    save(averaged(), "averaged.pth"); save(beside(), "beside.pth"); save(beside(), "beside-legacy.pth", **old)
     save({"net": {"a": {"module": {"state_dict": {"module._orig_mod.w": w}}}}, "epoch": 3}, "nests.pth")
     distributed(w)
     with open(f"{OUT}/allowed-globals.txt", "w") as file:

@@ -1,6 +1,6 @@
 //! Parses the command line, runs one subcommand, sets the exit code.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,7 +22,10 @@ fn main() -> ExitCode {
     // A training step allocates again what the previous one freed. Memory returned to the system in
     // between would have to be cleared again, which costs a tenth of a small step's time.
     mi_option_set(PURGE_DELAY, -1);
-    let command_line = cli::Cli::parse();
+    let command_line = match cli::Cli::try_parse() {
+        Ok(command_line) => command_line,
+        Err(said) => return say(&said),
+    };
     match cli::run(command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -33,5 +36,18 @@ fn main() -> ExitCode {
             }
             ExitCode::from(code)
         }
+    }
+}
+
+/// Prints the help, the version, or what is wrong with the command line.
+fn say(said: &clap::Error) -> ExitCode {
+    let printed = said.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let text = format!("error: cannot write to stdout: {error}");
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(said.exit_code() as u8),
     }
 }

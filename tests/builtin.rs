@@ -144,6 +144,24 @@ fn every_command_that_takes_a_model_takes_the_built_in_one() {
     assert!(size <= 28 << 20, "{size} bytes are more than 28 MiB");
 }
 
+/// An evaluation that was stopped leaves a folder under runs/, and so does a tokenizer's training.
+#[test]
+#[cfg_attr(not(builtin_model), ignore = "there is no model in models/")]
+fn where_nothing_is_finished_the_built_in_model_is_taken_and_that_is_said() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("runs/eval-fid-1")).expect("a folder");
+    std::fs::create_dir_all(place.path("runs/vae")).expect("a folder");
+    std::fs::write(place.path("runs/vae/config.toml"), "").expect("a file");
+    let (_, log) = place.run("sample --class index:0 --num 1 --out a.npz");
+    for line in [
+        "model: the built-in one",
+        "passed over: runs/eval-fid-1 is no run",
+        "passed over: runs/vae has no checkpoint that can be read; --model runs/vae names it",
+    ] {
+        assert!(log.contains(line), "{log}");
+    }
+}
+
 #[test]
 #[cfg(not(builtin_model))]
 fn a_program_without_a_model_says_what_to_do() {
@@ -184,4 +202,26 @@ fn samples_show_their_class() {
     let report: Value = serde_json::from_str(&report).expect("JSON");
     let top1 = report["metrics"]["probe_top1"]["value"].as_f64();
     assert!(top1 >= Some(0.6), "{top1:?}");
+}
+
+/// As docs/evaluation.md fits one, to samples of two classes.
+#[test]
+#[ignore = "Inception's weights"]
+fn samples_show_their_class_to_a_probe_that_is_fitted_to_them() {
+    let place = Place::new();
+    let weights = std::env::var("RDPM_WEIGHTS").expect("RDPM_WEIGHTS names a folder");
+    for (class, index) in [("first", 0), ("second", 100)] {
+        let line = format!("sample --class index:{index} --num 8 --out set/{class}");
+        place.run(&line);
+    }
+    let inception = format!("--weights {weights}/fid_inception.safetensors");
+    place.run(&format!(
+        "fit-probe set --val set --epochs 200 --out probe.safetensors {inception}"
+    ));
+    place.run(&format!(
+        "eval-fid --samples set --probe probe.safetensors --json report.json {inception}"
+    ));
+    let report: Value = serde_json::from_slice(&place.bytes("report.json")).expect("JSON");
+    let top1 = report["metrics"]["probe_top1"]["value"].as_f64();
+    assert!(top1 >= Some(0.9), "{top1:?}");
 }

@@ -112,6 +112,42 @@ fn a_full_stdout_is_said_to_be_one() {
     assert!(told.contains("hint: "), "{told}");
 }
 
+/// Help and version are a result too.
+#[test]
+fn a_help_that_cannot_be_written_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["sample", "-h"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = rdpm(arguments);
+        let output = command.stdout(full.expect("Linux has it")).output();
+        let output = output.expect("the binary starts");
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("cannot write to stdout: No space"), "{told}");
+    }
+}
+
+/// Which of several state dicts was taken, and what of it was left out.
+#[test]
+fn what_is_not_taken_of_weights_is_said() {
+    for (name, said) in [
+        (
+            "averaged.pth",
+            "`ema` is taken, and `model` is not; to take another, save it alone: \
+             torch.save(torch.load(FILE)[\"model\"], OTHER)",
+        ),
+        (
+            "beside.pth",
+            "2 tensors are left out: `freqs_cis` has elements of type \
+             ComplexFloatStorage, which is not read",
+        ),
+    ] {
+        let output = run(&["inspect", &format!("tests/data/weights/{name}")]);
+        let told = stderr(&output);
+        assert!(output.status.success(), "{told}");
+        assert!(told.contains(&format!("{name}: {said}")), "{told}");
+    }
+}
+
 #[test]
 fn without_a_home_a_hint_says_what_to_set() {
     let line = "eval-fid --samples tests/data/images --reference tests/data/images --crop 32";

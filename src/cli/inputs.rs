@@ -7,8 +7,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::Context;
+use super::config::data_path;
 use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
-use crate::error::Result;
+use crate::error::{Error, Result, hinted};
 use crate::interrupt::Interrupt;
 use crate::ops::finite;
 use crate::sample::{Pretrained, not_finite};
@@ -18,11 +19,11 @@ use crate::telemetry::Progress;
 pub struct ImageArgs {
     /// Images, folders of images, tar shards or globs; each image is center-cropped and resized to
     /// the model's size
-    #[arg(value_name = "IMAGES", required = true)]
+    #[arg(value_name = "IMAGES", required = true, value_parser = data_path())]
     images: Vec<String>,
     /// A run folder of either stage, a bundle, a folder of `export --hf`,
     /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
-    /// newest finished run under runs/, else builtin]
+    /// newest finished train-gen run under runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// Seed of the noise; each image's noise also depends on its number
@@ -79,7 +80,7 @@ impl Inputs {
     ///
     /// Returns the number of images read and the number skipped.
     ///
-    /// Errors: any error of `work`; a signal that asks to stop.
+    /// Errors: any error of `work`; a signal that asks to stop; no image could be read.
     pub fn each(
         &self,
         what: &str,
@@ -89,7 +90,10 @@ impl Inputs {
         let kept = "nothing was written; the same command starts from scratch";
         let mut pass = self.pass(what, all.len(), 0, kept)?;
         pass.over(all, work)?;
-        Ok((pass.count, pass.skipped))
+        match pass.count {
+            0 => Err(no_image()),
+            count => Ok((count, pass.skipped)),
+        }
     }
 
     /// A pass over `total` images in pieces, `done` of which were done before; `kept` says what an
@@ -189,6 +193,14 @@ impl Pass<'_> {
         self.done += loader.skipped();
         Ok(())
     }
+}
+
+/// The error of images none of which could be read.
+pub fn no_image() -> Error {
+    hinted(
+        "no image could be read",
+        "the warnings above say why; name other images",
+    )
 }
 
 /// The model's index of each of the data's classes, if the model knows them all, so that a folder

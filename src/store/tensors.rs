@@ -25,8 +25,9 @@ pub(super) const WANTED: &str = "weights: .safetensors, or what torch.save write
 /// The tensors of `path` by name, on the CPU, in the file's types as far as candle has them (see
 /// [`elements`](super::elements)).
 ///
-/// In a `.pth`, the state dict is searched: at the top, else under `state_dict`, `model`,
-/// `params_ema` and similar keys. Reading a pickle runs no code: objects other than tensors are
+/// In a `.pth`, the state dict is searched: at the top, else under `state_dict`, `model`, `ema` and
+/// similar keys. Of several the largest is taken, and of equal ones the moving average; a warning
+/// says which. Reading a pickle runs no code: objects other than tensors are
 /// data, and anything that would be called is refused by name.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let named = read_typed(path)?.into_iter();

@@ -155,6 +155,7 @@ impl GpuGeneratorStage {
 
 impl Checkpointed for GpuGeneratorStage {
     fn metrics(&mut self) -> Result<Map<String, Value>> {
+        self.latents.check()?;
         let (norm, _, _) = self.trainer.state()?;
         let tally = self.trainer.take_tally()?;
         let tokens: f64 = tally.iter().map(|t| t.tokens).sum();

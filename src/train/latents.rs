@@ -20,6 +20,9 @@ use crate::ops::finite;
 use crate::sample::not_finite;
 use crate::telemetry::Progress;
 
+/// Micro-batches whose latents a GPU has made before the host looks at them, for which it waits.
+const CHECKED_TOGETHER: usize = 32;
+
 /// A micro-batch of the generator.
 pub struct LatentBatch {
     /// [B,h,w,d] f32
@@ -30,27 +33,81 @@ pub struct LatentBatch {
 }
 
 pub enum Latents {
-    /// Batches of images on the model's device, of a micro-batch's size.
-    Encoded(Box<Loader>),
+    Encoded(Box<Encoded>),
     Cached(Box<Cached>),
 }
 
 impl Latents {
     /// The next micro-batch, on `device`.
+    ///
+    /// Errors: an image's latents are not finite; on a GPU, also those of an earlier micro-batch.
     pub fn next(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<LatentBatch> {
         let wait = info_span!("data wait");
         match self {
-            Latents::Encoded(loader) => {
-                let batch = wait.in_scope(|| loader.next());
-                let batch = batch.context("the loader has ended")??;
-                Ok(LatentBatch {
-                    v: info_span!("encode").in_scope(|| tokenizer.encode(&batch.images))?,
-                    labels: batch.labels,
-                    indices: batch.indices,
-                })
-            }
+            Latents::Encoded(encoded) => encoded.next(tokenizer),
             Latents::Cached(cached) => wait.in_scope(|| cached.next(device)),
         }
+    }
+
+    /// Looks at the micro-batches that [`Latents::next`] gave and has not looked at; waits for the
+    /// GPU.
+    ///
+    /// Errors: as of [`Latents::next`].
+    #[cfg(feature = "cuda")]
+    pub fn check(&mut self) -> Result<()> {
+        match self {
+            Latents::Encoded(encoded) => encoded.check(),
+            Latents::Cached(_) => Ok(()),
+        }
+    }
+}
+
+/// Images that the tokenizer encodes when they are asked for.
+pub struct Encoded {
+    /// Batches of images on the model's device, of a micro-batch's size.
+    loader: Loader,
+    /// Of micro-batches that nobody has looked at: [B], 0 where an image's latents are finite and
+    /// NaN where they are not, and the images' names.
+    unchecked: Vec<(Tensor, Vec<String>)>,
+}
+
+impl Encoded {
+    pub fn new(loader: Loader) -> Self {
+        let unchecked = Vec::new();
+        Self { loader, unchecked }
+    }
+
+    fn next(&mut self, tokenizer: &Tokenizer) -> Result<LatentBatch> {
+        let batch = info_span!("data wait").in_scope(|| self.loader.next());
+        let batch = batch.context("the loader has ended")??;
+        let v = info_span!("encode").in_scope(|| tokenizer.encode(&batch.images))?;
+        let zeros = v.detach().flatten_from(1)?.affine(0.0, 0.0)?.sum(1)?;
+        self.unchecked.push((zeros, batch.names));
+        let together = match v.device().is_cpu() {
+            true => 1,
+            false => CHECKED_TOGETHER,
+        };
+        if self.unchecked.len() >= together {
+            self.check()?;
+        }
+        Ok(LatentBatch {
+            v,
+            labels: batch.labels,
+            indices: batch.indices,
+        })
+    }
+
+    /// Latents that are not finite would all get one code, which a generator learns to perfection.
+    fn check(&mut self) -> Result<()> {
+        for (zeros, names) in self.unchecked.drain(..) {
+            if let Some(row) = finite::first_bad_row(&zeros)? {
+                return Err(not_finite(
+                    &format!("image `{}`", names[row]),
+                    "its latents",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::estimate::RunEstimate;
 use super::generator::{GeneratorStage, Parts};
 use super::init::{Part, Start};
-use super::latents::{Cached, Latents, open_or_make};
+use super::latents::{Cached, Encoded, Latents, open_or_make};
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
@@ -68,7 +68,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     let latents = match &begun.state.cache {
         None => {
             let loader = Loader::shared(source.clone(), &loading, augment, seed, index, share)?;
-            Latents::Encoded(Box::new(loader.on(&device)))
+            Latents::Encoded(Box::new(Encoded::new(loader.on(&device))))
         }
         Some(path) => {
             let meta = CacheMeta {
@@ -119,7 +119,12 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
 }
 
 /// An estimate of what the run would need; see [`RunEstimate`].
+///
+/// Errors: also those of weights to start from that cannot be read.
 pub fn estimate(request: &Request, options: &Options) -> Result<RunEstimate> {
+    let init = options.init.as_deref();
+    init.map(|path| Start::read(path, Part::Generator))
+        .transpose()?;
     let mut config = request.config.clone();
     inherit_tokenizer_config(&mut config, &frozen(request, options)?.config);
     let source = training_source(&config, &request.world, request.skip_bad)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use candle_core::{DType, Device, Tensor};
+use rdpm::store::bundle::Bundle;
 
 use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, stderr};
 
@@ -186,6 +187,35 @@ fn a_cached_run_sees_the_same_examples_and_a_stale_cache_is_refused() {
     assert!(stderr(&output).contains("stale"), "{}", stderr(&output));
 }
 
+/// All of them would get one code, and the generator would predict it without a mistake.
+#[test]
+fn latents_that_are_not_finite_end_the_run_and_name_the_image() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "1"]);
+    lab.run(&["export", "--vae", "vae", "--out", "good.safetensors"]);
+    let mut bundle = Bundle::read(&lab.path("good.safetensors")).expect("a bundle");
+    let weight = bundle.tokenizer.get_mut("encoder.conv_in.weight");
+    let weight = weight.expect("the encoder's first weight");
+    *weight = (weight.ones_like().expect("ones") * 3e38).expect("too large");
+    let bad = lab.path("bad.safetensors");
+    bundle.write(&bad, false).expect("a bundle");
+    let start = [GENERATOR, "--config", "tiny.toml", "--data", "data"];
+    for more in [&[][..], &["--cache", "latents"]] {
+        let arguments = ["--vae", "bad.safetensors", "--out", "run"];
+        let output = lab.output(&[&start[..], &arguments, more].concat());
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        for words in [
+            "image `",
+            "its latents are not finite",
+            "hint: the model has diverged",
+        ] {
+            assert!(told.contains(words), "{told}");
+        }
+        fs::remove_dir_all(lab.path("run")).ok();
+    }
+}
+
 #[test]
 fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
     let lab = Lab::new();
@@ -203,6 +233,13 @@ fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
             assert!(told.contains(word), "{word}: {told}");
         }
         assert!(!lab.path("none").exists());
+        let output = lab.output(&lab.start(stage, "none", &["--dry-run", "--init", "absent.pth"]));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("absent.pth"),
+            "{}",
+            stderr(&output)
+        );
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn read_zip(path: &Path) -> Result<Named> {
     }
     let text = member(suffix, size.clamp(SMALL_PICKLE, MOST_PICKLE))?.unwrap_or_default();
     let (mut pickle, _) = machine::load(&text).map_err(|e| in_file(path, e))?;
-    let tensors = pickle.state_dict().map_err(|e| in_file(path, e))?;
+    let tensors = state_dict(path, &mut pickle)?;
     // Storages are uncompressed, so none is larger than the file.
     collect(path, size, tensors, |key| {
         member(&format!("data/{key}"), size)?
@@ -115,7 +115,7 @@ pub(super) fn read_legacy(path: &Path) -> Result<Named> {
     if system.flag("little_endian") == Some(false) {
         return Err(damaged(path, "its numbers are big-endian"));
     }
-    let tensors = object.state_dict().map_err(|e| in_file(path, e))?;
+    let tensors = state_dict(path, &mut object)?;
     let storages = legacy_storages(&map, at, &keys, &object)
         .ok_or_else(|| damaged(path, "it ends before its last storage"))?;
     collect(path, map.len() as u64, tensors, |key| {
@@ -172,6 +172,15 @@ fn collect<'a>(
         }
     }
     Ok(made)
+}
+
+/// The tensors of the state dict; warns of what else there is to know.
+fn state_dict(path: &Path, pickle: &mut Pickle) -> Result<Vec<(String, TensorRef)>> {
+    let found = pickle.state_dict().map_err(|e| in_file(path, e))?;
+    for note in found.notes {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    Ok(found.tensors)
 }
 
 fn in_file(path: &Path, refusal: Refusal) -> Error {

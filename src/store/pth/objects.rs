@@ -31,14 +31,18 @@ pub(super) fn broken<T>(what: &str) -> Outcome<T> {
     refuse(format!("its pickle {what}"), BROKEN)
 }
 
-/// Keys under which a training checkpoint may hold its state dict.
-const WRAPPERS: [&str; 8] = [
+/// Keys under which a training checkpoint may hold its state dict. Of several the one with the most
+/// tensors is taken, and of equal ones the first: the moving average, as `--init` does of a run.
+const WRAPPERS: [&str; 11] = [
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "params_ema",
     "state_dict",
     "model_state_dict",
     "model",
-    "params_ema",
     "params",
-    "ema",
     "module",
     "net",
 ];
@@ -256,14 +260,29 @@ impl Pickle {
     /// The named tensors of the state dict, wherever it is; for a TorchScript module, the tensors
     /// of its parts, by path.
     ///
-    /// Errors: there is no state dict, or more than one; one of its tensors is of a kind that is
-    /// not read.
-    pub(super) fn state_dict(&mut self) -> Outcome<Vec<(String, TensorRef)>> {
+    /// Errors: there is no state dict, or more than one; none of its tensors is of a kind that is
+    /// read.
+    pub(super) fn state_dict(&mut self) -> Outcome<StateDict> {
         if let Object::Module(_) = self.get(self.root) {
-            return Ok(self.module_tensors());
+            return Ok(StateDict {
+                tensors: self.module_tensors(),
+                notes: Vec::new(),
+            });
         }
+        let mut notes = Vec::new();
         let found = match &self.find(self.root, 0, &mut HashSet::new())[..] {
-            [one] => one.id,
+            [one] => {
+                if !one.others.is_empty() {
+                    notes.push(format!(
+                        "`{}` is taken, and `{}` is not; to take another, save it alone: \
+                         torch.save(torch.load(FILE)[\"{}\"], OTHER)",
+                        one.path,
+                        one.others.join("`, `"),
+                        one.others[0].replace('.', "\"][\"")
+                    ));
+                }
+                one.id
+            }
             [] => return refuse("it holds no named tensors", WANTED),
             several => {
                 let names: Vec<String> = several.iter().map(|f| format!("`{}`", f.path)).collect();
@@ -276,31 +295,35 @@ impl Pickle {
         let Object::Dict(items) = self.get(found) else {
             return broken("has no dict where one was found");
         };
-        let mut named = Vec::new();
+        let (mut tensors, mut unread) = (Vec::new(), Vec::new());
         for (key, value) in items {
             let Some(name) = self.text(*key) else {
                 continue;
             };
             match self.get(*value) {
-                Object::Tensor(tensor) => {
-                    if let Elements::Unread(kind, _) = &tensor.elements {
-                        return refuse(
-                            format!("`{name}` has elements of type {kind}, which is not read"),
-                            "save it as float32, or leave it out of what you save",
-                        );
-                    }
-                    named.push((name.to_string(), tensor.clone()));
-                }
-                Object::Unread(unread) => {
-                    return refuse(
-                        format!("`{name}` is {}, which is not read", unread.what),
-                        unread.remedy,
-                    );
-                }
+                Object::Tensor(tensor) => match &tensor.elements {
+                    Elements::Read(_) => tensors.push((name.to_string(), tensor.clone())),
+                    Elements::Unread(kind, _) => unread.push(Refusal {
+                        what: format!("`{name}` has elements of type {kind}, which is not read"),
+                        hint: "save it as float32, or leave it out of what you save",
+                    }),
+                },
+                Object::Unread(kind) => unread.push(Refusal {
+                    what: format!("`{name}` is {}, which is not read", kind.what),
+                    hint: kind.remedy,
+                }),
                 _ => {}
             }
         }
-        Ok(named)
+        // A buffer that nobody needs may stand beside the weights.
+        let count = unread.len();
+        match unread.into_iter().next() {
+            Some(first) if tensors.is_empty() => return Err(first),
+            Some(first) if count == 1 => notes.push(format!("{}: left out", first.what)),
+            Some(first) => notes.push(format!("{count} tensors are left out: {}", first.what)),
+            None => {}
+        }
+        Ok(StateDict { tensors, notes })
     }
 
     /// The tensors of the root module and its parts, `part.part.name`. Each part is visited once.
@@ -334,47 +357,80 @@ impl Pickle {
         let Object::Dict(items) = self.get(id) else {
             return Vec::new();
         };
-        if depth > DEEPEST || !seen.insert(id) {
+        let has = |wanted: &str| items.iter().any(|(key, _)| self.text(*key) == Some(wanted));
+        let is_optimizer = has("state") && has("param_groups");
+        if is_optimizer || depth > DEEPEST || !seen.insert(id) {
             return Vec::new();
         }
         let under = |name: &str, mut found: Vec<Found>| {
-            for one in &mut found {
-                one.path = match one.path.as_str() {
+            for path in found.iter_mut().flat_map(Found::paths) {
+                *path = match path.as_str() {
                     "" => name.to_string(),
                     path => format!("{name}.{path}"),
                 };
             }
             found
         };
+        let mut wrapped: Vec<Vec<Found>> = Vec::new();
         for wrapper in WRAPPERS {
-            let wrapped = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper));
-            if let Some((_, value)) = wrapped {
-                let found = self.find(*value, depth + 1, seen);
-                if !found.is_empty() {
-                    return under(wrapper, found);
-                }
-            }
+            let item = items.iter().find(|(k, _)| self.text(*k) == Some(wrapper));
+            let found = item.map(|(_, value)| self.find(*value, depth + 1, seen));
+            let found = found.filter(|found| !found.is_empty());
+            wrapped.extend(found.map(|found| under(wrapper, found)));
         }
-        let named = |(k, v): &(Id, Id)| {
+        let size = |found: &Vec<Found>| found.iter().map(|one| one.tensors).sum::<usize>();
+        // The first of those of the same size.
+        let most = (0..wrapped.len()).rev().max_by_key(|i| size(&wrapped[*i]));
+        if let Some(most) = most {
+            let mut taken = wrapped.swap_remove(most);
+            let others = wrapped.into_iter().flatten().map(|other| other.path);
+            if let Some(first) = taken.first_mut() {
+                first.others.extend(others);
+            }
+            return taken;
+        }
+        let named = |(k, v): &&(Id, Id)| {
             let tensor = matches!(self.get(*v), Object::Tensor(_) | Object::Unread(_));
             tensor && self.text(*k).is_some()
         };
-        if items.iter().any(named) {
-            let path = String::new();
-            return vec![Found { id, path }];
+        let tensors = items.iter().filter(named).count();
+        if tensors > 0 {
+            return vec![Found {
+                id,
+                tensors,
+                path: String::new(),
+                others: Vec::new(),
+            }];
         }
-        let below = |(key, value): &(Id, Id)| {
-            let name = self.text(*key).unwrap_or("?");
-            under(name, self.find(*value, depth + 1, seen))
+        // An optimizer's state has numbers for keys.
+        let below = |(key, value): &(Id, Id)| match self.text(*key) {
+            Some(name) => under(name, self.find(*value, depth + 1, seen)),
+            None => Vec::new(),
         };
         items.iter().flat_map(below).collect()
     }
 }
 
+/// The tensors of a file, and what there is to say of it.
+pub(super) struct StateDict {
+    pub tensors: Vec<(String, TensorRef)>,
+    pub notes: Vec<String>,
+}
+
 /// A dict of tensors, and the keys that lead to it.
 struct Found {
     id: Id,
+    /// How many of them.
+    tensors: usize,
     path: String,
+    /// The keys that lead to others, which are not taken.
+    others: Vec<String>,
+}
+
+impl Found {
+    fn paths(&mut self) -> impl Iterator<Item = &mut String> {
+        std::iter::once(&mut self.path).chain(&mut self.others)
+    }
 }
 
 /// Maximum nesting depth of a state dict.

@@ -174,6 +174,25 @@ fn tensors_that_are_no_plain_arrays_are_refused_by_name() {
     }
 }
 
+/// Of the weights and their moving average the average is taken, as of a run.
+#[test]
+fn the_moving_average_is_taken() -> Result<()> {
+    let found = read(&data("averaged.pth"))?;
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["bias", "weight"]);
+    assert_eq!(values(&found["weight"])?, [2., 2.]);
+    Ok(())
+}
+
+#[test]
+fn neither_an_optimizer_nor_a_buffer_that_is_not_read_gets_in_the_way() -> Result<()> {
+    for name in ["beside.pth", "beside-legacy.pth"] {
+        let found = read(&data(name))?;
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["w"], "{name}");
+        assert_eq!(values(&found["w"])?, [0., 1.], "{name}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_state_dict_is_found_in_nests_and_a_network_without_its_wrappers_names() -> Result<()> {
     let named = read(&data("nests.pth"))?;
