@@ -20,7 +20,6 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/train.rs", TRAINING),
     ("src/cli/config.rs", TRAINING),
     ("src/cli/inputs.rs", ENCODING),
-    ("src/cli/sample.rs", &["sample"]),
     // The command line that draws the same.
     ("src/serve/request.rs", &["sample"]),
     ("src/serve", &["serve"]),
