@@ -34,7 +34,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/train/latents.rs", &["train-gen"]),
     ("src/train", TRAINING),
     ("src/config", TRAINING),
-    ("src/data/latent_cache.rs", &["train-gen"]),
+    ("src/data/latent_cache", &["train-gen"]),
     ("src/data/pack", &["pack"]),
     (
         "src/data",
