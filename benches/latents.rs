@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use rdpm::config::Crop;
-use rdpm::data::latent_cache::{CacheMeta, LatentCache};
+use rdpm::data::latent_cache::{CacheMeta, LatentCache, Maker};
 use rdpm::data::latent_loader::{LatentLoader, LatentOrder};
 use rdpm::data::{Augment, Order};
 use rdpm::error::{Context, Result, report, usage};
@@ -48,9 +48,10 @@ fn run() -> Result<()> {
             "name one on the disk to be timed: cargo bench --bench latents -- DIR",
         )
     })?;
-    let path = Path::new(&folder).join("rdpm-bench-latents.safetensors");
+    let path = Path::new(&folder).join("rdpm-bench-latents");
     let timed = time(&path);
-    std::fs::remove_file(&path).with_context(|| format!("could not remove {}", path.display()))?;
+    std::fs::remove_dir_all(&path)
+        .with_context(|| format!("could not remove {}", path.display()))?;
     timed
 }
 
@@ -64,11 +65,24 @@ fn time(path: &Path) -> Result<()> {
     };
     let [h, w, d] = SHAPE;
     let block = Tensor::rand(0f32, 1f32, (BLOCK, h, w, d), &Device::Cpu)?.to_dtype(DType::BF16)?;
-    let blocks = (0..IMAGES / BLOCK).map(|_| Ok((block.clone(), vec![0; BLOCK])));
-    drop(LatentCache::create(path, &meta, blocks)?);
+    let begun = Maker::begin(path, &meta, IMAGES, None)?;
+    let (maker, parts) = begun.context("there is a cache")?;
+    for part in parts {
+        let blocks = maker.range(part).len() / BLOCK;
+        maker.write(
+            part,
+            (0..blocks).map(|_| Ok((block.clone(), vec![0; BLOCK]))),
+        )?;
+    }
+    maker.finish()?;
     for seed in 0..2 {
-        // Opening it reads all of it once.
+        // The second time all of it is in memory.
+        let begin = Instant::now();
         let cache = LatentCache::open(path, &meta)?;
+        println!("opened in {:.1} ms", 1e3 * begin.elapsed().as_secs_f64());
+        if seed == 1 {
+            cache.verify()?;
+        }
         let emptied = seed == 0 && std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok();
         let order = LatentOrder {
             order: Order::new(seed, IMAGES),

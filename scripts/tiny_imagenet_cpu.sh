@@ -25,7 +25,7 @@ vae=(--config tiny-imagenet-64 --data "$data/train-*.tar*" --val "$data/val-*.ta
   --set tokenizer.ch=32 --set tokenizer.num_res_blocks=1 --set loss.disc_start=100 --set loss.disc_ramp=50
   --set train_vae.batch_size=8 --set train_vae.lr=1e-3 --set train_vae.warmup_steps=20 --set train_vae.ema_decay=0.97
   --set train_vae.log_every=10 --set train_vae.image_every=100)
-gen=(--config tiny-imagenet-64 --data "$data/train-*.tar*" --vae "$out/vae" --cache "$out/latents.safetensors" --steps 200
+gen=(--config tiny-imagenet-64 --data "$data/train-*.tar*" --vae "$out/vae" --cache "$out/latents" --steps 200
   --set generator.depth=4 --set generator.width=256 --set generator.heads=4
   --set train_gen.batch_size=16 --set train_gen.warmup_steps=20 --set train_gen.ema_decay=0.97
   --set train_gen.log_every=10 --set train_gen.image_every=100)

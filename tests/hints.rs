@@ -20,7 +20,6 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/train.rs", TRAINING),
     ("src/cli/config.rs", TRAINING),
     ("src/cli/inputs.rs", ENCODING),
-    ("src/cli/sample.rs", &["sample"]),
     // The command line that draws the same.
     ("src/serve/request.rs", &["sample"]),
     ("src/serve", &["serve"]),
@@ -35,7 +34,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/train/latents.rs", &["train-gen"]),
     ("src/train", TRAINING),
     ("src/config", TRAINING),
-    ("src/data/latent_cache.rs", &["train-gen"]),
+    ("src/data/latent_cache", &["train-gen"]),
     ("src/data/pack", &["pack"]),
     (
         "src/data",

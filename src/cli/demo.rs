@@ -85,6 +85,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let options = start_generator::Options {
         vae: generator.resume.is_none().then(|| vae.clone()),
         cache: Some(place.at("latents.cache")),
+        cache_part: None,
         init: None,
     };
     let run = start_generator::train(&generator, &options).map_err(again)?;

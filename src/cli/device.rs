@@ -80,6 +80,35 @@ impl DeviceChoice {
     }
 }
 
+impl DeviceChoice {
+    /// The choice of process number `rank` of `size` on this machine: the GPU of its number, where
+    /// they see several and none was named. A launcher that gives each process a GPU of its own
+    /// shows it that one alone. Never `Auto`.
+    ///
+    /// Errors: fewer GPUs than processes.
+    #[cfg(feature = "cuda")]
+    pub fn of_rank(self, rank: usize, size: usize) -> Result<Self> {
+        let found = self.resolve()?;
+        if found != DeviceChoice::Cuda(0) {
+            return Ok(found);
+        }
+        match crate::ops::cuda::driver::gpus()? {
+            0 | 1 => Ok(found),
+            gpus if gpus >= size => Ok(DeviceChoice::Cuda(rank)),
+            gpus => Err(hinted(
+                format!("{size} processes on this machine, which has {gpus} GPUs"),
+                "start one process for each GPU, or compute with --device cpu",
+            )),
+        }
+    }
+
+    /// The choice of process number `rank` of `size` on this machine. Never `Auto`.
+    #[cfg(not(feature = "cuda"))]
+    pub fn of_rank(self, _rank: usize, _size: usize) -> Result<Self> {
+        self.resolve()
+    }
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device> {
     use crate::ops::cuda::driver;

@@ -1,5 +1,4 @@
-//! `rdpm launch`: starts a training command in several processes, and sees to it that they end
-//! together.
+//! `rdpm launch`: starts a command in several processes, and sees to it that they end together.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -13,7 +12,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::{Cli, Context};
+use super::{Cli, Context, Shared};
 use crate::error::{Context as _, Result, hinted, interrupted, usage};
 use crate::interrupt::is_ignored;
 use crate::store::digest::hex;
@@ -28,7 +27,7 @@ const NOTICE: Duration = Duration::from_secs(3);
 /// And how long after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Start a training command in several processes that train one run together
+/// Start a command in several processes that train one run, or divide samples
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Processes on this machine
@@ -45,11 +44,11 @@ pub struct Args {
     /// random word on all machines
     #[arg(long, value_name = "HOST:PORT")]
     master: Option<String>,
-    /// Start all processes again, at most K times, when one fails; the command must have --out DIR
-    /// --resume auto
+    /// Start all processes again, at most K times, when one fails; a command that trains must have
+    /// --out DIR --resume auto
     #[arg(long, value_name = "K", default_value_t = 0)]
     restarts: u32,
-    /// The command: train-vae or train-gen with its options
+    /// The command: train-vae, train-gen, sample or eval-fid with its options
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -80,11 +79,21 @@ impl Args {
             .into_iter()
             .chain(self.command.iter().map(String::as_str));
         let parsed = Cli::try_parse_from(words).unwrap_or_else(|error| error.exit());
-        let Some(train) = parsed.command.training() else {
-            return Err(usage(
-                format!("rdpm {} is one process", self.command[0]),
-                "rdpm launch starts train-vae or train-gen",
-            ));
+        let goes_on = match parsed.command.shared() {
+            Some(Shared::Training(train)) => train.is_auto(),
+            Some(Shared::Samples { part: None }) => true,
+            Some(Shared::Samples { part: Some(_) }) => {
+                return Err(usage(
+                    "one part for all processes: each would do the same work",
+                    "leave the part out: processes that start together divide the work themselves",
+                ));
+            }
+            None => {
+                return Err(usage(
+                    format!("rdpm {} is one process", self.command[0]),
+                    "rdpm launch starts train-vae, train-gen, sample or eval-fid",
+                ));
+            }
         };
         if self.node_rank >= self.nnodes {
             return Err(usage(
@@ -98,7 +107,7 @@ impl Args {
                 "set RDPM_TOKEN to the same long random word on all machines",
             ));
         }
-        if self.restarts > 0 && !train.is_auto() {
+        if self.restarts > 0 && !goes_on {
             return Err(usage(
                 "--restarts for a command that does not go on with its run",
                 format!("as rdpm {} --out DIR --resume auto does", self.command[0]),

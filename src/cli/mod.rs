@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod launch;
 pub mod man;
 pub mod pack;
+mod part;
 pub mod reconstruct;
 pub mod report;
 pub mod sample;
@@ -38,8 +39,9 @@ use candle_core::Device;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::error::{Result, hinted, usage};
+use crate::interrupt::Interrupt;
 use crate::telemetry;
-use crate::world::{Place, World};
+use crate::world::{Place, Work, World};
 
 pub use config::ConfigArgs;
 pub use device::DeviceChoice;
@@ -93,12 +95,21 @@ subcommands! {
     Man => man,
 }
 
+/// A command that several processes share, if a launcher starts it in several.
+enum Shared<'a> {
+    /// They train one run.
+    Training(&'a train::TrainArgs),
+    /// They divide samples; a command with --part does its own without the others.
+    Samples { part: Option<part::Part> },
+}
+
 impl Command {
-    /// The options of a command that trains.
-    fn training(&self) -> Option<&train::TrainArgs> {
+    fn shared(&self) -> Option<Shared<'_>> {
         match self {
-            Command::TrainVae(args) => Some(&args.train),
-            Command::TrainGen(args) => Some(&args.train),
+            Command::TrainVae(args) => Some(Shared::Training(&args.train)),
+            Command::TrainGen(args) => Some(Shared::Training(&args.train)),
+            Command::Sample(args) => Some(Shared::Samples { part: args.part }),
+            Command::EvalFid(args) => Some(Shared::Samples { part: args.part }),
             _ => None,
         }
     }
@@ -169,7 +180,36 @@ impl Context {
                 "train on one GPU in one process, without a launcher, or with --device cpu in several",
             ));
         }
-        World::join(&place)
+        World::join(&place, Work::TRAINING)
+    }
+
+    /// Runs `body` together with the processes that a launcher started, each of them on the GPU of
+    /// its number if they see several; without a launcher, or with `alone`, this one is alone.
+    ///
+    /// Errors: those of `body` at any of them; more processes on this machine than GPUs.
+    pub fn share(
+        &self,
+        alone: bool,
+        work: Work,
+        body: impl FnOnce(&Context, &World) -> Result<()>,
+    ) -> Result<()> {
+        let place = match alone {
+            true => None,
+            false => Place::of_environment()?,
+        };
+        let Some(place) = place else {
+            return body(self, &World::alone());
+        };
+        let own = Self {
+            device: self.device.of_rank(place.local_rank, place.local_size)?,
+            ..self.clone()
+        };
+        World::join(&place, work)?.run(|world| {
+            // A signal before the first samples lets all ranks stop together after them.
+            let _listening = Interrupt::listen()?;
+            body(&own, world)?;
+            world.part()
+        })
     }
 
     /// What --device asks for.
@@ -181,8 +221,12 @@ impl Context {
 /// Sets up threads, log and trace, then runs the subcommand on a thread with a deep stack.
 pub fn run(cli: Cli) -> Result<()> {
     // What is wrong with a launcher's variables is said where they matter.
-    let trains = cli.command.training().is_some();
-    let place = trains.then(Place::of_environment);
+    let together = match cli.command.shared() {
+        Some(Shared::Training(_)) => true,
+        Some(Shared::Samples { part }) => part.is_none(),
+        None => false,
+    };
+    let place = together.then(Place::of_environment);
     let place = place.and_then(|found| found.ok().flatten());
     let local = match &cli.command {
         // What it starts takes the number from the environment.
@@ -216,7 +260,7 @@ pub fn run(cli: Cli) -> Result<()> {
 const MOST_THREADS: usize = 1024;
 
 /// Sets the number of threads of rayon's pool and of gemm's splits, and returns it: unless it is
-/// given, the processor's share of one of `local` processes that train together on this machine.
+/// given, the processor's share of one of `local` processes that work together on this machine.
 /// candle's own pool, whose threads spin at barriers, gets one thread.
 ///
 /// Errors: more than [`MOST_THREADS`].

@@ -17,10 +17,14 @@ pub struct Args {
     /// moving average (EMA) is used
     #[arg(long, value_name = "RUN|BUNDLE", required_unless_present = "resume")]
     vae: Option<PathBuf>,
-    /// Keep latents in FILE: written at the start if it is missing (each image and its mirror
-    /// image, encoded once, in bf16), and read from then on
-    #[arg(long, value_name = "FILE")]
+    /// Keep latents in the folder DIR: made at the start if it is missing, part by part (each image
+    /// and its mirror image, encoded once, in bf16), and read from then on
+    #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Images of a part of the cache, which is made whole or not at all [default: 8192, or 1/512 of
+    /// the images if that is more]
+    #[arg(long, value_name = "N", requires = "cache", value_parser = clap::value_parser!(u32).range(1..))]
+    cache_part: Option<u32>,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
@@ -35,6 +39,7 @@ fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
     let options = Options {
         vae: args.vae.clone().filter(|_| !has_begun),
         cache: args.cache.clone(),
+        cache_part: args.cache_part.map(|n| n as usize),
         init: args.train.init(&request)?.map(Path::to_path_buf),
     };
     if args.train.dry_run {

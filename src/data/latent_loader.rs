@@ -184,8 +184,7 @@ impl Plan {
         for (n, out) in (first..).zip(bytes.chunks_exact_mut(size)) {
             let place = self.order.order.place(n);
             let flipped = self.order.augment.flips(self.order.seed, n);
-            self.cache.read(place, flipped, out)?;
-            labels.push(self.cache.label(place));
+            labels.push(self.cache.read(place, flipped, out)?);
         }
         Ok(Piece { bytes, labels })
     }
@@ -278,14 +277,15 @@ mod tests {
     #[test]
     fn a_cache_that_is_cut_while_it_is_read_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("latents-4-0-2");
+        let path = "latents-4-0-2/part-00001.safetensors";
+        let path = folder.path().join(path);
         let mut loader = loader(folder.path(), 4, 0, 2);
         let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.set_len(1100).unwrap();
+        file.set_len(1030).unwrap();
         let error = (0..100).find_map(|_| loader.next_batch().err()).unwrap();
         let text = crate::error::report(&error).0;
         assert!(
-            text.contains("latents-4-0-2") && text.contains("shorter"),
+            text.contains("part-00001.safetensors: ") && text.contains("remove this file"),
             "{text}"
         );
     }

@@ -77,7 +77,7 @@ pub(super) fn unprinted(text: &str) -> Vec<u8> {
             }
             None => {
                 let length = next.len_utf8();
-                bytes.extend_from_slice(rest[..length].as_bytes());
+                bytes.extend_from_slice(&rest.as_bytes()[..length]);
                 length
             }
         };

@@ -68,23 +68,28 @@ impl<'a> Collector<'a> {
         self.count
     }
 
-    /// Computes and keeps the features of `images`, and returns them, one matrix per tap.
-    pub fn images(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
+    /// The features of `images`, the next of the set, one matrix per tap; they are kept by
+    /// [`Collector::rows`].
+    pub fn features(&mut self, images: &[RgbImage]) -> Result<Vec<Rows>> {
+        self.first(images);
+        let pixels = &mut self.pixels;
+        // Hashing takes as long as a GPU's features.
+        std::thread::scope(|scope| {
+            scope.spawn(|| images.iter().for_each(|image| pixels.add(image)));
+            features(self.networks, images)
+        })
+    }
+
+    /// Takes note of `images`, the next of the set, whose features another process computes.
+    pub fn see(&mut self, images: &[RgbImage]) {
+        self.first(images);
+        images.iter().for_each(|image| self.pixels.add(image));
+    }
+
+    fn first(&mut self, images: &[RgbImage]) {
         if let Some(first) = images.first() {
             self.size.get_or_insert(first.dimensions());
         }
-        let pixels = &mut self.pixels;
-        // Hashing takes as long as a GPU's features.
-        let features = std::thread::scope(|scope| {
-            scope.spawn(|| images.iter().for_each(|image| pixels.add(image)));
-            let mut features = Vec::new();
-            for network in self.networks {
-                features.extend(network.features(images)?);
-            }
-            Ok::<_, crate::error::Error>(features)
-        })?;
-        self.rows(&features)?;
-        Ok(features)
     }
 
     /// Keeps known features, one matrix per tap.
@@ -109,6 +114,13 @@ impl<'a> Collector<'a> {
             taps: self.taps,
         }
     }
+}
+
+/// The features of `images`, one matrix per tap of all `networks`.
+pub fn features(networks: &[Box<dyn FeatureNetwork>], images: &[RgbImage]) -> Result<Vec<Rows>> {
+    let of_each = networks.iter().map(|network| network.features(images));
+    let of_each = of_each.collect::<Result<Vec<_>>>()?;
+    Ok(of_each.into_iter().flatten().collect())
 }
 
 /// Refuses features with a row that is not finite; the rows belong to the images from number

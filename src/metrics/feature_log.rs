@@ -6,7 +6,8 @@
 //! an interruption, complete rows are kept.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -39,27 +40,9 @@ impl FeatureLog {
         identity: &Value,
         networks: &[Box<dyn FeatureNetwork>],
     ) -> Result<Self> {
-        let failed = || format!("cannot use the folder {}", folder.display());
-        fs::create_dir_all(folder).with_context(failed)?;
+        fs::create_dir_all(folder).with_context(|| unusable(folder))?;
         let lock = lock(folder, "--work")?;
-        let path = folder.join("identity.json");
-        let text = serde_json::to_string_pretty(identity)?;
-        match fs::read_to_string(&path) {
-            Ok(found) if found == text => {}
-            // Features without an identity may belong to any samples.
-            Err(e)
-                if e.kind() == ErrorKind::NotFound
-                    && !has_features(folder).with_context(failed)? =>
-            {
-                atomic::write_file(&path, text.as_bytes())?
-            }
-            _ => {
-                return Err(hinted(
-                    format!("{}: features of other samples", folder.display()),
-                    "choose another folder with --work, or remove it",
-                ));
-            }
-        }
+        claim(folder, identity)?;
         let mut taps = Vec::new();
         for network in networks {
             for tap in network.taps() {
@@ -108,26 +91,71 @@ impl FeatureLog {
         mut take: impl FnMut(&[Rows]) -> Result<()>,
     ) -> Result<()> {
         let all = self.count().min(limit);
-        let failed = || format!("cannot read {}", self.folder.display());
-        for tap in &mut self.taps {
-            tap.file.seek(SeekFrom::Start(0)).with_context(failed)?;
-        }
         for start in (0..all).step_by(batch) {
-            let count = batch.min(all - start);
-            let mut features = Vec::with_capacity(self.taps.len());
-            for tap in &mut self.taps {
-                let mut bytes = vec![0; count * tap.width * 4];
-                tap.file.read_exact(&mut bytes).with_context(failed)?;
-                let (values, _) = bytes.as_chunks::<4>();
-                features.push(Rows {
-                    width: tap.width,
-                    values: values.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                });
-            }
-            take(&features)?;
+            take(&self.rows(start, batch.min(all - start))?)?;
         }
         Ok(())
     }
+
+    /// The features of the `count` samples from `first` on, one matrix per tap.
+    ///
+    /// Errors: they are not known.
+    pub fn rows(&self, first: usize, count: usize) -> Result<Vec<Rows>> {
+        let of_tap = |tap: &Known| {
+            let mut bytes = vec![0; count * tap.width * 4];
+            let at = (first * tap.width * 4) as u64;
+            tap.file
+                .read_exact_at(&mut bytes, at)
+                .with_context(|| format!("cannot read {}", self.folder.display()))?;
+            let (values, _) = bytes.as_chunks::<4>();
+            Ok(Rows {
+                width: tap.width,
+                values: values.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            })
+        };
+        self.taps.iter().map(of_tap).collect()
+    }
+}
+
+/// Makes the folder one for features of the samples `identity`, or finds that it is.
+///
+/// Errors: it is the folder of other samples.
+pub fn claim(folder: &Path, identity: &Value) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| unusable(folder))?;
+    let path = folder.join("identity.json");
+    let text = serde_json::to_string_pretty(identity)?;
+    let read = || fs::read_to_string(&path);
+    let mut found = read();
+    // Features without an identity may belong to any samples.
+    if matches!(&found, Err(e) if e.kind() == ErrorKind::NotFound)
+        && !has_features(folder).with_context(|| unusable(folder))?
+    {
+        let written = atomic::write_file(&path, text.as_bytes());
+        found = read();
+        // Another part of the same job may have been quicker.
+        if found.is_err() {
+            written?;
+        }
+    }
+    if found.as_ref().is_ok_and(|found| *found == text) {
+        return Ok(());
+    }
+    let found = found.ok().and_then(|text| serde_json::from_str(&text).ok());
+    let found: Value = found.unwrap_or_default();
+    let keys = identity.as_object().into_iter().flatten();
+    let mut differing = keys.filter(|(key, expected)| found[key.as_str()] != **expected);
+    let what = match differing.next().filter(|_| found.is_object()) {
+        Some((key, expected)) => format!(": their {key} is {}, expected {expected}", found[key]),
+        None => String::new(),
+    };
+    Err(hinted(
+        format!("{}: features of other samples{what}", folder.display()),
+        "choose another folder with --work, or remove it",
+    ))
+}
+
+fn unusable(folder: &Path) -> String {
+    format!("cannot use the folder {}", folder.display())
 }
 
 impl Known {

@@ -3,6 +3,7 @@
 use image::RgbImage;
 
 use crate::error::Result;
+use crate::world::{Bytes, Parcel};
 
 /// A layer of a network whose values are used as features.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,29 @@ impl Rows {
 
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.width)
+    }
+}
+
+/// Features of a batch of images, one matrix per tap, on their way between processes.
+pub struct Features(pub Vec<Rows>);
+
+impl Parcel for Features {
+    fn pack(&self, bytes: &mut Bytes) {
+        bytes.put_u32(self.0.len() as u32);
+        for rows in &self.0 {
+            bytes.put_u32(rows.width as u32);
+            bytes.put_f32s(&rows.values);
+        }
+    }
+
+    fn unpack(bytes: &mut Bytes) -> Result<Self> {
+        let rows = (0..bytes.u32()?).map(|_| {
+            Ok(Rows {
+                width: bytes.u32()? as usize,
+                values: bytes.f32s()?,
+            })
+        });
+        rows.collect::<Result<_>>().map(Self)
     }
 }
 

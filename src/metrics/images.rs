@@ -1,5 +1,7 @@
 //! Sets of images in a fixed order and of one size: a folder, tar shards, an ADM `.npz`.
 
+use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -150,6 +152,100 @@ impl Images {
             }
         }
     }
+}
+
+/// Batches of a set of images, read in ascending order.
+pub struct Batches<'a> {
+    images: &'a Images,
+    /// The bytes of an array, from the next image on, whose number is `at`.
+    stream: Option<Box<dyn Read + 'a>>,
+    at: usize,
+    size: Option<(u32, u32)>,
+}
+
+impl Images {
+    /// The archive that [`Images::batches`] reads an array from.
+    pub fn archive(&self) -> Result<Option<Npz>> {
+        match self {
+            Images::Files { .. } => Ok(None),
+            Images::Array { path, .. } => Npz::open(path).map(Some),
+        }
+    }
+
+    /// Errors: an array cannot be read.
+    pub fn batches<'a>(&'a self, archive: &'a mut Option<Npz>) -> Result<Batches<'a>> {
+        let stream = match (self, archive) {
+            (Images::Array { path, shape }, Some(npz)) => {
+                let stream = npz.stream("arr_0", shape);
+                Some(stream.with_context(|| format!("{}: array `arr_0`", path.display()))?)
+            }
+            _ => None,
+        };
+        Ok(Batches {
+            images: self,
+            stream,
+            at: 0,
+            size: None,
+        })
+    }
+}
+
+impl Batches<'_> {
+    /// The images of `range`, none of which was read yet, and their labels as in [`Images::each`].
+    ///
+    /// Errors: an image that cannot be read, or that has another size than the first.
+    pub fn read(&mut self, range: Range<usize>) -> Result<(Vec<RgbImage>, Vec<u32>)> {
+        match self.images {
+            Images::Files { source, crop } => {
+                let read = |i| one(&**source, *crop, i);
+                let examples: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
+                for example in &examples {
+                    same_size(&example.key, &example.image, &mut self.size)?;
+                }
+                let labels = examples.iter().map(|example| example.label).collect();
+                Ok((examples.into_iter().map(|e| e.image).collect(), labels))
+            }
+            Images::Array { path, shape } => {
+                let [_, height, width, _] = *shape;
+                let picture = height * width * 3;
+                let stream = self.stream.as_mut().context("no array was opened")?;
+                let passed = (range.start - self.at) * picture;
+                let passed = io::copy(&mut stream.take(passed as u64), &mut io::sink());
+                self.at = range.end;
+                let mut one = || -> Result<RgbImage> {
+                    let mut bytes = vec![0; picture];
+                    stream.read_exact(&mut bytes)?;
+                    let image = RgbImage::from_raw(width as u32, height as u32, bytes);
+                    image.context("an image of the wrong size")
+                };
+                let images = passed
+                    .map_err(Error::from)
+                    .and_then(|_| range.map(|_| one()).collect::<Result<_>>());
+                Ok((images.map_err(|e| damaged(path, &e))?, Vec::new()))
+            }
+        }
+    }
+
+    /// Compares an array's checksum.
+    pub fn end(mut self) -> Result<()> {
+        match (self.images, &mut self.stream) {
+            (Images::Array { path, .. }, Some(stream)) => {
+                let rest = io::copy(stream, &mut io::sink());
+                rest.map(drop).map_err(|e| damaged(path, &e.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn damaged(path: &Path, error: &Error) -> Error {
+    hinted(
+        format!(
+            "{}: array `arr_0`: it is damaged, or ends early ({error})",
+            path.display()
+        ),
+        "copy or write it again",
+    )
 }
 
 /// Index `i` of `limit` evenly spaced indices in 0..count.

@@ -147,16 +147,9 @@ impl Output {
         pictures: Pictures,
         produce: impl FnOnce(&mut Put) -> Result<()>,
     ) -> Result<()> {
-        let Pictures {
-            count,
-            width,
-            height,
-            columns,
-            beside,
-        } = pictures;
         let interrupt = Interrupt::listen()?;
-        let mut done = 0;
-        let produce = |put: &mut Put| {
+        let (mut done, count) = (0, pictures.count);
+        self.write_all(pictures, |put| {
             produce(&mut |picture| {
                 interrupt.check(
                     || format!("after {done} of {count} images"),
@@ -170,7 +163,22 @@ impl Output {
                 done += 1;
                 put(picture)
             })
-        };
+        })
+    }
+
+    /// Like [`Output::write`], where `produce` itself looks for signals.
+    pub fn write_all(
+        &self,
+        pictures: Pictures,
+        produce: impl FnOnce(&mut Put) -> Result<()>,
+    ) -> Result<()> {
+        let Pictures {
+            count,
+            width,
+            height,
+            columns,
+            beside,
+        } = pictures;
         match self {
             Output::Grid(path, scale) => {
                 // Before its images are made: a sheet that is too large, or cannot be written.

@@ -221,7 +221,7 @@ fn tensors(reader: &Reader, path: &Path, may_be_int8: bool) -> Result<Tensors> {
 }
 
 /// What a file of ours is, by the word before the version in its `format`, and where it is used.
-const KINDS: [(&str, &str, &str); 4] = [
+const KINDS: [(&str, &str, &str); 5] = [
     (
         "rdpm-bundle",
         "a bundle",
@@ -236,6 +236,11 @@ const KINDS: [(&str, &str, &str); 4] = [
         "rdpm-latents",
         "a cache of latents",
         "`rdpm train-gen` reads it as its cache, and makes one where there is none",
+    ),
+    (
+        "rdpm-latents-part",
+        "a part of a cache of latents",
+        "`rdpm train-gen` reads the folder that it is in as its cache",
     ),
     (
         "rdpm-probe",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::estimate::RunEstimate;
 use super::generator::{GeneratorStage, Parts};
 use super::init::{Part, Start};
-use super::latents::{Cached, Encoded, Latents, open_or_make};
+use super::latents::{Cached, Encoded, Encoder, Latents, open_or_make};
 use super::start::{Request, check_compute_type, training_source, write_classes};
 use crate::config::{Config, Crop};
 use crate::data::latent_cache::CacheMeta;
@@ -25,8 +25,10 @@ const STAGE: &str = "train-gen";
 pub struct Options {
     /// The tokenizer of a new run: a train-vae run or a bundle.
     pub vae: Option<PathBuf>,
-    /// Read latents from this file; make it first if it is missing.
+    /// Read latents from this cache; make it first if it is missing.
     pub cache: Option<PathBuf>,
+    /// Images of a part of a cache that is made, if it is not the usual number.
+    pub cache_part: Option<usize>,
     /// Start a new run from these weights where tensors match: a run, a bundle or a file.
     pub init: Option<PathBuf>,
 }
@@ -78,9 +80,13 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
                 flip: augment.flip,
                 shape: [config.grid(), config.grid(), config.tokenizer.embed_dim],
             };
-            let cache = request
-                .world
-                .first_then(|| open_or_make(path, &meta, &source, &loading, &tokenizer, &device))?;
+            let encoder = Encoder {
+                source: &source,
+                loading: &loading,
+                tokenizer: &tokenizer,
+                device: &device,
+            };
+            let cache = open_or_make(path, options.cache_part, &meta, &encoder, &request.world)?;
             let order = LatentOrder {
                 order: Order::new(seed, cache.len()),
                 augment,

@@ -1,14 +1,17 @@
-//! The processes that train a run together, and what they tell each other.
+//! The processes that train a run together, or share other work, and what they tell each other.
 //!
 //! A [`World`] has W ranks, one process each, which hold the same model and do the same steps, each
 //! with its [`Share`] of the micro-batches. What a step adds up over a batch goes through the
 //! world, in the order of ranks; rank 0 alone writes files and the log. A world of one process has
 //! no thread and no connection.
 //!
+//! Ranks that do not train share work whose pieces are independent, such as samples: [`parcels`].
+//!
 //! [`place`] finds this process's rank in what its launcher says, [`star`] connects all ranks to
 //! rank 0, over which all data go, [`visitors`] are those who connect before they are known,
 //! [`watch`] ends all ranks when one fails, [`wire`] is how values lie in a message.
 
+mod parcels;
 mod place;
 mod port;
 mod share;
@@ -24,13 +27,15 @@ use crate::error::{Error, Result, hinted};
 use star::Link;
 use wire::Kind;
 
+pub use parcels::{Bytes, Parcel};
 pub use place::Place;
 pub use port::Port;
 pub use share::Share;
 pub(crate) use star::read_frames;
+pub use watch::Work;
 pub use wire::Number;
 
-/// The processes that train together. All ranks must call the same methods in the same order.
+/// The processes that work together. All ranks must call the same methods in the same order.
 #[derive(Debug, Clone, Default)]
 pub struct World(Option<Arc<Link>>);
 
@@ -40,9 +45,9 @@ impl World {
         Self(None)
     }
 
-    /// Meets the other processes of `place`.
-    pub fn join(place: &Place) -> Result<Self> {
-        Ok(Self(Some(Arc::new(Link::join(place)?))))
+    /// Meets the other processes of `place`, for `work`.
+    pub fn join(place: &Place, work: Work) -> Result<Self> {
+        Ok(Self(Some(Arc::new(Link::join(place, work)?))))
     }
 
     pub fn rank(&self) -> usize {
@@ -120,6 +125,23 @@ impl World {
         Ok(all)
     }
 
+    /// What every rank gave, by rank, at rank 0; elsewhere nothing, and no rank waits for another.
+    pub fn gather_at_first(&self, mine: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        let Some(link) = &self.0 else {
+            return Ok(vec![mine]);
+        };
+        if !self.is_first() {
+            link.with_first(|first| wire::send(first, Kind::Gather, &mine))?;
+            return Ok(Vec::new());
+        }
+        let mut all = vec![mine];
+        link.with_others(|_, from| {
+            all.push(wire::expect(from, Kind::Gather, wire::LONG)?);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
     /// What rank 0 gave; the others' is ignored.
     pub fn broadcast(&self, mine: Vec<u8>) -> Result<Vec<u8>> {
         let Some(link) = &self.0 else {
@@ -192,7 +214,7 @@ impl World {
         Ok(())
     }
 
-    /// This rank has done so many steps: named if it fails.
+    /// This rank has done so many steps, or what else it counts: named if it fails.
     pub fn at(&self, step: u64) {
         if let Some(link) = &self.0 {
             link.watch.at(step);

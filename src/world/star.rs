@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Place;
 use super::visitors::Visitors;
-use super::watch::Watch;
+use super::watch::{Watch, Work};
 use super::wire::{self, Kind, LONG, SHORT};
 use crate::error::{self, Context, Result, hinted, usage};
 use crate::store::lock::host_name;
@@ -67,7 +67,7 @@ pub struct Link {
 
 impl Link {
     /// Meets the other processes of the job.
-    pub fn join(place: &Place) -> Result<Self> {
+    pub fn join(place: &Place, work: Work) -> Result<Self> {
         let (data, watched, hosts) = match place.rank {
             0 => receive_all(place)?,
             _ => visit(place)?,
@@ -85,7 +85,7 @@ impl Link {
             size: place.size,
             data: Mutex::new(data),
             waited: Mutex::new(Some(Instant::now())),
-            watch: Watch::start(place.rank, hosts, peers.zip(watched).collect())?,
+            watch: Watch::start(place.rank, work, hosts, peers.zip(watched).collect())?,
         })
     }
 

@@ -35,7 +35,7 @@ fn at_all<T: Send>(places: &[Place], body: impl Fn(&World) -> Result<T> + Sync) 
             .iter()
             .map(|place| {
                 let body = &body;
-                scope.spawn(move || World::join(place)?.run(body))
+                scope.spawn(move || World::join(place, Work::TRAINING)?.run(body))
             })
             .collect();
         let ended = ranks.into_iter().map(|rank| rank.join().expect("no panic"));
@@ -102,6 +102,87 @@ fn small_things_reach_all_ranks() {
     });
 }
 
+/// A square, which ranks compute in turn.
+#[derive(Debug, PartialEq)]
+struct Square(u64);
+
+impl Parcel for Square {
+    fn pack(&self, bytes: &mut Bytes) {
+        bytes.put_u64(self.0);
+    }
+
+    fn unpack(bytes: &mut Bytes) -> Result<Self> {
+        bytes.u64().map(Self)
+    }
+}
+
+#[test]
+fn parcels_come_in_order_whoever_makes_them() {
+    // All of them, and as far as one rank asks to stop after its third.
+    for (size, count, asked, expected) in [
+        (1, 7, None, 7),
+        (2, 7, None, 7),
+        (3, 7, None, 7),
+        (3, 0, None, 0),
+        (3, 1, None, 1),
+        (1, 70, Some(0), 3),
+        (3, 70, Some(2), 9),
+        (3, 9, Some(2), 9),
+    ] {
+        let work = |world: &World| {
+            let (mut made, mut taken) = (Vec::new(), Vec::new());
+            let asking = std::cell::Cell::new(0);
+            let stopped = world.parcels(
+                2..2 + count,
+                || {
+                    asking.set(asking.get() + 1);
+                    asked == Some(world.rank()) && asking.get() == 3
+                },
+                |i| {
+                    made.push(i);
+                    Ok(Square((i * i) as u64))
+                },
+                |i, square| {
+                    taken.push((i, square));
+                    Ok(())
+                },
+            )?;
+            assert_eq!(stopped, asked.map(|_| 2 + expected), "{size} ranks");
+            world.part()?;
+            assert!(made.iter().all(|i| (i - 2) % size == world.rank()));
+            Ok(taken)
+        };
+        let taken = match size {
+            1 => vec![work(&World::alone()).expect("no error")],
+            _ => all(size, work),
+        };
+        let squares = (2..2 + expected).map(|i| (i, Square((i * i) as u64)));
+        assert_eq!(taken[0], squares.collect::<Vec<_>>(), "{size} ranks");
+        assert!(taken[1..].iter().all(Vec::is_empty));
+    }
+}
+
+#[test]
+fn a_parcel_that_is_cut_or_too_long_is_refused() {
+    let mut bytes = Bytes::default();
+    bytes.put_u32(7);
+    bytes.put_f32s(&[1.5, -2.0]);
+    bytes.put_bytes(b"word");
+    let read = |bytes: &mut Bytes| -> Result<_> {
+        let found = (bytes.u32()?, bytes.f32s()?, bytes.bytes()?.to_vec());
+        bytes.end()?;
+        Ok(found)
+    };
+    let whole = bytes.clone().into_vec();
+    let found = read(&mut Bytes::from(whole.clone())).expect("whole");
+    assert_eq!(found, (7, vec![1.5, -2.0], b"word".to_vec()));
+    let longer = [&whole[..], b"x"].concat();
+    let huge = [&whole[..4], &u64::MAX.to_le_bytes()[..], &whole[12..]].concat();
+    for wrong in [&whole[..whole.len() - 1], &whole[..3], &longer, &huge] {
+        assert!(read(&mut Bytes::from(wrong.to_vec())).is_err());
+    }
+}
+
 #[test]
 fn a_rank_that_differs_is_named() {
     let results = at_all(&places(3), |world| {
@@ -141,7 +222,7 @@ fn strangers_are_turned_away_and_waited_past() {
     let mut stranger = places[1].clone();
     stranger.token = "another job".to_string();
     thread::scope(|scope| {
-        let first = scope.spawn(|| World::join(&places[0])?.run(World::part));
+        let first = scope.spawn(|| World::join(&places[0], Work::TRAINING)?.run(World::part));
         let at = (&*places[0].host, places[0].port);
         let mut browser = loop {
             match TcpStream::connect(at) {
@@ -150,10 +231,10 @@ fn strangers_are_turned_away_and_waited_past() {
             }
         };
         browser.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
-        let error = World::join(&stranger).expect_err("it is refused");
+        let error = World::join(&stranger, Work::TRAINING).expect_err("it is refused");
         let (text, code) = report(&error);
         assert!(text.contains("the token differs") && code == 2, "{text}");
-        World::join(&places[1])
+        World::join(&places[1], Work::TRAINING)
             .and_then(|world| world.run(World::part))
             .expect("it belongs here");
         first.join().expect("no panic").expect("it meets its own");
@@ -165,7 +246,7 @@ fn strangers_are_turned_away_and_waited_past() {
 fn visitors_that_say_nothing_hold_up_nobody() {
     let places = places(2);
     thread::scope(|scope| {
-        let first = scope.spawn(|| World::join(&places[0])?.run(World::part));
+        let first = scope.spawn(|| World::join(&places[0], Work::TRAINING)?.run(World::part));
         let at = (&*places[0].host, places[0].port);
         let begin = Instant::now();
         let silent = |number: u8| loop {
@@ -179,7 +260,7 @@ fn visitors_that_say_nothing_hold_up_nobody() {
             thread::sleep(Duration::from_millis(5));
         };
         let kept: Vec<TcpStream> = (0..30).map(silent).collect();
-        World::join(&places[1])
+        World::join(&places[1], Work::TRAINING)
             .and_then(|world| world.run(World::part))
             .expect("it is let in");
         first.join().expect("no panic").expect("it meets its own");
@@ -241,9 +322,10 @@ fn a_rank_that_does_not_come_is_named() {
     places
         .iter_mut()
         .for_each(|place| place.patience = Duration::from_millis(300));
-    let (text, _) = report(&World::join(&places[0]).expect_err("nobody comes"));
+    let (text, _) = report(&World::join(&places[0], Work::TRAINING).expect_err("nobody comes"));
     assert!(text.contains("ranks [1, 2] of 3 did not come"), "{text}");
-    let (text, _) = report(&World::join(&places[2]).expect_err("there is no rank 0"));
+    let (text, _) =
+        report(&World::join(&places[2], Work::TRAINING).expect_err("there is no rank 0"));
     assert!(
         text.contains("rank 2 found no rank 0 at 127.0.0.1:"),
         "{text}"

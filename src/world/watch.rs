@@ -35,8 +35,21 @@ struct Failure {
     code: u8,
 }
 
-/// What to do where a rank did not say it.
-const HINT: &str = "the run's newest checkpoint is whole: start all ranks again with --resume";
+/// What ranks do together, for messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// What they count: step.
+    pub unit: &'static str,
+    /// What to do when a rank fails and does not say it.
+    pub remedy: &'static str,
+}
+
+impl Work {
+    pub const TRAINING: Work = Work {
+        unit: "step",
+        remedy: "the run's newest checkpoint is whole: start all ranks again with --resume",
+    };
+}
 
 /// The watched connections of this process.
 #[derive(Debug)]
@@ -45,6 +58,7 @@ pub struct Watch(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     rank: usize,
+    work: Work,
     /// Of each rank.
     hosts: Vec<String>,
     /// Steps that each rank has done, as far as this one knows.
@@ -62,6 +76,7 @@ impl Watch {
     /// Watches `connections` to other ranks.
     pub fn start(
         rank: usize,
+        work: Work,
         hosts: Vec<String>,
         connections: Vec<(usize, TcpStream)>,
     ) -> Result<Self> {
@@ -75,6 +90,7 @@ impl Watch {
         let connections = connections.into_iter();
         let shared = Arc::new(Shared {
             rank,
+            work,
             steps: hosts.iter().map(|_| AtomicU64::new(0)).collect(),
             hosts,
             left: AtomicBool::new(false),
@@ -115,7 +131,7 @@ impl Watch {
             let text = text.lines().next().unwrap_or_default();
             Failure {
                 text: text.trim_start_matches("error: ").to_string(),
-                hint: error::hint(error).unwrap_or(HINT).to_string(),
+                hint: error::hint(error).unwrap_or(self.0.work.remedy).to_string(),
                 code,
             }
         });
@@ -134,7 +150,10 @@ impl Watch {
     /// ends the process.
     pub fn lost(&self, peer: usize, why: &io::Error) -> Error {
         thread::sleep(VERDICT);
-        hinted(format!("{}: {why}", self.0.stopped(peer)), HINT)
+        hinted(
+            format!("{}: {why}", self.0.stopped(peer)),
+            self.0.work.remedy,
+        )
     }
 
     pub fn name(&self, rank: usize) -> String {
@@ -163,7 +182,8 @@ impl Shared {
     /// newer.
     fn stopped(&self, rank: usize) -> String {
         let [own, its] = [self.rank, rank].map(|r| self.steps[r].load(Ordering::Relaxed));
-        format!("{} stopped after step {}", self.name(rank), own.max(its))
+        let (name, unit) = (self.name(rank), self.work.unit);
+        format!("{name} stopped after {unit} {}", own.max(its))
     }
 
     fn beat(&self) {
@@ -193,7 +213,7 @@ impl Shared {
                 Ok((Kind::Failed, told)) => {
                     let told = serde_json::from_slice(&told).unwrap_or_else(|error| Failure {
                         text: format!("it failed and did not say why ({error})"),
-                        hint: HINT.to_string(),
+                        hint: self.work.remedy.to_string(),
                         code: 1,
                     });
                     return self.end(peer, Some(told), "");
@@ -232,7 +252,7 @@ impl Shared {
             },
             None => Failure {
                 text: format!("{}: {seen}", self.stopped(peer)),
-                hint: HINT.to_string(),
+                hint: self.work.remedy.to_string(),
                 code: 1,
             },
         };

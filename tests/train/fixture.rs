@@ -1,5 +1,6 @@
 //! A folder with a small data set and configuration, in which the binary is run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -95,6 +96,16 @@ impl Lab {
         }
         fs::write(root.path().join("tiny.toml"), CONFIG).expect("the configuration");
         Self { root }
+    }
+
+    /// So many images of each class: a link each, to the same few files.
+    pub fn more_images(&self, count: usize) {
+        for class in ["high", "wide"] {
+            for i in 9..count {
+                let (of, at) = (format!("{}.png", i % 9), format!("data/{class}/{i}.png"));
+                std::os::unix::fs::symlink(of, self.path(&at)).expect("a link");
+            }
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -252,6 +263,16 @@ pub fn send(signal: &str, process: u32) {
         .args([signal, &process.to_string()])
         .status();
     assert!(sent.expect("kill runs").success());
+}
+
+/// The files of a folder, by name.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = files.map(|file| {
+        let bytes = fs::read(file.path()).expect("a file");
+        (file.file_name().to_string_lossy().into_owned(), bytes)
+    });
+    named.collect()
 }
 
 pub fn stderr(output: &Output) -> String {

@@ -164,8 +164,13 @@ fn what_cannot_be_launched_is_refused() {
     for (options, command, words) in [
         (
             &["--nproc", "2"][..],
-            &["sample", "--model", "x"][..],
-            "rdpm sample is one process",
+            &["inspect", "x"][..],
+            "rdpm inspect is one process",
+        ),
+        (
+            &["--nproc", "2"],
+            &["sample", "--model", "x", "--part", "0/2"],
+            "one part for all processes",
         ),
         (
             &["--nproc", "2", "--restarts", "1"],

@@ -1,9 +1,10 @@
 //! What stops a run, and what it leaves behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::fixture::{GENERATOR, Lab, VAE, send, stderr};
+use crate::fixture::{GENERATOR, Lab, VAE, files, send, stderr};
 
 /// Long enough to be stopped.
 const LONG: [&str; 2] = ["--steps", "100000"];
@@ -79,35 +80,71 @@ fn a_run_whose_stderr_is_gone_is_saved() {
 }
 
 #[test]
-fn a_signal_while_a_cache_is_made_says_what_is_kept_and_leaves_nothing() {
+fn a_cache_that_is_stopped_or_killed_while_it_is_made_is_completed_to_the_same_bytes() {
     let lab = Lab::new();
     lab.train(VAE, "vae", &["--steps", "3"]);
-    // Large enough to be stopped: one link per image, to the same few files.
-    for class in ["high", "wide"] {
-        for i in 9..2000 {
-            let (of, at) = (format!("{}.png", i % 9), format!("data/{class}/{i}.png"));
-            std::os::unix::fs::symlink(of, lab.path(&at)).expect("a link");
-        }
-    }
-    let start = lab.start(GENERATOR, "run", &["--cache", "latents.cache"]);
-    for signal in ["-TERM", "-HUP"] {
-        let child = lab
-            .command(&start)
+    lab.more_images(400);
+    let start = |out, cache| {
+        let cache = ["--steps", "1", "--cache", cache, "--cache-part", "50"];
+        lab.start(GENERATOR, out, &cache)
+    };
+    lab.run(&start("whole", "whole.cache"));
+    let whole = files(&lab.path("whole.cache"));
+    assert_eq!(whole.len(), 17);
+    let (cache, mut kept) = (lab.path("latents"), BTreeMap::new());
+    for (signal, more) in [("-TERM", 1), ("-KILL", 2), ("-HUP", 3), ("-KILL", 1)] {
+        let mut child = lab
+            .command(&start("run", "latents"))
             .stderr(Stdio::piped())
             .spawn()
             .expect("rdpm starts");
-        lab.until("the cache begins", || {
-            lab.path(".latents.cache.partial").exists()
+        let expected = kept.len() + more;
+        lab.until("parts come", || {
+            let found = files(&cache);
+            let is_partial = found.keys().any(|name| name.starts_with('.'));
+            is_partial && found.len() > expected || child.try_wait().expect("waited").is_some()
         });
         send(signal, child.id());
         let output = child.wait_with_output().expect("ended");
         let told = stderr(&output);
-        assert_eq!(output.status.code(), Some(130), "{told}");
-        assert!(told.contains("images were encoded for the cache"), "{told}");
-        assert!(told.contains("latents.cache is kept and no step"), "{told}");
-        assert!(!lab.path("run").exists() && !lab.path("latents.cache").exists());
-        assert!(!lab.path(".latents.cache.partial").exists());
+        let found = files(&cache);
+        if signal != "-KILL" {
+            assert_eq!(output.status.code(), Some(130), "{told}");
+            assert!(told.contains("images were encoded for the cache"), "{told}");
+            assert!(
+                told.contains("whole parts of") && told.contains("no step was done"),
+                "{told}"
+            );
+            assert!(!found.keys().any(|name| name.starts_with('.')));
+        }
+        assert!(!lab.path("run").exists() && !found.contains_key("cache.json"));
+        let before = kept.len();
+        kept = found;
+        kept.retain(|name, _| name.starts_with("part-"));
+        // No part is made twice, and none is half.
+        assert!(kept.len() >= before + more, "{signal}");
+        assert!(kept.iter().all(|(name, bytes)| whole[name] == *bytes));
     }
+    lab.run(&start("run", "latents"));
+    assert!(files(&cache) == whole);
+    // A part that was damaged is named; removed, it alone is made again.
+    let part = cache.join("part-00003.safetensors");
+    fs::write(&part, &whole["part-00003.safetensors"][..5000]).expect("written");
+    let output = lab.output(&start("again", "latents"));
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("part-00003.safetensors") && told.contains("it alone is made again"),
+        "{told}"
+    );
+    fs::remove_file(&part).expect("removed");
+    let made = |number: usize| {
+        let path = cache.join(format!("part-{number:05}.safetensors"));
+        fs::metadata(path).and_then(|file| file.modified()).ok()
+    };
+    let before = made(4);
+    lab.run(&start("again", "latents"));
+    assert!(files(&cache) == whole && made(4) == before);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdpm::world::Port;
 
-use crate::fixture::{GENERATOR, Lab, VAE, assert_same, metrics, send, stderr};
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, files, metrics, send, stderr};
 
 /// Four micro-batches a step, for both stages, and all that adds up over them.
 const FOUR: [&str; 10] = [
@@ -160,20 +160,63 @@ fn the_generator_is_the_same_with_any_number_of_processes() {
 }
 
 #[test]
-fn a_cache_of_latents_is_made_once_and_read_by_all() {
+fn a_cache_of_latents_is_made_by_all_to_the_same_bytes_and_read_by_all() {
     let lab = Lab::new();
     lab.train(VAE, "vae", &["--steps", "3"]);
     let four = |out, cache| {
         let mut arguments = lab.start(GENERATOR, out, &FOUR);
-        arguments.extend(["--steps", "4", "--cache", cache]);
+        arguments.extend(["--steps", "4", "--cache", cache, "--cache-part", "4"]);
         arguments
     };
-    run(&lab, 4, &four("four", "latents"));
-    let made = fs::metadata(lab.path("latents")).and_then(|file| file.modified());
-    lab.run(&four("one", "latents"));
-    let kept = fs::metadata(lab.path("latents")).and_then(|file| file.modified());
-    assert_eq!(made.expect("the cache"), kept.expect("the cache"));
-    assert_same(&lab.path("one"), &lab.path("four"));
+    lab.run(&four("one", "alone"));
+    let alone = files(&lab.path("alone"));
+    // 18 images in five parts.
+    assert_eq!(alone.len(), 6);
+    for (size, out, cache) in [(2, "two", "latents-2"), (4, "four", "latents-4")] {
+        run(&lab, size, &four(out, cache));
+        assert!(files(&lab.path(cache)) == alone);
+    }
+    let made = |name| fs::metadata(lab.path("alone").join(name)).and_then(|file| file.modified());
+    let before = alone.keys().map(|name| made(name).expect("a time"));
+    let before: Vec<_> = before.collect();
+    run(&lab, 4, &four("read", "alone"));
+    let after = alone.keys().map(|name| made(name).expect("a time"));
+    assert!(after.eq(before));
+    assert_same(&lab.path("one"), &lab.path("read"));
+}
+
+#[test]
+fn a_signal_to_one_rank_stops_all_that_make_a_cache() {
+    let lab = Lab::new();
+    lab.train(VAE, "vae", &["--steps", "3"]);
+    lab.more_images(400);
+    let start = |out, cache| {
+        let mut arguments = lab.start(GENERATOR, out, &FOUR);
+        arguments.extend(["--steps", "1", "--cache", cache, "--cache-part", "50"]);
+        arguments
+    };
+    let cache = lab.path("latents");
+    for (signal, more) in [("-TERM", 2), ("-KILL", 2)] {
+        let before = files(&cache).len();
+        let ranks = Ranks::start(&lab, 2, &start("run", "latents"), |_| vec![]);
+        lab.until("parts come", || files(&cache).len() >= before + more);
+        send(signal, ranks.id(1));
+        for (rank, output) in ranks.end().iter().enumerate() {
+            let told = stderr(output);
+            if signal == "-TERM" {
+                assert_eq!(output.status.code(), Some(130), "rank {rank}: {told}");
+                let says = told.contains("whole parts of latents are kept");
+                assert_eq!(says, rank == 0, "rank {rank}: {told}");
+            }
+            assert!(!output.status.success());
+        }
+        let half = files(&cache).keys().any(|name| name.starts_with('.'));
+        assert!(signal != "-TERM" || !half);
+        assert!(!lab.path("run").exists() && !cache.join("cache.json").exists());
+    }
+    run(&lab, 2, &start("run", "latents"));
+    lab.run(&start("one", "alone"));
+    assert!(files(&cache) == files(&lab.path("alone")));
 }
 
 /// As each launcher sets the environment of two processes on one machine.

@@ -9,11 +9,11 @@ use serde_json::json;
 
 use super::Context;
 use super::inputs::ImageArgs;
+use super::part::Part;
 use crate::error::{Result, usage};
 use crate::store::atomic;
 use crate::store::codes::{Format, Origin, read_noise};
 use batches::{Encoder, Given, Pieces, no_image};
-use shards::Part;
 
 /// Encode images to codes
 ///
@@ -79,7 +79,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let part = args.part.unwrap_or_default();
         let made = shards::write(&encoder, &out, format, size as usize, part)?;
         let of_all = match args.part {
-            Some(part) => format!(" of {}", part.of(made.total)),
+            Some(part) => format!(" of {}, part {part}", made.total),
             None => String::new(),
         };
         return super::print(&match args.json {

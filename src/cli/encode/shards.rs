@@ -1,56 +1,14 @@
 //! `encode --shard-size N`: a set of codes shard by shard, resumed, and shared by processes.
 
 use std::path::Path;
-use std::str::FromStr;
 
+use super::super::part::Part;
 use super::batches::{Encoder, Pieces};
 use crate::error::{Error, Result, hint, hinted, rehinted};
 use crate::store::codes::Format;
 use crate::store::codes::set::{self, Manifest};
 
 const KEPT: &str = "whole shards are kept; the same command goes on with the others";
-
-/// Which shards a process writes: those whose number is `index` modulo `count`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
-    index: usize,
-    count: usize,
-}
-
-impl Default for Part {
-    /// All.
-    fn default() -> Self {
-        Self { index: 0, count: 1 }
-    }
-}
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/');
-        let numbers = numbers.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        match numbers {
-            Some((index, count)) if index < count => Ok(Self { index, count }),
-            Some((index, count)) if count > 0 => Err(format!(
-                "part {index} of {count}: parts count from 0, the last is {}/{count}",
-                count - 1
-            )),
-            _ => Err("expected two numbers, such as 0/4: the first of four parts".to_string()),
-        }
-    }
-}
-
-impl Part {
-    /// What it is of so many shards, in words.
-    pub fn of(&self, shards: usize) -> String {
-        format!("{shards}, part {}/{}", self.index, self.count)
-    }
-
-    fn shards(&self, all: usize) -> impl Iterator<Item = usize> + use<> {
-        (self.index..all).step_by(self.count)
-    }
-}
 
 /// What was made.
 pub(super) struct Made {
@@ -95,7 +53,7 @@ pub(super) fn write(
     manifest.claim(out)?;
     let (total, mut images, mut kept) = (manifest.shards(), 0, 0);
     let (mut missing, mut done, mut all) = (Vec::new(), 0, 0);
-    for shard in part.shards(total) {
+    for shard in part.of(total) {
         let size = manifest.range(shard).len();
         let path = manifest.path(out, shard);
         all += size;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 
 use super::Context;
+use super::part::Part;
 use super::sample::DrawingArgs;
 use crate::error::{self, Result, usage};
 use crate::metrics::clip::Clip;
@@ -25,7 +26,8 @@ use crate::metrics::weights::{self, Network};
 use crate::metrics::{Arithmetic, FeatureNetwork, Inception, Output, Preprocess};
 use crate::sample::save_png;
 use crate::store::atomic;
-use sides::Opened;
+use crate::world::{Work, World};
+use sides::{Opened, Setting};
 use sweep::Sweep;
 
 /// Computed if --metrics is left out, as far as the two sides have what each metric needs.
@@ -36,6 +38,8 @@ const DEFAULT: [Metric; 4] = [Metric::Fid, Metric::Sfid, Metric::Is, Metric::Pr]
 /// The metrics are those of the ADM evaluator; with --preprocess pytorch-fid or clean, FID is that
 /// of pytorch-fid or clean-fid. Samples and reference are folders, tar shards, .npz of images, or
 /// statistics (.npz); samples may also be a run or a bundle, which is then sampled.
+///
+/// Several processes of a launcher (see `rdpm launch`) divide the batches; the report is the same.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A folder, a shard, an .npz, or a run or bundle to sample from
@@ -69,6 +73,11 @@ pub struct Args {
     /// Plot a sweep: FID and IS against the setting that was varied
     #[arg(long, value_name = "FILE.png", requires = "sweep")]
     plot: Option<PathBuf>,
+    /// Only compute the features of a model's samples of the batches I, I+N, I+2N, …, and keep them
+    /// in --work, so that N processes that nothing connects share the samples; the same command
+    /// without --part then takes them all. I counts from 0
+    #[arg(long, value_name = "I/N")]
+    pub(super) part: Option<Part>,
     /// Images per batch; results do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
@@ -148,7 +157,18 @@ fn dims(text: &str) -> std::result::Result<usize, String> {
     dims.ok_or_else(|| "expected 64, 192, 768 or 2048".into())
 }
 
+const WORK: Work = Work {
+    unit: "batch",
+    remedy: "the features of samples of a model are kept: start all ranks again",
+};
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    context.share(args.part.is_some(), WORK, |context, world| {
+        evaluate(args, context, world)
+    })
+}
+
+fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
     // All checks come before any computation.
     let outputs = [
         &args.json,
@@ -156,8 +176,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         &args.details.save_stats,
         &args.details.save_features,
     ];
-    for path in outputs.into_iter().flatten() {
-        atomic::check_writable(path)?;
+    if world.is_first() && args.part.is_none() {
+        for path in outputs.into_iter().flatten() {
+            atomic::check_writable(path)?;
+        }
     }
     known::check()?;
     let crop = args.crop.map(|c| c as usize);
@@ -196,21 +218,48 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ));
     }
 
-    let logs = settings.iter().map(|setting| setting.log(&networks));
+    if let Some(part) = args.part {
+        for setting in &settings {
+            let (place, count) = setting.collect_part(part, &networks)?;
+            super::print(&format!(
+                "{}: the features of {count} samples\n",
+                place.display()
+            ))?;
+        }
+        return Ok(());
+    }
+    if world.size() > 1 {
+        let mut facts: Vec<_> = settings.iter().flat_map(Setting::same).collect();
+        facts.extend(reference.iter().flat_map(|side| side.same("reference")));
+        facts.extend(networks.iter().map(|network| {
+            let taps: Vec<_> = network.taps().iter().map(|tap| tap.name).collect();
+            let (weights, preprocess) = (network.weights_hash(), network.preprocess());
+            let what = format!("the outputs of {}", network.name());
+            (
+                what,
+                format!("{taps:?}, by weights {weights} and resize {preprocess}"),
+            )
+        }));
+        let facts: Vec<_> = facts.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        world.same(&facts)?;
+    }
+    let logs = settings.iter().map(|setting| match world.is_first() {
+        true => setting.log(&networks),
+        false => Ok(None),
+    });
     let logs = logs.collect::<Result<Vec<_>>>()?;
 
-    let batch = args.batch_size as usize;
-    let reference = match reference {
-        Some(opened) => {
-            let needs_images = options.needs_reference_images();
-            let keep = |tap: &str| options.keeps_reference_rows(tap);
-            let groups = Groups::ONE;
-            Some(opened.collect("reference", &networks, groups, &keep, needs_images, batch)?)
-        }
-        None => None,
-    };
+    let shared = (args.batch_size as usize, world);
+    let mut of_reference = None;
+    if let Some(opened) = &reference {
+        let needs_images = options.needs_reference_images();
+        let keep = |tap: &str| options.keeps_reference_rows(tap);
+        let groups = Groups::ONE;
+        of_reference =
+            opened.collect("reference", &networks, groups, &keep, needs_images, shared)?;
+    }
     let mut evaluations = Vec::new();
-    let mut evaluator = reference
+    let mut evaluator = of_reference
         .as_ref()
         .map(|r| Evaluator::new(&options, &networks, r));
     let mut saved = None;
@@ -218,7 +267,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let keep = |tap: &str| options.keeps_sample_rows(tap) || needs_features;
         let needs_images = options.needs_sample_images() || needs_features;
         let groups = options.groups();
-        let side = setting.collect(log, groups, &networks, &keep, needs_images, batch)?;
+        let side = setting.collect(log, groups, &networks, &keep, needs_images, shared)?;
+        // Rank 0 has it, and evaluates.
+        let Some(side) = side else {
+            continue;
+        };
         let mut evaluation = match &mut evaluator {
             Some(evaluator) => evaluator.evaluate(&side)?,
             None => Evaluation {
@@ -234,8 +287,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             saved = Some((setting, side));
         }
     }
+    if !world.is_first() {
+        return Ok(());
+    }
     let report = Report {
-        reference: reference.as_ref().map(|r| r.set.clone()),
+        reference: of_reference.as_ref().map(|r| r.set.clone()),
         seed: args.sampling.seed,
         evaluations,
     };
@@ -381,6 +437,7 @@ fn only_for_models(args: &Args) -> Result<()> {
     let given = [
         ("--sweep", args.sampling.sweep.is_some()),
         ("--class", args.sampling.class.is_some()),
+        ("--part", args.part.is_some()),
         ("--work", args.sampling.work.is_some()),
         ("--num", args.sampling.num.is_some()),
     ];

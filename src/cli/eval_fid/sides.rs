@@ -1,15 +1,19 @@
 //! Opening the two sides of `eval-fid`, and collecting their features.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use candle_core::Device;
+use serde_json::json;
 
+use super::super::part::Part;
 use super::{Args, only_for_models};
-use crate::error::{Context, Result, usage};
-use crate::interrupt::Interrupt;
-use crate::metrics::collect::Collector;
-use crate::metrics::feature_log::FeatureLog;
+use crate::error::{Context, Error, Result, hinted, said, usage};
+use crate::interrupt::{self, Interrupt};
+use crate::metrics::collect::{Collector, features};
+use crate::metrics::feature_log::{self, FeatureLog};
+use crate::metrics::features::Features;
 use crate::metrics::images::{Images, is_npz};
 use crate::metrics::inception;
 use crate::metrics::known;
@@ -25,6 +29,7 @@ use crate::sample::Pretrained;
 use crate::store::npz::{Element, Npz, NpzWriter};
 use crate::store::{atomic, builtin, digest};
 use crate::telemetry::Progress;
+use crate::world::World;
 
 /// Samples to draw if --num is left out: the number behind FIDs in papers.
 const DEFAULT_COUNT: u32 = 50_000;
@@ -138,6 +143,18 @@ fn work(args: &Args, sampling: &Sampling) -> PathBuf {
 }
 
 impl Opened {
+    /// What must be equal at all ranks.
+    pub fn same(&self, what: &str) -> Vec<(String, String)> {
+        let images = self.images.as_ref().map(Images::count);
+        vec![
+            (format!("the {what}"), self.path.clone()),
+            (
+                format!("of {what}, images:"),
+                format!("{images:?}, size {:?}", self.size),
+            ),
+        ]
+    }
+
     pub fn facts(&self) -> Facts<'_> {
         Facts {
             path: &self.path,
@@ -147,7 +164,8 @@ impl Opened {
         }
     }
 
-    /// The side with its features, if its images are needed or are all it has.
+    /// The side at rank 0, with its features, if its images are needed or are all it has: all ranks
+    /// compute them.
     pub fn collect(
         &self,
         what: &str,
@@ -155,8 +173,8 @@ impl Opened {
         groups: Groups,
         keep: &dyn Fn(&str) -> bool,
         needs_images: bool,
-        batch: usize,
-    ) -> Result<Side> {
+        (batch, world): (usize, &World),
+    ) -> Result<Option<Side>> {
         let mut set = Set {
             path: self.path.clone(),
             kind: self.kind(),
@@ -168,25 +186,7 @@ impl Opened {
             && (needs_images || self.statistics.is_none())
         {
             let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
-            let mut progress = Progress::new(what, images.count() as u64, 0);
-            let interrupt = Interrupt::listen()?;
-            let mut indices = Vec::new();
-            let collect = &mut |batch: Vec<_>, labels: &[u32]| {
-                indices.extend_from_slice(labels);
-                interrupt.check(
-                    || {
-                        let (done, all) = (collector.count(), images.count());
-                        format!("after {done} of {all} images of the {what}, {}", self.path)
-                    },
-                    || "nothing is kept; the same command starts from scratch".into(),
-                )?;
-                collector
-                    .images(&batch)
-                    .with_context(|| self.path.clone())?;
-                progress.set(collector.count() as u64, "");
-                Ok(())
-            };
-            images.each(batch, usize::MAX, collect)?;
+            let indices = self.features(what, images, &mut collector, networks, (batch, world))?;
             let found = collector.finish();
             set.images = Some(found.count);
             set.hash = found.pixels.clone();
@@ -196,6 +196,9 @@ impl Opened {
                 indices,
             });
         }
+        if !world.is_first() {
+            return Ok(None);
+        }
         if self.place.is_file() {
             set.hash = digest::sha256(&self.place)?;
         }
@@ -203,13 +206,83 @@ impl Opened {
             set.images = set.images.or(Some(made_by.images));
         }
         set.name = known::name_of(&set.hash)?;
-        Ok(Side {
+        Ok(Some(Side {
             set,
             statistics: self.statistics.clone(),
             inception: place_of_inception(networks),
             features,
             labels,
-        })
+        }))
+    }
+
+    /// Passes the features of all `images` to `collector` at rank 0, and returns their labels.
+    fn features(
+        &self,
+        what: &str,
+        images: &Images,
+        collector: &mut Collector,
+        networks: &[Box<dyn FeatureNetwork>],
+        (batch, world): (usize, &World),
+    ) -> Result<Vec<u32>> {
+        let (count, batches) = (images.count(), images.count().div_ceil(batch));
+        let range = |number: usize| number * batch..((number + 1) * batch).min(count);
+        let mut progress = world
+            .is_first()
+            .then(|| Progress::new(what, count as u64, 0));
+        let interrupt = Interrupt::listen()?;
+        let mut archive = images.archive()?;
+        let reader = RefCell::new(images.batches(&mut archive)?);
+        let (collector, indices) = (RefCell::new(collector), RefCell::new(Vec::new()));
+        // Rank 0 sees all images in order: their hash names the set.
+        let read = |number: usize| {
+            let (pictures, labels) = reader.borrow_mut().read(range(number))?;
+            indices.borrow_mut().extend(labels);
+            Ok::<_, Error>(pictures)
+        };
+        let stopped = world.parcels(
+            0..batches,
+            || interrupt.requested(),
+            |number| {
+                let pictures = read(number)?;
+                let features = match world.is_first() {
+                    true => collector.borrow_mut().features(&pictures),
+                    false => features(networks, &pictures),
+                };
+                features.map(Features).with_context(|| self.path.clone())
+            },
+            |number, features: Features| {
+                let mut collector = collector.borrow_mut();
+                if number % world.size() != 0 {
+                    collector.see(&read(number)?);
+                }
+                collector
+                    .rows(&features.0)
+                    .with_context(|| self.path.clone())?;
+                if let Some(progress) = &mut progress {
+                    progress.set(collector.count() as u64, "");
+                }
+                Ok(())
+            },
+        )?;
+        if let Some(next) = stopped.filter(|next| *next < batches) {
+            world.part()?;
+            let done = range(next).start;
+            let error = interrupt::stopped(
+                format!(
+                    "after {done} of {count} images of the {what}, {}",
+                    self.path
+                ),
+                "nothing is kept; the same command starts from scratch".into(),
+            );
+            return Err(match world.is_first() {
+                true => error,
+                false => said(&error),
+            });
+        }
+        if world.is_first() {
+            reader.into_inner().end()?;
+        }
+        Ok(indices.into_inner())
     }
 
     fn kind(&self) -> &'static str {
@@ -244,14 +317,72 @@ impl Setting {
         }
     }
 
-    /// The features that are already known, if samples are drawn from a model.
+    /// The features that are already known, if samples are drawn from a model: with those of a job
+    /// array's parts, if there are any.
+    ///
+    /// Errors: a part is missing or not whole.
     pub fn log(&self, networks: &[Box<dyn FeatureNetwork>]) -> Result<Option<FeatureLog>> {
-        match self {
-            Setting::Opened(_) => Ok(None),
-            Setting::Drawn { sampling, work, .. } => {
-                FeatureLog::open(work, &sampling.stream(), networks).map(Some)
+        let Setting::Drawn { sampling, work, .. } = self else {
+            return Ok(None);
+        };
+        let mut log = FeatureLog::open(work, &sampling.stream(), networks)?;
+        let parts = Part::all_in(work, "")?;
+        if parts.is_empty() || log.count() >= sampling.count {
+            return Ok(Some(log));
+        }
+        let (mut logs, mut lacking) = (Vec::new(), Vec::new());
+        for part in parts {
+            let all = sampling.count_of_part(part.index, part.count);
+            let known = match work.join(part.name("")).is_dir() {
+                true => {
+                    let log = part_log(sampling, work, part, networks)?;
+                    let known = log.count();
+                    logs.push(log);
+                    known
+                }
+                false => 0,
+            };
+            if known < all || logs.len() <= part.index {
+                lacking.push((part, known, all));
             }
         }
+        if let Some((first, ..)) = lacking.first() {
+            let each = lacking
+                .iter()
+                .map(|(part, known, all)| format!("{part} ({known} of {all} samples)"));
+            return Err(hinted(
+                format!(
+                    "{}: parts are not whole: {}",
+                    work.display(),
+                    each.collect::<Vec<_>>().join(", ")
+                ),
+                format!(
+                    "the same command with --part {first} makes one whole; without the folders of parts, all samples are drawn here"
+                ),
+            ));
+        }
+        sampling.join(&mut logs, &mut log)?;
+        Ok(Some(log))
+    }
+
+    /// Computes the features of one part, and keeps them for a command that joins all. Returns
+    /// where, and of how many samples they are.
+    pub fn collect_part(
+        &self,
+        part: Part,
+        networks: &[Box<dyn FeatureNetwork>],
+    ) -> Result<(PathBuf, usize)> {
+        let Setting::Drawn { sampling, work, .. } = self else {
+            return Err(usage("--part: no samples of a model", ""));
+        };
+        feature_log::claim(work, &sampling.stream())?;
+        let mut log = part_log(sampling, work, part, networks)?;
+        let Part { index, count } = part;
+        sampling.collect_part(&mut log, networks, (index, count))?;
+        Ok((
+            work.join(part.name("")),
+            sampling.count_of_part(index, count),
+        ))
     }
 
     /// Errors: the samples have no labels, or the probe does not know one of their classes.
@@ -287,6 +418,7 @@ impl Setting {
         }
     }
 
+    /// The side at rank 0, whose features all ranks compute.
     pub fn collect(
         &self,
         log: Option<FeatureLog>,
@@ -294,25 +426,28 @@ impl Setting {
         networks: &[Box<dyn FeatureNetwork>],
         keep: &dyn Fn(&str) -> bool,
         needs_images: bool,
-        batch: usize,
-    ) -> Result<Side> {
+        (batch, world): (usize, &World),
+    ) -> Result<Option<Side>> {
         let (path, sampling) = match self {
             Setting::Opened(opened) => {
-                return opened.collect("samples", networks, groups, keep, needs_images, batch);
+                let shared = (batch, world);
+                return opened.collect("samples", networks, groups, keep, needs_images, shared);
             }
             Setting::Drawn { path, sampling, .. } => (path, sampling),
         };
-        let log = log.context("no folder of features was opened")?;
         // Classes alternate.
         let groups = Groups {
             period: sampling.classes.len(),
             ..groups
         };
         let mut collector = Collector::new(networks, groups, |tap: &Tap| keep(tap.name));
-        sampling.collect(log, &mut collector)?;
+        sampling.collect(log, &mut collector, networks, world)?;
+        if !world.is_first() {
+            return Ok(None);
+        }
         let features = collector.finish();
         let identity = sampling.identity();
-        Ok(Side {
+        Ok(Some(Side {
             set: Set {
                 path: path.clone(),
                 kind: "samples of a model",
@@ -329,8 +464,37 @@ impl Setting {
                 classes: sampling.model.classes.clone(),
                 indices: (0..sampling.count).map(|i| sampling.label(i)).collect(),
             }),
-        })
+        }))
     }
+
+    /// What must be equal at all ranks.
+    pub fn same(&self) -> Vec<(String, String)> {
+        match self {
+            Setting::Opened(opened) => opened.same("samples"),
+            Setting::Drawn { sampling, .. } => {
+                let mut identity = sampling.identity();
+                identity["batch size"] = json!(sampling.batch);
+                let facts = identity.as_object().into_iter().flatten();
+                facts
+                    .map(|(key, value)| (format!("the {key}"), value.to_string()))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// The features of a part of the samples, in a folder of its own.
+fn part_log(
+    sampling: &Sampling,
+    work: &Path,
+    part: Part,
+    networks: &[Box<dyn FeatureNetwork>],
+) -> Result<FeatureLog> {
+    let mut identity = sampling.stream();
+    identity["part"] = json!(part.to_string());
+    // It decides which samples are in the part.
+    identity["batch size"] = json!(sampling.batch);
+    FeatureLog::open(&work.join(part.name("")), &identity, networks)
 }
 
 fn size_of(model: &Pretrained) -> (u32, u32) {

@@ -136,6 +136,7 @@ fn file(path: &Path, each_tensor: bool, facts: &mut Facts) -> Result<()> {
         "rdpm-bundle" => ("bundle", 2),
         "rdpm-codes" => ("codes", 1),
         "rdpm-latents" => ("latent cache", 1),
+        "rdpm-latents-part" => ("part of a latent cache", 1),
         "rdpm-probe" => ("probe", 1),
         _ => ("weights", 1),
     };

@@ -112,7 +112,8 @@ fn side(images: &[RgbImage], batch: usize) -> Result<Side> {
     };
     let mut collector = Collector::new(&networks, options.groups(), |_| true);
     for batch in images.chunks(batch) {
-        collector.images(batch)?;
+        let features = collector.features(batch)?;
+        collector.rows(&features)?;
     }
     let features = collector.finish();
     Ok(Side {

@@ -5,6 +5,7 @@
 //! batch size nor on how many there are.
 
 use image::RgbImage;
+use serde_json::{Value, json};
 
 use super::Probe;
 use crate::data::{Class, Classes};
@@ -55,6 +56,16 @@ impl Rejection {
     /// N.
     pub fn candidates(&self) -> usize {
         self.candidates
+    }
+
+    /// Everything that decides which candidate is kept.
+    pub fn identity(&self) -> Value {
+        json!({
+            "candidates": self.candidates,
+            "network": self.network.weights_hash(),
+            "preprocess": self.network.preprocess(),
+            "probe": self.probe.hash,
+        })
     }
 
     /// The numbers of the samples that are candidates for image `number`.

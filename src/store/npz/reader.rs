@@ -126,6 +126,28 @@ impl Npz {
         })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes of the u8 array `name` of this `shape`, as a stream; a wrong checksum is an error
+    /// at its end.
+    ///
+    /// Errors: no such array; another type or shape, or FORTRAN order.
+    pub fn stream(&mut self, name: &str, shape: &[usize]) -> Result<Box<dyn Read + '_>> {
+        let no_array = || format!("no array `{name}`");
+        let entry = self.zip.by_name(&format!("{name}.npy"));
+        let mut entry = entry.with_context(no_array)?;
+        let (header, _) = Header::read(&mut entry)?;
+        check_bytes(&header)?;
+        anyhow::ensure!(
+            header.shape == shape,
+            "its shape is {:?}, expected {shape:?}",
+            header.shape
+        );
+        Ok(Box::new(entry))
+    }
+
     /// Calls `read` with the data after the header of the array `name`.
     ///
     /// Errors: no such array; a shape that needs more bytes than the archive holds for it.

@@ -1,6 +1,8 @@
 //! `rdpm eval-fid` as a shell sees it, with the first stage of Inception (64 features) and random
 //! weights.
 
+mod ranks;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
