@@ -3,7 +3,6 @@
 //
 //   FAULT_LOCKS=ERRNO      flock fails with it
 //   FAULT_FOLDER_SYNC=ERRNO  so does fsync of a folder
-//   FAULT_SLOW_SYNC=MILLISECONDS  fsync of a file takes so long
 //   FAULT_FULL=FILE        while FILE exists: writes to regular files fail with ENOSPC after half
 //   FAULT_FULL_ONLY=TEXT   but only to those whose path holds TEXT
 //   FAULT_READ_ONLY=FOLDER nothing is made or opened for writing below it: EROFS
@@ -52,8 +51,6 @@ int flock(int file, int operation) {
 
 int fsync(int file) {
   int with = number("FAULT_FOLDER_SYNC");
-  int slow = number("FAULT_SLOW_SYNC");
-  if (slow && is_kind(file, S_IFREG)) usleep(1000 * slow);
   return with && is_kind(file, S_IFDIR) ? fail(with) : SYSTEM(fsync)(file);
 }
 
