@@ -423,7 +423,7 @@ fn a_signal_to_any_rank_stops_all_and_leaves_nothing_half() {
             assert_eq!(says, i == 0, "rank {i}: {told}");
         }
         let known = known(&place.path(&work));
-        assert!(known > 8 && known % 4 == 0, "{known}");
+        assert!(known > 8 && known.is_multiple_of(4), "{known}");
     }
 }
 
