@@ -153,9 +153,9 @@ pub struct Encoder<'a> {
     pub device: &'a Device,
 }
 
-/// Opens the cache at `path`, which must match `meta`; first all ranks together make what is missing
-/// of it: every image is encoded, and its mirror image too if the run uses flips. `part_size` is the
-/// number of images of a part, if it is not the usual one.
+/// Opens the cache at `path`, which must match `meta`; first all ranks together make what is
+/// missing of it: every image is encoded, and its mirror image too if the run uses flips.
+/// `part_size` is the number of images of a part, if it is not the usual one.
 ///
 /// Errors: those of [`Maker`] and of encoding; a signal asked a rank to stop.
 pub fn open_or_make(

@@ -265,12 +265,12 @@ pub fn send(signal: &str, process: u32) {
     assert!(sent.expect("kill runs").success());
 }
 
-/// The files of a folder, by name.
+/// The files of a folder, by name, but for those that vanish meanwhile.
 pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    let named = files.map(|file| {
-        let bytes = fs::read(file.path()).expect("a file");
-        (file.file_name().to_string_lossy().into_owned(), bytes)
+    let named = files.filter_map(|file| {
+        let bytes = fs::read(file.path()).ok()?;
+        Some((file.file_name().to_string_lossy().into_owned(), bytes))
     });
     named.collect()
 }

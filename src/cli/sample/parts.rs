@@ -1,4 +1,5 @@
-//! `sample --part I/N`: pictures that processes draw without knowing of each other, and their union.
+//! `sample --part I/N`: pictures that processes draw without knowing of each other, and their
+//! union.
 //!
 //! `OUT.parts` holds `part-I-of-N.npz`, each of which appears whole or not at all: `arr_0` u8
 //! [n,H,W,3] (strips: [n,T,H,W,3]), in the order of the whole output, `arr_1` their classes, with

@@ -5,9 +5,9 @@
 //! appear whole or not at all, so that a cache is made part by part, by several processes, and goes
 //! on where it was stopped: [`Maker`].
 //!
-//! Opening a cache reads `cache.json` and no latents. A part's header and tables are checked when it
-//! is first used, and each latent has a checksum, which is checked when it is read. Version 1 was a
-//! single file ([`single`]), which is still read.
+//! Opening a cache reads `cache.json` and no latents. A part's header and tables are checked when
+//! it is first used, and each latent has a checksum, which is checked when it is read. Version 1
+//! was a single file ([`single`]), which is still read.
 
 mod manifest;
 mod part;
