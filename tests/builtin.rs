@@ -134,6 +134,24 @@ fn every_command_that_takes_a_model_takes_the_built_in_one() {
     assert!(size <= 28 << 20, "{size} bytes are more than 28 MiB");
 }
 
+/// An evaluation that was stopped leaves a folder under runs/, and so does a tokenizer's training.
+#[test]
+#[cfg_attr(not(builtin_model), ignore = "there is no model in models/")]
+fn where_nothing_is_finished_the_built_in_model_is_taken_and_that_is_said() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("runs/eval-fid-1")).expect("a folder");
+    std::fs::create_dir_all(place.path("runs/vae")).expect("a folder");
+    std::fs::write(place.path("runs/vae/config.toml"), "").expect("a file");
+    let (_, log) = place.run("sample --class index:0 --num 1 --out a.npz");
+    for line in [
+        "model: the built-in one",
+        "passed over: runs/eval-fid-1 is no run",
+        "passed over: runs/vae has no checkpoint that can be read; --model runs/vae names it",
+    ] {
+        assert!(log.contains(line), "{log}");
+    }
+}
+
 #[test]
 #[cfg(not(builtin_model))]
 fn a_program_without_a_model_says_what_to_do() {

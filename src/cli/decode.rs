@@ -20,7 +20,7 @@ pub struct Args {
     codes: Vec<PathBuf>,
     /// A run folder of either stage, a bundle, a folder of `export --hf`,
     /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
-    /// newest finished run under runs/, else builtin]
+    /// newest finished train-gen run under runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// A sheet (.png), a folder of PNGs (any other name) or ADM's array file (.npz)

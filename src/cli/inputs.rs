@@ -22,7 +22,7 @@ pub struct ImageArgs {
     images: Vec<String>,
     /// A run folder of either stage, a bundle, a folder of `export --hf`,
     /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
-    /// newest finished run under runs/, else builtin]
+    /// newest finished train-gen run under runs/, else builtin]
     #[arg(long, value_name = "RUN|BUNDLE")]
     model: Option<PathBuf>,
     /// Seed of the noise; each image's noise also depends on its number

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
@@ -44,8 +45,8 @@ impl Weights {
 }
 
 /// The model to use: `asked` (the value of --model), else `$RDPM_MODEL`, else the newest finished
-/// train-gen run under `runs/`, else, if there is no run at all, the built-in model. What was not
-/// asked for is logged.
+/// train-gen run under `runs/`, else the built-in model. What was not asked for is logged, and what
+/// was passed over for the built-in model.
 pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return Ok(path.to_path_buf());
@@ -58,20 +59,22 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
         tracing::info!("model: {} (the newest finished run)", path.display());
         return Ok(path);
     }
-    // Where somebody has trained, another model than theirs must not be taken without a word.
-    let has_runs = fs::read_dir("runs").is_ok_and(|mut runs| runs.next().is_some());
-    if has_runs && builtin::EXISTS {
-        return Err(usage(
-            "no model: there are runs under runs/, but no finished train-gen run",
-            format!(
-                "name one with --model RUN|BUNDLE or $RDPM_MODEL; --model {} is the built-in model",
-                builtin::NAME
-            ),
-        ));
-    }
     match builtin::bytes() {
         Ok(_) => {
             tracing::info!("model: the built-in one (`rdpm inspect` describes it)");
+            // Where somebody has trained, another model than theirs is not taken without a word.
+            let unfinished = unfinished(Path::new("runs"));
+            for (path, why) in unfinished.iter().take(NAMED) {
+                let path = path.display();
+                match *why {
+                    NO_RUN => tracing::info!("passed over: {path} {why}"),
+                    _ => tracing::warn!("passed over: {path} {why}; --model {path} names it"),
+                }
+            }
+            if unfinished.len() > NAMED {
+                let more = unfinished.len() - NAMED;
+                tracing::warn!("passed over: {more} more folders under runs/");
+            }
             Ok(builtin::NAME.into())
         }
         Err(none) => Err(usage(
@@ -84,22 +87,51 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
+/// How many folders without a model are named.
+const NAMED: usize = 5;
+
+const NO_RUN: &str = "is no run";
+const NO_CHECKPOINT: &str = "has no checkpoint that can be read";
+
+/// When the train-gen run at `path` was finished, or why it is no model.
+fn finished(path: &Path) -> std::result::Result<SystemTime, &'static str> {
+    let run = RunFolder::open(path).map_err(|_| NO_RUN)?;
+    let latest = run.latest().map_err(|_| NO_CHECKPOINT)?;
+    let info = CheckpointInfo::read(&latest).map_err(|_| NO_CHECKPOINT)?;
+    let state = fs::metadata(latest.join("state.json"));
+    let time = state.and_then(|state| state.modified());
+    match (info.stage.as_str(), info.finished) {
+        ("train-gen", true) => time.map_err(|_| NO_CHECKPOINT),
+        ("train-gen", false) => Err("is not finished"),
+        _ => Err("is a tokenizer without a generator"),
+    }
+}
+
+/// The folders in `runs`, with what [`finished`] says of them.
+fn folders(
+    runs: &Path,
+) -> impl Iterator<Item = (PathBuf, std::result::Result<SystemTime, &'static str>)> {
+    let entries = fs::read_dir(runs).into_iter().flatten().flatten();
+    let folders = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir());
+    folders.map(|path| {
+        let state = finished(&path);
+        (path, state)
+    })
+}
+
 fn newest_finished(runs: &Path) -> Option<PathBuf> {
-    let finished = |path: PathBuf| {
-        let run = RunFolder::open(&path).ok()?;
-        let latest = run.latest().ok()?;
-        let info = CheckpointInfo::read(&latest).ok()?;
-        let time = fs::metadata(latest.join("state.json"))
-            .ok()?
-            .modified()
-            .ok()?;
-        (info.stage == "train-gen" && info.finished).then_some((time, path))
-    };
-    fs::read_dir(runs)
-        .ok()?
-        .filter_map(|entry| finished(entry.ok()?.path()))
-        .max()
-        .map(|(_, path)| path)
+    let finished = folders(runs).filter_map(|(path, state)| Some((state.ok()?, path)));
+    finished.max().map(|(_, path)| path)
+}
+
+/// The folders in `runs` that are no model, and why, in the order of their names.
+fn unfinished(runs: &Path) -> Vec<(PathBuf, &'static str)> {
+    let unfinished = folders(runs).filter_map(|(path, state)| Some((path, state.err()?)));
+    let mut unfinished: Vec<_> = unfinished.collect();
+    unfinished.sort();
+    unfinished
 }
 
 /// Loads a bundle, the built-in model (`builtin`), a model of the hub (`hf://owner/repo`) or its
@@ -351,6 +383,20 @@ mod tests {
         assert_eq!(newest_finished(root.path()), Some(old));
         let new = run(root.path(), "train-gen", "smoke", 40, true)?;
         assert_eq!(newest_finished(root.path()), Some(new));
+        fs::create_dir(root.path().join("eval-fid-0"))?;
+        let unfinished = unfinished(root.path());
+        let names: Vec<_> = unfinished
+            .iter()
+            .map(|(path, why)| (path.file_name().and_then(|name| name.to_str()), *why))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (Some("eval-fid-0"), "is no run"),
+                (Some("train-gen-20"), "is not finished"),
+                (Some("train-vae-30"), "is a tokenizer without a generator"),
+            ]
+        );
         Ok(())
     }
 
