@@ -193,3 +193,25 @@ fn samples_show_their_class() {
     let top1 = report["metrics"]["probe_top1"]["value"].as_f64();
     assert!(top1 >= Some(0.6), "{top1:?}");
 }
+
+/// As docs/evaluation.md fits one, to samples of two classes.
+#[test]
+#[ignore = "Inception's weights"]
+fn samples_show_their_class_to_a_probe_that_is_fitted_to_them() {
+    let place = Place::new();
+    let weights = std::env::var("RDPM_WEIGHTS").expect("RDPM_WEIGHTS names a folder");
+    for (class, index) in [("first", 0), ("second", 100)] {
+        let line = format!("sample --class index:{index} --num 8 --out set/{class}");
+        place.run(&line);
+    }
+    let inception = format!("--weights {weights}/fid_inception.safetensors");
+    place.run(&format!(
+        "fit-probe set --val set --epochs 200 --out probe.safetensors {inception}"
+    ));
+    place.run(&format!(
+        "eval-fid --samples set --probe probe.safetensors --json report.json {inception}"
+    ));
+    let report: Value = serde_json::from_slice(&place.bytes("report.json")).expect("JSON");
+    let top1 = report["metrics"]["probe_top1"]["value"].as_f64();
+    assert!(top1 >= Some(0.9), "{top1:?}");
+}
