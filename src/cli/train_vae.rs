@@ -38,7 +38,7 @@ fn train(args: &Args, context: &Context, world: &World) -> Result<()> {
         }
     }
     if args.train.dry_run {
-        return super::print(&start_vae::estimate(&request)?.text());
+        return super::print(&start_vae::estimate(&request, init.as_deref())?.text());
     }
     let run = start_vae::train(&request, init.as_deref())?;
     match world.is_first() {

@@ -119,7 +119,12 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
 }
 
 /// An estimate of what the run would need; see [`RunEstimate`].
+///
+/// Errors: also those of weights to start from that cannot be read.
 pub fn estimate(request: &Request, options: &Options) -> Result<RunEstimate> {
+    let init = options.init.as_deref();
+    init.map(|path| Start::read(path, Part::Generator))
+        .transpose()?;
     let mut config = request.config.clone();
     inherit_tokenizer_config(&mut config, &frozen(request, options)?.config);
     let source = training_source(&config, &request.world, request.skip_bad)?;

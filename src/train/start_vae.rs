@@ -86,7 +86,11 @@ pub fn train(request: &Request, init: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// An estimate of what the run would need; see [`RunEstimate`].
-pub fn estimate(request: &Request) -> Result<RunEstimate> {
+///
+/// Errors: also those of weights to start from that cannot be read.
+pub fn estimate(request: &Request, init: Option<&Path>) -> Result<RunEstimate> {
+    init.map(|path| Start::read(path, Part::Tokenizer))
+        .transpose()?;
     let source = training_source(&request.config, &request.world, request.skip_bad)?;
     let estimate = RunEstimate::tokenizer(&request.config, source.len() as u64)?;
     Ok(estimate.of_data(source.summary()))

@@ -233,6 +233,13 @@ fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
 }
 
 #[test]
+        let output = lab.output(&lab.start(stage, "none", &["--dry-run", "--init", "absent.pth"]));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("absent.pth"),
+            "{}",
+            stderr(&output)
+        );
 fn a_tokenizer_starts_from_what_fits_of_a_file() {
     let lab = Lab::new();
     lab.train(VAE, "first", &["--steps", "2"]);
