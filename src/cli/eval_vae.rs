@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use super::Context;
 use super::inputs::{ImageArgs, Inputs};
 use crate::data::Batch;
-use crate::error::{Result, hinted};
+use crate::error::Result;
 use crate::metrics::images::PixelHash;
 use crate::metrics::inception::Output;
 use crate::metrics::reconstruction::{Judge, Originals, Quality};
@@ -101,12 +101,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }
         Ok(())
     })?;
-    if count == 0 {
-        return Err(hinted(
-            "no image could be read",
-            "the warnings above say why; name other images",
-        ));
-    }
     let originals = Originals::new(&originals)?;
     let of_step = |quality, outputs: usize| {
         let distances = (0..outputs).map(|output| originals.distance(output, quality));

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::Context;
 use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
-use crate::error::Result;
+use crate::error::{Error, Result, hinted};
 use crate::interrupt::Interrupt;
 use crate::ops::finite;
 use crate::sample::{Pretrained, not_finite};
@@ -79,7 +79,7 @@ impl Inputs {
     ///
     /// Returns the number of images read and the number skipped.
     ///
-    /// Errors: any error of `work`; a signal that asks to stop.
+    /// Errors: any error of `work`; a signal that asks to stop; no image could be read.
     pub fn each(
         &self,
         what: &str,
@@ -89,7 +89,10 @@ impl Inputs {
         let kept = "nothing was written; the same command starts from scratch";
         let mut pass = self.pass(what, all.len(), 0, kept)?;
         pass.over(all, work)?;
-        Ok((pass.count, pass.skipped))
+        match pass.count {
+            0 => Err(no_image()),
+            count => Ok((count, pass.skipped)),
+        }
     }
 
     /// A pass over `total` images in pieces, `done` of which were done before; `kept` says what an
@@ -192,6 +195,14 @@ impl Pass<'_> {
 }
 
 /// The model's index of each of the data's classes, if the model knows them all, so that a folder
+/// The error of images none of which could be read.
+pub fn no_image() -> Error {
+    hinted(
+        "no image could be read",
+        "the warnings above say why; name other images",
+    )
+}
+
 /// with few of the classes keeps their indices.
 ///
 /// Data without classes has nothing to renumber.

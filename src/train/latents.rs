@@ -101,7 +101,10 @@ impl Encoded {
     fn check(&mut self) -> Result<()> {
         for (zeros, names) in self.unchecked.drain(..) {
             if let Some(row) = finite::first_bad_row(&zeros)? {
-                return Err(not_finite(&format!("image `{}`", names[row]), "its latents"));
+                return Err(not_finite(
+                    &format!("image `{}`", names[row]),
+                    "its latents",
+                ));
             }
         }
         Ok(())

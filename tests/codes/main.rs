@@ -435,6 +435,26 @@ fn damage(folder: &Path, name: &str, value: f32) -> Result<()> {
 }
 
 #[test]
+fn images_none_of_which_can_be_read_are_an_error() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path();
+    prepare(at, "model.safetensors", 1)?;
+    std::fs::create_dir(at.join("bad"))?;
+    std::fs::write(at.join("bad/a.png"), "no image")?;
+    for line in [
+        "reconstruct bad --out r.png",
+        "encode bad",
+        "eval-vae bad --metrics psnr",
+    ] {
+        let line = format!("{line} --model model.safetensors --skip-bad-images");
+        let (errors, code) = fails(at, &line);
+        assert!(errors.contains("error: no image could be read"), "{errors}");
+        assert!(errors.contains("hint: ") && code == Some(1), "{errors}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_not_finite_becomes_no_picture_no_code_and_no_figure() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = folder.path();

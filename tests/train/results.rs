@@ -205,7 +205,11 @@ fn latents_that_are_not_finite_end_the_run_and_name_the_image() {
         let output = lab.output(&[&start[..], &arguments, more].concat());
         let told = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{told}");
-        for words in ["image `", "its latents are not finite", "hint: the model has diverged"] {
+        for words in [
+            "image `",
+            "its latents are not finite",
+            "hint: the model has diverged",
+        ] {
             assert!(told.contains(words), "{told}");
         }
         fs::remove_dir_all(lab.path("run")).ok();
@@ -229,10 +233,6 @@ fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
             assert!(told.contains(word), "{word}: {told}");
         }
         assert!(!lab.path("none").exists());
-    }
-}
-
-#[test]
         let output = lab.output(&lab.start(stage, "none", &["--dry-run", "--init", "absent.pth"]));
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         assert!(
@@ -240,6 +240,10 @@ fn a_dry_run_says_what_a_run_takes_and_makes_nothing() {
             "{}",
             stderr(&output)
         );
+    }
+}
+
+#[test]
 fn a_tokenizer_starts_from_what_fits_of_a_file() {
     let lab = Lab::new();
     lab.train(VAE, "first", &["--steps", "2"]);

@@ -2,9 +2,10 @@
 
 use candle_core::{Device, Tensor};
 
+pub(super) use super::super::inputs::no_image;
 use super::super::inputs::{ImageArgs, Inputs};
 use crate::data::Batch;
-use crate::error::{Error, Result, hinted};
+use crate::error::{Result, hinted};
 use crate::ops::Noise;
 use crate::rng::{Purpose, normal};
 use crate::store::codes::{Codes, Origin};
@@ -138,14 +139,6 @@ impl Pieces {
             origin: encoder.origin.clone(),
         }))
     }
-}
-
-/// The error of images none of which could be read.
-pub(super) fn no_image() -> Error {
-    hinted(
-        "no image could be read",
-        "the warnings above say why; name other images",
-    )
 }
 
 /// Noise of a file.
