@@ -129,7 +129,12 @@ pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
 fn ending(name: &str) -> Option<&str> {
     let (stem, ending) = name.rsplit_once('.')?;
     (!stem.is_empty() && !stem.ends_with('/')).then_some(ending)
+        (0, b"PF\n", "PFM"),
+        (0, b"Pf\n", "PFM"),
 }
+        (0, b"\x28\xB5\x2F\xFD", "zstd"),
+        (0, b"\xFD7zXZ\0", "xz"),
+        (0, b"BZh", "bzip2"),
 
 #[cfg(test)]
 mod tests {

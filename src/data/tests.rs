@@ -356,6 +356,7 @@ fn what_holds_no_images_says_so_with_its_path() {
             ("shards/x.tar", tar(&animals())),
             ("text.txt", b"x".to_vec()),
             ("text.tar", vec![b'x'; 2000]),
+            ("zstd.tar", [&b"\x28\xB5\x2F\xFD"[..], &[7; 2000]].concat()),
         ],
     );
     fs::write(
@@ -373,6 +374,11 @@ fn what_holds_no_images_says_so_with_its_path() {
             "text.tar",
             "text.tar: tar damaged after 0 bytes",
             "--skip-bad-images",
+        ),
+        (
+            "zstd.tar",
+            "zstd.tar: tar damaged after 0 bytes (it is zstd)",
+            "make the shard again",
         ),
         ("none.tar", "none.tar: no images", ".jpg"),
     ] {

@@ -60,7 +60,13 @@ fn decode_any(bytes: &[u8], path: &str, limit: u64) -> std::result::Result<RgbIm
         Some(ImageKind::Jpeg) => jpeg(bytes, path, |width, height| fits(width, height, 3)),
         Some(ImageKind::Png) => other(bytes, ImageKind::Png, ImageFormat::Png, fits),
         Some(ImageKind::WebP) => other(bytes, ImageKind::WebP, ImageFormat::WebP, fits),
-        Some(ImageKind::Bmp) => other(bytes, ImageKind::Bmp, ImageFormat::Bmp, fits),
+        Some(ImageKind::Bmp) => {
+            let mut image = other(bytes, ImageKind::Bmp, ImageFormat::Bmp, fits)?;
+            if let Some(widths) = bmp_16_bits(bytes) {
+                round_down(&mut image, widths);
+            }
+            Ok(image)
+        }
         Some(ImageKind::Pnm) => pnm::decode(bytes, |width, height| fits(width, height, 3)),
         Some(ImageKind::Tiff) => tiff::decode(bytes, fits),
         None => Err(match other_content(bytes) {
@@ -79,6 +85,7 @@ fn other(
 ) -> std::result::Result<RgbImage, String> {
     let explain = |error: ImageError| match error {
         ImageError::Unsupported(error) => format!("{} not supported: {error}", kind.name()),
+        ImageError::Limits(error) => format!("{} of too many pixels: {error}", kind.name()),
         error => format!("damaged {}: {error}", kind.name()),
     };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -96,6 +103,37 @@ fn other(
     Ok(over_white(
         DynamicImage::from_decoder(decoder).map_err(explain)?,
     ))
+}
+
+/// How many bits red, green and blue have in a BMP of 16 bits a pixel.
+fn bmp_16_bits(bytes: &[u8]) -> Option<[u32; 3]> {
+    let number = |at| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let (header, depth, coding) = (number(14)?, number(26)? >> 16, number(30)?);
+    if header < 40 || depth != 16 {
+        return None;
+    }
+    // BI_BITFIELDS: masks follow.
+    match coding == 3 {
+        true => Some([number(54)?, number(58)?, number(62)?].map(u32::count_ones)),
+        false => Some([5; 3]),
+    }
+}
+
+/// Rounds samples that had fewer bits down, as Pillow does, where `image` rounds to the nearest.
+fn round_down(image: &mut RgbImage, widths: [u32; 3]) {
+    let table = |bits: u32| -> [u8; 256] {
+        let largest = (1u32 << bits.clamp(1, 8)) - 1;
+        std::array::from_fn(|byte| {
+            let sample = (byte as u32 * largest + 127) / 255;
+            (sample * 255 / largest) as u8
+        })
+    };
+    let tables = widths.map(table);
+    for pixel in image.pixels_mut() {
+        for (sample, table) in pixel.0.iter_mut().zip(&tables) {
+            *sample = table[usize::from(*sample)];
+        }
+    }
 }
 
 /// Refuses a size that a header claims before anything is allocated for it or decoded: too many

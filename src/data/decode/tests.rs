@@ -185,6 +185,40 @@ fn every_kind_of_bmp_pnm_and_tiff_shows_its_colours() {
     );
 }
 
+/// Every value of five and six bits, as Pillow expands them.
+#[test]
+fn a_bmp_of_16_bits_a_pixel_has_the_pixels_of_pillow() -> Result<()> {
+    for (coding, masks, green) in [(0u32, &[][..], 5), (3, &[0xF800u32, 0x07E0, 0x001F][..], 6)] {
+        let (largest, width) = ((1u32 << green) - 1, 64u32);
+        let mut file = b"BM\0\0\0\0\0\0\0\0".to_vec();
+        let number = |file: &mut Vec<u8>, number: u32| file.extend(number.to_le_bytes());
+        number(&mut file, 54 + 4 * masks.len() as u32);
+        for value in [40, width, 1, (16 << 16) | 1, coding, 2 * width, 0, 0, 0, 0] {
+            number(&mut file, value);
+        }
+        masks.iter().for_each(|mask| number(&mut file, *mask));
+        for i in 0..width {
+            let (red, middle) = ((i % 32) << (green + 5), i.min(largest) << 5);
+            let pixel = red | middle | (31 - i % 32);
+            file.extend((pixel as u16).to_le_bytes());
+        }
+        let image = decode(&file, "x")?;
+        for i in 0..width {
+            let expected = [
+                i % 32 * 255 / 31,
+                i.min(largest) * 255 / largest,
+                (31 - i % 32) * 255 / 31,
+            ];
+            assert_eq!(
+                image.get_pixel(i, 0).0.map(u32::from),
+                expected,
+                "{coding} {i}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// As Pillow does with colours; its `convert("RGB")` clips gray samples at 255, so that a picture
 /// is all white.
 #[test]
@@ -233,6 +267,10 @@ fn what_is_not_supported_is_refused_by_name() {
             "TIFF not supported: floating-point samples",
         ),
         (b"P7\nWIDTH 1\n".to_vec(), "PNM not supported: PAM"),
+        (
+            b"PF\n1 1\n-1.0\n".to_vec(),
+            "expected JPEG, PNG, WebP, BMP, PNM or TIFF, found PFM",
+        ),
     ] {
         let error = decode(&bytes, "a").unwrap_err().to_string();
         assert!(error.starts_with(&format!("a: {expected}")), "{error}");
@@ -293,6 +331,10 @@ fn a_hostile_header_is_refused_before_anything_is_allocated() {
             "{error}"
         );
     }
+    // More than its decoder counts to.
+    let largest = png(bytes!("rgba.png"), i32::MAX as u32);
+    let error = decode(&largest, "x").unwrap_err().to_string();
+    assert!(error.contains("PNG of too many pixels"), "{error}");
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
