@@ -154,7 +154,7 @@ impl<S: Shard> Reader<'_, S> {
         let name = name.unwrap_or_else(|| header.name());
         // The oldest tars have no type for folders.
         let is_folder = kind == Kind::Folder || (kind == Kind::File && name.ends_with(b"/"));
-        let name = normal(&printable(&name));
+        let name = inside(normal(&printable(&name)));
         // For links, folders and devices the size has no meaning.
         let size = match kind {
             Kind::HardLink | Kind::SymbolicLink | Kind::Folder | Kind::Device => 0,
@@ -274,6 +274,12 @@ fn beside(name: &str, target: &str) -> String {
         Some((folder, _)) if !target.starts_with('/') => normal(&format!("{folder}/{target}")),
         _ => normal(target),
     }
+}
+
+/// A name that leads out of the shard, as tar unpacks it: within the folder after all.
+fn inside(name: String) -> String {
+    let parts = name.split('/').skip_while(|part| *part == "..");
+    parts.collect::<Vec<_>>().join("/")
 }
 
 /// A member's name without `./` or a leading `/`, with `..` resolved if possible.

@@ -89,6 +89,26 @@ fn labels_from_one_are_doubted() {
     );
 }
 
+/// As tar unpacks them: within the folder.
+#[test]
+fn names_that_lead_out_of_a_shard_lie_in_it() {
+    let root = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, red) in [("../n1/a.png", 1), ("../../n2/b.png", 2)] {
+        let bytes = png(red);
+        let mut header = tar::Header::new_old();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        tar.append(&header, bytes.as_slice()).unwrap();
+    }
+    fs::write(root.path().join("t.tar"), tar.into_inner().unwrap()).unwrap();
+    let source = opened(root.path(), &["t.tar"], false).unwrap();
+    let expected = [("n1/a".to_string(), 0, 1), ("n2/b".to_string(), 1, 2)];
+    assert_eq!(contents(&*source), expected);
+    assert_eq!(names(&*source), ["n1", "n2"]);
+}
+
 #[test]
 fn a_hidden_folder_of_a_shard_is_no_class() {
     let source = shard("ipynb.tar").unwrap();
