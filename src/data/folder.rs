@@ -11,16 +11,21 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::image_kind::{ENDINGS, is_image_name};
-use super::part::{Kind, Label, Listed, Part, Place, Tally, UNKNOWN};
+use super::part::{Kind, Label, Listed, Part, Place, UNKNOWN};
 use super::paths::Named;
-use super::selection::{Rest, bare, hides, is_other, printable, select, take};
-use super::shards::{is_shard_name, shard_ending};
+use super::selection::{
+    Rest, bare, hides, is_hidden_image, key, may_be_field, printable, select, take,
+};
+use super::shards::is_shard_name;
 use super::stamp::Stamp;
 use super::transient::patiently;
 use crate::error::{Context, Result, hinted};
 
 /// Entries of a folder that one thread looks at before another may help.
 const CHUNK: usize = 2048;
+
+/// Entries of a hidden folder that are looked at.
+const HIDDEN_ENTRIES: usize = 1000;
 
 /// Finds the images of the folder `root`, sorted by name within every folder.
 ///
@@ -56,15 +61,9 @@ pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
     }
     part.bare = bare(folders, &rest, &part.found);
     if part.found.is_empty() {
-        let shards = part
-            .passed
-            .kinds
-            .iter()
-            .find(|(kind, _)| is_shard_name(kind));
-        let hint = match shards {
-            Some((_, shard)) => format!(
-                "it holds tar shards (`{}`, ...): name them, for example as '{}/*.tar*'",
-                shard.first,
+        let hint = match part.passed.kinds.first(is_shard_name) {
+            Some(shard) => format!(
+                "it holds tar shards (`{shard}`, ...): name them, for example as '{}/*.tar*'",
                 root.display()
             ),
             None => format!("images end in {ENDINGS}, and lie in one folder a class"),
@@ -101,7 +100,12 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
         }
     };
     let matched = |name: &OsString| images.contains(&(name.clone(), Named::ByPattern));
-    if images.iter().any(|(_, named)| *named == Named::ByPattern) {
+    let by_pattern = images
+        .iter()
+        .filter(|(_, named)| *named == Named::ByPattern);
+    let printed = by_pattern.map(|(name, _)| printable(name.as_bytes()));
+    let keys: BTreeSet<String> = printed.map(|name| key(&name).to_string()).collect();
+    if !keys.is_empty() {
         let folder = if root.as_os_str().is_empty() {
             Path::new(".")
         } else {
@@ -110,8 +114,9 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(|| listing(folder))? {
             let name = entry.with_context(|| listing(folder))?.file_name();
-            let other = is_other(&name.to_string_lossy()) && !hides(&name.to_string_lossy());
-            if matched(&name) || other {
+            let printed = printable(name.as_bytes());
+            let is_field = || may_be_field(&printed) && keys.contains(key(&printed));
+            if matched(&name) || is_field() {
                 files.push(listed(&name));
             }
         }
@@ -119,8 +124,6 @@ pub(super) fn scan_images(root: &Path, images: &BTreeSet<(OsString, Named)>) -> 
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let mut read = |file: &Listed, limit| Ok(read(root, file, limit)?.0);
         select(files, Vec::new(), &[], &mut part, &mut read);
-        // Labels of images that no pattern matches.
-        part.passed.strays = Tally::default();
     }
     for (name, _) in images.iter().filter(|(_, named)| *named == Named::ByItself) {
         let Listed { name, place, .. } = listed(name);
@@ -148,6 +151,33 @@ fn read(root: &Path, file: &Listed, limit: u64) -> io::Result<(Vec<u8>, Stamp)> 
 
 fn listing(folder: &Path) -> String {
     format!("could not list the folder {}", folder.display())
+}
+
+/// The images in a hidden entry of a folder, which is called `name`: those among its first
+/// [`HIDDEN_ENTRIES`], for it may hold copies of the whole set.
+fn hidden_images(entry: &DirEntry, name: String) -> Vec<String> {
+    let is_folder = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let mut folders = Vec::new();
+    let mut images = Vec::new();
+    let mut sort = |entry: &DirEntry, name: String| match is_folder(entry) {
+        true => Some((entry.path(), name)),
+        false => {
+            images.extend(Some(name).filter(|name| is_hidden_image(name)));
+            None
+        }
+    };
+    folders.extend(sort(entry, name));
+    let mut left = HIDDEN_ENTRIES;
+    while let Some((path, name)) = folders.pop() {
+        // What cannot be listed there would not be read anyway.
+        let listed = fs::read_dir(path).into_iter().flatten().flatten();
+        for entry in listed.take(left) {
+            let own = printable(entry.file_name().as_bytes());
+            folders.extend(sort(&entry, format!("{name}/{own}")));
+            left -= 1;
+        }
+    }
+    images
 }
 
 struct Walk<'a> {
@@ -181,6 +211,8 @@ struct Entries {
     folders: Vec<(String, PathBuf, bool)>,
     /// Images that links name and nobody finds.
     broken: Vec<String>,
+    /// Images that are hidden, or below hidden folders.
+    hidden: Vec<String>,
 }
 
 impl Walk<'_> {
@@ -212,9 +244,14 @@ impl Walk<'_> {
             mut files,
             mut folders,
             broken,
+            mut hidden,
         } = self.entries(folder, &mut part)?;
         files.sort_by(|a, b| a.name.cmp(&b.name));
         folders.sort();
+        hidden.sort();
+        for name in hidden {
+            part.passed.hidden.add(|| name);
+        }
         part.bad = broken.len();
         let (mut rest, mut fields) = (Rest::default(), Vec::new());
         let mut unprintable = false;
@@ -265,13 +302,7 @@ impl Walk<'_> {
             all.folders.extend(found.folders);
             all.broken.extend(found.broken);
             all.files.extend(found.files);
-        }
-        let is_shard = |file: &Listed| shard_ending(&file.name).is_some();
-        let (mut shards, files): (Vec<_>, Vec<_>) = all.files.into_iter().partition(is_shard);
-        shards.sort_by(|a, b| a.name.cmp(&b.name));
-        for Listed { name, .. } in shards {
-            let ending = shard_ending(&name).unwrap_or_default().to_string();
-            part.passed.kinds.entry(ending).or_default().add(|| name);
+            all.hidden.extend(found.hidden);
         }
         all.broken.sort();
         // Links that may have been classes.
@@ -281,9 +312,10 @@ impl Walk<'_> {
             part.passed.links.add(|| name);
         }
         Ok(Entries {
-            files,
+            files: all.files,
             folders: all.folders,
             broken: images,
+            hidden: all.hidden,
         })
     }
 
@@ -291,14 +323,16 @@ impl Walk<'_> {
     fn entry(&self, folder: &Folder, entry: &DirEntry, found: &mut Entries) -> Result<()> {
         let (own, path) = (entry.file_name(), || entry.path());
         let printed = printable(own.as_bytes());
-        if hides(&printed) {
-            return Ok(());
-        }
         let is_as_printed = folder.is_as_printed && own == printed.as_str();
+        let is_hidden = hides(&printed);
         let name = match folder.name.is_empty() {
             true => printed,
             false => format!("{}/{printed}", folder.name),
         };
+        if is_hidden {
+            found.hidden.extend(hidden_images(entry, name));
+            return Ok(());
+        }
         let context = || listing(&folder.path);
         let kind = entry.file_type().with_context(context)?;
         let size = if kind.is_file() {

@@ -16,21 +16,26 @@ pub enum ImageKind {
 }
 
 /// The suffixes, for hints.
-pub const ENDINGS: &str =
-    ".jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .ppm, .pgm, .pbm, .pnm, .tif or .tiff";
+pub const ENDINGS: &str = ".jpg, .jpeg, .jpe, .jfif, .jif, .jfi, .png, .webp, .bmp, .ppm, .pgm, \
+                           .pbm, .pnm, .tif or .tiff";
 
-/// Suffixes of image formats that are not read.
-const UNREAD: [&str; 23] = [
-    "apng", "avif", "cr2", "dds", "dib", "dng", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
-    "jp2", "jpx", "jxl", "mpo", "nef", "pcx", "psd", "svg", "tga", "xcf",
+/// Suffixes of images that are not read. A folder that holds nothing else may be a class.
+const UNREAD: [&str; 45] = [
+    "apng", "arw", "avif", "avifs", "bpg", "cr2", "cr3", "cur", "dcm", "dds", "dib", "dng", "eps",
+    "exr", "fits", "gif", "hdr", "heic", "heics", "heif", "icns", "ico", "insp", "j2c", "j2k",
+    "jp2", "jpx", "jxl", "mpo", "nef", "orf", "pam", "pcx", "pfm", "pgx", "psd", "qoi", "raf",
+    "rw2", "sgi", "svg", "tga", "wbmp", "xbm", "xcf",
 ];
+
+/// The longest suffix that may be a kind of file: what follows a dot may be part of a name.
+const LONGEST_SUFFIX: usize = 10;
 
 impl ImageKind {
     /// The format that the file name indicates, if it is one that is read.
     pub fn of_name(name: &str) -> Option<ImageKind> {
         let ending = ending(name)?;
         let is = |known: &[&str]| known.iter().any(|known| known.eq_ignore_ascii_case(ending));
-        Some(if is(&["jpg", "jpeg", "jpe", "jfif"]) {
+        Some(if is(&["jpg", "jpeg", "jpe", "jfif", "jif", "jfi"]) {
             ImageKind::Jpeg
         } else if is(&["png"]) {
             ImageKind::Png
@@ -87,17 +92,32 @@ pub fn is_image_name(name: &str) -> bool {
     ImageKind::of_name(name).is_some()
 }
 
-/// The suffix of a file in an image format that is not read, in lower case with its dot.
-pub fn unread_ending(name: &str) -> Option<String> {
-    let ending = ending(name)?.to_ascii_lowercase();
-    UNREAD
-        .contains(&ending.as_str())
-        .then(|| format!(".{ending}"))
+/// Whether a file of this name is an image in a format that is not read.
+pub fn is_unread_image_name(name: &str) -> bool {
+    let is_it = |ending: &str| {
+        UNREAD
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(ending))
+    };
+    ending(name).is_some_and(is_it)
+}
+
+/// What kind of file a name says that it is, as in "3 .gif": its suffix in lower case with its dot.
+pub fn kind_by_name(name: &str) -> String {
+    let is_kind = |ending: &&str| {
+        ending.len() <= LONGEST_SUFFIX
+            && ending.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && ending.bytes().any(|byte| byte.is_ascii_alphabetic())
+    };
+    match ending(name).filter(is_kind) {
+        Some(ending) => format!(".{}", ending.to_ascii_lowercase()),
+        None => "without a suffix".to_string(),
+    }
 }
 
 /// What the bytes are if they are not an image in a supported format, if recognised.
 pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
-    let named: [(usize, &[u8], &str); 14] = [
+    let named: [(usize, &[u8], &str); 19] = [
         (0, b"GIF8", "GIF"),
         (4, b"ftypavif", "AVIF"),
         (4, b"ftypheic", "HEIC"),
@@ -109,7 +129,12 @@ pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
         (0, b"8BPS", "PSD"),
         (0, b"\0\0\x01\0", "ICO"),
         (0, b"DDS ", "DDS"),
+        (0, b"PF\n", "PFM"),
+        (0, b"Pf\n", "PFM"),
         (0, b"\x1f\x8b", "gzip"),
+        (0, b"\x28\xB5\x2F\xFD", "zstd"),
+        (0, b"\xFD7zXZ\0", "xz"),
+        (0, b"BZh", "bzip2"),
         (0, b"PK\x03\x04", "zip"),
         (0, b"version https://git-lfs", "a git-LFS pointer"),
     ];
@@ -128,13 +153,8 @@ pub fn other_content(bytes: &[u8]) -> Option<&'static str> {
 
 fn ending(name: &str) -> Option<&str> {
     let (stem, ending) = name.rsplit_once('.')?;
-    (!stem.is_empty() && !stem.ends_with('/')).then_some(ending)
-        (0, b"PF\n", "PFM"),
-        (0, b"Pf\n", "PFM"),
+    (!stem.is_empty() && !stem.ends_with('/') && !ending.contains('/')).then_some(ending)
 }
-        (0, b"\x28\xB5\x2F\xFD", "zstd"),
-        (0, b"\xFD7zXZ\0", "xz"),
-        (0, b"BZh", "bzip2"),
 
 #[cfg(test)]
 mod tests {
@@ -147,6 +167,8 @@ mod tests {
             "a.JPEG",
             "a.JPE",
             "a.jfif",
+            "a.jif",
+            "a.JFI",
             "a.b.PNG",
             "d.e/a.webp",
             "a.bmp",
@@ -157,15 +179,10 @@ mod tests {
             "a.tif",
             "a.TIFF",
         ] {
-            assert!(
-                is_image_name(name) && unread_ending(name).is_none(),
-                "{name}"
-            );
+            assert!(is_image_name(name) && !is_unread_image_name(name), "{name}");
         }
-        for name in ["a.gif", "a.HEIC", "x/a.avif"] {
-            let expected = name.rsplit_once('.').unwrap().1.to_lowercase();
-            assert_eq!(unread_ending(name), Some(format!(".{expected}")));
-            assert!(!is_image_name(name), "{name}");
+        for name in ["a.gif", "a.HEIC", "x/a.avif", "a.qoi", "a.ARW"] {
+            assert!(!is_image_name(name) && is_unread_image_name(name), "{name}");
         }
         for name in [
             "a",
@@ -178,9 +195,27 @@ mod tests {
             "",
         ] {
             assert!(
-                !is_image_name(name) && unread_ending(name).is_none(),
+                !is_image_name(name) && !is_unread_image_name(name),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn every_name_is_of_some_kind() {
+        for (name, kind) in [
+            ("a.GIF", ".gif"),
+            ("d.e/a.b.7z", ".7z"),
+            ("x.mp4", ".mp4"),
+            ("IMG_0001", "without a suffix"),
+            (".gif", "without a suffix"),
+            ("d.gif/a", "without a suffix"),
+            ("frame.000123", "without a suffix"),
+            ("on 1.5 pages", "without a suffix"),
+            ("a.", "without a suffix"),
+            ("a.abcdefghijk", "without a suffix"),
+        ] {
+            assert_eq!(kind_by_name(name), kind, "{name}");
         }
     }
 
@@ -190,7 +225,7 @@ mod tests {
             .split(['.', ',', ' '])
             .filter(|word| !word.is_empty() && *word != "or")
             .collect();
-        assert_eq!(endings.len(), 13);
+        assert_eq!(endings.len(), 15);
         for ending in endings {
             assert!(is_image_name(&format!("a.{ending}")), "{ending}");
         }

@@ -206,7 +206,7 @@ impl Level {
         // A folder whose every picture is passed over may be a class.
         let unread = || {
             let bare = parts().flat_map(|part| &part.bare);
-            bare.filter(|bare| bare.holds.is_some())
+            bare.filter(|bare| bare.held.are_pictures)
                 .map(|bare| bare.name.as_str())
         };
         let mut depth = 0;
@@ -284,10 +284,16 @@ fn bare_classes(part: &mut Part, level: Level) -> Vec<Bare> {
     let Some(image) = part.found.iter().find(|found| found.class.is_some()) else {
         return Vec::new();
     };
+    // Beside `images/` lies `labels/`, and neither is a class.
+    let are_splits = part
+        .found
+        .used()
+        .into_iter()
+        .flatten()
+        .all(|class| matches!(class, ClassName::Name(name) if names_no_class(name)));
     bare.into_iter()
         .filter(|bare| level.is_class(&bare.name, image.name))
-        // A folder of texts cannot be taken out of a shard, and may be there for good reason.
-        .filter(|bare| part.kind == Kind::Folder || bare.is_empty || bare.holds.is_some())
+        .filter(|bare| bare.held.are_pictures || !are_splits)
         .map(|bare| Bare {
             name: bare.name.rsplit('/').next().unwrap_or_default().to_string(),
             ..bare

@@ -89,8 +89,8 @@ fn named(parts: &[Part], names: BTreeSet<&str>) -> Result<Classes> {
             .iter()
             .find(|bare| !names.contains(bare.name.as_str()));
         if let Some(bare) = bare {
-            let instead = match &bare.holds {
-                Some(holds) => format!(", but {holds}"),
+            let instead = match &bare.held.what {
+                Some(what) => format!(", but {what}"),
                 None => String::new(),
             };
             return Err(hinted(
@@ -99,7 +99,8 @@ fn named(parts: &[Part], names: BTreeSet<&str>) -> Result<Classes> {
                     part.path.display(),
                     bare.name
                 ),
-                "the classes' sorted names are their numbers: fill the folder or remove it",
+                "the classes' sorted names are their numbers: fill the folder, or remove it (of a \
+                 shard: make it again without it)",
             ));
         }
     }

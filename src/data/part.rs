@@ -1,7 +1,7 @@
 //! What the scan of one path finds: images by name, where their bytes are, and what the data says
 //! of their class.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -97,11 +97,17 @@ pub(super) enum Kind {
 pub(super) struct Bare {
     /// Relative to the path of its part.
     pub name: String,
-    /// What it holds instead, if that is pictures: of a kind that is not read, or behind broken
-    /// links.
-    pub holds: Option<String>,
-    /// There is no file in it at all.
-    pub is_empty: bool,
+    /// What it holds instead.
+    pub held: Held,
+}
+
+/// What was passed over in a folder.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    /// As a message names it; none where it is texts alone, or nothing.
+    pub what: Option<String>,
+    /// They are pictures: of a kind that is not read, or behind broken links.
+    pub are_pictures: bool,
 }
 
 /// How many files of a kind were passed over, and the first of them.
@@ -127,11 +133,51 @@ impl Tally {
     }
 }
 
+/// Files of kinds that are not read.
+#[derive(Debug, Default)]
+pub(super) struct Kinds(BTreeMap<String, Tally>);
+
+impl Kinds {
+    /// How many kinds a message names.
+    const NAMED: usize = 12;
+
+    pub fn add(&mut self, kind: String, first: impl FnOnce() -> String) {
+        self.0.entry(kind).or_default().add(first);
+    }
+
+    /// The first file of a kind that `is` one.
+    pub fn first(&self, is: impl Fn(&str) -> bool) -> Option<&str> {
+        let found = self.0.iter().find(|(kind, _)| is(kind));
+        found.map(|(_, tally)| tally.first.as_str())
+    }
+
+    /// How many there are of each kind, and the first; none if there are none.
+    pub fn list(&self) -> Option<String> {
+        let named = self.0.iter().take(Self::NAMED);
+        let mut list: Vec<String> = named
+            .map(|(kind, tally)| format!("{} {kind} (`{}`)", tally.count, tally.first))
+            .collect();
+        match self.0.len() - list.len() {
+            0 => {}
+            more => list.push(format!("and {more} more kinds")),
+        }
+        (!list.is_empty()).then(|| list.join(", "))
+    }
+
+    /// The warning of them.
+    pub fn line(&self) -> Option<String> {
+        let list = self.list()?;
+        Some(format!(
+            "passed over as files of kinds that are not read: {list}"
+        ))
+    }
+}
+
 /// What was passed over, by the reason for it.
 #[derive(Debug, Default)]
 pub(super) struct PassedOver {
-    /// Pictures of kinds that are not read, by ending.
-    pub kinds: BTreeMap<String, Tally>,
+    /// Files of kinds that are not read, by kind.
+    pub kinds: Kinds,
     /// Images with a hidden or a system's part in their path.
     pub hidden: Tally,
     /// A second image of one key: a mask.
@@ -148,8 +194,8 @@ pub(super) struct PassedOver {
 
 impl PassedOver {
     pub fn merge(&mut self, other: &PassedOver) {
-        for (kind, tally) in &other.kinds {
-            self.kinds.entry(kind.clone()).or_default().merge(tally);
+        for (kind, tally) in &other.kinds.0 {
+            self.kinds.0.entry(kind.clone()).or_default().merge(tally);
         }
         for (mine, theirs) in [
             (&mut self.hidden, &other.hidden),
@@ -174,8 +220,8 @@ pub(super) struct Part {
     pub found: FoundList,
     pub bare: Vec<Bare>,
     pub passed: PassedOver,
-    /// Fields beside images that have no class, by ending.
-    pub silent: BTreeMap<String, usize>,
+    /// The endings of fields beside images that have no class.
+    pub silent: BTreeSet<String>,
     /// Why it holds nothing at all, where that is no error if others do.
     pub empty: Option<String>,
     /// Whether a `.txt` beside an image is a text of its own.
@@ -208,7 +254,7 @@ impl Part {
             found: FoundList::default(),
             bare: Vec::new(),
             passed: PassedOver::default(),
-            silent: BTreeMap::new(),
+            silent: BTreeSet::new(),
             empty: None,
             captions: false,
             bad: 0,
@@ -238,9 +284,7 @@ impl Part {
     pub fn merge(&mut self, folder: Part) {
         self.found.extend(folder.found);
         self.passed.merge(&folder.passed);
-        for (ending, count) in folder.silent {
-            *self.silent.entry(ending).or_default() += count;
-        }
+        self.silent.extend(folder.silent);
         self.captions |= folder.captions;
         self.bad += folder.bad;
         self.found_in.extend(folder.found_in);
@@ -256,13 +300,10 @@ impl Part {
 
     /// What was passed over where there are no images, as a message ends.
     pub fn instead(&self) -> String {
-        let kinds = self.passed.kinds.iter();
-        let mut found: Vec<String> = kinds
-            .map(|(kind, tally)| format!("{} {kind} (`{}`)", tally.count, tally.first))
-            .collect();
+        let mut found: Vec<String> = self.passed.kinds.list().into_iter().collect();
         if self.passed.hidden.count > 0 {
             let Tally { count, first } = &self.passed.hidden;
-            found.push(format!("{count} below hidden folders (`{first}`)"));
+            found.push(format!("{count} hidden (`{first}`)"));
         }
         match found.is_empty() {
             true => String::new(),

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use glob::Pattern;
 
 use super::image_kind::{ENDINGS, is_image_name};
-use super::part::Tally;
-use super::selection::{hides, printable};
+use super::part::{Kinds, Tally};
+use super::selection::{hides, key, may_be_field, printable, unread_kind};
 use super::shards::{is_shard_name, other_compression};
 use crate::error::{Context, Error, Result, usage};
 use crate::store::{bundle, foreign};
@@ -99,14 +99,10 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     let (paths, others): (Vec<PathBuf>, Vec<PathBuf>) =
         found.into_iter().partition(|path| is_data(path).is_ok());
     match (paths.is_empty(), others.first()) {
-        (false, None) => Ok(paths),
-        (false, Some(other)) => {
-            tracing::warn!(
-                "{} of the paths that {pattern} matches are neither folders nor shards nor images: \
-                 {}, ...",
-                others.len(),
-                other.display()
-            );
+        (false, _) => {
+            if let Some(line) = unread(&paths, &others).line() {
+                tracing::warn!("{line}");
+            }
             Ok(paths)
         }
         (true, Some(other)) => Err(no_data(other)),
@@ -124,6 +120,27 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
             ))
         }
     }
+}
+
+/// Which of the `others` that a pattern matches beside `data` are of kinds that are not read, as in
+/// a folder.
+pub(super) fn unread(data: &[PathBuf], others: &[PathBuf]) -> Kinds {
+    let key = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let key = key(&printable(name)).to_string();
+        (path.parent().unwrap_or(Path::new("")).to_path_buf(), key)
+    };
+    let is_image = |path: &&PathBuf| is_image_name(&path.to_string_lossy());
+    let keys: BTreeSet<_> = data.iter().filter(is_image).map(|path| key(path)).collect();
+    let mut kinds = Kinds::default();
+    for path in others {
+        let name = printable(path.file_name().unwrap_or_default().as_bytes());
+        let is_field = may_be_field(&name) && keys.contains(&key(path));
+        if let Some(kind) = unread_kind(&name).filter(|_| !is_field) {
+            kinds.add(kind, || path.display().to_string());
+        }
+    }
+    kinds
 }
 
 /// The part of a pattern that exists literally, and the rest.

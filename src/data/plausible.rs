@@ -1,7 +1,7 @@
 //! What is said of a data set that was opened: what it holds, what was passed over, and what of it
 //! is hard to believe.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Classes;
@@ -37,17 +37,7 @@ pub(super) fn passed_over(parts: &[Part]) -> Vec<String> {
     for part in parts {
         all.merge(&part.passed);
     }
-    let mut lines = Vec::new();
-    if !all.kinds.is_empty() {
-        let kinds = all.kinds.iter();
-        let kinds: Vec<String> = kinds
-            .map(|(kind, t)| format!("{} {kind} (`{}`)", t.count, t.first))
-            .collect();
-        lines.push(format!(
-            "passed over as files of kinds that are not read: {}",
-            kinds.join(", ")
-        ));
-    }
+    let mut lines: Vec<String> = all.kinds.line().into_iter().collect();
     let mut say = |tally: &Tally, what: &str| {
         let Tally { count, first } = tally;
         match count {
@@ -65,7 +55,10 @@ pub(super) fn passed_over(parts: &[Part]) -> Vec<String> {
         "passed over for a later one of the same name in their shard",
     );
     say(&all.links, "passed over as links that lead to no file");
-    say(&all.hidden, "passed over below hidden folders");
+    say(
+        &all.hidden,
+        "passed over as hidden, or below hidden folders",
+    );
     say(&all.strays, "with labels of no image");
     lines
 }
@@ -112,8 +105,16 @@ pub(super) fn doubts(
     if !given && (origin.fields || origin.texts) {
         doubts.extend(unused(classes, labels));
     }
-    let is_silent = |label: &Label| matches!(label, Label::Silent | Label::Text(_));
-    let silent = found().filter(|found| is_silent(found.label)).count();
+    let count = |is: fn(&Label) -> bool| found().filter(|found| is(found.label)).count();
+    let mut silent = count(|label| *label == Label::Silent);
+    let mut texts = count(|label| matches!(label, Label::Text(_)));
+    let endings = parts.iter().flat_map(|part| &part.silent);
+    let mut endings: BTreeSet<&str> = endings.map(String::as_str).collect();
+    // Where one text is a caption, all are.
+    if texts > 0 && parts.iter().any(|part| part.captions) {
+        silent += std::mem::take(&mut texts);
+        endings.insert(".txt");
+    }
     let unread = found().filter_map(|found| match found.label {
         Label::Unreadable(problem) => Some(problem.as_str()),
         _ => None,
@@ -125,12 +126,14 @@ pub(super) fn doubts(
             unread.len()
         ));
     }
+    if texts > 0 && !origin.fields && !origin.texts {
+        doubts.push(format!(
+            "the numbers in .txt beside {texts} images are not taken: the folders name several \
+             classes, and such a number may be a score"
+        ));
+    }
     if silent > 0 && !origin.fields && !origin.texts {
-        let mut endings: BTreeMap<&str, usize> = BTreeMap::new();
-        for (ending, count) in parts.iter().flat_map(|part| &part.silent) {
-            *endings.entry(ending).or_default() += count;
-        }
-        let endings: Vec<&str> = endings.into_keys().take(6).collect();
+        let endings: Vec<&str> = endings.into_iter().take(6).collect();
         doubts.push(format!(
             "{silent} images have files beside them ({}) that give no label{}: labels are a \
              number or a name in .cls, `label` or `cls` in .json, a number in .txt",

@@ -2,11 +2,13 @@
 //! set, which are labels of theirs, and which are passed over and counted.
 //!
 //! - A part of a path that begins with a dot, or that a system made for itself (`__MACOSX`), hides
-//!   all below it.
-//! - An image is told by its ending ([`super::image_kind`]). Pictures of other kinds are counted.
+//!   all below it. Images there are counted.
+//! - An image is told by its ending ([`super::image_kind`]).
 //! - Files of one folder that share their name up to the first dot are one sample, as in
 //!   WebDataset: a key with fields, whose case does not matter. `key.cls`, `key.cls.txt`,
 //!   `key.json` and `key.txt` are asked for a class.
+//! - All else is counted by its kind: pictures that are not read, and what is no field of an image.
+//!   Texts that may be fields (`readme.txt`) are not.
 //! - Beside `key.jpg`, `key.seg.png` is a second image of the key, a mask, and no part of the set
 //!   (`key.2.jpg` is: no field is a number). So is `key.png` where the key has fields that are no
 //!   images; where it has none, both are images, as in a folder of any.
@@ -14,17 +16,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::found::FoundList;
-use super::image_kind::{ImageKind, is_image_name, unread_ending};
+use super::image_kind::{ImageKind, is_image_name, is_unread_image_name, kind_by_name};
 use super::labels;
-use super::part::{Bare, Kind, Label, Listed, Part};
+use super::part::{Bare, Held, Label, Listed, Part};
+use super::shards::shard_ending;
 
-/// Folders that systems make beside the user's.
-const SYSTEM: [&str; 5] = [
+/// Folders and files that systems make beside the user's.
+const SYSTEM: [&str; 7] = [
     "__MACOSX",
     "@eaDir",
     "$RECYCLE.BIN",
     "System Volume Information",
     "lost+found",
+    "Thumbs.db",
+    "desktop.ini",
 ];
 
 /// Fields that are the image where a key has several and none is plain.
@@ -39,6 +44,24 @@ const MAX_JSON: u64 = 64 << 20;
 /// Whether a part of a path hides all below it.
 pub(super) fn hides(part: &str) -> bool {
     (part.starts_with('.') && part != "..") || SYSTEM.contains(&part)
+}
+
+/// The folder around the first part of a path that hides what is below it.
+fn around_hidden(name: &str) -> Option<&str> {
+    let mut start = 0;
+    for part in name.split('/') {
+        if hides(part) {
+            return Some(name[..start].trim_end_matches('/'));
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
+/// Whether the file of this name, which is hidden, is counted: an image, but not what a Mac keeps
+/// of one (`._x.jpg`).
+pub(super) fn is_hidden_image(name: &str) -> bool {
+    is_image_name(name) && !name[file_start(name)..].starts_with("._")
 }
 
 /// A name as text, whatever its bytes are: `\xE9` stands for one that is not UTF-8.
@@ -60,7 +83,7 @@ pub(super) fn stem(name: &str) -> &str {
 }
 
 /// WebDataset's key: up to the first dot of the file's name.
-fn key(name: &str) -> &str {
+pub(super) fn key(name: &str) -> &str {
     let file = file_start(name);
     &name[..name[file..].find('.').map_or(name.len(), |dot| file + dot)]
 }
@@ -74,8 +97,8 @@ enum Role {
     Image,
     /// Asked for the class of the images of this stem.
     Label(Field),
-    /// A picture that is not read; its ending.
-    Unread(String),
+    /// Not read, and no field of an image either: a picture of another kind, a shard.
+    Unread,
     Other,
 }
 
@@ -83,6 +106,7 @@ enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Field {
     Cls,
+    ClsText,
     Json,
     Text,
 }
@@ -90,7 +114,7 @@ enum Field {
 /// The field, and what is left of the name.
 fn label_field(name: &str) -> Option<(&str, Field)> {
     let fields = [
-        (".cls.txt", Field::Cls),
+        (".cls.txt", Field::ClsText),
         (".cls", Field::Cls),
         (".json", Field::Json),
         (".txt", Field::Text),
@@ -107,8 +131,27 @@ fn role(name: &str) -> Role {
         Role::Image
     } else if let Some((_, field)) = label_field(name) {
         Role::Label(field)
+    } else if is_unread_image_name(name) || shard_ending(name).is_some() {
+        Role::Unread
     } else {
-        unread_ending(name).map_or(Role::Other, Role::Unread)
+        Role::Other
+    }
+}
+
+/// Whether a file of this name can be a field of an image.
+pub(super) fn may_be_field(name: &str) -> bool {
+    matches!(role(name), Role::Other | Role::Label(_))
+}
+
+/// The kind that a file of this name counts as where it is no field of an image; none if it is
+/// read, or is one of the texts that may lie anywhere.
+pub(super) fn unread_kind(name: &str) -> Option<String> {
+    match role(name) {
+        Role::Image | Role::Label(_) => None,
+        Role::Unread | Role::Other => {
+            let shard = shard_ending(name).map(str::to_string);
+            Some(shard.unwrap_or_else(|| kind_by_name(name)))
+        }
     }
 }
 
@@ -129,20 +172,27 @@ pub(super) fn select(
     part.bare = bare(folders, &rest, &part.found);
 }
 
-/// Which folders hold files that are no images of the set.
+/// Which folders hold files that are no images of the set, and what these are.
 #[derive(Debug, Default)]
-pub(super) struct Rest {
-    /// Those with pictures that are not read, and what these are.
-    pictures: BTreeMap<String, String>,
-    /// Those with files that are no pictures.
-    others: BTreeSet<String>,
-}
+pub(super) struct Rest(BTreeMap<String, Held>);
 
 impl Rest {
-    pub fn merge(&mut self, folder: Rest) {
-        self.others.extend(folder.others);
-        for (name, what) in folder.pictures {
-            self.pictures.entry(name).or_insert(what);
+    pub fn merge(&mut self, other: Rest) {
+        for (folder, held) in other.0 {
+            self.add(&folder, held);
+        }
+    }
+
+    /// Pictures come before all else: a folder of these may be a class.
+    fn add(&mut self, folder: &str, held: Held) {
+        match self.0.get_mut(folder) {
+            None => drop(self.0.insert(folder.to_string(), held)),
+            Some(known) => {
+                let is_more = |held: &Held| (held.are_pictures, held.what.is_some());
+                if is_more(&held) > is_more(known) {
+                    *known = held;
+                }
+            }
         }
     }
 }
@@ -157,30 +207,21 @@ pub(super) fn take(
     read: &mut Read,
 ) {
     for name in broken {
-        let what = "a broken link".to_string();
-        rest.pictures.insert(folder(name).to_string(), what);
+        let what = Some("a broken link".to_string());
+        let are_pictures = true;
+        rest.add(folder(name), Held { what, are_pictures });
     }
     let (mut seen, mut roles) = (Vec::new(), Vec::new());
     for file in files {
-        let role = role(&file.name);
-        if file.name.split('/').any(hides) {
-            if matches!(role, Role::Image) {
+        if let Some(around) = around_hidden(&file.name) {
+            rest.add(around, Held::default());
+            if is_hidden_image(&file.name) {
                 part.passed.hidden.add(|| file.name);
             }
             continue;
         }
-        if let Role::Unread(ending) = &role {
-            let what = format!("files of kinds that are not read ({ending})");
-            rest.pictures
-                .entry(folder(&file.name).to_string())
-                .or_insert(what);
-            let tally = part.passed.kinds.entry(ending.clone()).or_default();
-            tally.add(|| file.name.clone());
-        } else if !matches!(role, Role::Image) && !rest.others.contains(folder(&file.name)) {
-            rest.others.insert(folder(&file.name).to_string());
-        }
+        roles.push(role(&file.name));
         seen.push(file);
-        roles.push(role);
     }
     // All files of one key lie beside one another in the order of names.
     let mut order: Vec<usize> = (0..seen.len()).collect();
@@ -194,6 +235,7 @@ pub(super) fn take(
     let mut labels: Vec<Option<Label>> = seen.iter().map(|_| None).collect();
     for indices in samples {
         let sample = Sample::new(indices, &seen, &roles, part);
+        sample.count_unread(&seen, part, rest);
         for image in sample.images(&seen, part) {
             labels[image] = Some(sample.label(image, &seen, part, read));
         }
@@ -213,8 +255,10 @@ struct Sample {
     compound: Vec<usize>,
     /// Files that are asked for a class.
     fields: Vec<(usize, Field)>,
-    /// Others, pictures that are not read excepted.
+    /// Other fields, if there is an image.
     others: Vec<usize>,
+    /// Files that are not read.
+    unread: Vec<usize>,
 }
 
 impl Sample {
@@ -224,6 +268,7 @@ impl Sample {
             compound: Vec::new(),
             fields: Vec::new(),
             others: Vec::new(),
+            unread: Vec::new(),
         };
         for (at, &index) in indices.iter().enumerate() {
             let name = &seen[index].name;
@@ -239,28 +284,46 @@ impl Sample {
                 Role::Image => sample.compound.push(index),
                 Role::Label(field) => sample.fields.push((index, *field)),
                 Role::Other => sample.others.push(index),
-                Role::Unread(_) => {}
+                Role::Unread => sample.unread.push(index),
             }
         }
-        let no_image = sample.plain.is_empty() && sample.compound.is_empty();
-        for (index, field) in &sample.fields {
-            if no_image && *field == Field::Cls {
-                part.passed.strays.add(|| seen[*index].name.clone());
+        if sample.plain.is_empty() && sample.compound.is_empty() {
+            sample.unread.append(&mut sample.others);
+            for (index, field) in &sample.fields {
+                if matches!(field, Field::Cls | Field::ClsText) {
+                    part.passed.strays.add(|| seen[*index].name.clone());
+                }
             }
         }
         sample
     }
 
-    /// Whether the key has more than images. Of files in a folder, those that may be labels count:
-    /// what else lies there need not belong to the image of its name.
-    fn has_fields(&self, part: &Part) -> bool {
-        !self.fields.is_empty() || (part.kind == Kind::Shard && !self.others.is_empty())
+    /// Counts what of the key is not read, and notes where it lies.
+    fn count_unread(&self, seen: &[Listed], part: &mut Part, rest: &mut Rest) {
+        for index in &self.unread {
+            let name = &seen[*index].name;
+            let kind = unread_kind(name).unwrap_or_default();
+            let held = Held {
+                what: Some(format!("files of kinds that are not read ({kind})")),
+                are_pictures: is_unread_image_name(name),
+            };
+            rest.add(folder(name), held);
+            part.passed.kinds.add(kind, || name.clone());
+        }
+        for (index, _) in &self.fields {
+            rest.add(folder(&seen[*index].name), Held::default());
+        }
+    }
+
+    /// Whether the key has more than images.
+    fn has_fields(&self) -> bool {
+        !self.fields.is_empty() || !self.others.is_empty()
     }
 
     /// The images that are data.
     fn images(&self, seen: &[Listed], part: &mut Part) -> Vec<usize> {
         let name = |index: &usize| seen[*index].name.as_str();
-        let has_fields = self.has_fields(part);
+        let has_fields = self.has_fields();
         let mut taken = self.plain.clone();
         if taken.len() > 1 && has_fields {
             let is_jpeg = |index: &usize| ImageKind::of_name(name(index)) == Some(ImageKind::Jpeg);
@@ -323,7 +386,7 @@ impl Sample {
             })
             .collect();
         asked.sort_unstable();
-        let mut label = match self.has_fields(part) {
+        let mut label = match self.has_fields() {
             true => Label::Silent,
             false => Label::None,
         };
@@ -334,7 +397,7 @@ impl Sample {
             }
             let limit = match field {
                 Field::Json => MAX_JSON,
-                Field::Cls | Field::Text => MAX_LABEL,
+                Field::Cls | Field::ClsText | Field::Text => MAX_LABEL,
             };
             let said = match read(file, limit) {
                 Err(e) => Label::Bad(format!("could not be read ({e})")),
@@ -345,7 +408,7 @@ impl Sample {
                     ))
                 }
                 Ok(text) => match field {
-                    Field::Cls => labels::cls(&text),
+                    Field::Cls | Field::ClsText => labels::cls(&text),
                     Field::Json => labels::json(&text),
                     Field::Text => labels::text(&text),
                 },
@@ -366,8 +429,8 @@ impl Sample {
                 name.get(key(name).len()..)
                     .filter(|field| !field.is_empty())
             });
-            for ending in endings.collect::<BTreeSet<_>>() {
-                *part.silent.entry(ending.to_lowercase()).or_default() += 1;
+            for ending in endings {
+                part.silent.insert(ending.to_lowercase());
             }
         }
         label
@@ -378,10 +441,9 @@ fn folder(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// The folders with no image in or below them: those listed, and those that hold pictures that are
-/// not read.
+/// The folders with no image in or below them: those listed, and those that hold other files.
 pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &FoundList) -> Vec<Bare> {
-    let Rest { pictures, others } = rest;
+    let Rest(rest) = rest;
     let (mut with_images, mut last) = (BTreeSet::new(), None);
     for image in found.iter() {
         let mut folder = folder(image.name);
@@ -394,7 +456,7 @@ pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &FoundList) -> Vec<
         }
     }
     let mut names: BTreeSet<String> = folders.into_iter().collect();
-    for folder in pictures.keys() {
+    for folder in rest.keys() {
         let mut folder = folder.as_str();
         while !folder.is_empty() && names.insert(folder.to_string()) {
             folder = self::folder(folder);
@@ -406,24 +468,19 @@ pub(super) fn bare(folders: Vec<String>, rest: &Rest, found: &FoundList) -> Vec<
     });
     let bare = |name: String| {
         let below = format!("{name}/");
-        let within = |folder: &String| *folder == name || folder.starts_with(&below);
-        let exact = pictures.get_key_value(&name);
-        let holds = exact.or_else(|| pictures.range(below.clone()..).next());
-        let holds = holds.filter(|(folder, _)| within(folder));
-        let text = others
-            .get(&name)
-            .or_else(|| others.range(below.clone()..).next());
+        let within = || {
+            let folders = rest.range(below.clone()..);
+            let folders = folders.take_while(|(folder, _)| folder.starts_with(&below));
+            rest.get(&name)
+                .into_iter()
+                .chain(folders.map(|(_, held)| held))
+        };
+        let pictures = within().find(|held| held.are_pictures);
+        let held = pictures.or_else(|| within().find(|held| held.what.is_some()));
         Bare {
-            holds: holds.map(|(_, what)| what.clone()),
-            is_empty: holds.is_none() && !text.is_some_and(within),
+            held: held.cloned().unwrap_or_default(),
             name,
         }
     };
     names.into_iter().map(bare).collect()
-}
-
-/// Whether a file of this name is neither an image nor another picture: a label, or something else
-/// beside images.
-pub(super) fn is_other(name: &str) -> bool {
-    matches!(role(name), Role::Other | Role::Label(_))
 }

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use super::{contents, failure, names, opened, png, tar, write};
+use crate::data::{folder, plausible, shards};
 
 type Files<'a> = Vec<(&'a str, Vec<u8>)>;
 
@@ -35,6 +37,20 @@ fn both(files: &Files) -> (Vec<String>, Vec<(String, u32)>, Vec<String>) {
         labels.sort();
         (names(&*source), labels, source.doubts().to_vec())
     });
+    assert_eq!(folder, shard);
+    folder
+}
+
+/// What is said to be passed over, of the files as a folder and as a shard.
+fn passed_over(files: &Files) -> Vec<String> {
+    let root = tempfile::tempdir().unwrap();
+    write(&root.path().join("d"), files);
+    fs::write(root.path().join("t.tar"), tar(files)).unwrap();
+    let parts = [
+        folder::scan(&root.path().join("d"), false).unwrap(),
+        shards::scan(&root.path().join("t.tar"), false, &AtomicU64::new(0), 0).unwrap(),
+    ];
+    let [folder, shard] = parts.map(|part| plausible::passed_over(&[part]));
     assert_eq!(folder, shard);
     folder
 }
@@ -146,9 +162,93 @@ fn a_class_whose_every_picture_is_passed_over_is_named() {
     assert!(message.contains("1 .gif (`c/a.gif`)"), "{message}");
     let message = failure(opened(root.path(), &["gifs.tar"], false));
     assert!(
-        message.contains("1 .gif (`c/a.gif`), 1 below hidden folders (`c/.b/d.png`)"),
+        message.contains("1 .gif (`c/a.gif`), 1 hidden (`c/.b/d.png`)"),
         "{message}"
     );
+}
+
+/// As in ImageFolder: its absence would shift the numbers of the classes behind it.
+#[test]
+fn a_class_whose_every_file_is_passed_over_is_an_error_in_a_folder_and_in_a_shard() {
+    let root = tempfile::tempdir().unwrap();
+    for class in ["n1 n2 n3", "n01440764 n01443537 n02099601"] {
+        let classes: Vec<&str> = class.split(' ').collect();
+        for (file, what) in [
+            ("x.qoi", ", but files of kinds that are not read (.qoi)"),
+            ("x.mp4", ", but files of kinds that are not read (.mp4)"),
+            (
+                "IMG_0001",
+                ", but files of kinds that are not read (without a suffix)",
+            ),
+            ("notes.txt", "\n"),
+            (".thumbs/a.png", "\n"),
+        ] {
+            let paths = [
+                format!("{}/a.png", classes[0]),
+                format!("{}/{file}", classes[1]),
+                format!("{}/c.png", classes[2]),
+            ];
+            let files: Files = paths.iter().map(|path| (path.as_str(), png(1))).collect();
+            fs::remove_dir_all(root.path().join("d")).ok();
+            write(&root.path().join("d"), &files);
+            fs::write(root.path().join("t.tar"), tar(&files)).unwrap();
+            for name in ["d", "t.tar"] {
+                let text = failure(opened(root.path(), &[name], false));
+                let expected = format!("the class folder `{}` holds no images{what}", classes[1]);
+                assert!(text.contains(&expected), "{name}: {text}");
+            }
+        }
+    }
+    // Beside `images/` it is no class.
+    let mut split = images(&["images/a.png", "images/b.png"]);
+    split.push(("labels/a.txt", text("0 0.5 0.5 1 1")));
+    assert_eq!(classes(&split), ["images"]);
+}
+
+#[test]
+fn every_kind_that_is_not_read_is_counted() {
+    let kinds = "qoi pam pfm arw raf dcm fits ras xbm icns eps j2c heics npy mp4 gif md tar";
+    let names: Vec<String> = kinds
+        .split(' ')
+        .map(|kind| format!("n1/x.{kind}"))
+        .collect();
+    let mut files = images(&["n1/a.png", "n2/b.png", "n2/b.gif", "n1/IMG_0001", "README"]);
+    files.extend(names.iter().map(|name| (name.as_str(), text("?"))));
+    // Fields, and texts that may be some.
+    files.extend([("n1/a.xml", text("?")), ("words.txt", text("?"))]);
+    let lines = passed_over(&files);
+    let [line] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    // Nineteen kinds, in order, of which twelve are named.
+    let expected = "passed over as files of kinds that are not read: 1 .arw (`n1/x.arw`), \
+                    1 .dcm (`n1/x.dcm`), 1 .eps (`n1/x.eps`), 1 .fits (`n1/x.fits`), \
+                    2 .gif (`n1/x.gif`), 1 .heics (`n1/x.heics`), 1 .icns (`n1/x.icns`), \
+                    1 .j2c (`n1/x.j2c`), 1 .md (`n1/x.md`), 1 .mp4 (`n1/x.mp4`), \
+                    1 .npy (`n1/x.npy`), 1 .pam (`n1/x.pam`), and 7 more kinds";
+    assert_eq!(line, expected);
+    let unnamed = passed_over(&images(&["n1/a.png", "n1/IMG_0001", "n1/IMG_0002"]));
+    assert!(
+        unnamed[0].ends_with("2 without a suffix (`n1/IMG_0001`)"),
+        "{unnamed:?}"
+    );
+}
+
+#[test]
+fn hidden_images_are_counted() {
+    let files = images(&[
+        "n1/a.png",
+        "n2/b.png",
+        ".git/objects/x.png",
+        "n1/.thumbs/a.png",
+        "n2/.hid.png",
+        "n2/._b.png",
+        "__MACOSX/n2/._b.png",
+        ".classes/notes.md",
+    ]);
+    let expected =
+        "3 files passed over as hidden, or below hidden folders: `.git/objects/x.png`, ...";
+    assert_eq!(passed_over(&files), [expected]);
 }
 
 #[test]
@@ -250,24 +350,53 @@ fn captions_are_no_labels_and_that_is_said() {
     assert_eq!(self::classes(&scored), ["cat", "dog"]);
 }
 
-/// Files of any kind in a folder, or fields of the image's key in a shard.
 #[test]
-fn what_else_lies_beside_images_is_said_of_shards() {
-    let root = tempfile::tempdir().unwrap();
-    let files: Files = vec![("0.jpg", png(1)), ("0.npy", text("x"))];
-    write(&root.path().join("d"), &files);
-    fs::write(root.path().join("t.tar"), tar(&files)).unwrap();
-    assert!(
-        opened(root.path(), &["d"], false)
-            .unwrap()
-            .doubts()
-            .is_empty()
+fn fields_that_give_no_label_are_named() {
+    for field in ["npy", "label", "index", "cls.npy"] {
+        let names = [format!("0.{field}"), format!("1.{field}")];
+        let mut files = images(&["0.jpg", "1.jpg"]);
+        files.extend(names.iter().map(|name| (name.as_str(), text("1"))));
+        let (classes, _, doubts) = both(&files);
+        let said = format!("2 images have files beside them (.{field}) that give no label");
+        assert!(
+            classes.is_empty() && doubts[0].contains(&said),
+            "{doubts:?}"
+        );
+    }
+    // So of two images of the key one is taken.
+    let mut boxes = images(&["a/x.jpg", "a/x.png", "b/y.jpg", "b/y.png"]);
+    boxes.extend([("a/x.bbox", text("1")), ("b/y.bbox", text("1"))]);
+    assert_eq!(
+        both(&boxes).1,
+        [("a/x".to_string(), 0), ("b/y".to_string(), 1)]
     );
-    let source = opened(root.path(), &["t.tar"], false).unwrap();
+}
+
+#[test]
+fn cls_comes_before_cls_txt_wherever_they_stand() {
+    let mut fields = [("a.cls", text("0")), ("a.cls.txt", text("1"))];
+    for _ in 0..2 {
+        let mut files: Files = vec![("a.jpg", png(1))];
+        files.extend(fields.clone());
+        files.extend([("b.jpg", png(2)), ("b.cls", text("1"))]);
+        let expected = [("a".to_string(), 0), ("b".to_string(), 1)];
+        assert_eq!(both(&files).1, expected);
+        fields.reverse();
+    }
+}
+
+#[test]
+fn numbers_in_texts_that_folders_outweigh_are_said_not_to_be_taken() {
+    let mut files = images(&["n1/a.jpg", "n2/b.jpg"]);
+    files.extend([("n1/a.txt", text("0")), ("n2/b.txt", text("1"))]);
+    let (classes, _, doubts) = both(&files);
+    assert_eq!(classes, ["n1", "n2"]);
+    let [doubt] = &doubts[..] else {
+        panic!("{doubts:?}");
+    };
     assert!(
-        source.doubts()[0].contains("(.npy) that give no label"),
-        "{:?}",
-        source.doubts()
+        doubt.contains("the numbers in .txt beside 2 images are not taken: the folders name"),
+        "{doubt}"
     );
 }
 

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use super::{contents, failure, names, opened, png, tar, write};
+use crate::data::paths::unread;
 
 #[test]
 fn a_pattern_matches_no_hidden_file() {
@@ -99,6 +101,26 @@ fn a_file_given_twice_is_taken_once() {
     );
     let images = &["ok/n01/*.png", "ok/n01/a.png", "./ok/n01/a.png"];
     assert_eq!(opened(root.path(), images, false).unwrap().len(), 1);
+}
+
+/// In the words that a folder has for them.
+#[test]
+fn what_a_pattern_matches_beside_images_is_counted_by_kind() {
+    let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let images = paths(&["d/a.jpg", "d/b.png"]);
+    let others = paths(&[
+        "d/a.cls",
+        "d/a.npy",
+        "e/a.npy",
+        "d/readme.txt",
+        "d/c.gif",
+        "d/IMG_1",
+    ]);
+    let line = unread(&images, &others).line().unwrap();
+    let expected = "passed over as files of kinds that are not read: 1 .gif (`d/c.gif`), \
+                    1 .npy (`e/a.npy`), 1 without a suffix (`d/IMG_1`)";
+    assert_eq!(line, expected);
+    assert_eq!(unread(&images, &others[..2]).line(), None);
 }
 
 #[test]
