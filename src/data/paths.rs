@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::Pattern;
@@ -42,27 +43,34 @@ pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     if patterns.is_empty() {
         return Err(usage("no data given", "name folders, tar shards or images"));
     }
-    let mut paths = BTreeMap::new();
+    let mut paths = Vec::new();
     for pattern in patterns {
         let path = Path::new(pattern);
         // A path may contain a pattern's special characters.
         if path.exists() {
             is_data(path).map_err(|()| no_data(path))?;
-            paths.insert(path.to_path_buf(), Named::ByItself);
+            paths.push((path.to_path_buf(), Named::ByItself));
         } else if path.is_symlink() {
             return Err(usage(
                 format!("{pattern}: a broken link"),
                 "mend the link, or name what it should lead to",
             ));
         } else if pattern.contains(['*', '?', '[']) {
-            for path in matches(pattern)? {
-                paths.entry(path).or_insert(Named::ByPattern);
-            }
+            let matches = matches(pattern)?.into_iter();
+            paths.extend(matches.map(|path| (path, Named::ByPattern)));
         } else {
             return Err(absent(pattern));
         }
     }
-    Ok(together(each_once(paths)))
+    let (paths, again) = each_once(paths);
+    if again.count > 0 {
+        tracing::warn!(
+            "{} of the paths are given twice, and taken once: {}",
+            again.count,
+            again.first
+        );
+    }
+    Ok(together(paths))
 }
 
 /// Groups the images of a folder.
@@ -120,6 +128,27 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
             ))
         }
     }
+}
+
+/// Which of the `others` that a pattern matches beside `data` are of kinds that are not read, as in
+/// a folder.
+pub(super) fn unread(data: &[PathBuf], others: &[PathBuf]) -> Kinds {
+    let key = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let key = key(&printable(name)).to_string();
+        (path.parent().unwrap_or(Path::new("")).to_path_buf(), key)
+    };
+    let is_image = |path: &&PathBuf| is_image_name(&path.to_string_lossy());
+    let keys: BTreeSet<_> = data.iter().filter(is_image).map(|path| key(path)).collect();
+    let mut kinds = Kinds::default();
+    for path in others {
+        let name = printable(path.file_name().unwrap_or_default().as_bytes());
+        let is_field = may_be_field(&name) && keys.contains(&key(path));
+        if let Some(kind) = unread_kind(&name).filter(|_| !is_field) {
+            kinds.add(kind, || path.display().to_string());
+        }
+    }
+    kinds
 }
 
 /// Which of the `others` that a pattern matches beside `data` are of kinds that are not read, as in
@@ -276,16 +305,27 @@ fn absent(pattern: &str) -> Error {
     )
 }
 
-/// Removes paths that are other names of given paths, or lie in folders that are also given.
-fn each_once(paths: BTreeMap<PathBuf, Named>) -> Vec<(PathBuf, Named)> {
+/// The paths in order, and how many of them are left out: those that are given before, under
+/// whatever name, and those in folders that are also given.
+pub(super) fn each_once(mut paths: Vec<(PathBuf, Named)>) -> (Vec<(PathBuf, Named)>, Tally) {
+    paths.sort();
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
+    // Files with several names on their disk.
+    let mut linked: HashMap<(u64, u64), PathBuf> = HashMap::new();
     let (mut once, mut again) = (Vec::new(), Tally::default());
     for (path, named) in paths {
         let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-        match taken.get(&real) {
+        let file = fs::metadata(&path)
+            .ok()
+            .filter(|file| file.is_file() && file.nlink() > 1);
+        let inode = file.map(|file| (file.dev(), file.ino()));
+        let linked_to = inode.and_then(|inode| linked.get(&inode));
+        match taken.get(&real).or(linked_to) {
+            Some(other) if *other == path => again.add(|| path.display().to_string()),
             Some(other) => again.add(|| format!("{} is {}", path.display(), other.display())),
             None => {
                 taken.insert(real.clone(), path.clone());
+                linked.extend(inode.map(|inode| (inode, path.clone())));
                 once.push((path, real, named));
             }
         }
@@ -297,16 +337,8 @@ fn each_once(paths: BTreeMap<PathBuf, Named>) -> Vec<(PathBuf, Named)> {
         }
         around.is_none()
     });
-    if again.count > 0 {
-        tracing::warn!(
-            "{} of the paths are given twice, and taken once: {}",
-            again.count,
-            again.first
-        );
-    }
-    once.into_iter()
-        .map(|(path, _, named)| (path, named))
-        .collect()
+    let once = once.into_iter().map(|(path, _, named)| (path, named));
+    (once.collect(), again)
 }
 
 /// The folder in `taken` whose scan also finds the path `real`.

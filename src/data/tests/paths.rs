@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use super::{contents, failure, names, opened, png, tar, write};
-use crate::data::paths::unread;
+use crate::data::paths::{Named, each_once, unread};
 
 #[test]
 fn a_pattern_matches_no_hidden_file() {
@@ -101,6 +101,39 @@ fn a_file_given_twice_is_taken_once() {
     );
     let images = &["ok/n01/*.png", "ok/n01/a.png", "./ok/n01/a.png"];
     assert_eq!(opened(root.path(), images, false).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_named_twice_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    write(
+        root.path(),
+        &[("a.tar", vec![0; 1024]), ("d/x.png", png(1))],
+    );
+    let at = |name: &str| (root.path().join(name), Named::ByItself);
+    fs::hard_link(root.path().join("a.tar"), root.path().join("b.tar")).unwrap();
+    fs::hard_link(root.path().join("a.tar"), root.path().join("c.tar")).unwrap();
+    symlink("d", root.path().join("e")).unwrap();
+    for (given, kept, said) in [
+        (&["d", "d"][..], 1, Some("/d")),
+        (&["a.tar", "a.tar"], 1, Some("/a.tar")),
+        (&["b.tar", "a.tar"], 1, Some("/b.tar is ")),
+        (&["c.tar", "b.tar", "d"], 2, Some("/c.tar is ")),
+        (&["d", "e"], 1, Some("/e is ")),
+        (&["d", "d/x.png"], 1, Some("/d/x.png lies in ")),
+        (&["d", "a.tar"], 2, None),
+    ] {
+        let (once, again) = each_once(given.iter().map(|name| at(name)).collect());
+        assert_eq!(
+            (once.len(), again.count),
+            (kept, given.len() - kept),
+            "{given:?}"
+        );
+        match said {
+            Some(said) => assert!(again.first.contains(said), "{}", again.first),
+            None => assert_eq!(again.first, ""),
+        }
+    }
 }
 
 /// In the words that a folder has for them.
