@@ -1,6 +1,11 @@
 //! The options that choose a configuration, the same for train-vae and train-gen.
 
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
 use crate::config::Config;
+use crate::data::printed;
 use crate::error::{Context, Result};
 
 /// Where a run's configuration comes from; later options override earlier ones.
@@ -17,10 +22,10 @@ pub struct ConfigArgs {
     pub sets: Vec<String>,
     /// Training images: a folder with a sub-folder for each class, a tar shard or a glob
     /// (repeatable; replaces data.train)
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = data_path())]
     pub data: Vec<String>,
     /// Validation images, in the same forms (replaces data.val)
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = data_path())]
     pub val: Vec<String>,
 }
 
@@ -38,18 +43,28 @@ impl ConfigArgs {
             }
         }
         let (data, loss) = (&mut config.data, &mut config.loss);
-        let files = data.train.iter_mut().chain(&mut data.val);
-        for file in files.chain(&mut loss.vgg).chain(&mut loss.lpips) {
+        for path in data.train.iter_mut().chain(&mut data.val) {
+            *path = printed(whole(path)?.as_os_str());
+        }
+        for file in loss.vgg.iter_mut().chain(&mut loss.lpips) {
             *file = absolute(file)?;
         }
         Ok(config)
     }
 }
 
-/// An absolute path or pattern, without following links.
+/// Takes the path of data as [`crate::data::open`] does, whatever its bytes are.
+pub fn data_path() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().map(|path| printed(&path))
+}
+
+fn whole(path: &str) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("`{path}` as a path"))
+}
+
+/// An absolute path, without following links.
 pub fn absolute(path: &str) -> Result<String> {
-    let whole = std::path::absolute(path).with_context(|| format!("`{path}` as a path"))?;
-    match whole.into_os_string().into_string() {
+    match whole(path)?.into_os_string().into_string() {
         Ok(whole) => Ok(whole),
         Err(whole) => {
             tracing::warn!(
@@ -64,6 +79,11 @@ pub fn absolute(path: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use crate::cli::Cli;
+    use clap::Parser;
 
     #[test]
     fn files_of_a_run_have_absolute_paths_wherever_they_were_named() -> Result<()> {
@@ -87,5 +107,28 @@ mod tests {
         assert_eq!(config.loss.vgg, Some(whole("weights/vgg.pth")));
         assert_eq!(config.loss.lpips, None);
         Ok(())
+    }
+
+    #[test]
+    fn data_may_have_a_path_that_is_not_utf_8() {
+        let odd = OsStr::from_bytes(b"n\xE9d");
+        for line in [
+            "train-vae --val v --data",
+            "train-gen --vae v --data d --val",
+            "reconstruct",
+            "encode",
+            "eval-vae",
+            "index",
+            "pack --out o --size 8",
+            "fit-probe",
+            "fit-probe d --val",
+            "bench loader",
+        ] {
+            let words = ["rdpm"].into_iter().chain(line.split(' ')).map(OsStr::new);
+            let parsed = Cli::try_parse_from(words.chain([odd]));
+            let parsed = parsed.unwrap_or_else(|error| panic!("{line}: {error}"));
+            let shown = format!("{:?}", parsed.command);
+            assert!(shown.contains(r#"["n\\xE9d"]"#), "{line}: {shown}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::Context;
+use super::config::data_path;
 use crate::data::{Classes, Source, open, open_numbered};
 use crate::error::{Error, Result, usage};
 use crate::interrupt::Interrupt;
@@ -28,10 +29,10 @@ use crate::telemetry::Progress;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Labelled images to fit to: folders, tar shards, or globs of them in quotes
-    #[arg(required = true, value_name = "DATA")]
+    #[arg(required = true, value_name = "DATA", value_parser = data_path())]
     data: Vec<String>,
     /// Labelled images of the same classes, to measure the probe on; may be given several times
-    #[arg(long, value_name = "DATA")]
+    #[arg(long, value_name = "DATA", value_parser = data_path())]
     val: Vec<String>,
     /// The probe to write
     #[arg(long, value_name = "FILE", default_value = "probe.safetensors")]

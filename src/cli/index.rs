@@ -1,5 +1,6 @@
 //! `rdpm index DATA`: looks through a data set once, so that starts need not.
 
+use super::config::data_path;
 use super::{Context, print};
 use crate::data;
 use crate::error::Result;
@@ -12,7 +13,7 @@ use crate::error::Result;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folders, tar shards, or globs of them in quotes, as for --data
-    #[arg(required = true, value_name = "DATA")]
+    #[arg(required = true, value_name = "DATA", value_parser = data_path())]
     data: Vec<String>,
     /// Look at every file again, whatever the index says
     #[arg(long)]

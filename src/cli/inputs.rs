@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::Context;
+use super::config::data_path;
 use crate::data::{Batch, Classes, Loader, LoaderOptions, Source, open};
 use crate::error::{Error, Result, hinted};
 use crate::interrupt::Interrupt;
@@ -18,7 +19,7 @@ use crate::telemetry::Progress;
 pub struct ImageArgs {
     /// Images, folders of images, tar shards or globs; each image is center-cropped and resized to
     /// the model's size
-    #[arg(value_name = "IMAGES", required = true)]
+    #[arg(value_name = "IMAGES", required = true, value_parser = data_path())]
     images: Vec<String>,
     /// A run folder of either stage, a bundle, a folder of `export --hf`,
     /// hf://owner/repo[@revision], or `builtin`, the built-in model [default: $RDPM_MODEL, else the
@@ -194,7 +195,6 @@ impl Pass<'_> {
     }
 }
 
-/// The model's index of each of the data's classes, if the model knows them all, so that a folder
 /// The error of images none of which could be read.
 pub fn no_image() -> Error {
     hinted(
@@ -203,6 +203,7 @@ pub fn no_image() -> Error {
     )
 }
 
+/// The model's index of each of the data's classes, if the model knows them all, so that a folder
 /// with few of the classes keeps their indices.
 ///
 /// Data without classes has nothing to renumber.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::config::data_path;
 use super::{Context, print};
 use crate::config::Crop;
 use crate::data::open;
@@ -18,7 +19,7 @@ use crate::error::Result;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folders, tar shards, or globs of them in quotes, as for --data
-    #[arg(required = true, value_name = "DATA")]
+    #[arg(required = true, value_name = "DATA", value_parser = data_path())]
     data: Vec<String>,
     /// The folder for the shards
     #[arg(long, value_name = "DIR")]

@@ -39,6 +39,7 @@ pub use decode::decode_within;
 pub(crate) use index::read_index;
 pub use latent_cache::{CacheMeta, LatentCache};
 pub use loader::{Batch, Loader, LoaderOptions, Order};
+pub use paths::printed;
 pub(crate) use source::read_shard;
 pub use source::{Example, Kept, Source, keep_index, open, open_numbered};
 

@@ -2,9 +2,9 @@
 //! for every path that matches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use glob::Pattern;
 
 use super::image_kind::{ENDINGS, is_image_name};
 use super::part::{Kinds, Tally};
-use super::selection::{hides, key, may_be_field, printable, unread_kind};
+use super::selection::{hides, key, may_be_field, printable, unprinted, unread_kind};
 use super::shards::{is_shard_name, other_compression};
 use crate::error::{Context, Error, Result, usage};
 use crate::store::{bundle, foreign};
@@ -45,11 +45,11 @@ pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
     }
     let mut paths = Vec::new();
     for pattern in patterns {
-        let path = Path::new(pattern);
+        let path = named_by(pattern);
         // A path may contain a pattern's special characters.
         if path.exists() {
-            is_data(path).map_err(|()| no_data(path))?;
-            paths.push((path.to_path_buf(), Named::ByItself));
+            is_data(&path).map_err(|()| no_data(&path))?;
+            paths.push((path, Named::ByItself));
         } else if path.is_symlink() {
             return Err(usage(
                 format!("{pattern}: a broken link"),
@@ -71,6 +71,24 @@ pub(super) fn expand(patterns: &[String]) -> Result<Vec<Given>> {
         );
     }
     Ok(together(paths))
+}
+
+/// A path as [`expand`] takes it, whatever its bytes are.
+pub fn printed(path: &OsStr) -> String {
+    printable(path.as_bytes())
+}
+
+/// The path that an argument names: itself, or if that is not there, what it is [`printable`] of.
+fn named_by(argument: &str) -> PathBuf {
+    let path = PathBuf::from(argument);
+    match path.symlink_metadata() {
+        Ok(_) => path,
+        Err(_) => {
+            let unprinted = PathBuf::from(OsString::from_vec(unprinted(argument)));
+            let is_there = unprinted.symlink_metadata().is_ok();
+            if is_there { unprinted } else { path }
+        }
+    }
 }
 
 /// Groups the images of a folder.
@@ -128,27 +146,6 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
             ))
         }
     }
-}
-
-/// Which of the `others` that a pattern matches beside `data` are of kinds that are not read, as in
-/// a folder.
-pub(super) fn unread(data: &[PathBuf], others: &[PathBuf]) -> Kinds {
-    let key = |path: &Path| {
-        let name = path.file_name().unwrap_or_default().as_bytes();
-        let key = key(&printable(name)).to_string();
-        (path.parent().unwrap_or(Path::new("")).to_path_buf(), key)
-    };
-    let is_image = |path: &&PathBuf| is_image_name(&path.to_string_lossy());
-    let keys: BTreeSet<_> = data.iter().filter(is_image).map(|path| key(path)).collect();
-    let mut kinds = Kinds::default();
-    for path in others {
-        let name = printable(path.file_name().unwrap_or_default().as_bytes());
-        let is_field = may_be_field(&name) && keys.contains(&key(path));
-        if let Some(kind) = unread_kind(&name).filter(|_| !is_field) {
-            kinds.add(kind, || path.display().to_string());
-        }
-    }
-    kinds
 }
 
 /// Which of the `others` that a pattern matches beside `data` are of kinds that are not read, as in

@@ -76,6 +76,28 @@ pub(super) fn printable(name: &[u8]) -> String {
     text
 }
 
+/// The bytes of the name that [`printable`] makes this text of.
+pub(super) fn unprinted(text: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some(next) = rest.chars().next() {
+        let escaped = rest.strip_prefix("\\x").and_then(|digits| digits.get(..2));
+        let byte = escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let length = match byte.filter(|byte| !byte.is_ascii()) {
+            Some(byte) => {
+                bytes.push(byte);
+                4
+            }
+            None => {
+                let length = next.len_utf8();
+                bytes.extend_from_slice(&rest.as_bytes()[..length]);
+                length
+            }
+        };
+        rest = &rest[length..];
+    }
+    bytes
+}
+
 /// The name without its last ending.
 pub(super) fn stem(name: &str) -> &str {
     let file = file_start(name);

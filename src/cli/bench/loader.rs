@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::spread;
+use crate::cli::config::data_path;
 use crate::cli::{Context, print};
 use crate::config::Crop;
 use crate::data::{Augment, Loader, LoaderOptions, Source, open};
@@ -14,7 +15,7 @@ use crate::error::{Context as _, Result};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folders, tar shards, or globs of them in quotes, as for --data
-    #[arg(required = true, value_name = "DATA")]
+    #[arg(required = true, value_name = "DATA", value_parser = data_path())]
     data: Vec<String>,
     /// Height and width of the crops
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16384))]

@@ -542,6 +542,31 @@ fn names_that_are_not_utf_8_matter_for_classes_only() {
     );
 }
 
+/// The name of the data itself, as the command line and a run's configuration have it.
+#[test]
+fn data_whose_path_is_not_utf_8_is_opened_by_its_printed_name() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let root = tempfile::tempdir().unwrap();
+    let odd = OsStr::from_bytes(b"n\xE9d");
+    assert_eq!(crate::data::printed(odd), "n\\xE9d");
+    let set = root.path().join(odd);
+    write(&set, &images(&["cat/a.png", "dog/b.png"]));
+    fs::write(set.join("s.tar"), tar(&images(&["cat/a.png", "dog/b.png"]))).unwrap();
+    for (pattern, count) in [
+        ("n\\xE9d", 2),
+        ("n\\xE9d/s.tar", 2),
+        ("n\\xE9d/cat/*.png", 1),
+        ("n*d/*.tar", 2),
+    ] {
+        let found = opened(root.path(), &[pattern], false).map_or(0, |source| source.len());
+        assert_eq!(found, count, "{pattern}");
+    }
+    // A folder that is called so comes first.
+    write(&root.path().join("n\\xE9d"), &images(&["cat/c.png"]));
+    assert_eq!(opened(root.path(), &["n\\xE9d"], false).unwrap().len(), 1);
+}
+
 #[test]
 fn broken_links_are_named_or_left_out() {
     use std::os::unix::fs::symlink;
