@@ -114,7 +114,7 @@ mod tests {
         let odd = OsStr::from_bytes(b"n\xE9d");
         for line in [
             "train-vae --val v --data",
-            "train-gen --data d --val",
+            "train-gen --vae v --data d --val",
             "reconstruct",
             "encode",
             "eval-vae",

@@ -46,6 +46,18 @@ pub(super) fn hides(part: &str) -> bool {
     (part.starts_with('.') && part != "..") || SYSTEM.contains(&part)
 }
 
+/// The folder around the first part of a path that hides what is below it.
+fn around_hidden(name: &str) -> Option<&str> {
+    let mut start = 0;
+    for part in name.split('/') {
+        if hides(part) {
+            return Some(name[..start].trim_end_matches('/'));
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
 /// Whether the file of this name, which is hidden, is counted: an image, but not what a Mac keeps
 /// of one (`._x.jpg`).
 pub(super) fn is_hidden_image(name: &str) -> bool {
@@ -223,7 +235,8 @@ pub(super) fn take(
     }
     let (mut seen, mut roles) = (Vec::new(), Vec::new());
     for file in files {
-        if file.name.split('/').any(hides) {
+        if let Some(around) = around_hidden(&file.name) {
+            rest.add(around, Held::default());
             if is_hidden_image(&file.name) {
                 part.passed.hidden.add(|| file.name);
             }

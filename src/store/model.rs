@@ -63,12 +63,17 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
         Ok(_) => {
             tracing::info!("model: the built-in one (`rdpm inspect` describes it)");
             // Where somebody has trained, another model than theirs is not taken without a word.
-            for (path, why) in unfinished(Path::new("runs")) {
+            let unfinished = unfinished(Path::new("runs"));
+            for (path, why) in unfinished.iter().take(NAMED) {
                 let path = path.display();
-                match why {
+                match *why {
                     NO_RUN => tracing::info!("passed over: {path} {why}"),
                     _ => tracing::warn!("passed over: {path} {why}; --model {path} names it"),
                 }
+            }
+            if unfinished.len() > NAMED {
+                let more = unfinished.len() - NAMED;
+                tracing::warn!("passed over: {more} more folders under runs/");
             }
             Ok(builtin::NAME.into())
         }
@@ -81,6 +86,9 @@ pub fn locate(asked: Option<&Path>) -> Result<PathBuf> {
         )),
     }
 }
+
+/// How many folders without a model are named.
+const NAMED: usize = 5;
 
 const NO_RUN: &str = "is no run";
 const NO_CHECKPOINT: &str = "has no checkpoint that can be read";

@@ -332,7 +332,7 @@ fn a_hostile_header_is_refused_before_anything_is_allocated() {
         );
     }
     // More than its decoder counts to.
-    let largest = png(bytes!("gray.png"), i32::MAX as u32);
+    let largest = png(bytes!("rgba.png"), i32::MAX as u32);
     let error = decode(&largest, "x").unwrap_err().to_string();
     assert!(error.contains("PNG of too many pixels"), "{error}");
 }

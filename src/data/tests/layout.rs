@@ -181,6 +181,7 @@ fn a_class_whose_every_file_is_passed_over_is_an_error_in_a_folder_and_in_a_shar
                 ", but files of kinds that are not read (without a suffix)",
             ),
             ("notes.txt", "\n"),
+            (".thumbs/a.png", "\n"),
         ] {
             let paths = [
                 format!("{}/a.png", classes[0]),
