@@ -108,18 +108,18 @@ fn a_full_queue_refuses_and_who_leaves_is_forgotten() {
         "{}",
         refused.text()
     );
-    // One that waits, for JSON, and leaves.
-    let waiting = server.send(
+    // One that waits, for JSON, and leaves after the beginning of another request.
+    let mut waiting = server.send(
         "POST /v1/images\r\nContent-Type: application/json",
         br#"{"class": "ring"}"#,
     );
     server.wait_for("rdpm_waiting_requests", 2.0);
+    waiting.write_all(b"\r\nGET /").expect("taken");
+    std::thread::sleep(Duration::from_millis(100));
     drop(waiting);
     server.wait_for("rdpm_cancelled_total", 1.0);
     assert_eq!(server.metric("rdpm_waiting_requests"), 1.0);
-    // The one that is being drawn leaves, after the beginning of another request.
-    running.write_all(b"\r\nGET /").expect("taken");
-    std::thread::sleep(Duration::from_millis(100));
+    // The one that is being drawn leaves.
     drop(running);
     server.wait_for("rdpm_cancelled_total", 2.0);
     server.wait_for("rdpm_waiting_images", 0.0);
