@@ -210,6 +210,7 @@ fn samples_show_their_class() {
 fn samples_show_their_class_to_a_probe_that_is_fitted_to_them() {
     let place = Place::new();
     let weights = std::env::var("RDPM_WEIGHTS").expect("RDPM_WEIGHTS names a folder");
+    std::fs::create_dir(place.path("set")).expect("a folder");
     for (class, index) in [("first", 0), ("second", 100)] {
         let line = format!("sample --class index:{index} --num 8 --out set/{class}");
         place.run(&line);
