@@ -259,7 +259,9 @@ fn weights_that_do_not_fit_are_named_without_a_backtrace() {
         told.contains(ZIP) && told.contains("features.0.weight"),
         "{told}"
     );
-    assert_eq!(told.lines().count(), 2, "{told}");
+    // Beside what the data set is warned of.
+    let told = told.lines().filter(|line| !line.contains(" WARN "));
+    assert_eq!(told.count(), 2);
 }
 
 #[test]
