@@ -1,7 +1,6 @@
 //! Sets of images in a fixed order and of one size: a folder, tar shards, an ADM `.npz`.
 
 use std::io::{self, Read};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -117,40 +116,14 @@ impl Images {
     pub fn each(&self, batch: usize, limit: usize, take: &mut Take) -> Result<()> {
         let count = self.count();
         let limit = count.min(limit);
-        let chosen = |i| spread(i, count, limit);
-        match self {
-            Images::Files { source, crop } => {
-                let mut size = None;
-                for start in (0..limit).step_by(batch) {
-                    let read = |i| one(&**source, *crop, chosen(i));
-                    let range = start..limit.min(start + batch);
-                    let images: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
-                    for example in &images {
-                        same_size(&example.key, &example.image, &mut size)?;
-                    }
-                    let labels: Vec<u32> = images.iter().map(|example| example.label).collect();
-                    take(images.into_iter().map(|e| e.image).collect(), &labels)?;
-                }
-                Ok(())
-            }
-            Images::Array { path, shape } => {
-                let [_, height, width, _] = *shape;
-                let picture = height * width * 3;
-                let mut npz = Npz::open(path)?;
-                let mut chosen = (0..limit).map(chosen).peekable();
-                let mut numbers = 0..count;
-                npz.bytes("arr_0", count * picture, batch * picture, |bytes| {
-                    let pictures = bytes.chunks_exact(picture).zip(&mut numbers);
-                    let images = pictures
-                        .filter(|(_, number)| chosen.next_if_eq(number).is_some())
-                        .map(|(bytes, _)| {
-                            RgbImage::from_raw(width as u32, height as u32, bytes.to_vec())
-                        });
-                    let images: Option<Vec<_>> = images.collect();
-                    take(images.context("an image of the wrong size")?, &[])
-                })
-            }
+        let mut archive = self.archive()?;
+        let mut batches = self.batches(&mut archive)?;
+        for start in (0..limit).step_by(batch) {
+            let chosen = (start..limit.min(start + batch)).map(|i| spread(i, count, limit));
+            let (images, labels) = batches.read(&chosen.collect::<Vec<_>>())?;
+            take(images, &labels)?;
         }
+        batches.end()
     }
 }
 
@@ -191,14 +164,15 @@ impl Images {
 }
 
 impl Batches<'_> {
-    /// The images of `range`, none of which was read yet, and their labels as in [`Images::each`].
+    /// The images of these numbers, which rise and of which none was read yet, and their labels as
+    /// in [`Images::each`].
     ///
     /// Errors: an image that cannot be read, or that has another size than the first.
-    pub fn read(&mut self, range: Range<usize>) -> Result<(Vec<RgbImage>, Vec<u32>)> {
+    pub fn read(&mut self, numbers: &[usize]) -> Result<(Vec<RgbImage>, Vec<u32>)> {
         match self.images {
             Images::Files { source, crop } => {
-                let read = |i| one(&**source, *crop, i);
-                let examples: Vec<_> = range.into_par_iter().map(read).collect::<Result<_>>()?;
+                let read = |number: &usize| one(&**source, *crop, *number);
+                let examples: Vec<_> = numbers.par_iter().map(read).collect::<Result<_>>()?;
                 for example in &examples {
                     same_size(&example.key, &example.image, &mut self.size)?;
                 }
@@ -209,18 +183,18 @@ impl Batches<'_> {
                 let [_, height, width, _] = *shape;
                 let picture = height * width * 3;
                 let stream = self.stream.as_mut().context("no array was opened")?;
-                let passed = (range.start - self.at) * picture;
-                let passed = io::copy(&mut stream.take(passed as u64), &mut io::sink());
-                self.at = range.end;
-                let mut one = || -> Result<RgbImage> {
+                let mut at = self.at;
+                let mut one = |number: usize| -> Result<RgbImage> {
+                    let passed = ((number - at) * picture) as u64;
+                    io::copy(&mut stream.take(passed), &mut io::sink())?;
+                    at = number + 1;
                     let mut bytes = vec![0; picture];
                     stream.read_exact(&mut bytes)?;
                     let image = RgbImage::from_raw(width as u32, height as u32, bytes);
                     image.context("an image of the wrong size")
                 };
-                let images = passed
-                    .map_err(Error::from)
-                    .and_then(|_| range.map(|_| one()).collect::<Result<_>>());
+                let images: Result<_> = numbers.iter().map(|number| one(*number)).collect();
+                self.at = at;
                 Ok((images.map_err(|e| damaged(path, &e))?, Vec::new()))
             }
         }

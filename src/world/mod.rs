@@ -188,7 +188,7 @@ impl World {
     }
 
     /// Errors: at some rank a fact (its name and its value) differs from rank 0's; names both.
-    pub fn same(&self, facts: &[(&str, String)]) -> Result<()> {
+    pub fn same(&self, facts: &[(impl AsRef<str>, String)]) -> Result<()> {
         let Some(link) = &self.0 else {
             return Ok(());
         };
@@ -201,6 +201,7 @@ impl World {
         for (rank, values) in all.iter().enumerate() {
             let mut pairs = facts.iter().zip(all[0].iter().zip(values));
             if let Some(((what, _), (first, its))) = pairs.find(|(_, (first, its))| first != its) {
+                let what = what.as_ref();
                 return Err(hinted(
                     format!(
                         "{} has {what} {its}, but {} has {first}",

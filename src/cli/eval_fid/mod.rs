@@ -240,7 +240,6 @@ fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
                 format!("{taps:?}, by weights {weights} and resize {preprocess}"),
             )
         }));
-        let facts: Vec<_> = facts.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
         world.same(&facts)?;
     }
     let logs = settings.iter().map(|setting| match world.is_first() {

@@ -235,7 +235,9 @@ impl Opened {
         let (collector, indices) = (RefCell::new(collector), RefCell::new(Vec::new()));
         // Rank 0 sees all images in order: their hash names the set.
         let read = |number: usize| {
-            let (pictures, labels) = reader.borrow_mut().read(range(number))?;
+            let (pictures, labels) = reader
+                .borrow_mut()
+                .read(&range(number).collect::<Vec<_>>())?;
             indices.borrow_mut().extend(labels);
             Ok::<_, Error>(pictures)
         };

@@ -174,7 +174,6 @@ fn sample(args: &Args, context: &Context, world: &World) -> Result<()> {
         let facts: Vec<_> = facts
             .map(|(key, value)| (format!("the {key}"), value.to_string()))
             .collect();
-        let facts: Vec<_> = facts.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
         world.same(&facts)?;
     }
     let drawer = Drawer {
