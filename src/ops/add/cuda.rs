@@ -24,7 +24,7 @@ fn of<T: Element>(a: Input, b: Input) -> Result<CudaStorage> {
     let grid = grid_of(a.len(), 8 * 256);
     let (whole, count) = (a.whole().min(b.whole()) as i64, a.len() as i64);
     // SAFETY: `count` elements of a, b and y each.
-    unsafe { launch!(gpu, "add", &name, grid, 256, 0; a, b, y.view_mut(), whole, count)? };
+    unsafe { launch!(early gpu, "add", &name, grid, 256, 0; a, b, y.view_mut(), whole, count)? };
     Ok(y.storage())
 }
 
@@ -40,7 +40,7 @@ pub(super) fn add_scaled(a: &Tensor, b: &Tensor, weight: &Tensor) -> Result<Tens
     let (whole, count) = (a.whole().min(b.whole()) as i64, a.len() as i64);
     // SAFETY: `count` elements of a, b and y each, and one weight.
     unsafe {
-        launch!(gpu, "add", "add_scaled_f32", grid, 256, 0;
+        launch!(early gpu, "add", "add_scaled_f32", grid, 256, 0;
             a, b, weight, y.view_mut(), whole, count)?
     };
     Ok(y.tensor(shape))

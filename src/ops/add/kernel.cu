@@ -1,5 +1,6 @@
 // y = a + b, the sum in f32, and a + w·b with a scalar w in f64. Bytes: two reads and a write an element. H200, bf16, 2026-11-30: 4.1 TB/s.
 // The first `whole` elements go in vectors of eight, the rest one by one.
+#include "../cuda/launch.cuh"
 #include "../cuda/vector.cuh"
 
 namespace {
@@ -24,14 +25,17 @@ struct Sum {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256) add_f32(const float* a, const float* b, float* y, long long whole, long long count) {
+    launch_in_turn();
     each_pair(a, b, y, whole, count, Sum{});
 }
 extern "C" __global__ void __launch_bounds__(256) add_bf16(const bf16* a, const bf16* b, bf16* y, long long whole, long long count) {
+    launch_in_turn();
     each_pair(a, b, y, whole, count, Sum{});
 }
 // The weight is rounded to f32, then the product and the sum, as on the CPU.
 extern "C" __global__ void __launch_bounds__(256)
     add_scaled_f32(const float* a, const float* b, const double* weight, float* y, long long whole, long long count) {
+    launch_in_turn();
     const float w = static_cast<float>(*weight);
     each_pair(a, b, y, whole, count, [w](float a, float b) { return __fadd_rn(a, __fmul_rn(b, w)); });
 }

@@ -23,7 +23,7 @@ fn cast<T: Element, U: Element>(gpu: &Gpu, x: View<T>) -> Result<Output<U>> {
     let grid = grid_of(x.len(), 8 * 256);
     let (whole, count) = (x.whole() as i64, x.len() as i64);
     // SAFETY: `count` elements of x and y each.
-    unsafe { launch!(gpu, "cast", &name, grid, 256, 0; x, y.view_mut(), whole, count)? };
+    unsafe { launch!(early gpu, "cast", &name, grid, 256, 0; x, y.view_mut(), whole, count)? };
     Ok(y)
 }
 

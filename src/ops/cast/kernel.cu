@@ -1,4 +1,5 @@
 // f32 to bf16, rounded to nearest even, and back. Bytes: 6 an element. The first `whole` elements go in vectors of eight, the rest one by one.
+#include "../cuda/launch.cuh"
 #include "../cuda/vector.cuh"
 
 namespace {
@@ -13,9 +14,11 @@ __device__ __forceinline__ void cast(const T* x, U* y, long long whole, long lon
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* __restrict__ x, bf16* __restrict__ y, long long whole, long long count) {
+extern "C" __global__ void __launch_bounds__(256) cast_f32_bf16(const float* x, bf16* y, long long whole, long long count) {
+    launch_in_turn();
     cast(x, y, whole, count);
 }
-extern "C" __global__ void __launch_bounds__(256) cast_bf16_f32(const bf16* __restrict__ x, float* __restrict__ y, long long whole, long long count) {
+extern "C" __global__ void __launch_bounds__(256) cast_bf16_f32(const bf16* x, float* y, long long whole, long long count) {
+    launch_in_turn();
     cast(x, y, whole, count);
 }

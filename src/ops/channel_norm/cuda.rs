@@ -20,6 +20,10 @@ const BLOCKS: usize = 2048;
 const BLOCKS_OF_SUMS: usize = 1024;
 /// Maximum number of rows that one thread sums.
 const ROWS: usize = 128;
+/// Tiles' values of a group that a warp merges alone.
+const FEW: usize = 512;
+/// Tiles of an image whose sums a lane adds alone.
+const FEW_TILES: usize = 8;
 /// Rows that a thread loads at a time.
 const DEEP: usize = 8;
 
@@ -86,7 +90,7 @@ impl Tiles {
         let (positions, channels) = (sizes.positions as i32, sizes.channels as i32);
         // SAFETY: the map has B·P·C elements; a block writes its tile's 2·C values.
         unsafe {
-            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+            launch!(early gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, values.view_mut(), positions, channels, rows as i32)?
         };
         Ok(Self { values, rows })
@@ -101,12 +105,22 @@ impl Tiles {
             sizes.images * tiles * 2 * sizes.channels
         );
         let mut moments = Output::<f32>::new(gpu.device(), 3 * sizes.images * sizes.groups)?;
-        let grid = (sizes.groups as u32, sizes.images as u32, 1);
+        let (images, groups) = (sizes.images, sizes.groups);
+        let [positions, channels, rows] =
+            [sizes.positions, sizes.channels, self.rows].map(|n| n as i32);
         // SAFETY: tiles as asserted; three values a group and image.
         unsafe {
-            launch!(gpu, "channel_norm", "merge_moments", grid, 128, 0;
-                self.values.view(), moments.view_mut(), sizes.positions as i32, sizes.channels as i32,
-                sizes.groups as i32, self.rows as i32, tiles as i32, eps)?
+            if tiles * (sizes.channels / groups) <= FEW {
+                let grid = ((images * groups).div_ceil(8) as u32, 1, 1);
+                launch!(early gpu, "channel_norm", "merge_few_moments", grid, 256, 0;
+                    self.values.view(), moments.view_mut(), images as i32, positions, channels,
+                    groups as i32, rows, tiles as i32, eps)?
+            } else {
+                let grid = (groups as u32, images as u32, 1);
+                launch!(early gpu, "channel_norm", "merge_moments", grid, 128, 0;
+                    self.values.view(), moments.view_mut(), positions, channels, groups as i32, rows,
+                    tiles as i32, eps)?
+            }
         };
         Ok(moments.tensor((3, sizes.images, sizes.groups)))
     }
@@ -217,7 +231,7 @@ impl Norm<'_> {
         // SAFETY: x and y have B·P·C elements; moments, weight and bias have the sizes that
         // `moments` asserts.
         unsafe {
-            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+            launch!(early gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, self.view(moments)?, self.weight, self.bias, y.view_mut(), positions as i32, channels as i32,
                 groups as i32, rows as i32, self.slope())?
         };
@@ -263,18 +277,25 @@ impl Norm<'_> {
         let name = format!("{}_{vector}", self.name("tile_sums", T::NAME));
         // SAFETY: as in forward; a block writes its tile's 2·C values.
         unsafe {
-            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+            launch!(early gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, dy, moments, self.weight, self.bias, tiles.view_mut(), positions as i32, channels as i32,
                 groups as i32, rows as i32, self.slope())?
         };
         let mut of_images = Output::<f32>::new(gpu.device(), images * 2 * channels)?;
         let mut means = Output::<f32>::new(gpu.device(), 2 * images * groups)?;
-        let of_groups = (groups as u32, images as u32, 1);
-        // SAFETY: a block writes the 2·C/G sums and the two means of its group.
+        // SAFETY: a block or warp writes the 2·C/G sums and the two means of its group.
         unsafe {
-            launch!(gpu, "channel_norm", "merge_sums", of_groups, 128, 0;
-                tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32, channels as i32,
-                groups as i32, count as i32)?
+            if count as usize <= FEW_TILES && channels / groups <= 32 {
+                let grid = ((images * groups).div_ceil(8) as u32, 1, 1);
+                launch!(early gpu, "channel_norm", "merge_few_sums", grid, 256, 0;
+                    tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), images as i32,
+                    positions as i32, channels as i32, groups as i32, count as i32)?
+            } else {
+                let grid = (groups as u32, images as u32, 1);
+                launch!(early gpu, "channel_norm", "merge_sums", grid, 128, 0;
+                    tiles.view(), self.weight, of_images.view_mut(), means.view_mut(), positions as i32,
+                    channels as i32, groups as i32, count as i32)?
+            }
         };
         if wanted == Wanted::Parameters {
             let parameters = sums::of_rows(gpu, &of_images, 2 * channels)?;
@@ -297,7 +318,7 @@ impl Norm<'_> {
         let name = format!("{}_{vector}", self.name("gradient", T::NAME));
         // SAFETY: as in forward; a block writes the C sums of its tile, if there are any.
         unsafe {
-            launch!(gpu, "channel_norm", &name, grid, THREADS as u32, 0;
+            launch!(early gpu, "channel_norm", &name, grid, THREADS as u32, 0;
                 x, dy, moments, self.weight, self.bias, means.view(), added, dx.view_mut(),
                 of_dx.as_mut().map(Output::view_mut), positions as i32, channels as i32, groups as i32,
                 rows as i32, self.slope())?

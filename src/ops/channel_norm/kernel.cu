@@ -15,9 +15,12 @@
 // what the first one read in the L2.
 // H200, 2026-11-30, bf16, 32 images, GroupNorm(32) and SiLU, forward and backward in µs: 256²×128 420 and 687 (3.83 and 3.91 TB/s; PyTorch's own
 // 3176 and 1793), 128²×128 117 and 191, 64²×256 66 and 107, 32²×256 23 and 35, 16²×512 16 and 23. The gap below 64² is launches and short blocks.
-// Lost: rows turned into floats as they arrive; of one, two, four of them under way the sums took 1.3, 1.4, 1.7 times as long, the gradient 1.2, 1.3,
-// 1.4 times. Small maps are kernel_small.cu's.
+// Lost: one launch whose blocks hold a part of an image in shared memory, exchange their sums and wait for each other, so that the backward pass
+// reads every element once: 256²×128 962 µs, since all blocks compute and wait at the same time while nothing is loaded. Rows turned into floats as
+// they arrive; of one, two, four of them under way the sums took 1.3, 1.4, 1.7 times as long, the gradient 1.2, 1.3, 1.4 times. Small maps are
+// kernel_small.cu's.
 #include "../cuda/activation.cuh"
+#include "../cuda/launch.cuh"
 #include "../cuda/map.cuh"
 
 namespace {
@@ -304,6 +307,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const double values = static_cast<double>(positions) * width;
     // Sums of squares about 0 lose no digit that f32 has: they are in double.
     double sum = 0., squares = 0.;
+    launch_in_turn();
 #pragma unroll 4
     for (int i = threadIdx.x; i < count * width; i += 128) {
         const int tile = i / width, c = i - tile * width;
@@ -323,12 +327,44 @@ extern "C" __global__ void __launch_bounds__(128)
     }
 }
 
+// The same where there are few tiles: a warp for each group and image.
+extern "C" __global__ void __launch_bounds__(256) merge_few_moments(const float* tiles, float* moments, int images, int positions, int channels,
+                                                                    int groups, int rows, int count, double eps) {
+    const int at = blockIdx.x * 8 + (threadIdx.x >> 5), all = images * groups;
+    launch_in_turn();
+    if (at >= all) return;
+    const int image = at / groups, group = at - image * groups, width = channels / groups;
+    const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + group * width;
+    const double values = static_cast<double>(positions) * width;
+    double sum = 0., squares = 0.;
+#pragma unroll 4
+    for (int i = threadIdx.x & 31; i < count * width; i += 32) {
+        const int tile = i / width;
+        const float* of = from + static_cast<long long>(tile) * 2 * channels + (i - tile * width);
+        const double mean = of[0], weighted = mean * min(rows, positions - tile * rows);
+        sum += weighted;
+        squares += fma(weighted, mean, static_cast<double>(of[channels]));
+    }
+#pragma unroll
+    for (int d = 16; d; d >>= 1) {
+        sum += __shfl_xor_sync(~0u, sum, d);
+        squares += __shfl_xor_sync(~0u, squares, d);
+    }
+    if ((threadIdx.x & 31) != 0) return;
+    const double mean = sum / values;
+    const float variance = static_cast<float>(fmax(squares - values * mean * mean, 0.) / values);
+    moments[at] = static_cast<float>(mean);
+    moments[all + at] = variance;
+    moments[2 * all + at] = static_cast<float>(1. / sqrt(static_cast<double>(variance) + eps));
+}
+
 // A block for each group (x) and image (y): sums [B, 2, C] over an image's tiles, and means [2, B, G] of weight times both over a group.
 extern "C" __global__ void __launch_bounds__(128) merge_sums(const float* tiles, const float* weight, float* sums, float* means, int positions,
                                                              int channels, int groups, int count) {
     __shared__ float products[2][4];
     const int group = blockIdx.x, image = blockIdx.y, width = channels / groups, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     float plain = 0.f, scaled = 0.f;
+    launch_in_turn();
     for (int i = warp; i < width; i += 4) {
         const int c = group * width + i;
         const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + c;
@@ -356,35 +392,69 @@ extern "C" __global__ void __launch_bounds__(128) merge_sums(const float* tiles,
     }
 }
 
-#define RDPM_MOMENTS(NAME, T, V)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                              \
-        tile_moments_##NAME(const T* __restrict__ x, float* __restrict__ tiles, int positions, int channels, int rows) {               \
-        tile_moments<T, V>(x, tiles, positions, channels, rows);                                                                       \
+// The same where there are few tiles: a warp for each group and image, a lane for a channel at a time.
+extern "C" __global__ void __launch_bounds__(256) merge_few_sums(const float* tiles, const float* weight, float* sums, float* means, int images,
+                                                                 int positions, int channels, int groups, int count) {
+    const int at = blockIdx.x * 8 + (threadIdx.x >> 5), all = images * groups;
+    launch_in_turn();
+    if (at >= all) return;
+    const int image = at / groups, group = at - image * groups, width = channels / groups;
+    float plain = 0.f, scaled = 0.f;
+    for (int i = threadIdx.x & 31; i < width; i += 32) {
+        const int c = group * width + i;
+        const float* from = tiles + static_cast<long long>(image) * count * 2 * channels + c;
+        float sum = 0.f, sum_normal = 0.f;
+#pragma unroll 4
+        for (int tile = 0; tile < count; ++tile) {
+            sum += from[static_cast<long long>(tile) * 2 * channels];
+            sum_normal += from[static_cast<long long>(tile) * 2 * channels + channels];
+        }
+        sums[static_cast<long long>(image) * 2 * channels + c] = sum;
+        sums[static_cast<long long>(image) * 2 * channels + channels + c] = sum_normal;
+        plain = fmaf(weight[c], sum, plain);
+        scaled = fmaf(weight[c], sum_normal, scaled);
     }
-#define RDPM_NORM(NAME, T, V, A)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                              \
-        normalize_##NAME(const T* __restrict__ x, const float* __restrict__ moments, const float* __restrict__ weight,                 \
-                         const float* __restrict__ bias, T* __restrict__ y, int positions, int channels, int groups, int rows,         \
-                         float slope) {                                                                                                \
-        normalize<T, V, A>(x, moments, weight, bias, y, positions, channels, groups, rows, slope);                                     \
-    }                                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
-        tile_sums_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                         \
-                         const float* __restrict__ weight, const float* __restrict__ bias, float* __restrict__ tiles, int positions,   \
-                         int channels, int groups, int rows, float slope) {                                                            \
-        tile_sums<T, V, A>(x, dy, moments, weight, bias, tiles, positions, channels, groups, rows, slope);                             \
-    }                                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                           \
-        gradient_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                          \
-                        const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ means,             \
-                        const T* __restrict__ added, T* __restrict__ dx, float* __restrict__ sums, int positions, int channels,        \
-                        int groups, int rows, float slope) {                                                                           \
-        gradient<T, V, A>(x, dy, moments, weight, bias, means, added, dx, sums, positions, channels, groups, rows, slope);             \
+    plain = warp_sum(plain);
+    scaled = warp_sum(scaled);
+    if ((threadIdx.x & 31) != 0) return;
+    const float values = static_cast<float>(positions) * width;
+    means[at] = plain / values;
+    means[all + at] = scaled / values;
+}
+
+#define RDPM_MOMENTS(NAME, T, V)                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                      \
+        tile_moments_##NAME(const T* x, float* tiles, int positions, int channels, int rows) { \
+        launch_in_turn();                                                                      \
+        tile_moments<T, V>(x, tiles, positions, channels, rows);                               \
     }
-#define RDPM_ALL(NAME, T, V)            \
-    RDPM_MOMENTS(NAME, T, V)            \
-    RDPM_NORM(none_##NAME, T, V, NONE)  \
-    RDPM_NORM(silu_##NAME, T, V, SILU)  \
+#define RDPM_NORM(NAME, T, V, A)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                  \
+        normalize_##NAME(const T* x, const float* moments, const float* weight,                                            \
+                         const float* bias, T* y, int positions, int channels, int groups, int rows,                       \
+                         float slope) {                                                                                    \
+        launch_in_turn();                                                                                                  \
+        normalize<T, V, A>(x, moments, weight, bias, y, positions, channels, groups, rows, slope);                         \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                               \
+        tile_sums_##NAME(const T* x, const T* dy, const float* moments,                                                    \
+                         const float* weight, const float* bias, float* tiles, int positions,                              \
+                         int channels, int groups, int rows, float slope) {                                                \
+        launch_in_turn();                                                                                                  \
+        tile_sums<T, V, A>(x, dy, moments, weight, bias, tiles, positions, channels, groups, rows, slope);                 \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                               \
+        gradient_##NAME(const T* x, const T* dy, const float* moments,                                                     \
+                        const float* weight, const float* bias, const float* means,                                        \
+                        const T* added, T* dx, float* sums, int positions, int channels,                                   \
+                        int groups, int rows, float slope) {                                                               \
+        launch_in_turn();                                                                                                  \
+        gradient<T, V, A>(x, dy, moments, weight, bias, means, added, dx, sums, positions, channels, groups, rows, slope); \
+    }
+#define RDPM_ALL(NAME, T, V)           \
+    RDPM_MOMENTS(NAME, T, V)           \
+    RDPM_NORM(none_##NAME, T, V, NONE) \
+    RDPM_NORM(silu_##NAME, T, V, SILU) \
     RDPM_NORM(leaky_##NAME, T, V, LEAKY)
 RDPM_ALL(f32_8, float, 8)
 RDPM_ALL(f32_1, float, 1)

@@ -5,6 +5,7 @@
 // 256×16²×192 25.6 and 51.2 (42.1 and 62.6), 256×16²×256 28.0 and 57.1 (44.7 and 71.6), 32×32²×256 forward 19.7 (21.4), backward 36.2 (34.1: not
 // taken), 256×8²×384 32.0 and 51.2 (32.2 and 45.4: not taken). Blocks of 512 threads and of fewer channels lost.
 #include "../cuda/activation.cuh"
+#include "../cuda/launch.cuh"
 #include "../cuda/map.cuh"
 
 namespace {
@@ -205,19 +206,21 @@ __device__ __forceinline__ void backward(const T* x, const T* dy, const float* m
 
 }  // namespace
 
-#define RDPM_SMALL(NAME, T, A)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                              \
-        small_forward_##NAME(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,                   \
-                                   float* __restrict__ moments, T* __restrict__ y, int positions, int channels, int groups, int size,     \
-                                   float slope, double eps) {                                                                             \
-        forward<T, A>(x, weight, bias, moments, y, positions, channels, groups, size, slope, eps);                                        \
-    }                                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                              \
-        small_backward_##NAME(const T* __restrict__ x, const T* __restrict__ dy, const float* __restrict__ moments,                       \
-                                    const float* __restrict__ weight, const float* __restrict__ bias, float* __restrict__ sums,           \
-                                    const T* __restrict__ added, T* __restrict__ dx, int positions, int channels, int groups, int size,   \
-                                    float slope) {                                                                                        \
-        backward<T, A>(x, dy, moments, weight, bias, sums, added, dx, positions, channels, groups, size, slope);                          \
+#define RDPM_SMALL(NAME, T, A)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                     \
+        small_forward_##NAME(const T* x, const float* weight, const float* bias,                                 \
+                                   float* moments, T* y, int positions, int channels, int groups, int size,      \
+                                   float slope, double eps) {                                                    \
+        launch_in_turn();                                                                                        \
+        forward<T, A>(x, weight, bias, moments, y, positions, channels, groups, size, slope, eps);               \
+    }                                                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                     \
+        small_backward_##NAME(const T* x, const T* dy, const float* moments,                                     \
+                                    const float* weight, const float* bias, float* sums,                         \
+                                    const T* added, T* dx, int positions, int channels, int groups, int size,    \
+                                    float slope) {                                                               \
+        launch_in_turn();                                                                                        \
+        backward<T, A>(x, dy, moments, weight, bias, sums, added, dx, positions, channels, groups, size, slope); \
     }
 #define RDPM_SMALL_OF(NAME, T)       \
     RDPM_SMALL(none_##NAME, T, NONE) \

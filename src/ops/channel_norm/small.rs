@@ -70,7 +70,7 @@ impl Small {
         // SAFETY: x and y have B·P·C elements, weight and bias C, and a block writes the moments of
         // its groups.
         unsafe {
-            launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
+            launch!(early gpu, "channel_norm_small", &name, grid, threads, 0;
                 x, norm.weight, norm.bias, moments.view_mut(), y.view_mut(), positions as i32,
                 channels as i32, groups as i32, self.slab as i32, norm.slope(), eps)?
         };
@@ -99,7 +99,7 @@ impl Small {
         let (grid, threads) = (self.grid(&norm.sizes), THREADS as u32);
         // SAFETY: as in forward; a block writes the sums of its channels.
         unsafe {
-            launch!(gpu, "channel_norm_small", &name, grid, threads, 0;
+            launch!(early gpu, "channel_norm_small", &name, grid, threads, 0;
                 x, dy, moments, norm.weight, norm.bias, sums.view_mut(), added, dx.view_mut(), positions as i32,
                 channels as i32, groups as i32, self.slab as i32, norm.slope())?
         };

@@ -40,7 +40,7 @@ fn computed<T: Element>(gpu: &Gpu, rows: &Tensor) -> Result<Tensor> {
     let name = format!("{kernel}_{}", T::NAME);
     // SAFETY: count·width and parts·width elements.
     unsafe {
-        launch!(gpu, "column_sums", &name, grid, 256, 0;
+        launch!(early gpu, "column_sums", &name, grid, 256, 0;
             rows, partial.view_mut(), count as i64, width as i32, each as i64)?;
     }
     let sums = match parts {

@@ -1,4 +1,5 @@
 // Sums over the rows of [R,C] in f32, in a fixed order: what a bias's gradient is. Bytes: one read of the rows.
+#include "../cuda/launch.cuh"
 #include "../cuda/vector.cuh"
 
 namespace {
@@ -40,12 +41,14 @@ __device__ __forceinline__ void sum_part(const T* rows, float* partial, long lon
 }  // namespace
 
 // Columns of any number, 32 a block; and, in eights, of a multiple of 8, 64 a block.
-#define RDPM_SUMS(NAME, T)                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) sum_part_##NAME(const T* rows, float* partial, long long count, int width, long long each) { \
-        sum_part<1, 32>(rows, partial, count, width, each);                                                                             \
-    }                                                                                                                                   \
+#define RDPM_SUMS(NAME, T)                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) sum_part_##NAME(const T* rows, float* partial, long long count, int width, long long each) {  \
+        launch_in_turn();                                                                                                                           \
+        sum_part<1, 32>(rows, partial, count, width, each);                                                                                         \
+    }                                                                                                                                               \
     extern "C" __global__ void __launch_bounds__(256) sum_part8_##NAME(const T* rows, float* partial, long long count, int width, long long each) { \
-        sum_part<8, 8>(rows, partial, count, width, each);                                                                              \
+        launch_in_turn();                                                                                                                           \
+        sum_part<8, 8>(rows, partial, count, width, each);                                                                                          \
     }
 RDPM_SUMS(f32, float)
 RDPM_SUMS(bf16, bf16)

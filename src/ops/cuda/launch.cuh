@@ -17,3 +17,9 @@ __device__ __forceinline__ void launch_next() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Both, for a kernel that has nothing to do before.
+__device__ __forceinline__ void launch_in_turn() {
+    launch_wait();
+    launch_next();
+}

@@ -30,6 +30,8 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([2, 15, 16, 128], 32, Activation::Silu),
         ([1, 15, 15, 64], 8, Activation::LeakyRelu(0.2)),
         ([2, 16, 16, 192], 32, Activation::Silu),
+        // More than the blocks of a card hold at a time.
+        ([100, 33, 31, 64], 32, Activation::Silu),
     ] {
         let c = shape[3];
         // Far enough from 0 that computing E[x²] − E[x]² would lose digits.
@@ -47,6 +49,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([2, 16, 16, 64], 8),
         ([1, 40, 33, 64], 4),
         ([1, 11, 13, 33], 3),
+        ([100, 33, 31, 64], 32),
     ] {
         let weights = [(random(2, &shape[3..])? + 1.0)?, random(3, &shape[3..])?];
         let name = format!("group_norm {shape:?} in {groups} and what goes past it");
@@ -64,6 +67,7 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
         ([2, 37, 23, 64], 32),
         ([1, 40, 33, 96], 32),
         ([33, 9, 31, 128], 32),
+        ([100, 33, 31, 64], 32),
         ([2, 129, 67, 128], 32),
         ([2, 16, 16, 192], 32),
         ([2, 21, 35, 192], 32),

@@ -1,10 +1,12 @@
 // The last step of sums that blocks began: a few thousand values, added in an order that their number fixes.
+#include "../cuda/launch.cuh"
 #include "../cuda/map.cuh"
 
 // Σ of the blocks' sums times `scale`, one value.
 extern "C" __global__ void __launch_bounds__(256) sum_blocks(const float* partials, int blocks, float scale, float* out) {
     __shared__ float warps[8];
     float sum = 0.f;
+    launch_in_turn();
     for (int i = threadIdx.x; i < blocks; i += 256) sum += partials[i];
     sum = block_sum<256>(sum, warps);
     if (threadIdx.x == 0) *out = sum * scale;
@@ -20,6 +22,7 @@ extern "C" __global__ void __launch_bounds__(512) sum_rows(const float* values, 
     if (block >= blocks) block -= blocks, values = more, out = more_out, rows = more_rows, columns = more_columns;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = block * 8 + (lane & 7);
     float sum = 0.f;
+    launch_in_turn();
     if (column < columns)
 #pragma unroll 8
         for (int row = threadIdx.x >> 3; row < rows; row += 64) sum += values[static_cast<long long>(row) * columns + column];

@@ -14,7 +14,7 @@ pub(super) fn of_blocks(gpu: &Gpu, partials: &Output<f32>, scale: f64) -> Result
     let blocks = partials.len() as i32;
     // SAFETY: `blocks` values, and one.
     unsafe {
-        launch!(gpu, "sums", "sum_blocks", (1, 1, 1), 256, 0; partials, blocks, scale, sum.view_mut())?
+        launch!(early gpu, "sums", "sum_blocks", (1, 1, 1), 256, 0; partials, blocks, scale, sum.view_mut())?
     };
     Ok(sum)
 }
@@ -69,7 +69,7 @@ fn sum_rows(gpu: &Gpu, first: Matrix, second: Option<Matrix>) -> Result<()> {
     let (more, more_sums) = second.map(|m| (m.values, m.sums)).unzip();
     // SAFETY: rows·columns values of each matrix, and one sum per column.
     unsafe {
-        launch!(gpu, "sums", "sum_rows", (blocks as u32, 1, 1), 512, 0;
+        launch!(early gpu, "sums", "sum_rows", (blocks as u32, 1, 1), 512, 0;
             first.values, first.sums, rows as i32, columns as i32, more, more_sums,
             more_rows as i32, more_columns as i32)
     }
