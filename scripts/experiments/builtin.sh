@@ -18,21 +18,25 @@ judge() {
     local name=$1
     shift
     "$rdpm" --device "$device" eval-fid --samples builtin --num 10000 --batch-size 128 \
-        --reference "$data/val-000.tar" --weights "$inception" --probe "$probe" \
+        --reference "$data/val-000.tar" --weights "$inception" \
         --work "$out/work-$name" --json "$out/$name.json" "$@"
 }
 
 "$rdpm" --device "$device" eval-vae --model builtin "$data"/val-*.tar --batch-size 128 \
     --metrics rfid,psnr,ssim,lpips --weights "$inception" --vgg "$vgg" --lpips "$lpips" \
     --json "$out/reconstruction.json"
-judge adm --metrics fid,sfid,pr
+judge adm --metrics fid,sfid,pr --probe "$probe"
 judge pytorch-fid --metrics fid --preprocess pytorch-fid
 "$rdpm" --device "$device" eval-fid --samples builtin --num 100 --class 207 --metrics fid --dims 64 \
     --reference "$data/val-000.tar" --weights "$inception" --probe "$probe" \
     --work "$out/work-207" --json "$out/class-207.json"
 
 # Table 3, each row with all of the one before.
-judge table3-raw --metrics fid,sfid,pr --cfg 0 --no-gumbel --temperature 1
-judge table3-cfg --metrics fid,sfid,pr --cfg 5 --cfg-schedule constant --no-gumbel --temperature 1
-judge table3-linear --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --no-gumbel --temperature 1
-judge table3-gumbel --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --gumbel --temperature 1
+judge table3-raw --metrics fid,sfid,pr --cfg 0 --no-gumbel --temperature 1 \
+    --probe "$probe"
+judge table3-cfg --metrics fid,sfid,pr --cfg 5 --cfg-schedule constant --no-gumbel --temperature 1 \
+    --probe "$probe"
+judge table3-linear --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --no-gumbel --temperature 1 \
+    --probe "$probe"
+judge table3-gumbel --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --gumbel --temperature 1 \
+    --probe "$probe"

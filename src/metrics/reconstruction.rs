@@ -62,6 +62,9 @@ pub struct Judge {
     pub device: Device,
 }
 
+/// Images whose features for LPIPS are on a GPU at a time, in f32.
+const LPIPS_IMAGES: usize = 16;
+
 /// The quality of one set of reconstructions.
 #[derive(Debug, Clone, Default)]
 pub struct Quality {
@@ -90,10 +93,18 @@ impl Judge {
             found.into_iter().for_each(|s| quality.ssim.add(s));
         }
         if let Some(lpips) = &self.lpips {
-            let one = |image: &RgbImage| from_rgb(std::slice::from_ref(image), &self.device);
-            for (a, b) in originals.iter().zip(images) {
-                let distance = lpips.distance(&one(a)?, &one(b)?)?;
-                quality.lpips.add(f64::from(distance.to_scalar::<f32>()?));
+            // On a CPU one by one, where the maps of one stay in the caches.
+            let together = if self.device.is_cpu() {
+                1
+            } else {
+                LPIPS_IMAGES
+            };
+            for (a, b) in originals.chunks(together).zip(images.chunks(together)) {
+                let [a, b] = [a, b].map(|images| from_rgb(images, &self.device));
+                let found = lpips.distances(&a?, &b?)?;
+                found
+                    .into_iter()
+                    .for_each(|d| quality.lpips.add(f64::from(d)));
             }
         }
         self.add_features(images, quality)

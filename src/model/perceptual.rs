@@ -129,6 +129,20 @@ impl Lpips {
         (1..fx.len()).try_fold(layer(0)?, |total, i| ops::add(&total, &layer(i)?))
     }
 
+    /// The distance of each image of x from the one of y, [B,H,W,3] each: B values.
+    pub fn distances(&self, x: &Tensor, y: &Tensor) -> Result<Vec<f32>> {
+        let (fx, fy) = (self.features(x)?, self.features(y)?);
+        let one = |image: usize| {
+            let layer = |i: usize| {
+                let [a, b] = [&fx[i], &fy[i]].map(|f| f.narrow(0, image, 1));
+                ops::feature_distance(&a?, &b?, &self.heads[i])
+            };
+            (1..fx.len()).try_fold(layer(0)?, |total, i| ops::add(&total, &layer(i)?))
+        };
+        let all = (0..x.dim(0)?).map(one).collect::<Result<Vec<_>>>()?;
+        Tensor::stack(&all, 0)?.to_vec1()
+    }
+
     fn features(&self, images: &Tensor) -> Result<Vec<Tensor>> {
         let x = ops::standardize(images, &self.shift, &self.scale, self.compute)?;
         self.net.forward(&x)
