@@ -32,11 +32,11 @@ judge pytorch-fid --metrics fid --preprocess pytorch-fid
     --work "$out/work-207" --json "$out/class-207.json"
 
 # Table 3, each row with all of the one before.
-judge table3-raw --metrics fid,sfid,pr --cfg 0 --no-gumbel --temperature 1 \
+judge table3-raw --metrics fid,sfid,pr --cfg 0 --no-gumbel \
     --probe "$probe"
-judge table3-cfg --metrics fid,sfid,pr --cfg 5 --cfg-schedule constant --no-gumbel --temperature 1 \
+judge table3-cfg --metrics fid,sfid,pr --cfg 5 --cfg-schedule constant --no-gumbel \
     --probe "$probe"
-judge table3-linear --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --no-gumbel --temperature 1 \
+judge table3-linear --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --no-gumbel \
     --probe "$probe"
 judge table3-gumbel --metrics fid,sfid,pr --cfg 5 --cfg-schedule linear --gumbel --temperature 1 \
     --probe "$probe"
