@@ -22,7 +22,7 @@ use crate::config::{Config, TrainConfig};
 use crate::error::{Context, Error, Result, hinted, usage};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::cuda::{Gpu, address};
+use crate::ops::cuda::{Gpu, View};
 use crate::sample::gpu::GpuSampler;
 use crate::sample::{Sampler, Scale};
 use crate::store::Scope;
@@ -141,7 +141,7 @@ impl GpuGeneratorStage {
             let _span = info_span!("launch").entered();
             let v = batch.v.contiguous()?;
             self.trainer
-                .compute(address::<f32>(&v)?, examples, micro == 0, config.accumulate)?;
+                .compute(View::of(&v)?, examples, micro == 0, config.accumulate)?;
         }
         self.trainer.update(learning_rate(config, step, steps))?;
         if self.timesteps.refreshes(step) {

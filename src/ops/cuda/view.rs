@@ -12,7 +12,7 @@ use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tenso
 use half::{bf16, f16};
 
 use super::tensor::of_slice;
-use super::{Argument, Buffer, Value};
+use super::{Argument, Value};
 
 /// An element type of the kernels, and how their names end in it.
 pub trait Element: CudaDType + DeviceRepr {
@@ -78,15 +78,11 @@ impl<'a, T: Element> View<'a, T> {
     }
 }
 
-impl<'a, T> View<'a, T> {
-    /// The elements of a buffer.
-    pub fn buffer(buffer: &'a Buffer<T>) -> Self
-    where
-        T: DeviceRepr + candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits,
-    {
+impl<T> View<'_, T> {
+    pub(super) fn new(address: u64, len: usize) -> Self {
         Self {
-            address: buffer.address(),
-            len: buffer.len(),
+            address,
+            len,
             elements: PhantomData,
         }
     }
@@ -118,6 +114,17 @@ impl<'a, T> View<'a, T> {
             true => self.len / 8 * 8,
             false => 0,
         }
+    }
+
+    /// The first `len` elements: what a kernel reads.
+    pub fn first(&self, len: usize) -> Self {
+        self.part(0, len)
+    }
+
+    /// The elements from `from` on.
+    pub fn tail(&self, from: usize) -> Self {
+        assert!(from <= self.len, "elements {from}.. of {}", self.len);
+        self.part(from, self.len - from)
     }
 
     /// `len` of the elements, from `from` on.
@@ -159,6 +166,30 @@ impl<'a, T: Element> ViewMut<'a, T> {
 }
 
 impl<T> ViewMut<'_, T> {
+    pub(super) fn new(address: u64, len: usize) -> Self {
+        Self {
+            address,
+            len,
+            elements: PhantomData,
+        }
+    }
+
+    /// The first `len` elements: what a kernel writes.
+    pub fn first(self, len: usize) -> Self {
+        assert!(len <= self.len, "elements 0..{len} of {}", self.len);
+        Self { len, ..self }
+    }
+
+    /// The elements from `from` on.
+    pub fn tail(self, from: usize) -> Self {
+        assert!(from <= self.len, "elements {from}.. of {}", self.len);
+        Self {
+            address: self.address + (from * size_of::<T>()) as u64,
+            len: self.len - from,
+            ..self
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -9,6 +9,12 @@
 #[cfg(feature = "cuda")]
 pub mod batched;
 #[cfg(feature = "cuda")]
+pub mod check;
+#[cfg(feature = "cuda")]
+mod check_custom;
+#[cfg(feature = "cuda")]
+pub mod cublaslt;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod matrix;
 mod outer;
