@@ -13,8 +13,8 @@ use super::{Gpu, View, ViewMut};
 
 /// `len` elements on the device, freed in the stream's order.
 ///
-/// The host holds no reference to them, and all work on them runs in the stream's order: so they are
-/// written through a shared borrow, as a `Cell` is ([`Buffer::view_mut`]).
+/// The host holds no reference to them, and all work on them runs in the stream's order: so they
+/// are written through a shared borrow, as a `Cell` is ([`Buffer::view_mut`]).
 pub struct Buffer<T> {
     slice: CudaSlice<T>,
     stream: Arc<CudaStream>,

@@ -1,4 +1,5 @@
-//! Whether this machine can compute with CUDA: its driver, its GPUs, the libraries; and what to do where it cannot.
+//! Whether this machine can compute with CUDA: its driver, its GPUs, the libraries; and what to do
+//! where it cannot.
 
 use std::ffi::c_int;
 

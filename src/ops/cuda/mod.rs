@@ -1,7 +1,8 @@
 //! What GPU operations share: kernels, launches, buffers and typed views of one device and stream.
 //!
-//! Kernels and their launchers lie with their operations (`src/ops/<op>`); the build script compiles
-//! them, and the program carries them. Everything runs on candle's stream of the device, in order.
+//! Kernels and their launchers lie with their operations (`src/ops/<op>`); the build script
+//! compiles them, and the program carries them. Everything runs on candle's stream of the device,
+//! in order.
 //!
 //! CUDA's libraries are opened when one of their functions is first called ([`libraries`],
 //! [`driver`]): the same program runs where they are missing.
@@ -43,8 +44,8 @@ const DEFAULT_SHARED: u32 = 48 * 1024;
 /// One fat binary for each kernel file, by name; the build script lists them.
 static FAT_BINARIES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fat_binaries.rs"));
 
-/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`; `launch!(early gpu, …)`
-/// of a kernel that waits for the one before it. An `unsafe` operation: the arguments are the
+/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`; `launch!(early gpu,
+/// …)` of a kernel that waits for the one before it. An `unsafe` operation: the arguments are the
 /// kernel's in type and order, and each view reaches as far as the kernel goes.
 macro_rules! launch {
     (early $gpu:expr, $($rest:tt)*) => { $crate::ops::cuda::launch!(@ true, $gpu, $($rest)*) };
@@ -141,7 +142,8 @@ impl Gpu {
         }
     }
 
-    /// The one of a device that operations on tensors share, made at its first use and never dropped.
+    /// The one of a device that operations on tensors share, made at its first use and never
+    /// dropped.
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         static SHARED: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
         let mut shared = SHARED
@@ -202,10 +204,12 @@ impl Gpu {
         ))
     }
 
-    /// Peak device memory of this process's buffers and tensors, in bytes; without the driver's own.
+    /// Peak device memory of this process's buffers and tensors, in bytes; without the driver's
+    /// own.
     pub fn peak_memory(&self) -> Result<u64> {
         let mut bytes = 0u64;
-        // SAFETY: the attribute is a u64. Everything is allocated from the device's pool of this process.
+        // SAFETY: the attribute is a u64. Everything is allocated from the device's pool of this
+        // process.
         unsafe {
             sys::cuMemPoolGetAttribute(
                 pool(&self.stream)?,
@@ -223,7 +227,8 @@ impl Gpu {
         self.stream.synchronize().map_err(candle_core::Error::wrap)
     }
 
-    /// The kernel `name` of operation `op`, with `shared` bytes of dynamic shared memory allowed to it.
+    /// The kernel `name` of operation `op`, with `shared` bytes of dynamic shared memory allowed to
+    /// it.
     ///
     /// Errors: no such kernel; more shared memory than the GPU has.
     pub fn kernel(&self, op: &'static str, name: &str, shared: u32) -> Result<CudaFunction> {
@@ -323,7 +328,8 @@ fn pool(stream: &CudaStream) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// Has the pool keep what is freed for the next allocation: by default the driver takes it back at every wait.
+/// Has the pool keep what is freed for the next allocation: by default the driver takes it back at
+/// every wait.
 fn keep_memory(stream: &CudaStream) -> Result<()> {
     let mut threshold = u64::MAX;
     // SAFETY: the attribute is a u64.

@@ -1,7 +1,8 @@
 //! Elements on the device as kernels take them: where they begin, of which type, and how many.
 //!
-//! A [`View`] is read, a [`ViewMut`] written; both borrow what owns the memory, which is freed in the stream's order, so
-//! that it may be dropped as soon as the launch is made. An [`Output`] is memory that one kernel writes whole.
+//! A [`View`] is read, a [`ViewMut`] written; both borrow what owns the memory, which is freed in
+//! the stream's order, so that it may be dropped as soon as the launch is made. An [`Output`] is
+//! memory that one kernel writes whole.
 
 use std::marker::PhantomData;
 
@@ -100,7 +101,8 @@ impl<T> View<'_, T> {
         self.address
     }
 
-    /// How many channels of a map's rows a thread takes at a time: eight where rows and address allow 16 bytes, else one.
+    /// How many channels of a map's rows a thread takes at a time: eight where rows and address
+    /// allow 16 bytes, else one.
     pub fn vector(&self, channels: usize) -> usize {
         match channels.is_multiple_of(8) && self.address.is_multiple_of(16) {
             true => 8,
@@ -108,7 +110,8 @@ impl<T> View<'_, T> {
         }
     }
 
-    /// How many of the elements, the first ones, are read in vectors of eight: none where the address does not allow 16 bytes.
+    /// How many of the elements, the first ones, are read in vectors of eight: none where the
+    /// address does not allow 16 bytes.
     pub fn whole(&self) -> usize {
         match self.address.is_multiple_of(16) {
             true => self.len / 8 * 8,
@@ -151,8 +154,8 @@ pub struct ViewMut<'a, T> {
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    /// The elements of a variable, to be changed in place: what was made of them before keeps what it was made of, in the
-    /// stream's order.
+    /// The elements of a variable, to be changed in place: what was made of them before keeps what
+    /// it was made of, in the stream's order.
     ///
     /// Errors: another type, not contiguous, not on a GPU.
     pub fn variable(var: &'a Var) -> Result<Self> {
@@ -272,8 +275,10 @@ pub struct Output<T> {
 
 impl<T: Element> Output<T> {
     pub fn new(device: &CudaDevice, len: usize) -> Result<Self> {
-        // SAFETY: the caller has every element written before anything reads it, in the stream's order.
-        let slice = unsafe { device.alloc::<T>(len.max(1))? }; // the driver allocates no empty memory
+        // SAFETY: the caller has every element written before anything reads it, in the stream's
+        // order.
+        // The driver allocates no empty memory.
+        let slice = unsafe { device.alloc::<T>(len.max(1))? };
         Ok(Self {
             slice,
             len,

@@ -1,5 +1,5 @@
-//! Checks sm_90's custom matmuls: of few rows, each kernel by a size and a number of multiprocessors
-//! for which it is the one chosen; and of many.
+//! Checks sm_90's custom matmuls: of few rows, each kernel by a size and a number of
+//! multiprocessors for which it is the one chosen; and of many.
 
 use std::sync::Arc;
 
@@ -86,7 +86,8 @@ pub fn swiglu_of_few(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Several tiles a block, of which none is full at the edges; fewer and more k than a block holds at once.
+/// Several tiles a block, of which none is full at the edges; fewer and more k than a block holds
+/// at once.
 pub fn products_of_many(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let few = gpu.taken_for(false, 4);
     let mut rows = Vec::new();

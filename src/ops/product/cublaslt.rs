@@ -162,7 +162,8 @@ struct Plan {
     algorithm: Algorithm,
 }
 
-// SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a lock.
+// SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a
+// lock.
 unsafe impl Send for Matmul {}
 // SAFETY: as above.
 unsafe impl Sync for Matmul {}
@@ -377,7 +378,8 @@ impl Matmul {
         };
         let [a, b, c] = p.stored();
         let layouts = [layout(half, b)?, layout(half, a)?, layout(out, c)?];
-        // SAFETY: the descriptor and the preference were just made; each value has its attribute's type.
+        // SAFETY: the descriptor and the preference were just made; each value has its attribute's
+        // type.
         unsafe {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &first)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &second)?;
@@ -396,7 +398,8 @@ impl Matmul {
             )
             .map_err(failed)?;
             if p.strides != Strides::default() {
-                // Parts of rows begin where their neighbours end, at 16 bytes instead of the library's 256.
+                // Parts of rows begin where their neighbours end, at 16 bytes instead of the
+                // library's 256.
                 use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
                 for attribute in [
                     Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -500,7 +503,8 @@ impl Drop for Matmul {
             .get_mut()
             .expect("no thread panics while it holds this lock");
         for plan in plans.values() {
-            // SAFETY: made by `plan`, destroyed once. A failure here leaks a few bytes at the end of a run.
+            // SAFETY: made by `plan`, destroyed once. A failure here leaks a few bytes at the end
+            // of a run.
             unsafe {
                 let _ = result::destroy_matmul_desc(plan.desc);
                 for layout in plan.layouts {

@@ -12,7 +12,8 @@ use crate::ops::cuda::compare::Row;
 use crate::ops::cuda::operands::{relative, share_that_differs};
 use crate::rng::{Purpose, normal};
 
-/// Codes, v_t, z'_t and the examples stopped at t, with given noise and with drawn; the share of codes that differ.
+/// Codes, v_t, z'_t and the examples stopped at t, with given noise and with drawn; the share of
+/// codes that differ.
 ///
 /// A code may differ at a tie, and what follows it then differs too.
 pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {

@@ -37,8 +37,8 @@ pub fn small(side: usize, positions: bool) -> Config {
     config
 }
 
-/// Odd and even map sizes, one and several key blocks of attention, enough rows for SwiGLU within its
-/// matmuls.
+/// Odd and even map sizes, one and several key blocks of attention, enough rows for SwiGLU within
+/// its matmuls.
 pub fn generator(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (side, batch) in [(4, 3), (7, 2), (8, 5), (16, 4), (17, 2)] {

@@ -347,8 +347,8 @@ impl Network {
         Ok(stream)
     }
 
-    /// Output projection of a branch, rows·weightᵀ: to `branch`, to be added to the stream `x` times
-    /// `gate`; or, if no gradient needs the branch itself, added at once, to `sum`.
+    /// Output projection of a branch, rows·weightᵀ: to `branch`, which is to be added to the stream
+    /// `x` times `gate`; or, if no gradient needs the branch itself, added at once, to `sum`.
     fn branch<'a>(
         &self,
         s: &Sizes,

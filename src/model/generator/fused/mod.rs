@@ -4,8 +4,9 @@
 //! This is a second description of the network, and the only one in the program. Its reason: a
 //! block's backward pass has several outputs per operation, reuses buffers, and writes gradients
 //! into one flat buffer that a single optimizer kernel reads; candle's graph offers none of these
-//! (H200, depth 12: 85 ms per step, where PyTorch takes 157). bf16 data, f32 sums, f32 parameters
-//! with a bf16 copy. The results are compared with the CPU's in [`check`].
+//! (depth 12 at 256 images of 256 tokens on an H200: 72.6 ms per step, compiled PyTorch 97.6). bf16
+//! data, f32 sums, f32 parameters with a bf16 copy. The results are compared with the CPU's in
+//! [`check`].
 
 mod activations;
 mod backward;
