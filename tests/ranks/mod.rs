@@ -8,7 +8,8 @@ use rdpm::world::Port;
 pub struct Ranks {
     running: Vec<Option<Child>>,
     /// Where they meet, if it was reserved here.
-    _port: Option<Port>,
+    #[expect(dead_code, reason = "held until the processes have met")]
+    port: Option<Port>,
 }
 
 impl Ranks {
@@ -27,10 +28,9 @@ impl Ranks {
                 ("MASTER_PORT", number.to_string()),
             ]
         };
-        Self {
-            _port: Some(port),
-            ..Self::start_with(size, command, variables)
-        }
+        let mut ranks = Self::start_with(size, command, variables);
+        ranks.port = Some(port);
+        ranks
     }
 
     /// With these variables of each rank.
@@ -50,7 +50,7 @@ impl Ranks {
         });
         Self {
             running: running.collect(),
-            _port: None,
+            port: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Several processes that train together: the same bytes as one, and one end for all.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rdpm::world::Port;
