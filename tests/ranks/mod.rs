@@ -8,7 +8,6 @@ use rdpm::world::Port;
 pub struct Ranks {
     running: Vec<Option<Child>>,
     /// Where they meet, if it was reserved here.
-    #[expect(dead_code, reason = "held until the processes have met")]
     port: Option<Port>,
 }
 
