@@ -114,6 +114,13 @@ impl GpuSampler {
         indices: &[u64],
         options: &SampleOptions,
     ) -> Result<()> {
+        if labels.is_empty() || labels.len() != indices.len() {
+            bail!(
+                "sampling: {} labels and {} numbers of samples, expected at least one of each and as many",
+                labels.len(),
+                indices.len()
+            );
+        }
         let (mut plan, s) = (self.lock(), &self.network.sizes);
         let plan = self.ready(&mut plan, labels.len(), options)?;
         self.give(plan, labels, seed, indices)?;

@@ -236,3 +236,25 @@ pub(super) fn size_of(model: &Pretrained) -> (u32, u32) {
     let side = model.config.data.image_size as u32;
     (side, side)
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    /// File systems of other systems do not take such a name.
+    #[test]
+    fn a_path_that_is_no_text_is_printed_as_it_can_be_named() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let folder = root.path().join(OsStr::from_bytes(b"images-\xff"));
+        std::fs::create_dir(&folder)?;
+        image::RgbImage::new(8, 8).save(folder.join("a.png"))?;
+        let opened = open(&folder, None)?;
+        let path = opened.facts().path;
+        assert!(!path.contains('\u{fffd}'), "{path}");
+        assert_eq!(path, printed(folder.as_os_str()));
+        Ok(())
+    }
+}

@@ -9,7 +9,7 @@ const THREADS: u32 = 256;
 /// Rows a block of `row_sums` adds up.
 const SUM_ROWS: usize = 256;
 /// cos and sin of an image's t.
-const TIME_FEATURES: usize = 256;
+pub const TIME_FEATURES: usize = 256;
 
 fn blocks(count: usize) -> u32 {
     count.div_ceil(THREADS as usize) as u32

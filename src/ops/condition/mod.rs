@@ -8,6 +8,6 @@ pub mod check;
 mod cuda;
 
 pub use cuda::{
-    DropoutOnGpu, add_position, condition, dropout, embedding_gradient, join_inputs, row_sums,
-    row_sums_scratch, silu, silu_gradient, tally, time_features,
+    DropoutOnGpu, TIME_FEATURES, add_position, condition, dropout, embedding_gradient, join_inputs,
+    row_sums, row_sums_scratch, silu, silu_gradient, tally, time_features,
 };

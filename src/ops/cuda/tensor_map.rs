@@ -1,5 +1,8 @@
 //! Maps of bf16 matrices, and of windows over maps, for Hopper's copy engine (TMA), which a kernel
 //! takes by value (tensor_copy.cuh).
+//!
+//! A map keeps an address and does not follow it: as a raw pointer, it is safe to make, and the
+//! launch that takes it is `unsafe`.
 
 use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{Result, bail};

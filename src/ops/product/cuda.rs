@@ -7,7 +7,7 @@
 use candle_core::Result;
 use half::bf16;
 
-use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut};
+use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut, launch};
 
 /// k of a stage of the kernels' rings.
 pub const STAGE: usize = 64;
@@ -79,31 +79,17 @@ impl Tile {
         );
         let stage = (self.rows + self.parts * self.columns) * STAGE * 2;
         let shared = self.stages * (stage + 3 * 8) + self.rows * self.columns * 2;
-        let kernel = gpu.kernel("product_few_sm90", self.kernel, shared as u32)?;
-        let mut launch = gpu.launch(&kernel);
-        launch.early();
-        launch.value(TensorMap::swizzled(
-            x.address(),
-            [rows, k],
-            [self.rows, STAGE],
-        )?);
+        let x = TensorMap::swizzled(x.address(), [rows, k], [self.rows, STAGE])?;
         let of_weight = [self.parts * columns, k];
-        launch.value(TensorMap::swizzled(
-            weight.address(),
-            of_weight,
-            [self.columns, STAGE],
-        )?);
-        launch.value(TensorMap::plain(
-            y.address(),
-            [rows, columns],
-            [WARP_ROWS, self.columns],
-        )?);
-        launch.value(bias);
-        launch.value(k as i32);
-        launch.value(columns as i32);
+        let weight = TensorMap::swizzled(weight.address(), of_weight, [self.columns, STAGE])?;
+        let y = TensorMap::plain(y.address(), [rows, columns], [WARP_ROWS, self.columns])?;
         let [across, down] = self.grid(rows, columns).map(|x| x as u32);
+        let (grid, threads) = ((across, down, 1), 2 * self.rows as u32 + 32);
         // SAFETY: the arguments are the kernel's, and views of the sizes that it walks over.
-        unsafe { launch.run((across, down, 1), 2 * self.rows as u32 + 32, shared as u32) }
+        unsafe {
+            launch!(early gpu, "product_few_sm90", self.kernel, grid, threads, shared as u32;
+                x, weight, y, bias, k as i32, columns as i32)
+        }
     }
 }
 

@@ -51,25 +51,15 @@ pub fn choose(
     let cut = cuts.top_k.is_some() || cuts.top_p.is_some();
     let name = format!("sample_choose_{}{chunks}", if cut { "cut_" } else { "" });
     let unconditional = if cuts.lambda == 0.0 { 0 } else { b * n * k };
-    let kernel = gpu.kernel("sample", &name, 0)?;
-    let mut launch = gpu.launch(&kernel);
-    launch.early();
-    launch.value(logits.first(b * n * k + unconditional));
-    launch.value(unconditional as u64);
-    launch.value(streams.seed.first(2));
-    launch.value(streams.indices.first(b));
-    launch.value(codes.first(b * n));
-    launch.value(damaged.first(1));
-    launch.value(n as i32);
-    launch.value(k as i32);
-    launch.value(cuts.lambda);
-    launch.value(cuts.tau);
-    launch.value(cuts.top_p.unwrap_or(1.0));
-    launch.value(cuts.top_k.unwrap_or(0) as i32);
-    launch.value(i32::from(cuts.gumbel));
-    launch.value(cuts.t as i32);
+    let grid = ((b * n) as u32, 1, 1);
     // SAFETY: the arguments are the kernel's, and views of the sizes that it walks over.
-    unsafe { launch.run(((b * n) as u32, 1, 1), THREADS, 0) }
+    unsafe {
+        launch!(early gpu, "sample", &name, grid, THREADS, 0;
+            logits.first(b * n * k + unconditional), unconditional as u64,
+            streams.seed.first(2), streams.indices.first(b), codes.first(b * n), damaged.first(1),
+            n as i32, k as i32, cuts.lambda, cuts.tau, cuts.top_p.unwrap_or(1.0),
+            cuts.top_k.unwrap_or(0) as i32, i32::from(cuts.gumbel), cuts.t as i32)
+    }
 }
 
 /// Inputs and outputs of [`advance`].

@@ -19,3 +19,5 @@ pub use activations::{Activations, Conditions, Scratch, Sets, TrainingDropout, T
 pub use flat::Flat;
 pub use forward::Network;
 pub use sizes::Sizes;
+
+const _: () = assert!(crate::ops::condition::TIME_FEATURES == super::TIME_FEATURES);
