@@ -155,3 +155,38 @@ impl Sizes {
         [self.rows(), self.width, self.hidden]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_without_kernels_is_refused_by_name() {
+        let refused = |change: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            Sizes::of(&config, 10, 1).unwrap_err().to_string()
+        };
+        assert!(Sizes::of(&Config::default(), 10, 1).is_ok());
+        for (text, expected) in [
+            (
+                refused(&|c| c.generator.heads = Some(6)),
+                "a head's width of 64, found 128",
+            ),
+            (
+                refused(&|c| c.quantizer.codebook_size = 16392),
+                "quantizer.codebook_size of at most 16384 and a multiple of 8, found 16392",
+            ),
+            (
+                refused(&|c| c.tokenizer.embed_dim = 12),
+                "tokenizer.embed_dim of a multiple of 8, found 12",
+            ),
+            (
+                refused(&|c| c.generator.adaln_rank = Some(0)),
+                "generator.adaln_rank of a multiple of 8, found 0",
+            ),
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+}
