@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rdpm::config::ScheduleConfig;
 use rdpm::error;
-use rdpm::model::schedule::Schedule;
+use rdpm::ops::quantize::Schedule;
 use rdpm::ops::{self, Activation, AdamStep, Codebook, Noise, Padding, RopeKind, RopeTable};
 use rdpm::rng::{Purpose, Stream};
 use rdpm::telemetry::{Rates, Work};

@@ -27,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod gpu_error;
 #[doc(hidden)]
 pub mod hostile;
 pub mod interrupt;

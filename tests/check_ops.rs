@@ -36,3 +36,27 @@ fn every_kernel_agrees_with_the_cpu() -> Result<(), Box<dyn Error>> {
     );
     Ok(())
 }
+
+#[test]
+fn without_a_gpu_nothing_falls_back_to_the_cpu() -> Result<(), Box<dyn Error>> {
+    if driver::gpus()? > 0 {
+        return say("a GPU was found: that --device cuda needs one was NOT tried")
+            .map_err(Into::into);
+    }
+    let out = std::env::temp_dir().join(format!("rdpm-no-gpu-{}.png", std::process::id()));
+    let sample = [
+        "sample", "--model", "builtin", "--num", "1", "--device", "cuda", "--out",
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_rdpm"))
+        .args(sample)
+        .arg(&out)
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(!out.exists());
+    assert!(
+        errors.contains("error: --device cuda: ") && errors.contains("hint: "),
+        "{errors}"
+    );
+    Ok(())
+}

@@ -113,7 +113,9 @@ impl DeviceChoice {
 fn cuda(number: usize) -> Result<Device> {
     use crate::ops::cuda::driver;
     let device = DeviceChoice::Cuda(number);
-    driver::ready().with_context(|| format!("--device {device}"))?;
+    driver::ready()
+        .and_then(|()| driver::serves(number))
+        .with_context(|| format!("--device {device}"))?;
     Device::new_cuda(number).map_err(|e| {
         let cause = e.to_string();
         let cause = cause.lines().next().unwrap_or("no reason given");

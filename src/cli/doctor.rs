@@ -9,9 +9,9 @@ use crate::error::{Result, usage};
 #[cfg(feature = "cuda")]
 use crate::error::{hinted, report};
 #[cfg(feature = "cuda")]
-use crate::model::gpu::{check, check_quantizer};
-#[cfg(feature = "cuda")]
 use crate::ops::cuda::Gpu;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::compare::Row;
 
 /// Show what this machine can compute on; check the GPU kernels against the CPU
 #[derive(Debug, clap::Args)]
@@ -172,14 +172,14 @@ fn libraries() -> Result<()> {
 }
 
 #[cfg(feature = "cuda")]
-fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
+fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<Row>> {
     use crate::ops;
     match name {
         "activation" => ops::activation::check::check(gpu),
-        "adaln" => check::adaln(gpu),
+        "adaln" => ops::adaln::check::check(gpu),
         "add" => ops::add::check::check(gpu),
         "attention" => {
-            let mut rows = check::attention(gpu)?;
+            let mut rows = ops::attention::check_heads::check(gpu)?;
             rows.extend(ops::attention::check::check(gpu)?);
             Ok(rows)
         }
@@ -187,13 +187,13 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
         "bytes" => ops::bytes::check::check(gpu),
         "cast" => ops::cast::check::check(gpu),
         "code_counts" => crate::train::code_counts::check::check(gpu),
-        "condition" => check::condition(gpu),
+        "condition" => ops::condition::check::check(gpu),
         "conv2d" => {
             let mut rows = ops::conv2d::check::check(gpu)?;
             rows.extend(ops::conv2d::check_f16::check(gpu)?);
             Ok(rows)
         }
-        "cross_entropy" => check::cross_entropy(gpu),
+        "cross_entropy" => ops::cross_entropy::check::check(gpu),
         "concatenate" => ops::concatenate::check::check(gpu),
         "feature_distance" => ops::feature_distance::check::check(gpu),
         "group_norm" => ops::group_norm::check::check(gpu),
@@ -208,9 +208,9 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
         }
         "pixels" => ops::pixels::check::check(gpu),
         "pool" => ops::pool::check::check(gpu),
-        "product" => check::product(gpu),
+        "product" => ops::product::check::check(gpu),
         "quantize" => {
-            let mut rows = check::quantize(gpu)?;
+            let mut rows = ops::quantize::check::check(gpu)?;
             rows.extend(ops::quantize::check_loss::check(gpu)?);
             Ok(rows)
         }
@@ -219,16 +219,16 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
         "sample" => crate::sample::check::sample(gpu),
         "standardize" => ops::standardize::check::check(gpu),
         "scalars" => ops::scalars::check::check(gpu),
-        "swiglu" => check::swiglu(gpu),
+        "swiglu" => ops::swiglu::check::check(gpu),
         "upsample" => ops::upsample::check::check(gpu),
         "generator" => {
-            let mut rows = check::products(gpu)?;
-            rows.extend(check::generator(gpu)?);
+            let mut rows = ops::product::check::products(gpu)?;
+            rows.extend(crate::model::generator::fused::check::generator(gpu)?);
             Ok(rows)
         }
         "quantizer" => {
-            let mut rows = check::quantizer(gpu)?;
-            rows.extend(check_quantizer::quantizer_of_tensors(gpu)?);
+            let mut rows = ops::quantize::check::check_larger(gpu)?;
+            rows.extend(ops::quantize::check_tensors::check(gpu)?);
             Ok(rows)
         }
         "sampling" => {
@@ -247,7 +247,7 @@ fn check_ops(gpu: &Arc<Gpu>, only: &[String]) -> Result<()> {
     for name in FAMILIES.iter().filter(asked) {
         let checked = family(name, gpu)?;
         rows += checked.len();
-        let share = |row: &check::Row| row.error / row.allowed.max(f64::MIN_POSITIVE);
+        let share = |row: &Row| row.error / row.allowed.max(f64::MIN_POSITIVE);
         if let Some(worst) = checked.iter().max_by(|a, b| share(a).total_cmp(&share(b))) {
             super::print(&format!(
                 "{name}: {} comparisons; closest to its bound: {}: {:.1e}, at most {:.0e}\n",

@@ -16,6 +16,7 @@ pub mod eval_fid;
 pub mod eval_vae;
 pub mod export;
 pub mod fit_probe;
+mod gpu_memory;
 pub mod index;
 mod inputs;
 pub mod inspect;
@@ -39,6 +40,7 @@ use candle_core::Device;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::error::{Result, hinted, usage};
+use crate::gpu_error;
 use crate::interrupt::Interrupt;
 use crate::telemetry;
 use crate::world::{Place, Work, World};
@@ -246,7 +248,9 @@ pub fn run(cli: Cli) -> Result<()> {
         .stack_size(STACK_BYTES)
         .spawn(move || {
             start_pool(threads)?;
-            cli.command.run(&context)
+            let less_memory = cli.command.needs_less_memory();
+            (cli.command.run(&context))
+                .map_err(|error| gpu_error::explained(error, less_memory, "run the command again"))
         })?;
     worker.join().unwrap_or_else(|_| {
         Err(hinted(

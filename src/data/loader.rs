@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -103,6 +104,7 @@ pub struct Loader {
     pixels: Pixels,
     threads: Vec<JoinHandle<()>>,
     skipped: Arc<Mutex<BTreeSet<usize>>>,
+    made: Arc<AtomicU64>,
     /// Images of the source.
     total: usize,
 }
@@ -113,6 +115,7 @@ struct Plan {
     kind: Kind,
     skip_bad: bool,
     skipped: Arc<Mutex<BTreeSet<usize>>>,
+    made: Arc<AtomicU64>,
 }
 
 enum Kind {
@@ -223,6 +226,11 @@ impl Loader {
         lock(&self.skipped).len()
     }
 
+    /// Examples that the threads have read, decoded and cut so far; those that wait in a queue too.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
     fn start(
         source: Arc<dyn Source>,
         options: &LoaderOptions,
@@ -239,11 +247,13 @@ impl Loader {
         };
         source.serve(size, crop)?;
         let (skipped, total) = (Arc::new(Mutex::new(BTreeSet::new())), source.len());
+        let made = Arc::new(AtomicU64::new(0));
         let plan = Arc::new(Plan {
             source,
             kind,
             skip_bad: options.skip_bad,
             skipped: skipped.clone(),
+            made: made.clone(),
         });
         let mut threads = Vec::new();
         let mut spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
@@ -271,6 +281,7 @@ impl Loader {
             pixels: Pixels::new(&Device::Cpu),
             threads,
             skipped,
+            made,
             total,
         })
     }
@@ -310,6 +321,7 @@ fn work(plan: &Plan, numbers: impl Iterator<Item = u64>, queue: &SyncSender<Made
             ))
         });
         let is_last = made.is_err();
+        plan.made.fetch_add(1, Ordering::Relaxed);
         if queue.send(made).is_err() || is_last {
             return;
         }

@@ -59,8 +59,7 @@ impl Images {
                 },
             ));
         }
-        let name = path.to_str().context("a path that is not UTF-8")?;
-        let source = data::open(&[name.to_string()], false).map_err(own_remedy)?;
+        let source = data::open(&[data::printed(path.as_os_str())], false).map_err(own_remedy)?;
         if let Some(size) = crop {
             source.serve(size, Crop::Center)?;
         }

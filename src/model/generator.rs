@@ -3,21 +3,33 @@
 //! Noise ε_t and sum z'_{t−1}, each [B,h,w,d], and the condition [B,C] → logits [B,N,K], tokens in
 //! raster order.
 
+#[cfg(feature = "cuda")]
+pub mod fused;
+
 use std::sync::OnceLock;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::dropout::Dropout;
 use super::layers::Linear;
 use super::pseudo_inverse::pseudo_inverse;
 use crate::config::{Config, Rope};
-use crate::ops::{self, Normed, RopeKind, RopeTable, arrange};
+use crate::ops::{self, Dropout, Normed, RopeKind, RopeTable, arrange};
 use crate::store::{Init, Scope};
 
 /// Number of time features, half cosines, half sines.
-const TIME_FEATURES: usize = 256;
-const EPS: f64 = 1e-6;
+pub const TIME_FEATURES: usize = 256;
+/// Of all RMSNorms.
+pub const EPS: f64 = 1e-6;
+
+impl From<Rope> for RopeKind {
+    fn from(rope: Rope) -> Self {
+        match rope {
+            Rope::OneD => Self::OneD,
+            Rope::TwoD => Self::TwoD,
+        }
+    }
+}
 
 pub struct Generator {
     mix: Linear,
@@ -44,10 +56,6 @@ impl Generator {
         let (c, heads) = (generator.width(), generator.heads());
         let mix = generator.mix_dim(d);
         let side = config.grid();
-        let kind = match generator.rope {
-            Rope::OneD => RopeKind::OneD,
-            Rope::TwoD => RopeKind::TwoD,
-        };
         let normal = |std| Init::Normal { mean: 0.0, std };
         let xavier = Init::XavierUniform;
         let time = |i: usize, input| {
@@ -75,7 +83,7 @@ impl Generator {
                 (side, side),
                 c / heads,
                 generator.rope_base,
-                kind,
+                RopeKind::from(generator.rope),
                 scope.device(),
             )?,
             blocks: (0..generator.depth).map(block).collect::<Result<_>>()?,

@@ -1,4 +1,4 @@
-//! The paper's model: schedule, tokenizer, losses, generator, in the order of its sections.
+//! The paper's model: tokenizer, losses, generator, in the order of its sections.
 //!
 //! Parameters have PyTorch's names (taming-transformers' for the tokenizer, DiT's and LLaMA's for
 //! the generator).
@@ -6,17 +6,13 @@
 mod blocks;
 mod decoder;
 pub mod discriminator;
-pub mod dropout;
 mod encoder;
 pub mod generator;
-#[cfg(feature = "cuda")]
-pub mod gpu;
 mod layers;
 pub mod losses;
 pub mod perceptual;
 mod pseudo_inverse;
 mod quantizer;
-pub mod schedule;
 pub mod tokenizer;
 pub mod upsample;
 

@@ -4,9 +4,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::schedule::Schedule;
 use crate::config::{QuantizerConfig, Reduction, ScheduleConfig};
-use crate::ops::quantize::{self, Codebook, Examples, Noise, Perturbation, Quantized};
+use crate::ops::quantize::{self, Codebook, Examples, Noise, Perturbation, Quantized, Schedule};
 use crate::store::{Init, Scope};
 
 pub struct Quantizer {

@@ -41,10 +41,13 @@ pub mod code_counts;
 )]
 mod column_sums;
 pub mod concatenate;
+#[cfg(feature = "cuda")]
+pub mod condition;
 pub mod conv2d;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dropout;
 pub mod feature_distance;
 pub mod finite;
 pub mod flop;
@@ -94,6 +97,7 @@ pub use conv2d::{
     upsampled_conv2d,
 };
 pub use cross_entropy::{CrossEntropy, cross_entropy};
+pub use dropout::Dropout;
 pub use feature_distance::feature_distance;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;

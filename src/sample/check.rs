@@ -13,11 +13,13 @@ use super::options::SampleOptions;
 use super::sampler::{Draws, Sampler};
 use crate::config::{Config, ScheduleConfig};
 use crate::model::generator::Generator;
-use crate::model::gpu::check::{Row, bits, randomize, relative, share_that_differs, small};
-use crate::model::schedule::Schedule;
+use crate::model::generator::fused::check::{randomize, small};
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::Codebook;
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{bits, relative, row, share_that_differs};
 use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::quantize::Schedule;
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose as choose_on_gpu};
 use crate::rng::{Purpose, normal, uniform};
@@ -38,14 +40,6 @@ pub fn sample(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         rows.extend(advanced(gpu, bias)?);
     }
     Ok(rows)
-}
-
-fn row(name: impl Into<String>, error: f64, allowed: f64) -> Row {
-    Row {
-        name: name.into(),
-        error,
-        allowed,
-    }
 }
 
 /// Same logits and uniforms, so the same codes. With `ties` the logits take few values, so that
@@ -70,8 +64,8 @@ fn choices(gpu: &Gpu, k: usize, ties: bool) -> Result<Vec<Row>> {
     );
     let (seed, numbers) = seeded(gpu, &indices)?;
     let streams = Streams {
-        seed: seed.address(),
-        indices: numbers.address(),
+        seed: seed.view(),
+        indices: numbers.view(),
     };
     let mut rows = Vec::new();
     for (name, gumbel, lambda, top_k, top_p) in [
@@ -109,8 +103,8 @@ fn choices(gpu: &Gpu, k: usize, ties: bool) -> Result<Vec<Row>> {
             gumbel,
             t: t as usize,
         };
-        let (from, to) = (on_card.address(), codes.address());
-        choose_on_gpu(gpu, [b, n, k], from, streams, to, damaged.address(), &cuts)?;
+        let (to, damaged) = (codes.view_mut(), damaged.view_mut());
+        choose_on_gpu(gpu, [b, n, k], on_card.view(), streams, to, damaged, &cuts)?;
         let expected = expected.flatten_all()?.to_vec1::<u32>()?;
         let error = share_that_differs(&codes.read()?, &expected);
         let kind = if ties { "with ties, " } else { "" };
@@ -145,22 +139,22 @@ fn advanced(gpu: &Gpu, bias: bool) -> Result<Vec<Row>> {
     let indices = [9u64, 1 << 35];
     let (seed, numbers) = seeded(gpu, &indices)?;
     let streams = Streams {
-        seed: seed.address(),
-        indices: numbers.address(),
+        seed: seed.view(),
+        indices: numbers.view(),
     };
     let codes = Buffer::from_host(gpu, &codes)?;
     let before = Buffer::from_host(gpu, &flat(&before)?)?;
     let after = Buffer::from_host(gpu, &vec![f32::NAN; expected.len()])?;
     let joined = Buffer::from_host(gpu, &vec![bf16::NAN; 4 * expected.len()])?;
     let at = Advance {
-        codes: codes.address(),
-        before: before.address(),
-        after: after.address(),
-        rows: joined.address(),
+        codes: Some(codes.view()),
+        before: Some(before.view()),
+        after: Some(after.view_mut()),
+        rows: Some(joined.view_mut()),
         copies: 2,
         t,
     };
-    advance(gpu, [b, h, w, d], tables.lookup(), streams, &at)?;
+    advance(gpu, [b, h, w, d], tables.lookup()?, streams, at)?;
     let noise = normal(
         SEED,
         Purpose::Noise,
@@ -329,19 +323,19 @@ fn noise(gpu: &Gpu, config: &Config, indices: &[u64], sampler: &GpuSampler) -> R
     let rows = Buffer::<bf16>::zeros(gpu, b * side * side * 2 * d)?;
     let (seed, numbers) = seeded(gpu, indices)?;
     let streams = Streams {
-        seed: seed.address(),
-        indices: numbers.address(),
+        seed: seed.view(),
+        indices: numbers.view(),
     };
     let at = Advance {
-        codes: 0,
-        before: 0,
-        after: 0,
-        rows: rows.address(),
+        codes: None,
+        before: None,
+        after: None,
+        rows: Some(rows.view_mut()),
         copies: 1,
         t: 2,
     };
-    let lookup = Tables::lookup(sampler.tables());
-    advance(gpu, [b, side, side, d], lookup, streams, &at)?;
+    let lookup = sampler.tables().lookup()?;
+    advance(gpu, [b, side, side, d], lookup, streams, at)?;
     let expected = flat(&normal(
         SEED,
         Purpose::Noise,

@@ -9,9 +9,10 @@ use super::decode::LatentDecoder;
 use super::image::named_rgb;
 use super::sampler::decode;
 use crate::config::Config;
-use crate::model::gpu::check::{Row, randomize};
+use crate::model::generator::fused::check::randomize;
 use crate::model::tokenizer::Tokenizer;
 use crate::ops::cuda::Gpu;
+use crate::ops::cuda::compare::Row;
 use crate::rng::{Purpose, normal};
 use crate::store::Scope;
 

@@ -14,8 +14,8 @@ use super::choose::Choice;
 use super::options::SampleOptions;
 use crate::config::Config;
 use crate::model::Quantizer;
-use crate::model::gpu::{Conditions, Network, Sets, Sizes, Trunk};
-use crate::ops::cuda::{Buffer, Gpu, Graph};
+use crate::model::generator::fused::{Conditions, Network, Sets, Sizes, Trunk};
+use crate::ops::cuda::{Buffer, Gpu, Graph, View, ViewMut};
 use crate::ops::quantize::cuda::Tables;
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
 
@@ -114,6 +114,13 @@ impl GpuSampler {
         indices: &[u64],
         options: &SampleOptions,
     ) -> Result<()> {
+        if labels.is_empty() || labels.len() != indices.len() {
+            bail!(
+                "sampling: {} labels and {} numbers of samples, expected at least one of each and as many",
+                labels.len(),
+                indices.len()
+            );
+        }
         let (mut plan, s) = (self.lock(), &self.network.sizes);
         let plan = self.ready(&mut plan, labels.len(), options)?;
         self.give(plan, labels, seed, indices)?;
@@ -235,15 +242,15 @@ impl GpuSampler {
             .condition(&sized(s.steps * plan.rows), &plan.conditions)?;
         let map = [plan.batch, self.side, self.side, s.latent];
         let streams = Streams {
-            seed: plan.seed.address(),
-            indices: plan.indices.address(),
+            seed: plan.seed.view(),
+            indices: plan.indices.view(),
         };
-        // z'_t; 0 (none) for t = 0
-        let sum = |t: usize| match t {
-            0 => 0,
-            t => plan.sums.at((t - 1) * map.iter().product::<usize>()),
-        };
-        let codes = plan.codes.address();
+        let lookup = self.tables.lookup()?;
+        // z'_t; none for t = 0
+        let place = |t: usize| Some((t.checked_sub(1)?) * map.iter().product::<usize>());
+        let sum = |t: usize| -> Option<View<f32>> { Some(plan.sums.view().tail(place(t)?)) };
+        let next =
+            |t: usize| -> Option<ViewMut<f32>> { Some(plan.sums.view_mut().tail(place(t)?)) };
         for t in 1..=s.steps {
             let Choice {
                 lambda,
@@ -253,19 +260,19 @@ impl GpuSampler {
             } = plan.options.choice(t, s.steps);
             let copies = if lambda == 0.0 { 1 } else { 2 };
             let at = Advance {
-                codes: if t == 1 { 0 } else { codes },
+                codes: (t > 1).then(|| plan.codes.view()),
                 before: sum(t.saturating_sub(2)),
-                after: sum(t - 1),
-                rows: plan.trunk.joined.address(),
+                after: next(t - 1),
+                rows: Some(plan.trunk.joined.view_mut()),
                 copies,
                 t,
             };
-            advance(gpu, map, self.tables.lookup(), streams, &at)?;
+            advance(gpu, map, lookup, streams, at)?;
             let modulations = (t - 1) * plan.rows * s.modulations();
             self.network.trunk(
                 &sized(copies * plan.batch),
                 &plan.trunk,
-                plan.conditions.modulations.at(modulations),
+                plan.conditions.modulations.view().tail(modulations),
             )?;
             let cuts = Cuts {
                 lambda,
@@ -276,18 +283,19 @@ impl GpuSampler {
                 t,
             };
             let sizes = [plan.batch, s.tokens, s.codes];
-            let (logits, damaged) = (plan.trunk.logits.address(), plan.damaged.address());
+            let (codes, damaged) = (plan.codes.view_mut(), plan.damaged.view_mut());
+            let logits = plan.trunk.logits.view();
             choose(gpu, sizes, logits, streams, codes, damaged, &cuts)?;
         }
         let at = Advance {
-            codes,
+            codes: Some(plan.codes.view()),
             before: sum(s.steps - 1),
-            after: sum(s.steps),
-            rows: 0,
+            after: next(s.steps),
+            rows: None,
             copies: 0,
             t: s.steps + 1,
         };
-        advance(gpu, map, self.tables.lookup(), streams, &at)
+        advance(gpu, map, lookup, streams, at)
     }
 }
 

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Shape, Tensor};
 
-use super::optimizer::{FIRST, Optimizer, SECOND};
+use super::optimizer::{ADAM_EPS, FIRST, Optimizer, SECOND};
 use super::stage::clip;
 use crate::config::TrainConfig;
-use crate::model::gpu::Flat;
-use crate::model::gpu::check::{Row, relative, share_that_differs};
-use crate::model::gpu::kernels::{Adam, CONTROL, CONTROL_SKIPPED, Trained, adamw};
+use crate::model::generator::fused::Flat;
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{bits, relative, row, share_that_differs};
 use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::global_norm;
+use crate::ops::optimizer::flat::{Adam, CONTROL, CONTROL_SKIPPED, FlatTrained, PARTIALS, adamw};
 use crate::rng::{Purpose, Stream};
 use crate::store::{Init, Scope};
 
@@ -57,21 +58,13 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
     let zeros = || Buffer::<f32>::zeros(gpu, flat.len);
     let (first, second, average) = (zeros()?, zeros()?, zeros()?);
     average.copy_from(&start)?;
-    let half = Buffer::<half::bf16>::zeros(gpu, flat.len)?;
-    let (mut gradients, partials) = (zeros()?, Buffer::<f32>::zeros(gpu, 1024)?);
+    let bf16_weights = Buffer::<half::bf16>::zeros(gpu, flat.len)?;
+    let (mut gradients, partials) = (zeros()?, Buffer::<f32>::zeros(gpu, PARTIALS)?);
     let mut control = Buffer::<f32>::zeros(gpu, CONTROL)?;
-    let at = Trained {
-        gradients: gradients.address(),
-        parameters: start.address(),
-        first: first.address(),
-        second: second.address(),
-        average: average.address(),
-        half: half.address(),
-    };
     let adam = Adam {
         beta1: config.betas.0 as f32,
         beta2: config.betas.1 as f32,
-        eps: 1e-8,
+        eps: ADAM_EPS as f32,
         weight_decay: config.weight_decay as f32,
     };
     let mut rows = Vec::new();
@@ -84,13 +77,21 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
         control.write(&[lr as f32, config.clip as f32, config.ema_decay as f32])?;
         let counts = [flat.decayed, flat.len];
         let before = start.read()?;
+        let at = FlatTrained {
+            gradients: gradients.view(),
+            parameters: start.view_mut(),
+            first: first.view_mut(),
+            second: second.view_mut(),
+            average: average.view_mut(),
+            bf16_weights: bf16_weights.view_mut(),
+        };
         adamw(
             gpu,
-            &at,
+            at,
             &adam,
             counts,
-            partials.address(),
-            control.address(),
+            partials.view_mut(),
+            control.view_mut(),
         )?;
         let norm = global_norm(drawn.values())?.to_scalar::<f64>()?;
         if norm.is_finite() {
@@ -133,7 +134,11 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
             .iter()
             .map(|&x| half::bf16::from_f32(x).to_bits().into())
             .collect();
-        let copied: Vec<u32> = half.read()?.iter().map(|x| x.to_bits().into()).collect();
+        let copied: Vec<u32> = bf16_weights
+            .read()?
+            .iter()
+            .map(|x| x.to_bits().into())
+            .collect();
         rows.push(row(
             name(step, "bf16 copy, share that differs"),
             share_that_differs(&copied, &rounded),
@@ -141,14 +146,6 @@ fn updates(gpu: &Arc<Gpu>, [high, wide, long]: [usize; 3]) -> Result<Vec<Row>> {
         ));
     }
     Ok(rows)
-}
-
-fn row(name: String, error: f64, allowed: f64) -> Row {
-    Row {
-        name,
-        error,
-        allowed,
-    }
 }
 
 /// Gradients of magnitude `size`; if `size` is infinite, one of them is too.
@@ -166,8 +163,4 @@ fn drawn(flat: &Flat, step: u64, size: f32) -> Result<BTreeMap<String, Tensor>> 
         ))
     });
     tensors.collect()
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
 }

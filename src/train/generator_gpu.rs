@@ -12,6 +12,7 @@ use tracing::info_span;
 use super::checkpoint::{Contents, counter};
 use super::generator::{Parts, Targets, draw_targets, picture, start_head};
 use super::gpu::{GpuTrainer, MicroBatch};
+use super::gpu_memory;
 use super::latents::Latents;
 use super::lr::learning_rate;
 use super::optimizer::{FIRST, SECOND};
@@ -19,10 +20,11 @@ use super::stage::{Checkpointed, Step};
 use super::step_metrics::{StepMetrics, round};
 use super::timesteps::Drawn;
 use crate::config::{Config, TrainConfig};
-use crate::error::{Context, Error, Result, hinted, usage};
+use crate::error::{Context, Error, Result, usage};
+use crate::gpu_error;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Tokenizer;
-use crate::ops::cuda::{Gpu, address};
+use crate::ops::cuda::{Gpu, View};
 use crate::sample::gpu::GpuSampler;
 use crate::sample::{Sampler, Scale};
 use crate::store::Scope;
@@ -95,15 +97,15 @@ impl GpuGeneratorStage {
     }
 }
 
-/// Adds a hint to an out-of-memory error of the driver: settings that need less.
+/// Says of an out-of-memory error how many images were too many, and which settings need less.
 fn with_oom_hint(error: Error, batch: usize) -> Error {
-    if !format!("{error:#}").contains("OUT_OF_MEMORY") {
-        return error;
+    match gpu_error::cause(&format!("{error:#}")) {
+        Some(gpu_error::Cause::OutOfMemory) => gpu_error::out_of_memory(
+            format!("the GPU has not enough memory for {batch} images at a time"),
+            gpu_memory::GENERATOR,
+        ),
+        _ => error,
     }
-    hinted(
-        format!("the GPU has not enough memory for {batch} images at a time"),
-        "a higher train_gen.recompute_blocks (at most the depth) or train_gen.accumulate needs less; --dry-run estimates how much",
-    )
 }
 
 impl Step for GpuGeneratorStage {
@@ -141,7 +143,7 @@ impl GpuGeneratorStage {
             let _span = info_span!("launch").entered();
             let v = batch.v.contiguous()?;
             self.trainer
-                .compute(address::<f32>(&v)?, examples, micro == 0, config.accumulate)?;
+                .compute(View::of(&v)?, examples, micro == 0, config.accumulate)?;
         }
         self.trainer.update(learning_rate(config, step, steps))?;
         if self.timesteps.refreshes(step) {

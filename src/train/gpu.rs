@@ -7,12 +7,14 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::generator::perturbation;
+use super::optimizer::ADAM_EPS;
 use crate::config::{Config, Timesteps, TrainConfig};
-use crate::model::gpu::kernels::{
-    self, Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, DropoutAt, Trained,
+use crate::model::generator::fused::{Activations, Network, Scratch, TrainingDropout};
+use crate::ops::condition;
+use crate::ops::cuda::{Buffer, Gpu, View};
+use crate::ops::optimizer::flat::{
+    Adam, CONTROL, CONTROL_SKIPPED, CONTROL_UPDATES, FlatTrained, PARTIALS, adamw,
 };
-use crate::model::gpu::{Activations, Network, Scratch};
-use crate::ops::cuda::{Buffer, Gpu};
 use crate::ops::quantize::Codebook;
 use crate::ops::quantize::Schedule;
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables, Until};
@@ -32,7 +34,6 @@ pub struct GpuTrainer {
     /// where it depends on them.
     losses: Option<Buffer<f32>>,
     tables: Tables,
-    indices: Buffer<u64>,
     order: Buffer<u32>,
     adam: Adam,
     seed: u64,
@@ -67,13 +68,8 @@ impl GpuTrainer {
         control[1] = train.clip as f32;
         control[2] = train.ema_decay as f32;
         let mut activations = Activations::new(gpu, s, train.recompute_blocks)?;
-        let indices = Buffer::<u64>::zeros(gpu, batch)?;
         let probability = config.generator.dropout;
-        activations.trunk.dropout = (probability != 0.0).then(|| DropoutAt {
-            probability,
-            seed,
-            indices: indices.address(),
-        });
+        activations.dropout = (probability != 0.0).then_some(TrainingDropout { probability, seed });
         let mut tables = Tables::new(gpu, codebook, schedule)?;
         if let Some(perturbation) = perturbation(config, codebook)? {
             tables.perturb(gpu, &perturbation)?;
@@ -86,18 +82,17 @@ impl GpuTrainer {
             second: zeros()?,
             average: zeros()?,
             control: Buffer::from_host(gpu, &control)?,
-            partials: Buffer::zeros(gpu, 1024)?,
+            partials: Buffer::zeros(gpu, PARTIALS)?,
             losses: match config.generator.timesteps {
                 Timesteps::Uniform => None,
                 Timesteps::Loss => Some(Buffer::zeros(gpu, 3 * s.steps)?),
             },
             tables,
-            indices,
             order: Buffer::zeros(gpu, batch)?,
             adam: Adam {
                 beta1: train.betas.0 as f32,
                 beta2: train.betas.1 as f32,
-                eps: 1e-8,
+                eps: ADAM_EPS as f32,
                 weight_decay: train.weight_decay as f32,
             },
             seed,
@@ -106,11 +101,11 @@ impl GpuTrainer {
         })
     }
 
-    /// Adds the gradient of a micro-batch of latents f32 [B,N,d] (an address), weighted
-    /// `1/micro_batches`; the first micro-batch of a step overwrites the previous gradient.
+    /// Adds the gradient of a micro-batch of latents [B,N,d], weighted `1/micro_batches`; the first
+    /// micro-batch of a step overwrites the previous gradient.
     pub fn compute(
         &mut self,
-        latents: u64,
+        latents: View<f32>,
         examples: MicroBatch,
         first: bool,
         micro_batches: usize,
@@ -118,22 +113,22 @@ impl GpuTrainer {
         let (gpu, s) = (self.network.gpu.clone(), self.network.sizes);
         self.activations.conditions.t.write(examples.t)?;
         self.activations.conditions.labels.write(examples.labels)?;
-        self.indices.write(examples.indices)?;
+        self.activations.indices.write(examples.indices)?;
         self.order.write(&Until::longest_first(examples.t))?;
         let a = &self.activations;
         let to = ExamplesAt {
-            noise: a.noise.address(),
-            sum: a.sum.address(),
-            codes: a.codes.address(),
+            noise: a.noise.view_mut(),
+            sum: a.sum.view_mut(),
+            codes: a.codes.view_mut(),
         };
         let noise = NoiseAt::Drawn {
             seed: self.seed,
-            indices: self.indices.address(),
+            indices: a.indices.view(),
         };
         let map = [s.batch, self.side, self.side];
         let until = Until {
-            t: a.conditions.t.address(),
-            order: self.order.address(),
+            t: a.conditions.t.view(),
+            order: self.order.view(),
         };
         self.tables.until(&gpu, latents, map, noise, until, to)?;
         self.network.forward(a)?;
@@ -142,14 +137,14 @@ impl GpuTrainer {
             .backward(a, &self.scratch, &self.gradients, weight, !first)?;
         match &self.losses {
             None => Ok(()),
-            Some(losses) => kernels::tally(
+            Some(losses) => condition::tally(
                 &gpu,
-                &s,
-                a.loss.address(),
-                a.hits.address(),
-                a.conditions.t.address(),
-                a.image_sums.address(),
-                losses.address(),
+                [s.batch, s.tokens, s.steps],
+                a.loss.view(),
+                a.hits.view(),
+                a.conditions.t.view(),
+                a.image_sums.view_mut(),
+                losses.view_mut(),
             ),
         }
     }
@@ -180,23 +175,17 @@ impl GpuTrainer {
     pub fn update(&mut self, lr: f64) -> Result<()> {
         self.control.write(&[lr as f32])?;
         let (n, flat) = (&self.network, &self.network.flat);
-        let at = Trained {
-            gradients: self.gradients.address(),
-            parameters: n.parameters.address(),
-            first: self.first.address(),
-            second: self.second.address(),
-            average: self.average.address(),
-            half: n.half.address(),
+        let at = FlatTrained {
+            gradients: self.gradients.view(),
+            parameters: n.parameters.view_mut(),
+            first: self.first.view_mut(),
+            second: self.second.view_mut(),
+            average: self.average.view_mut(),
+            bf16_weights: n.bf16_weights.view_mut(),
         };
         let counts = [flat.decayed, flat.len];
-        kernels::adamw(
-            &n.gpu,
-            &at,
-            &self.adam,
-            counts,
-            self.partials.address(),
-            self.control.address(),
-        )
+        let (partials, control) = (self.partials.view_mut(), self.control.view_mut());
+        adamw(&n.gpu, at, &self.adam, counts, partials, control)
     }
 
     /// Tokens, loss and correct predictions of each t since the last call; synchronises with the

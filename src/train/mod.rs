@@ -12,7 +12,7 @@ pub mod generator;
 pub mod generator_gpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
-pub mod gpu_fault;
+pub mod gpu_memory;
 pub mod grads;
 pub mod init;
 pub mod latents;

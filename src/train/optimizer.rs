@@ -14,7 +14,7 @@ use crate::error::{Result, hinted};
 use crate::ops::optimizer::{AdamStep, Trained, adam_step_all};
 use crate::store::Params;
 
-const EPS: f64 = 1e-8;
+pub(super) const ADAM_EPS: f64 = 1e-8;
 /// Prefixes of the names of the two moments, as in PyTorch.
 pub const FIRST: &str = "exp_avg.";
 pub const SECOND: &str = "exp_avg_sq.";
@@ -78,7 +78,7 @@ impl Optimizer {
             lr,
             beta1: self.betas.0,
             beta2: self.betas.1,
-            eps: EPS,
+            eps: ADAM_EPS,
             weight_decay: self.weight_decay,
             step: self.updates,
             grad_scale: scale as f32,

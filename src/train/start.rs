@@ -10,11 +10,12 @@ use super::patience::Patience;
 use super::stage::{Job, Step};
 use super::step_metrics::StepMetrics;
 use super::watchdog::Watchdog;
-use super::{gpu_fault, start_record};
+use super::{gpu_memory, start_record};
 use crate::config::{ComputeType, Config, TrainConfig};
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::{Classes, Source, source};
 use crate::error::{Context, Result, usage};
+use crate::gpu_error;
 use crate::interrupt::Interrupt;
 use crate::sample::Scale;
 use crate::store::run::{Locked, Run, RunFolder};
@@ -163,8 +164,10 @@ impl Begun {
         stage: &mut S,
         fill: impl FnOnce(&RunFolder) -> Result<()>,
     ) -> Result<PathBuf> {
+        let less_memory = gpu_memory::remedy(&self.state.stage);
         let trained = self.train_here(request, config, stage, fill);
-        let trained = trained.map_err(gpu_fault::explained);
+        let trained =
+            trained.map_err(|error| gpu_error::explained(error, less_memory, gpu_memory::AGAIN));
         if let Err(error) = &trained {
             // The end of the stage's loaders may take long, or never come.
             request.world.fails(error);

@@ -1,6 +1,8 @@
 //! `rdpm eval-fid` as a shell sees it, with the first stage of Inception (64 features) and random
 //! weights.
 
+#[path = "../ranks/mod.rs"]
+mod processes;
 mod ranks;
 
 use std::collections::BTreeMap;

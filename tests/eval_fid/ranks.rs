@@ -3,58 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rdpm::world::Port;
+
 use super::Place;
+use super::processes::Ranks;
 
-/// Processes as a launcher starts them; those left are killed when a test fails.
-struct Ranks(Vec<Option<Child>>);
-
-impl Ranks {
-    fn start(place: &Place, size: usize, line: &str) -> Self {
-        let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        let port = free.local_addr().expect("its number").port();
-        drop(free);
-        let ranks = (0..size).map(|rank| {
-            let child = command(place, line)
-                .env("RAYON_NUM_THREADS", "1")
-                .env("RANK", rank.to_string())
-                .env("WORLD_SIZE", size.to_string())
-                .env("LOCAL_RANK", rank.to_string())
-                .env("LOCAL_WORLD_SIZE", size.to_string())
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", port.to_string())
-                .spawn();
-            Some(child.expect("it starts"))
-        });
-        Self(ranks.collect())
-    }
-
-    fn send(&self, signal: &str, rank: usize) {
-        let id = self.0[rank].as_ref().expect("it runs").id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status();
-        assert!(sent.expect("kill runs").success());
-    }
-
-    /// What each rank said in the end.
-    fn end(mut self) -> Vec<Output> {
-        let ranks = self.0.iter_mut().map(|rank| rank.take().expect("it runs"));
-        let ended = ranks.map(|child| child.wait_with_output().expect("it ends"));
-        ended.collect()
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in self.0.iter_mut().flatten() {
-            // It may have ended.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+fn start(place: &Place, size: usize, line: &str) -> Ranks {
+    Ranks::start(size, |_| command(place, line))
 }
 
 fn command(place: &Place, line: &str) -> Command {
@@ -81,7 +40,7 @@ fn run(place: &Place, size: usize, line: &str) -> String {
         assert!(output.status.success(), "{line}: {}", told(&output));
         return String::from_utf8_lossy(&output.stdout).into_owned();
     }
-    let outputs = Ranks::start(place, size, line).end();
+    let outputs = start(place, size, line).end();
     for (rank, output) in outputs.iter().enumerate() {
         let told = told(output);
         assert!(output.status.success(), "{line}, rank {rank}: {told}");
@@ -398,7 +357,7 @@ fn known(work: &Path) -> u64 {
 fn a_signal_to_any_rank_stops_all_and_leaves_nothing_half() {
     let place = Place::new().with_model();
     for rank in [0, 1] {
-        let ranks = Ranks::start(&place, 2, &sample("x.npz", "--num 1000000"));
+        let ranks = start(&place, 2, &sample("x.npz", "--num 1000000"));
         let partial = place.path(".x.npz.partial");
         until("images come", || {
             fs::metadata(&partial).is_ok_and(|m| m.len() > 0)
@@ -413,7 +372,7 @@ fn a_signal_to_any_rank_stops_all_and_leaves_nothing_half() {
         assert!(!partial.exists() && !place.path("x.npz").exists());
         // Features are kept.
         let work = format!("work-{rank}");
-        let ranks = Ranks::start(&place, 2, &eval(&work, "--num 1000000"));
+        let ranks = start(&place, 2, &eval(&work, "--num 1000000"));
         until("features come", || known(&place.path(&work)) > 8);
         ranks.send("-TERM", rank);
         for (i, output) in ranks.end().iter().enumerate() {
@@ -431,7 +390,7 @@ fn a_signal_to_any_rank_stops_all_and_leaves_nothing_half() {
 fn a_killed_rank_ends_all_and_is_named() {
     let place = Place::new().with_model();
     for (victim, out) in [(0, "x.npz"), (1, "y.npz")] {
-        let ranks = Ranks::start(&place, 2, &sample(out, "--num 1000000"));
+        let ranks = start(&place, 2, &sample(out, "--num 1000000"));
         let partial = place.path(&format!(".{out}.partial"));
         until("images come", || {
             fs::metadata(&partial).is_ok_and(|m| m.len() > 0)
@@ -461,24 +420,21 @@ fn a_killed_rank_ends_all_and_is_named() {
 fn ranks_with_other_samples_are_named() {
     let place = Place::new().with_model();
     for line in [sample("x.npz", ""), eval("work", "")] {
-        let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        let port = free.local_addr().expect("its number").port().to_string();
-        drop(free);
-        let ranks = (0..2).map(|rank: usize| {
+        let port = Port::reserve().expect("a port");
+        let own = |rank: usize| {
             let mut command = command(&place, &line);
-            let seed = rank.to_string();
-            command.args(["--seed", &seed]);
-            for (name, value) in [
-                ("RANK", &*seed),
-                ("WORLD_SIZE", "2"),
-                ("MASTER_PORT", &port),
-            ] {
-                command.env(name, value);
-            }
-            command.env("MASTER_ADDR", "127.0.0.1");
-            Some(command.spawn().expect("it starts"))
-        });
-        let ranks = Ranks(ranks.collect());
+            command.args(["--seed", &rank.to_string()]);
+            command
+        };
+        let variables = |rank: usize| {
+            vec![
+                ("RANK", rank.to_string()),
+                ("WORLD_SIZE", "2".to_string()),
+                ("MASTER_ADDR", "127.0.0.1".to_string()),
+                ("MASTER_PORT", port.number().to_string()),
+            ]
+        };
+        let ranks = Ranks::start_with(2, own, variables);
         for output in ranks.end() {
             let told = told(&output);
             assert!(told.contains("has the seed 1, but rank 0 ("), "{told}");

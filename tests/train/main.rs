@@ -5,6 +5,8 @@ mod faults;
 mod fixture;
 mod launch;
 mod mpi;
+#[path = "../ranks/mod.rs"]
+mod processes;
 mod results;
 mod resume;
 mod seen;

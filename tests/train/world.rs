@@ -1,12 +1,13 @@
 //! Several processes that train together: the same bytes as one, and one end for all.
 
 use std::fs;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rdpm::world::Port;
 
-use crate::fixture::{GENERATOR, Lab, VAE, assert_same, files, metrics, send, stderr};
+use crate::fixture::{GENERATOR, Lab, VAE, assert_same, files, metrics, stderr};
+use crate::processes::Ranks;
 
 /// Four micro-batches a step, for both stages, and all that adds up over them.
 const FOUR: [&str; 10] = [
@@ -25,82 +26,19 @@ const FOUR: [&str; 10] = [
 /// Long enough to be stopped, with a line a step.
 const LONG: [&str; 4] = ["--steps", "100000", "--set", "train_vae.log_every=1"];
 
-/// Processes that train together, and the port where they meet; those left are killed when a test
-/// fails.
-struct Ranks(Vec<Option<Child>>, Option<Port>);
-
-impl Ranks {
-    /// Starts `size` of them; `own` has more arguments of a rank.
-    fn start<'a>(
-        lab: &Lab,
-        size: usize,
-        arguments: &[&'a str],
-        own: impl Fn(usize) -> Vec<&'a str>,
-    ) -> Self {
-        let reserved = Port::reserve().expect("a port");
-        let port = reserved.number();
-        let variables = |rank: usize| {
-            let (rank, size) = (rank.to_string(), size.to_string());
-            vec![
-                ("RANK", rank.clone()),
-                ("WORLD_SIZE", size.clone()),
-                ("LOCAL_RANK", rank),
-                ("LOCAL_WORLD_SIZE", size),
-                ("MASTER_ADDR", "127.0.0.1".to_string()),
-                ("MASTER_PORT", port.to_string()),
-            ]
-        };
-        let mut ranks = Self::start_with(lab, size, arguments, own, variables);
-        ranks.1 = Some(reserved);
-        ranks
-    }
-
-    /// With these variables of each rank.
-    fn start_with<'a>(
-        lab: &Lab,
-        size: usize,
-        arguments: &[&'a str],
-        own: impl Fn(usize) -> Vec<&'a str>,
-        variables: impl Fn(usize) -> Vec<(&'static str, String)>,
-    ) -> Self {
-        let ranks = (0..size).map(|rank| {
-            let arguments = [arguments, &own(rank)].concat();
-            let mut command = lab.command(&arguments);
-            command
-                .env("RAYON_NUM_THREADS", "1")
-                .envs(variables(rank))
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
-            Some(command.spawn().expect("it starts"))
-        });
-        Self(ranks.collect(), None)
-    }
-
-    fn id(&self, rank: usize) -> u32 {
-        self.0[rank].as_ref().expect("it runs").id()
-    }
-
-    /// What each rank said in the end.
-    fn end(mut self) -> Vec<Output> {
-        let ranks = self.0.iter_mut().map(|rank| rank.take().expect("it runs"));
-        let ended = ranks.map(|child| child.wait_with_output().expect("it ends"));
-        ended.collect()
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in self.0.iter_mut().flatten() {
-            // It may have ended.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Starts `size` processes that train together; `own` has more arguments of a rank.
+fn started<'a>(
+    lab: &Lab,
+    size: usize,
+    arguments: &[&'a str],
+    own: impl Fn(usize) -> Vec<&'a str>,
+) -> Ranks {
+    Ranks::start(size, |rank| lab.command(&[arguments, &own(rank)].concat()))
 }
 
 /// Runs `size` processes to their end, each of which must succeed; only the first says anything.
 fn run(lab: &Lab, size: usize, arguments: &[&str]) {
-    for (rank, output) in Ranks::start(lab, size, arguments, |_| vec![])
+    for (rank, output) in started(lab, size, arguments, |_| vec![])
         .end()
         .iter()
         .enumerate()
@@ -202,9 +140,9 @@ fn a_signal_to_one_rank_stops_all_that_make_a_cache() {
     };
     for signal in ["-TERM", "-KILL"] {
         let before = whole();
-        let ranks = Ranks::start(&lab, 2, &start("run", "latents"), |_| vec![]);
+        let ranks = started(&lab, 2, &start("run", "latents"), |_| vec![]);
         lab.until("parts come", || whole() > before + 1);
-        send(signal, ranks.id(1));
+        ranks.send(signal, 1);
         for (rank, output) in ranks.end().iter().enumerate() {
             let told = stderr(output);
             if signal == "-TERM" {
@@ -283,7 +221,7 @@ fn every_launcher_starts_a_run() {
         };
         let out = format!("run-{i}");
         let arguments = lab.start(VAE, &out, &["--steps", "1"]);
-        for output in Ranks::start_with(&lab, 2, &arguments, |_| vec![], own).end() {
+        for output in Ranks::start_with(2, |_| lab.command(&arguments), own).end() {
             assert!(output.status.success(), "{}", stderr(&output));
         }
         assert!(lab.path(&out).join("checkpoints/step-00000001").exists());
@@ -294,14 +232,14 @@ fn every_launcher_starts_a_run() {
 #[test]
 fn a_signal_to_one_rank_stops_all_after_a_checkpoint() {
     let lab = Lab::new();
-    let ranks = Ranks::start(
+    let ranks = started(
         &lab,
         2,
         &lab.start(VAE, "run", &[&FOUR[..], &LONG].concat()),
         |_| vec![],
     );
     lab.until("step 3 comes", || lab.last_step("run") >= Some(3));
-    send("-TERM", ranks.id(1));
+    ranks.send("-TERM", 1);
     for (rank, output) in ranks.end().iter().enumerate() {
         let told = stderr(output);
         assert_eq!(output.status.code(), Some(130), "rank {rank}: {told}");
@@ -323,9 +261,9 @@ fn a_killed_rank_ends_all_and_is_named() {
     let every = ["--set", "train_vae.checkpoint_every=2"];
     for (victim, out) in [(0, "a"), (2, "b")] {
         let arguments = lab.start(VAE, out, &[&FOUR[..], &LONG, &every].concat());
-        let ranks = Ranks::start(&lab, 4, &arguments, |_| vec![]);
+        let ranks = started(&lab, 4, &arguments, |_| vec![]);
         lab.until("step 3 comes", || lab.last_step(out) >= Some(3));
-        send("-KILL", ranks.id(victim));
+        ranks.send("-KILL", victim);
         let begin = Instant::now();
         for (rank, output) in ranks.end().iter().enumerate() {
             if rank == victim {
@@ -361,7 +299,7 @@ fn a_step_that_hangs_ends_all_and_its_rank_is_named() {
     let more = [&FOUR[..], &LONG, &["--timeout", "15"]].concat();
     let labs = [Lab::new(), Lab::new()];
     let child = labs[0].spawn_until(&labs[0].start(VAE, "run", &more), "run", 1);
-    let ranks = Ranks::start(&labs[1], 2, &labs[1].start(VAE, "run", &more), |_| vec![]);
+    let ranks = started(&labs[1], 2, &labs[1].start(VAE, "run", &more), |_| vec![]);
     labs[1].until("step 1 comes", || labs[1].last_step("run") >= Some(1));
     for lab in &labs {
         let (pipe, image) = (lab.path("pipe"), lab.path("data/high/3.png"));
@@ -396,7 +334,7 @@ fn a_rank_that_fails_is_quoted_by_the_others() {
         1 => vec!["--data", "nowhere"],
         _ => vec![],
     };
-    for (rank, output) in Ranks::start(&lab, 2, &lab.start(VAE, "run", &[]), more)
+    for (rank, output) in started(&lab, 2, &lab.start(VAE, "run", &[]), more)
         .end()
         .iter()
         .enumerate()
@@ -417,7 +355,7 @@ fn a_rank_that_fails_is_quoted_by_the_others() {
         1 => vec!["--seed", "3"],
         _ => vec![],
     };
-    let outputs = Ranks::start(&lab, 2, &lab.start(VAE, "run", &FOUR), more).end();
+    let outputs = started(&lab, 2, &lab.start(VAE, "run", &FOUR), more).end();
     for output in outputs {
         let told = stderr(&output);
         assert!(told.contains("has the seed 3, but rank 0 ("), "{told}");
@@ -435,7 +373,7 @@ fn micro_batches_that_cannot_be_divided_are_raised_or_refused() {
         "run",
         &["--steps", "1", "--set", "train_vae.accumulate=1"],
     );
-    let outputs = Ranks::start(&lab, 2, &one, |_| vec![]).end();
+    let outputs = started(&lab, 2, &one, |_| vec![]).end();
     let told = stderr(&outputs[0]);
     assert!(told.contains("accumulate is 1: raised to 2"), "{told}");
     let saved = fs::read_to_string(lab.path("run/config.toml")).expect("saved");
@@ -444,16 +382,16 @@ fn micro_batches_that_cannot_be_divided_are_raised_or_refused() {
     assert_eq!(accumulate, Some("accumulate = 2"), "{saved}");
     // The same command goes on with what the run has.
     let again = [&one[..], &["--resume", "auto"]].concat();
-    for output in Ranks::start(&lab, 2, &again, |_| vec![]).end() {
+    for output in started(&lab, 2, &again, |_| vec![]).end() {
         assert!(output.status.success(), "{}", stderr(&output));
     }
     let arguments = lab.start(VAE, "other", &FOUR);
-    for output in Ranks::start(&lab, 3, &arguments, |_| set("train_vae.batch_size=12")).end() {
+    for output in started(&lab, 3, &arguments, |_| set("train_vae.batch_size=12")).end() {
         let told = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains("--set train_vae.accumulate=3"), "{told}");
     }
-    for output in Ranks::start(&lab, 4, &[VAE, "--resume", "run"], |_| vec![]).end() {
+    for output in started(&lab, 4, &[VAE, "--resume", "run"], |_| vec![]).end() {
         assert!(
             stderr(&output).contains("go on with a number of processes"),
             "{}",
@@ -472,7 +410,7 @@ fn a_run_that_diverges_ends_at_all_ranks() {
         "train_vae.max_bad_steps=3",
     ];
     let arguments = lab.start(VAE, "run", &[&FOUR[..], &more].concat());
-    for (rank, output) in Ranks::start(&lab, 2, &arguments, |_| vec![])
+    for (rank, output) in started(&lab, 2, &arguments, |_| vec![])
         .end()
         .iter()
         .enumerate()

@@ -3,7 +3,8 @@
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 
 use crate::error::Result;
-use crate::ops::cuda::{Buffer, Gpu, Product};
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::product::cublaslt::Product;
 
 const WARM_UP: usize = 3;
 /// Side of the square matmul and size of the copy whose rates are this GPU's ceilings.
@@ -48,9 +49,8 @@ impl Ceilings {
         let random = random_bf16(gpu, n * n)?;
         let out = Buffer::<half::bf16>::zeros(gpu, n * n)?;
         let product = Product::forward(n, n, n);
-        let (a, c) = (random.address(), out.address());
-        // SAFETY: three matrices of n × n.
-        let run = || unsafe { gpu.matmul()?.run(gpu, &product, a, a, c, 0) };
+        let a = random.view();
+        let run = || gpu.matmul()?.run(gpu, &product, a, a, out.view_mut(), None);
         let [ms, ..] = super::spread(&times(gpu, 10, run)?);
         let flop = product.flop() / ms * 1e3;
         let (from, to) = (

@@ -9,14 +9,21 @@ use super::clock::random_bf16;
 use super::{CLASSES, config, generator};
 use crate::error::Result;
 use crate::model::Quantizer;
-use crate::model::gpu::kernels::{
-    self, AdalnGradient, Adam, AttentionGradient, CONTROL, Residual, Trained,
-};
-use crate::model::gpu::{Activations, Network, Scratch};
-use crate::ops::cuda::{Buffer, Gpu, Product};
+use crate::model::generator::EPS;
+use crate::model::generator::fused::{Activations, Network, Scratch};
+use crate::ops::adaln::cuda::{AdalnGradient, Gated, Residual, adaln_backward, adaln_forward};
+use crate::ops::attention::cuda::{AttentionGradient, attention_backward, attention_forward};
+use crate::ops::cross_entropy::cuda::cross_entropy;
+use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::optimizer::flat::{Adam, CONTROL, FlatTrained, PARTIALS, adamw};
+use crate::ops::product::cublaslt::Product;
 use crate::ops::product::cuda::{self as product, Added};
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use crate::ops::sample::{Advance, Cuts, Streams, advance, choose};
+use crate::ops::swiglu::cuda::{
+    swiglu_backward, swiglu_forward, swiglu_in_products, swiglu_product_backward,
+    swiglu_product_forward,
+};
 use crate::rng::{Purpose, Stream};
 use crate::store::Scope;
 
@@ -43,6 +50,7 @@ pub struct Bench {
     indices: Buffer<u64>,
     order: Buffer<u32>,
     seed: Buffer<u32>,
+    damaged: Buffer<u32>,
     latents: Buffer<f32>,
     codes: Buffer<u32>,
     sums: Buffer<f32>,
@@ -88,10 +96,11 @@ impl Bench {
         Ok(Self {
             moments: [zeros()?, zeros()?, zeros()?],
             control: Buffer::from_host(&gpu, &control)?,
-            partials: Buffer::zeros(&gpu, 1024)?,
+            partials: Buffer::zeros(&gpu, PARTIALS)?,
             indices: Buffer::from_host(&gpu, &(0..batch as u64).collect::<Vec<_>>())?,
             order: Buffer::from_host(&gpu, &Until::longest_first(&t))?,
             seed: Buffer::from_host(&gpu, &[7, 0])?,
+            damaged: Buffer::from_host(&gpu, &[u32::MAX])?,
             codes: Buffer::zeros(&gpu, s.steps * s.rows())?,
             sums: Buffer::zeros(&gpu, s.rows() * d)?,
             wide: random_bf16(&gpu, widest)?,
@@ -121,19 +130,14 @@ impl Bench {
         let (rows, d, k) = (s.rows() as f64, s.latent as f64, s.codes as f64);
         let noise = NoiseAt::Drawn {
             seed: 7,
-            indices: self.indices.address(),
+            indices: self.indices.view(),
         };
         let streams = Streams {
-            seed: self.seed.address(),
-            indices: self.indices.address(),
+            seed: self.seed.view(),
+            indices: self.indices.view(),
         };
         let search = 2.0 * rows * k * d;
-        let to = ExamplesAt {
-            noise: a.noise.address(),
-            sum: self.sums.address(),
-            codes: self.codes.address(),
-        };
-        let latents = self.latents.address();
+        let latents = self.latents.view();
         let cuts = move |lambda, top_k, top_p| Cuts {
             lambda,
             tau: 1.0,
@@ -145,24 +149,8 @@ impl Bench {
         // Half of the rows stand for the unconditional ones.
         let half = [s.batch / 2, s.tokens, s.codes];
         let choose = move |cuts: Cuts| {
-            let (logits, codes) = (self.wide.address(), self.codes.address());
-            choose(
-                gpu,
-                half,
-                logits,
-                streams,
-                codes,
-                self.partials.address(),
-                &cuts,
-            )
-        };
-        let at = Advance {
-            codes: self.codes.address(),
-            before: self.latents.address(),
-            after: self.sums.address(),
-            rows: a.trunk.joined.address(),
-            copies: 1,
-            t: 5,
+            let (codes, damaged) = (self.codes.view_mut(), self.damaged.view_mut());
+            choose(gpu, half, self.wide.view(), streams, codes, damaged, &cuts)
         };
         let chosen = half[0] as f64 * s.tokens as f64 * k * 4.0;
         vec![
@@ -172,7 +160,7 @@ impl Bench {
                 rows * (d * 4.0 + s.steps as f64 * 4.0),
                 move || {
                     let to = QuantizedAt {
-                        codes: self.codes.address(),
+                        codes: Some(self.codes.view_mut()),
                         ..QuantizedAt::default()
                     };
                     self.tables.all(gpu, latents, map, noise, to)
@@ -184,8 +172,13 @@ impl Bench {
                 rows * d * 12.0,
                 move || {
                     let until = Until {
-                        t: a.conditions.t.address(),
-                        order: self.order.address(),
+                        t: a.conditions.t.view(),
+                        order: self.order.view(),
+                    };
+                    let to = ExamplesAt {
+                        noise: a.noise.view_mut(),
+                        sum: self.sums.view_mut(),
+                        codes: self.codes.view_mut(),
                     };
                     self.tables.until(gpu, latents, map, noise, until, to)
                 },
@@ -197,13 +190,16 @@ impl Bench {
                 choose(cuts(2.0, Some(600), Some(0.95)))
             }),
             case("sample: advance", 0.0, rows * d * 12.0, move || {
-                advance(
-                    gpu,
-                    [s.batch, self.side, self.side, s.latent],
-                    self.tables.lookup(),
-                    streams,
-                    &at,
-                )
+                let at = Advance {
+                    codes: Some(self.codes.view()),
+                    before: Some(self.latents.view()),
+                    after: Some(self.sums.view_mut()),
+                    rows: Some(a.trunk.joined.view_mut()),
+                    copies: 1,
+                    t: 5,
+                };
+                let sizes = [s.batch, self.side, self.side, s.latent];
+                advance(gpu, sizes, self.tables.lookup()?, streams, at)
             }),
         ]
     }
@@ -212,36 +208,15 @@ impl Bench {
         let (gpu, s, a) = (&*self.gpu, &self.network.sizes, &self.a);
         let (ends, kept) = (a.trunk.ends(0), a.trunk.inner(0));
         let (rows, c, f) = (s.rows() as f64, s.width as f64, s.hidden as f64);
-        let at = |i: usize| a.conditions.modulations.at(i * s.width);
+        let at = |i: usize| a.conditions.modulations.view().tail(i * s.width);
         let (scratch, n) = (&self.scratch, &self.network);
+        let gated = Gated {
+            branch: kept.h1.view(),
+            gate: at(2),
+        };
         let from = Residual {
-            x: ends.x.address(),
-            branch: kept.h1.address(),
-            gate: at(2),
-        };
-        let gradient = AdalnGradient {
-            dsum: scratch.dx[0].address(),
-            dy: scratch.dy.address(),
-            x: ends.x.address(),
-            add: true,
-            rstd: kept.rstd2.address(),
-            scale: at(4),
-            branch: kept.h1.address(),
-            gate: at(2),
-            dx: scratch.dx[1].address(),
-            dbranch: scratch.dbranch.address(),
-            partials: scratch.partials.address(),
-            dshift: scratch.dmodulations.at(3 * s.width),
-            dscale: scratch.dmodulations.at(4 * s.width),
-            dgate: scratch.dmodulations.at(2 * s.width),
-        };
-        let trained = Trained {
-            gradients: self.gradients.address(),
-            parameters: n.parameters.address(),
-            first: self.moments[0].address(),
-            second: self.moments[1].address(),
-            average: self.moments[2].address(),
-            half: n.half.address(),
+            x: ends.x.view(),
+            add: Some(gated),
         };
         let adam = Adam {
             beta1: 0.9,
@@ -249,19 +224,20 @@ impl Bench {
             eps: 1e-8,
             weight_decay: 0.03,
         };
-        let (x, h) = (kept.gate_up.address(), kept.hidden.address());
+        let (x, h) = (&kept.gate_up, &kept.hidden);
         let flop = 2.0 * rows * c * f;
-        let weights = self.network.half.address();
+        let weights = self.network.bf16_weights.view();
+        let (within, alone) = (s.gated(), [s.rows(), s.hidden]);
         let mut cases = Vec::new();
-        if kernels::swiglu_in_products(gpu, s) {
+        if swiglu_in_products(gpu, s.rows()) {
             cases = vec![
                 case(
                     "w12 with swiglu",
                     2.0 * flop,
                     rows * (c + f) * 2.0,
                     move || {
-                        let y = kept.y2.address();
-                        kernels::swiglu_product_forward(gpu, s, y, weights, 0, h)
+                        let (y, h) = (kept.y2.view(), h.view_mut());
+                        swiglu_product_forward(gpu, within, y, weights, None, h)
                     },
                 ),
                 case(
@@ -269,8 +245,9 @@ impl Bench {
                     2.0 * flop,
                     rows * (c + 3.0 * f) * 2.0,
                     move || {
-                        let y = kept.y2.address();
-                        kernels::swiglu_product_forward(gpu, s, y, weights, x, h)
+                        let (y, h) = (kept.y2.view(), h.view_mut());
+                        let x = Some(x.view_mut());
+                        swiglu_product_forward(gpu, within, y, weights, x, h)
                     },
                 ),
                 case(
@@ -278,15 +255,15 @@ impl Bench {
                     flop,
                     rows * (c + 4.0 * f) * 2.0,
                     move || {
-                        let (dy, dx) = (scratch.dbranch.address(), scratch.dgate_up.address());
-                        kernels::swiglu_product_backward(gpu, s, dy, weights, x, dx)
+                        let (dy, dx) = (scratch.dbranch.view(), scratch.dgate_up.view_mut());
+                        swiglu_product_backward(gpu, within, dy, weights, x.view(), dx)
                     },
                 ),
             ];
         }
         if product::serves_many(gpu, s.rows(), s.width) {
             let to = Added {
-                x: a.trunk.x.address(),
+                x: a.trunk.x.view(),
                 gate: at(5),
                 tokens: s.tokens,
                 stride: s.modulations(),
@@ -297,42 +274,63 @@ impl Bench {
                 "w3 added to the residual stream",
                 flop,
                 bytes,
-                move || product::added_to(gpu, sizes, h, weights, to, a.trunk.x_mid.address()),
+                move || {
+                    let sum = a.trunk.x_mid.view_mut();
+                    product::added_to(gpu, sizes, h.view(), weights, to, sum)
+                },
             ));
         }
         cases.extend([
             case("adaln forward", 0.0, rows * c * 8.0, move || {
-                kernels::adaln_forward(
+                adaln_forward(
                     gpu,
-                    s,
+                    s.adaln(),
+                    EPS as f32,
                     from,
                     [at(3), at(4)],
-                    a.trunk.x_mid.address(),
-                    kept.y2.address(),
-                    kept.rstd2.address(),
+                    a.trunk.x_mid.view_mut(),
+                    kept.y2.view_mut(),
+                    kept.rstd2.view_mut(),
                 )
             }),
             case("adaln backward", 0.0, rows * c * 12.0, move || {
-                kernels::adaln_backward(gpu, s, &gradient)
+                let out = |i: usize| scratch.dmodulations.view_mut().tail(i * s.width);
+                let gradient = AdalnGradient {
+                    dsum: Some(scratch.dx[0].view()),
+                    dy: scratch.dy.view(),
+                    x: ends.x.view(),
+                    add: true,
+                    rstd: kept.rstd2.view(),
+                    scale: at(4),
+                    gated: Some(gated),
+                    dx: scratch.dx[1].view_mut(),
+                    dbranch: scratch.dbranch.view_mut(),
+                    partials: scratch.partials.view_mut(),
+                    dshift: out(3),
+                    dscale: out(4),
+                    dgate: Some(out(2)),
+                };
+                adaln_backward(gpu, s.adaln(), gradient)
             }),
             case("swiglu forward", 0.0, rows * f * 6.0, move || {
-                kernels::swiglu_forward(gpu, s, x, h)
+                swiglu_forward(gpu, alone, x.view(), h.view_mut())
             }),
             case("swiglu backward", 0.0, rows * f * 10.0, move || {
-                kernels::swiglu_backward(gpu, s, x, self.wide.address(), scratch.dgate_up.address())
+                let dx = scratch.dgate_up.view_mut();
+                swiglu_backward(gpu, alone, x.view(), self.wide.view(), dx)
             }),
             case(
                 "cross-entropy with gradient",
                 0.0,
                 rows * s.codes as f64 * 4.0,
                 move || {
-                    kernels::cross_entropy(
+                    cross_entropy(
                         gpu,
-                        s,
-                        a.trunk.logits.address(),
-                        a.codes.address(),
-                        a.loss.address(),
-                        a.hits.address(),
+                        [s.rows(), s.codes],
+                        a.trunk.logits.view_mut(),
+                        a.codes.view(),
+                        a.loss.view_mut(),
+                        a.hits.view_mut(),
                         1e-3,
                     )
                 },
@@ -342,13 +340,21 @@ impl Bench {
                 0.0,
                 n.flat.len as f64 * 42.0,
                 move || {
-                    kernels::adamw(
+                    let trained = FlatTrained {
+                        gradients: self.gradients.view(),
+                        parameters: n.parameters.view_mut(),
+                        first: self.moments[0].view_mut(),
+                        second: self.moments[1].view_mut(),
+                        average: self.moments[2].view_mut(),
+                        bf16_weights: n.bf16_weights.view_mut(),
+                    };
+                    adamw(
                         gpu,
-                        &trained,
+                        trained,
                         &adam,
                         [n.flat.decayed, n.flat.len],
-                        self.partials.address(),
-                        self.control.address(),
+                        self.partials.view_mut(),
+                        self.control.view_mut(),
                     )
                 },
             ),
@@ -362,30 +368,32 @@ impl Bench {
         let (rows, c) = (s.rows() as f64, s.width as f64);
         let flop = 4.0 * rows * s.tokens as f64 * c;
         let rope = self.network.rotation();
-        let gradient = AttentionGradient {
-            qkv: kept.qkv.address(),
-            out: kept.attention.address(),
-            dout: self.scratch.dattention.address(),
-            lse: kept.lse.address(),
-            dqkv: self.scratch.dqkv.address(),
-            parts: self.scratch.attention_parts.address(),
-        };
         vec![
             case("attention forward", flop, rows * c * 8.0, move || {
-                kernels::attention_forward(
+                attention_forward(
                     gpu,
-                    s,
+                    s.attention(),
                     rope,
-                    kept.qkv.address(),
-                    kept.attention.address(),
-                    kept.lse.address(),
+                    kept.qkv.view(),
+                    kept.attention.view_mut(),
+                    kept.lse.view_mut(),
                 )
             }),
             case(
                 "attention backward",
                 2.5 * flop,
                 rows * c * 16.0,
-                move || kernels::attention_backward(gpu, s, rope, &gradient),
+                move || {
+                    let gradient = AttentionGradient {
+                        qkv: kept.qkv.view(),
+                        out: kept.attention.view(),
+                        dout: self.scratch.dattention.view(),
+                        lse: kept.lse.view(),
+                        dqkv: self.scratch.dqkv.view_mut(),
+                        parts: self.scratch.attention_parts.view_mut(),
+                    };
+                    attention_backward(gpu, s.attention(), rope, gradient)
+                },
             ),
         ]
     }
@@ -416,18 +424,20 @@ impl Bench {
                     shape.flop(),
                     bytes,
                     move || {
-                        let a = self.wide.address();
-                        let (b, to) = match shape.f32_out {
-                            true => (a, self.gradients.address()),
-                            false => (self.network.half.address(), self.products.address()),
-                        };
+                        let (gpu, matmul, a) = (&self.gpu, self.gpu.matmul()?, self.wide.view());
+                        if shape.f32_out {
+                            let to = self.gradients.view_mut();
+                            return matmul.run(gpu, &shape, a, a, to, None);
+                        }
+                        let weights = self.network.bf16_weights.view();
+                        let mut to = self.products.view_mut();
                         let sizes = [rows, input, output];
-                        if kind == "forward" && product::of_few(&self.gpu, sizes, a, b, 0, to)? {
+                        if kind == "forward"
+                            && product::of_few(gpu, sizes, a, weights, None, to.again())?
+                        {
                             return Ok(());
                         }
-                        // SAFETY: `wide` and `products` hold rows of the widest matmul; the
-                        // gradient and bf16 weight buffers hold every weight.
-                        unsafe { self.gpu.matmul()?.run(&self.gpu, &shape, a, b, to, 0) }
+                        matmul.run(gpu, &shape, a, weights, to, None)
                     },
                 ));
             }

@@ -159,9 +159,8 @@ fn on_cpu(args: &Args, config: &Config, context: &Context) -> Result<Timing> {
 
 #[cfg(feature = "cuda")]
 fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Result<Timing> {
-    use crate::model::schedule::Schedule;
     use crate::ops::cuda::{Buffer, Gpu};
-    use crate::ops::quantize::Codebook;
+    use crate::ops::quantize::{Codebook, Schedule};
     use crate::train::gpu::{GpuTrainer, MicroBatch};
     use std::sync::Arc;
 
@@ -192,7 +191,7 @@ fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Resul
             labels: &labels,
             indices: &indices,
         };
-        trainer.compute(latents.address(), examples, true, 1)?;
+        trainer.compute(latents.view(), examples, true, 1)?;
         trainer.update(1e-4)?;
         gpu.synchronize()?;
         milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
@@ -206,6 +205,6 @@ fn on_gpu(args: &Args, config: &Config, cuda: &candle_core::CudaDevice) -> Resul
         milliseconds,
         loss: loss / tokens,
         device: gpu.description()?,
-        gib: Some(gpu.most_memory()? as f64 / f64::from(1 << 30)),
+        gib: Some(gpu.peak_memory()? as f64 / f64::from(1 << 30)),
     })
 }

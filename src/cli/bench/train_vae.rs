@@ -181,7 +181,7 @@ fn memory(device: &Device) -> Result<Option<f64>> {
     use crate::ops::cuda::Gpu;
     match device {
         Device::Cuda(cuda) => {
-            let bytes = Gpu::of(cuda)?.most_memory()?;
+            let bytes = Gpu::of(cuda)?.peak_memory()?;
             Ok(Some(bytes as f64 / f64::from(1 << 30)))
         }
         _ => Ok(None),

@@ -1,5 +1,6 @@
 //! `rdpm eval-fid`: how good samples are, by the metrics that papers report.
 
+mod collect;
 mod sides;
 mod sweep;
 
@@ -10,6 +11,7 @@ use candle_core::Device;
 use super::Context;
 use super::part::Part;
 use super::sample::DrawingArgs;
+use crate::data::printed;
 use crate::error::{self, Result, usage};
 use crate::metrics::clip::Clip;
 use crate::metrics::dinov2::DinoV2;
@@ -206,7 +208,7 @@ fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
     }
     options.check(&networks, facts, reference_facts)?;
     if let Some(probe) = &probe
-        && let Some(place) = sides::place_of_inception(&networks)
+        && let Some(place) = collect::place_of_inception(&networks)
     {
         probe.check(&*networks[place])?;
     }
@@ -223,7 +225,7 @@ fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
             let (place, count) = setting.collect_part(part, &networks)?;
             super::print(&format!(
                 "{}: the features of {count} samples\n",
-                place.display()
+                printed(place.as_os_str())
             ))?;
         }
         return Ok(());
@@ -313,7 +315,7 @@ fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
         statistics.write(path, images)?;
     }
     match &args.details.save_features {
-        Some(path) => sides::save_features(path, &side, &networks),
+        Some(path) => collect::save_features(path, &side, &networks),
         None => Ok(()),
     }
 }
@@ -445,7 +447,7 @@ fn only_for_models(args: &Args) -> Result<()> {
         Some(flag) => Err(usage(
             format!(
                 "{flag}: {} is no model to sample from",
-                args.samples.display()
+                printed(args.samples.as_os_str())
             ),
             "name a run or a bundle with --samples",
         )),

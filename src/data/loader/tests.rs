@@ -115,6 +115,19 @@ fn an_ordered_pass_sees_every_image_once_and_ends() {
 }
 
 #[test]
+fn what_was_made_is_counted_whether_taken_or_not() {
+    let source = Arc::new(Shapes::new(1, 10));
+    let mut loader = Loader::ordered(source, &options(3), 32, false).unwrap();
+    let (mut taken, mut batches) = (0, 0);
+    while let Some(batch) = loader.next() {
+        taken += batch.unwrap().labels.len() as u64;
+        batches += 1;
+        assert!(loader.made() >= taken, "batch {batches}");
+    }
+    assert_eq!((taken, loader.made()), (10, 10));
+}
+
+#[test]
 fn a_shuffled_batch_holds_the_crops_mirrored_where_asked() {
     let source: Arc<dyn Source> = Arc::new(Shapes::new(1, 10));
     let order = Order::new(5, 10);

@@ -6,7 +6,11 @@
 
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "cuda")]
+pub mod check_heads;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod head;
 mod reference;
 mod rope;

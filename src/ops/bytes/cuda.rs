@@ -78,7 +78,7 @@ impl Bytes {
         let [w, c, p, values] = [w, c, self.patch, self.values()].map(|n| n as i32);
         // SAFETY: B·values elements, as many bytes and one for each block.
         unsafe {
-            launch!(gpu, "bytes", &name, grid, THREADS as u32, 0; maps, self.buffer.address(), w, c, p, values)
+            launch!(gpu, "bytes", &name, grid, THREADS as u32, 0; maps, self.buffer.view_mut(), w, c, p, values)
         }
     }
 

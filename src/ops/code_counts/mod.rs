@@ -54,14 +54,14 @@ impl CodeCounter {
             // SAFETY: steps·each codes; a code that is none of `size` is not counted.
             unsafe {
                 launch!(self.gpu, "code_counts", "count_codes", grid, 256, 0;
-                    codes, self.now.address(), each as i64, codes.len() as i64, self.size as i32)?
+                    codes, self.now.view_mut(), each as i64, codes.len() as i64, self.size as i32)?
             };
         }
         let grid = grid_of(self.size, 256);
         // SAFETY: T·K counts and totals, K sums.
         unsafe {
             launch!(self.gpu, "code_counts", "add_counts", grid, 256, 0;
-                self.now.address(), self.totals.address(), self.faded.address(), self.steps as i32,
+                self.now.view_mut(), self.totals.view_mut(), self.faded.view_mut(), self.steps as i32,
                 self.size as i32, self.decay)
         }
     }

@@ -3,12 +3,16 @@
 //! loss_r = log Σ_k exp(logits_rk) − logits_r,target; logits [R,K], targets u32 [R] → loss [R],
 //! correct u32 [R]. Gradient to the logits: upstream_r·(softmax(logits_r) − onehot(target_r)).
 
+#[cfg(feature = "cuda")]
+pub mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{check, slices, tape};
+use super::{check as shapes, slices, tape};
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
@@ -22,9 +26,9 @@ pub struct CrossEntropy {
 
 /// logits [R,K], targets u32 [R] with values below K.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<CrossEntropy> {
-    let [r, k] = check::dims("cross_entropy", "logits", logits, "[R,K]")?;
-    check::shape("cross_entropy", "targets", targets, &[r])?;
-    check::dtype("cross_entropy", "targets", targets, DType::U32)?;
+    let [r, k] = shapes::dims("cross_entropy", "logits", logits, "[R,K]")?;
+    shapes::shape("cross_entropy", "targets", targets, &[r])?;
+    shapes::dtype("cross_entropy", "targets", targets, DType::U32)?;
     if k == 0 {
         bail!("cross_entropy: logits has shape [{r}, 0], expected at least one class");
     }

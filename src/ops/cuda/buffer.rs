@@ -1,4 +1,4 @@
-//! Device memory of one element type, addressed by plain pointers.
+//! Device memory of one element type, which kernels take as views of it.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -8,14 +8,18 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::{Result, Shape, Tensor};
 
-use super::Gpu;
 use super::tensor::of_slice;
+use super::{Gpu, View, ViewMut};
 
 /// `len` elements on the device, freed in the stream's order.
+///
+/// The host holds no reference to them, and all work on them runs in the stream's order: so they
+/// are written through a shared borrow, as a `Cell` is ([`Buffer::view_mut`]).
 pub struct Buffer<T> {
     slice: CudaSlice<T>,
     stream: Arc<CudaStream>,
     pointer: u64,
+    len: usize,
     element: PhantomData<T>,
 }
 
@@ -31,6 +35,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
             slice,
             stream,
             pointer,
+            len,
             element: PhantomData,
         })
     }
@@ -42,22 +47,21 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
     }
 
     pub fn len(&self) -> usize {
-        self.slice.len()
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
-        self.slice.is_empty()
+        self.len == 0
     }
 
-    /// Address of element 0.
-    pub fn address(&self) -> u64 {
-        self.pointer
+    /// The elements, to be read.
+    pub fn view(&self) -> View<'_, T> {
+        View::new(self.pointer, self.len)
     }
 
-    /// Address of element `i`.
-    pub fn at(&self, i: usize) -> u64 {
-        assert!(i <= self.len(), "element {i} of a buffer of {}", self.len());
-        self.pointer + (i * size_of::<T>()) as u64
+    /// The elements, to be written.
+    pub fn view_mut(&self) -> ViewMut<'_, T> {
+        ViewMut::new(self.pointer, self.len)
     }
 
     /// Sets the first elements from the host.
@@ -84,9 +88,9 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
     where
         T: Clone + Default,
     {
-        let mut out = vec![T::default(); self.len()];
+        let mut out = vec![T::default(); self.len];
         self.stream
-            .memcpy_dtoh(&self.slice, &mut out)
+            .memcpy_dtoh(&self.slice.slice(..self.len), &mut out)
             .and_then(|()| self.stream.synchronize())
             .map_err(candle_core::Error::wrap)?;
         Ok(out)

@@ -1,4 +1,5 @@
-//! An operation's GPU side against its CPU side, on the user's own card: the value and every gradient.
+//! An operation's GPU side against its CPU side, on the user's own card: the value and every
+//! gradient.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -50,8 +51,9 @@ pub fn relative(found: &Tensor, expected: &Tensor) -> Result<f64> {
     }
 }
 
-/// `f` of maps and weights, f32 on the CPU: on the GPU in f32 and with bf16 maps, each twice (the second time must give
-/// the same bits) and against the CPU's; value first, then the gradients of all maps and weights under a drawn upstream one.
+/// `f` of maps and weights, f32 on the CPU: on the GPU in f32 and with bf16 maps, each twice (the
+/// second time must give the same bits) and against the CPU's; value first, then the gradients of
+/// all maps and weights under a drawn upstream one.
 pub fn compare(
     gpu: &Gpu,
     name: &str,

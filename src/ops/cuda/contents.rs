@@ -24,7 +24,8 @@ pub fn kernels(stream: &CudaStream, binary: &[u8]) -> Result<Vec<String>> {
     let failed = candle_core::Error::wrap;
     stream.context().bind_to_thread().map_err(failed)?;
     let binary = binary.to_vec(); // aligned, which what the program carries need not be
-    // SAFETY: a fat binary that the build made; what is asked of the module is asked before it is unloaded, and the names are copied.
+    // SAFETY: a fat binary that the build made; what is asked of the module is asked before it is
+    // unloaded, and the names are copied.
     unsafe {
         let module = result::module::load_data(binary.as_ptr().cast()).map_err(failed)?;
         let names = names(module);
@@ -53,7 +54,8 @@ unsafe fn names(module: CUmodule) -> Result<Vec<String>> {
         .into_iter()
         .map(|function| {
             let mut name: *const c_char = null();
-            // SAFETY: a function of the module; its name is a C string that lives as long as the module.
+            // SAFETY: a function of the module; its name is a C string that lives as long as the
+            // module.
             unsafe {
                 cuFuncGetName(&mut name, function)
                     .result()

@@ -1,4 +1,5 @@
-//! Whether this machine can compute with CUDA: its driver, its GPUs, the libraries; and what to do where it cannot.
+//! Whether this machine can compute with CUDA: its driver, its GPUs, the libraries; and what to do
+//! where it cannot.
 
 use std::ffi::c_int;
 
@@ -6,7 +7,8 @@ use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
 use super::folders;
 use super::libraries::{self, Found};
-use crate::error::{Result, hinted};
+use crate::error::{Error, Result, hinted};
+use crate::gpu_error;
 
 /// CUDA's version as its headers write it: 13000 is 13.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,29 +72,58 @@ pub fn ready() -> Result<()> {
     {
         return Err(error);
     }
-    match version() {
-        Some(version) if version < BUILT_WITH => {
-            return Err(hinted(
-                format!(
-                    "NVIDIA's driver supports CUDA {version} at most, and this program needs {BUILT_WITH}"
-                ),
-                "install a newer driver, or build rdpm with a toolkit as old as the driver",
-            ));
-        }
-        _ => {}
-    }
+    version().map_or(Ok(()), new_enough)?;
     if gpus()? == 0 {
-        return Err(hinted(
-            "NVIDIA's driver shows no GPU",
-            "`nvidia-smi -L` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container must be started \
-             with them (`docker run --gpus all`); --device cpu computes without one",
-        ));
+        return Err(no_gpu());
     }
     found
         .iter()
         .filter(|f| f.library.needed)
         .find_map(missing)
         .map_or(Ok(()), Err)
+}
+
+/// Errors: a driver that supports only an older CUDA than this program's.
+fn new_enough(driver: Version) -> Result<()> {
+    match driver < BUILT_WITH {
+        true => Err(hinted(
+            format!(
+                "NVIDIA's driver supports CUDA {driver} at most, and this program needs {BUILT_WITH}"
+            ),
+            "install a newer driver, or build rdpm with a toolkit as old as the driver; --device cpu computes \
+             without a GPU",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn no_gpu() -> Error {
+    hinted(
+        "NVIDIA's driver shows no GPU",
+        "`nvidia-smi -L` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them, and a container must be started with \
+         them (`docker run --gpus all`); --device cpu computes without one",
+    )
+}
+
+/// Errors: a GPU that is older than the kernels. A number without a GPU passes: opening it fails.
+pub fn serves(number: usize) -> Result<()> {
+    use sys::CUdevice_attribute as Attribute;
+    let (major, minor) = (
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    );
+    let Ok(device) = result::device::get(number as c_int) else {
+        return Ok(());
+    };
+    // SAFETY: the driver has just given the device.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    match (attribute(major), attribute(minor)) {
+        (Ok(major), Ok(minor)) => {
+            let name = result::device::get_name(device).unwrap_or_else(|_| format!("GPU {number}"));
+            gpu_error::check_capability(&name, (major, minor))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is wrong and what to do, where a library was not found.
@@ -127,4 +158,23 @@ pub fn install() -> String {
          environment (a PyTorch for CUDA {major} has them already), or NVIDIA's CUDA toolkit {major}; if they lie \
          elsewhere, name their folder in LD_LIBRARY_PATH; --device cpu computes without them"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::report;
+
+    #[test]
+    fn an_older_driver_is_refused_with_both_versions() {
+        let older = Version(BUILT_WITH.0 - 1000);
+        let (text, _) = report(&new_enough(older).unwrap_err());
+        for part in [&older.to_string(), &BUILT_WITH.to_string()] {
+            assert!(text.contains(part.as_str()), "{text}");
+        }
+        assert!(text.contains("install a newer driver"), "{text}");
+        for newer in [BUILT_WITH, Version(BUILT_WITH.0 + 10)] {
+            assert!(new_enough(newer).is_ok());
+        }
+    }
 }

@@ -5,7 +5,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// The folders of Python's packages and of toolkits that exist here, in the order in which they are looked through.
+/// The folders of Python's packages and of toolkits that exist here, in the order in which they are
+/// looked through.
 pub fn existing() -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     // Installed by pip, the program lies in its environment's bin: what is beside it was chosen for
@@ -78,7 +79,8 @@ fn nvidia_folders(packages: &Path) -> Vec<PathBuf> {
     parts.into_iter().map(|part| part.join("lib")).collect()
 }
 
-/// `lib/python3.N/site-packages/nvidia/*/lib` under a Python's prefix; Debian says dist-packages, Fedora lib64.
+/// `lib/python3.N/site-packages/nvidia/*/lib` under a Python's prefix; Debian says dist-packages,
+/// Fedora lib64.
 fn python_folders(prefix: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for lib in ["lib", "lib64"] {

@@ -1,8 +1,8 @@
 //! CUDA's libraries on this machine, opened where they are found.
 //!
-//! Looked for in this order: where the system's loader looks (`LD_LIBRARY_PATH` and the system's folders), then in
-//! [`folders`]: Python's packages and toolkits. The version that this program was built with is looked for
-//! everywhere before another.
+//! Looked for in this order: where the system's loader looks (`LD_LIBRARY_PATH` and the system's
+//! folders), then in [`folders`]: Python's packages and toolkits. The version that this program was
+//! built with is looked for everywhere before another.
 
 use std::ffi::{CStr, CString, OsStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -25,8 +25,8 @@ pub struct Library {
     pub needed: bool,
 }
 
-/// The toolkit's libraries keep their interfaces from one major version to the next; the kernels in this program
-/// ask for the driver alone.
+/// The toolkit's libraries keep their interfaces from one major version to the next; the kernels in
+/// this program ask for the driver alone.
 const TOOLKIT: &[&str] = match CUDA_VERSION / 1000 {
     11 => &["11", "12"],
     12 => &["12", "13"],
@@ -131,7 +131,8 @@ impl Opened {
             return;
         };
         let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        // SAFETY: dladdr fills `info` and gives 0 where it cannot; its name is a string that lasts with the library.
+        // SAFETY: dladdr fills `info` and gives 0 where it cannot; its name is a string that lasts
+        // with the library.
         unsafe {
             if libc::dladdr(address, info.as_mut_ptr()) != 0
                 && let Some(name) = info.assume_init().dli_fname.as_ref()

@@ -1,10 +1,11 @@
-//! The GPU side of the operations: kernels, matrix products and buffers of one device and stream.
+//! What GPU operations share: kernels, launches, buffers and typed views of one device and stream.
 //!
-//! Kernels lie beside their operations (`src/ops/<op>/kernel.cu`), are compiled by the build script and carried by the program.
-//! Everything runs on candle's stream of the device, in order; addresses are plain device pointers.
+//! Kernels and their launchers lie with their operations (`src/ops/<op>`); the build script
+//! compiles them, and the program carries them. Everything runs on candle's stream of the device,
+//! in order.
 //!
-//! CUDA's libraries are opened when one of their functions is first called ([`libraries`], [`driver`]): the same
-//! program runs where they are missing.
+//! CUDA's libraries are opened when one of their functions is first called ([`libraries`],
+//! [`driver`]): the same program runs where they are missing.
 
 mod buffer;
 pub mod compare;
@@ -13,16 +14,17 @@ pub mod driver;
 pub mod folders;
 mod graph;
 pub mod libraries;
-mod matmul;
+pub mod operands;
 mod tensor;
 mod tensor_map;
 mod trampolines;
 mod upload;
 mod view;
 
+use std::any::{Any, TypeId};
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
@@ -32,8 +34,6 @@ use candle_core::{CudaDevice, Result, bail};
 
 pub use buffer::Buffer;
 pub use graph::Graph;
-pub use matmul::{Epilogue, Matmul, Product, Strides, count_differing, fill_operand};
-pub use tensor::{address, fresh};
 pub use tensor_map::TensorMap;
 pub use upload::Upload;
 pub use view::{Element, Output, View, ViewMut};
@@ -44,9 +44,9 @@ const DEFAULT_SHARED: u32 = 48 * 1024;
 /// One fat binary for each kernel file, by name; the build script lists them.
 static FAT_BINARIES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fat_binaries.rs"));
 
-/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`; `launch!(early gpu, …)` of a kernel that
-/// waits for the one before it. An `unsafe` operation: the arguments are the kernel's in type and order, and each
-/// address reaches as far as the kernel goes.
+/// One launch: `launch!(gpu, op, kernel, grid, threads, shared; arguments…)`; `launch!(early gpu,
+/// …)` of a kernel that waits for the one before it. An `unsafe` operation: the arguments are the
+/// kernel's in type and order, and each view reaches as far as the kernel goes.
 macro_rules! launch {
     (early $gpu:expr, $($rest:tt)*) => { $crate::ops::cuda::launch!(@ true, $gpu, $($rest)*) };
     (@ $early:literal, $gpu:expr, $op:literal, $kernel:expr, $grid:expr, $threads:expr, $shared:expr; $($arg:expr),* $(,)?) => {{
@@ -69,13 +69,16 @@ pub struct Gpu {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
-    matmul: OnceLock<Matmul>,
+    kept: Kept,
     capability: (i32, i32),
     hopper: bool,
     /// Whether a kernel that waits by itself may begin while the one before it ends.
     early: bool,
     multiprocessors: u32,
 }
+
+/// A value of each type that an operation keeps for a device.
+type Kept = Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>;
 
 /// A kernel, and the bytes of dynamic shared memory that are allowed to it.
 type Allowed = (CudaFunction, u32);
@@ -104,7 +107,7 @@ impl Gpu {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         Ok(Self {
-            matmul: OnceLock::new(),
+            kept: Kept::default(),
             capability,
             hopper: capability == (9, 0)
                 && fat_binary("attention_sm90").is_some_and(|b| !b.is_empty()),
@@ -116,14 +119,14 @@ impl Gpu {
         })
     }
 
-    /// The same device, taken for one of `multiprocessors`, and without kernels of its own kind where `general` is set: on it, small work
-    /// takes every path of the kernels.
+    /// A view of this device that reports `multiprocessors` SMs and, if `general`, disables
+    /// architecture-specific kernels: the checks use it to reach every code path.
     pub fn taken_for(&self, general: bool, multiprocessors: u32) -> Self {
         Self {
             device: self.device.clone(),
             stream: self.stream.clone(),
             kernels: self.kernels.clone(),
-            matmul: OnceLock::new(),
+            kept: Kept::default(),
             capability: self.capability,
             hopper: self.hopper && !general,
             early: self.early,
@@ -139,7 +142,8 @@ impl Gpu {
         }
     }
 
-    /// The one of a device that operations on tensors share, made at its first use and never dropped.
+    /// The one of a device that operations on tensors share, made at its first use and never
+    /// dropped.
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         static SHARED: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
         let mut shared = SHARED
@@ -161,18 +165,25 @@ impl Gpu {
         &self.stream
     }
 
-    /// Matrix products, made ready at the first call.
-    ///
-    /// Errors: cuBLASLt cannot be started.
-    pub fn matmul(&self) -> Result<&Matmul> {
-        if let Some(matmul) = self.matmul.get() {
-            return Ok(matmul);
+    /// What an operation keeps for this device, one value of its type, made at the first call.
+    pub fn kept<T: Any + Send + Sync>(
+        &self,
+        make: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<Arc<T>> {
+        let mut kept = self
+            .kept
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        let known = kept.get(&TypeId::of::<T>()).cloned();
+        if let Some(Ok(value)) = known.map(Arc::downcast) {
+            return Ok(value);
         }
-        let made = Matmul::new(&self.device)?;
-        Ok(self.matmul.get_or_init(|| made))
+        let value = Arc::new(make(self)?);
+        kept.insert(TypeId::of::<T>(), value.clone());
+        Ok(value)
     }
 
-    /// Whether the card runs the kernels for compute capability 9.0a, and they are in this binary.
+    /// Whether the GPU runs the kernels for compute capability 9.0a, and they are in this binary.
     pub fn is_hopper(&self) -> bool {
         self.hopper
     }
@@ -181,7 +192,7 @@ impl Gpu {
         self.multiprocessors
     }
 
-    /// The card's name, compute capability and memory.
+    /// The GPU's name, compute capability and memory.
     pub fn description(&self) -> Result<String> {
         let context = self.stream.context();
         let name = context.name().map_err(candle_core::Error::wrap)?;
@@ -193,10 +204,12 @@ impl Gpu {
         ))
     }
 
-    /// The most bytes that this process's buffers and tensors on the device took at a time; the driver's own memory is not in it.
-    pub fn most_memory(&self) -> Result<u64> {
+    /// Peak device memory of this process's buffers and tensors, in bytes; without the driver's
+    /// own.
+    pub fn peak_memory(&self) -> Result<u64> {
         let mut bytes = 0u64;
-        // SAFETY: the attribute is a u64. Everything is allocated from the device's pool of this process.
+        // SAFETY: the attribute is a u64. Everything is allocated from the device's pool of this
+        // process.
         unsafe {
             sys::cuMemPoolGetAttribute(
                 pool(&self.stream)?,
@@ -209,14 +222,15 @@ impl Gpu {
         Ok(bytes)
     }
 
-    /// Waits until the card has done all that was asked of it.
+    /// Waits until the GPU has finished all work of the stream.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(candle_core::Error::wrap)
     }
 
-    /// The kernel `name` of operation `op`, with `shared` bytes of dynamic shared memory allowed to it.
+    /// The kernel `name` of operation `op`, with `shared` bytes of dynamic shared memory allowed to
+    /// it.
     ///
-    /// Errors: no such kernel; more shared memory than the card has.
+    /// Errors: no such kernel; more shared memory than the GPU has.
     pub fn kernel(&self, op: &'static str, name: &str, shared: u32) -> Result<CudaFunction> {
         let key = (op, name.to_string());
         let mut functions = self
@@ -271,7 +285,7 @@ impl Gpu {
         Ok(module)
     }
 
-    /// Kernels in this binary for this card that nothing has asked for yet, as `operation/kernel`.
+    /// Kernels in this binary for this GPU that nothing has asked for yet, as `operation/kernel`.
     pub fn unused_kernels(&self) -> Result<BTreeSet<String>> {
         let functions = self
             .kernels
@@ -314,7 +328,8 @@ fn pool(stream: &CudaStream) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// Has the pool keep what is freed for the next allocation: by default the driver takes it back at every wait.
+/// Has the pool keep what is freed for the next allocation: by default the driver takes it back at
+/// every wait.
 fn keep_memory(stream: &CudaStream) -> Result<()> {
     let mut threshold = u64::MAX;
     // SAFETY: the attribute is a u64.
@@ -329,7 +344,7 @@ fn keep_memory(stream: &CudaStream) -> Result<()> {
     .map_err(candle_core::Error::wrap)
 }
 
-/// Blocks that take `count` elements, `each` a block and turn, in as many turns as many blocks would need.
+/// Grid of a grid-stride loop over `count` elements, `each` per block and turn.
 pub fn grid_of(count: usize, each: usize) -> (u32, u32, u32) {
     const MOST: usize = 132 * 16;
     (count.div_ceil(each).clamp(1, MOST) as u32, 1, 1)
@@ -408,7 +423,8 @@ impl Launch<'_> {
         }
     }
 
-    /// On Hopper, may begin while the kernel before it ends; the kernel waits for that itself (launch.cuh).
+    /// Enables programmatic dependent launch on sm_90: the kernel may begin while the one before it
+    /// ends, and waits for that itself (launch.cuh).
     pub fn early(&mut self) {
         self.early = self.gpu.hopper && self.gpu.early;
     }
@@ -416,8 +432,8 @@ impl Launch<'_> {
     /// Launches `grid` blocks of `threads` with `shared` bytes of dynamic shared memory.
     ///
     /// # Safety
-    /// The arguments are those of the kernel in type and order, and every address reaches as far as the kernel goes; an early kernel is one
-    /// that waits.
+    /// The arguments are those of the kernel in type and order, and every address reaches as far as
+    /// the kernel goes; an early kernel is one that waits.
     pub unsafe fn run(self, grid: (u32, u32, u32), threads: u32, shared: u32) -> Result<()> {
         let stream = &self.gpu.stream;
         // The driver copies as many bytes from an argument's address as the kernel's parameter has.
@@ -457,7 +473,8 @@ impl Launch<'_> {
             .context()
             .bind_to_thread()
             .map_err(candle_core::Error::wrap)?;
-        // SAFETY: the configuration and the arguments outlive the call, which copies them; the rest is the caller's promise.
+        // SAFETY: the configuration and the arguments outlive the call, which copies them; the rest
+        // is the caller's promise.
         unsafe {
             sys::cuLaunchKernelEx(
                 &config,

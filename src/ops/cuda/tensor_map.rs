@@ -1,4 +1,8 @@
-//! Maps of bf16 matrices, and of windows over maps, for Hopper's copy engine (TMA), which a kernel takes by value (tensor_copy.cuh).
+//! Maps of bf16 matrices, and of windows over maps, for Hopper's copy engine (TMA), which a kernel
+//! takes by value (tensor_copy.cuh).
+//!
+//! A map keeps an address and does not follow it: as a raw pointer, it is safe to make, and the
+//! launch that takes it is `unsafe`.
 
 use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{Result, bail};
@@ -14,7 +18,8 @@ impl TensorMap {
         self.0.opaque
     }
 
-    /// Boxes of 64 columns, in shared memory as swizzled rows of 128 bytes. Sizes with the columns last; nothing between the rows.
+    /// Boxes of 64 columns, in shared memory as swizzled rows of 128 bytes. Sizes with the columns
+    /// last; nothing between the rows.
     ///
     /// Errors: sizes or an address that the driver refuses: both are multiples of 16 bytes.
     pub fn swizzled<const N: usize>(
@@ -38,8 +43,8 @@ impl TensorMap {
         Self::new(address, sizes, boxes, CU_TENSOR_MAP_SWIZZLE_NONE)
     }
 
-    /// Boxes of 64 or 32 columns in shared memory as swizzled rows of 128 or 64 bytes. `strides` in elements, one a size; the columns lie side by
-    /// side.
+    /// Boxes of 64 or 32 columns in shared memory as swizzled rows of 128 or 64 bytes. `strides` in
+    /// elements, one a size; the columns lie side by side.
     ///
     /// Errors: as above.
     pub fn strided<const N: usize>(
@@ -57,9 +62,10 @@ impl TensorMap {
         Self::encode(address, sizes, strides, boxes, swizzle)
     }
 
-    /// Windows of a map [B,H,W,C] (im2col): one copy moves `positions` windows' values of 64 channels under one tap, swizzled as above.
-    /// The windows' first taps lie from `low` = (y, x) on, negative in the padding before the map, every `stride`-th up to and with
-    /// (H - 1, W - 1) + `high`.
+    /// Windows of a map [B,H,W,C] (im2col): one copy moves `positions` windows' values of 64
+    /// channels under one tap, swizzled as above. The windows' first taps lie from `low` = (y, x)
+    /// on, negative in the padding before the map, every `stride`-th up to and with (H - 1, W - 1)
+    /// + `high`.
     ///
     /// Errors: as above.
     pub fn im2col(
@@ -77,7 +83,8 @@ impl TensorMap {
         let steps = [1, stride as u32, stride as u32, 1];
         let (low, high) = ([low[1], low[0]], [high[1], high[0]]); // across first
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: every array has as many elements as the driver reads; the address is kept, not followed.
+        // SAFETY: every array has as many elements as the driver reads; the address is kept, not
+        // followed.
         let status = unsafe {
             sys::cuTensorMapEncodeIm2col(
                 &mut map,
@@ -125,7 +132,8 @@ impl TensorMap {
         boxes: [usize; N],
         swizzle: sys::CUtensorMapSwizzle,
     ) -> Result<Self> {
-        // The driver counts from the innermost dimension, and strides in bytes, without the innermost.
+        // The driver counts from the innermost dimension, and strides in bytes, without the
+        // innermost.
         let mut lengths = sizes.map(|size| size as u64);
         let mut parts = boxes.map(|size| size as u32);
         let mut strides = strides.map(|stride| 2 * stride as u64);
@@ -133,7 +141,8 @@ impl TensorMap {
         parts.reverse();
         strides.reverse();
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: every array has as many elements as the driver reads; the address is kept, not followed.
+        // SAFETY: every array has as many elements as the driver reads; the address is kept, not
+        // followed.
         let status = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,

@@ -1,8 +1,8 @@
 //! CUDA's functions as this program links them: a jump each, to where the library turns out to lie.
 //!
-//! The build script lists every function that the toolkit's headers declare (build/trampolines.rs). The first call
-//! of any of them has all slots filled, from the libraries that [`super::libraries`] finds; a function whose
-//! library is missing returns its library's error code instead.
+//! The build script lists every function that the toolkit's headers declare (build/trampolines.rs).
+//! The first call of any of them has all slots filled, from the libraries that [`super::libraries`]
+//! finds; a function whose library is missing returns its library's error code instead.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Once;
@@ -31,13 +31,15 @@ unsafe extern "C" {
     static SLOTS: [AtomicPtr<c_void>; FUNCTIONS.len()];
 }
 
-/// A linker that reads archives in order would leave the trampolines out of a program that refers to candle alone.
+/// A linker that reads archives in order would leave the trampolines out of a program that refers
+/// to candle alone.
 #[used]
 static FOR_THE_LINKER: &[AtomicPtr<c_void>; FUNCTIONS.len()] =
     // SAFETY: the assembly above makes one slot a function, and their type is atomic.
     unsafe { &SLOTS };
 
-/// Points every slot at its function, once. The assembly calls it, on any thread, and on several at once.
+/// Points every slot at its function, once. The assembly calls it, on any thread, and on several at
+/// once.
 extern "C" fn first_call() {
     static FILLED: Once = Once::new();
     FILLED.call_once(|| {
@@ -56,7 +58,8 @@ extern "C" fn first_call() {
     });
 }
 
-/// What stands in for a function that is not here: each library's code for "not there", or a text where it gives one.
+/// What stands in for a function that is not here: each library's code for "not there", or a text
+/// where it gives one.
 fn instead(library: &str, name: &CStr) -> *mut c_void {
     extern "C" fn text() -> *const c_char {
         c"the library is not loaded".as_ptr()

@@ -1,5 +1,5 @@
-//! Batches from the host to the GPU without waiting for it: page-locked buffers used in turn, copied in
-//! the stream's order.
+//! Batches from the host to the GPU without waiting for it: page-locked buffers used in turn,
+//! copied in the stream's order.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, Error, Result, Shape, Tensor};
@@ -23,8 +23,8 @@ impl<T: Element + ValidAsZeroBits> Default for Upload<T> {
 
 struct Buffer<T> {
     memory: PinnedHostSlice<T>,
-    /// The end of the last copy out of it. cudarc's own event is not recorded on candle's stream, the
-    /// thread's default one.
+    /// The end of the last copy out of it. cudarc's own event is not recorded on candle's stream,
+    /// the thread's default one.
     copied: Option<CudaEvent>,
 }
 
@@ -47,8 +47,8 @@ impl<T> Drop for Buffer<T> {
 }
 
 impl<T: Element + ValidAsZeroBits> Upload<T> {
-    /// What `fill` writes, every one of `count` elements, on the GPU. Waits only for the copy before
-    /// the last.
+    /// What `fill` writes, every one of `count` elements, on the GPU. Waits only for the copy
+    /// before the last.
     pub fn copy(
         &mut self,
         device: &CudaDevice,

@@ -1,7 +1,8 @@
 //! Elements on the device as kernels take them: where they begin, of which type, and how many.
 //!
-//! A [`View`] is read, a [`ViewMut`] written; both borrow what owns the memory, which is freed in the stream's order, so
-//! that it may be dropped as soon as the launch is made. An [`Output`] is memory that one kernel writes whole.
+//! A [`View`] is read, a [`ViewMut`] written; both borrow what owns the memory, which is freed in
+//! the stream's order, so that it may be dropped as soon as the launch is made. An [`Output`] is
+//! memory that one kernel writes whole.
 
 use std::marker::PhantomData;
 
@@ -12,7 +13,7 @@ use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tenso
 use half::{bf16, f16};
 
 use super::tensor::of_slice;
-use super::{Argument, Buffer, Value};
+use super::{Argument, Value};
 
 /// An element type of the kernels, and how their names end in it.
 pub trait Element: CudaDType + DeviceRepr {
@@ -78,15 +79,11 @@ impl<'a, T: Element> View<'a, T> {
     }
 }
 
-impl<'a, T> View<'a, T> {
-    /// The elements of a buffer.
-    pub fn buffer(buffer: &'a Buffer<T>) -> Self
-    where
-        T: DeviceRepr + candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits,
-    {
+impl<T> View<'_, T> {
+    pub(super) fn new(address: u64, len: usize) -> Self {
         Self {
-            address: buffer.address(),
-            len: buffer.len(),
+            address,
+            len,
             elements: PhantomData,
         }
     }
@@ -104,7 +101,8 @@ impl<'a, T> View<'a, T> {
         self.address
     }
 
-    /// How many channels of a map's rows a thread takes at a time: eight where rows and address allow 16 bytes, else one.
+    /// How many channels of a map's rows a thread takes at a time: eight where rows and address
+    /// allow 16 bytes, else one.
     pub fn vector(&self, channels: usize) -> usize {
         match channels.is_multiple_of(8) && self.address.is_multiple_of(16) {
             true => 8,
@@ -112,12 +110,24 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    /// How many of the elements, the first ones, are read in vectors of eight: none where the address does not allow 16 bytes.
+    /// How many of the elements, the first ones, are read in vectors of eight: none where the
+    /// address does not allow 16 bytes.
     pub fn whole(&self) -> usize {
         match self.address.is_multiple_of(16) {
             true => self.len / 8 * 8,
             false => 0,
         }
+    }
+
+    /// The first `len` elements: what a kernel reads.
+    pub fn first(&self, len: usize) -> Self {
+        self.part(0, len)
+    }
+
+    /// The elements from `from` on.
+    pub fn tail(&self, from: usize) -> Self {
+        assert!(from <= self.len, "elements {from}.. of {}", self.len);
+        self.part(from, self.len - from)
     }
 
     /// `len` of the elements, from `from` on.
@@ -144,8 +154,8 @@ pub struct ViewMut<'a, T> {
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    /// The elements of a variable, to be changed in place: what was made of them before keeps what it was made of, in the
-    /// stream's order.
+    /// The elements of a variable, to be changed in place: what was made of them before keeps what
+    /// it was made of, in the stream's order.
     ///
     /// Errors: another type, not contiguous, not on a GPU.
     pub fn variable(var: &'a Var) -> Result<Self> {
@@ -159,6 +169,30 @@ impl<'a, T: Element> ViewMut<'a, T> {
 }
 
 impl<T> ViewMut<'_, T> {
+    pub(super) fn new(address: u64, len: usize) -> Self {
+        Self {
+            address,
+            len,
+            elements: PhantomData,
+        }
+    }
+
+    /// The first `len` elements: what a kernel writes.
+    pub fn first(self, len: usize) -> Self {
+        assert!(len <= self.len, "elements 0..{len} of {}", self.len);
+        Self { len, ..self }
+    }
+
+    /// The elements from `from` on.
+    pub fn tail(self, from: usize) -> Self {
+        assert!(from <= self.len, "elements {from}.. of {}", self.len);
+        Self {
+            address: self.address + (from * size_of::<T>()) as u64,
+            len: self.len - from,
+            ..self
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -241,8 +275,10 @@ pub struct Output<T> {
 
 impl<T: Element> Output<T> {
     pub fn new(device: &CudaDevice, len: usize) -> Result<Self> {
-        // SAFETY: the caller has every element written before anything reads it, in the stream's order.
-        let slice = unsafe { device.alloc::<T>(len.max(1))? }; // the driver allocates no empty memory
+        // SAFETY: the caller has every element written before anything reads it, in the stream's
+        // order.
+        // The driver allocates no empty memory.
+        let slice = unsafe { device.alloc::<T>(len.max(1))? };
         Ok(Self {
             slice,
             len,

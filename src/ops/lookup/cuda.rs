@@ -29,7 +29,7 @@ pub(super) fn gradient(table: &Tensor, numbers: &Tensor, dy: &Tensor) -> Result<
     let (mut ranks, mut order) = (numbers(rows)?, numbers(rows)?);
     let (mut totals, mut starts) = (numbers(k)?, numbers(k + 1)?);
     let mut parts = Output::<f32>::new(gpu.device(), chunks * 2 * d)?;
-    let counted = View::buffer(&counts);
+    let counted = counts.view();
     let of_tiles = (tiles as u32, 1, 1);
     let of_codes = (k.div_ceil(256) as u32, 1, 1);
     let of_chunks = (chunks.div_ceil(4) as u32, d.div_ceil(32) as u32, 1);

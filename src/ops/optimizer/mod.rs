@@ -10,6 +10,8 @@ pub mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub mod flat;
 mod reference;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
-//! Products of many small matrices of equal sizes at once, by cuBLAS: matrices may be parts of wider rows.
+//! Products of many small matrices of equal sizes at once, by cuBLAS: matrices may be parts of
+//! wider rows.
 //!
 //! Row-major; sums in f32.
 
@@ -14,7 +15,8 @@ use candle_core::{DType, WithDType, bail};
 
 use crate::ops::cuda::{Element, Gpu, View, ViewMut};
 
-/// Matrices [rows,columns] in one view: rows lie `pitch` elements apart, matrices `stride`, the first begins at `from`.
+/// Matrices [rows,columns] in one view: rows lie `pitch` elements apart, matrices `stride`, the
+/// first begins at `from`.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrices {
     pub rows: usize,

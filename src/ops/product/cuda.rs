@@ -1,11 +1,13 @@
-//! The GPU side: Hopper's own products of few rows (`kernel_few_sm90.cu`) and of many (`kernel_sm90.cu`). All others are cuBLASLt's
-//! ([`Matmul`](crate::ops::cuda::Matmul)), which takes those of many rows where they are faster.
+//! The GPU side: custom sm_90 matmuls of few rows (`kernel_few_sm90.cu`) and of many
+//! (`kernel_sm90.cu`). All others are cuBLASLt's ([`Matmul`](super::cublaslt::Matmul)), which takes
+//! those of many rows where they are faster.
 //!
-//! Sizes are multiples of 8; addresses are of bf16.
+//! Sizes are multiples of 8.
 
 use candle_core::Result;
+use half::bf16;
 
-use crate::ops::cuda::{Gpu, TensorMap};
+use crate::ops::cuda::{Gpu, TensorMap, View, ViewMut, launch};
 
 /// k of a stage of the kernels' rings.
 pub const STAGE: usize = 64;
@@ -66,35 +68,32 @@ impl Tile {
         &self,
         gpu: &Gpu,
         [rows, k, columns]: [usize; 3],
-        [x, weight, bias, y]: [u64; 4],
+        (x, weight): (View<bf16>, View<bf16>),
+        bias: Option<View<bf16>>,
+        y: ViewMut<bf16>,
     ) -> Result<()> {
+        let (x, weight) = (x.first(rows * k), weight.first(self.parts * columns * k));
+        let (bias, y) = (
+            bias.map(|bias| bias.first(columns)),
+            y.first(rows * columns),
+        );
         let stage = (self.rows + self.parts * self.columns) * STAGE * 2;
         let shared = self.stages * (stage + 3 * 8) + self.rows * self.columns * 2;
-        let kernel = gpu.kernel("product_few_sm90", self.kernel, shared as u32)?;
-        let mut launch = gpu.launch(&kernel);
-        launch.early();
-        launch.value(TensorMap::swizzled(x, [rows, k], [self.rows, STAGE])?);
+        let x = TensorMap::swizzled(x.address(), [rows, k], [self.rows, STAGE])?;
         let of_weight = [self.parts * columns, k];
-        launch.value(TensorMap::swizzled(
-            weight,
-            of_weight,
-            [self.columns, STAGE],
-        )?);
-        launch.value(TensorMap::plain(
-            y,
-            [rows, columns],
-            [WARP_ROWS, self.columns],
-        )?);
-        launch.value(bias);
-        launch.value(k as i32);
-        launch.value(columns as i32);
+        let weight = TensorMap::swizzled(weight.address(), of_weight, [self.columns, STAGE])?;
+        let y = TensorMap::plain(y.address(), [rows, columns], [WARP_ROWS, self.columns])?;
         let [across, down] = self.grid(rows, columns).map(|x| x as u32);
-        // SAFETY: the arguments are the kernel's; the caller's addresses reach over the sizes.
-        unsafe { launch.run((across, down, 1), 2 * self.rows as u32 + 32, shared as u32) }
+        let (grid, threads) = ((across, down, 1), 2 * self.rows as u32 + 32);
+        // SAFETY: the arguments are the kernel's, and views of the sizes that it walks over.
+        unsafe {
+            launch!(early gpu, "product_few_sm90", self.kernel, grid, threads, shared as u32;
+                x, weight, y, bias, k as i32, columns as i32)
+        }
     }
 }
 
-/// Of the tiles that every multiprocessor has at most one of, the one that takes the fewest operands.
+/// The tile shape that fits in one wave and loads the least data.
 fn fitting(
     tiles: &'static [Tile],
     gpu: &Gpu,
@@ -110,17 +109,18 @@ fn fitting(
         .min_by_key(|t| t.rows + t.parts * t.columns)
 }
 
-/// y = x·weightᵀ (+ bias, where it is not 0), sizes [rows, input, output]: whether a kernel of few rows serves them, and so was launched.
+/// y = x·weightᵀ (+ bias), sizes [rows, input, output]: launches the matmul of few rows if there is
+/// one for this shape; returns whether it did.
 pub fn of_few(
     gpu: &Gpu,
     sizes: [usize; 3],
-    x: u64,
-    weight: u64,
-    bias: u64,
-    y: u64,
+    x: View<bf16>,
+    weight: View<bf16>,
+    bias: Option<View<bf16>>,
+    y: ViewMut<bf16>,
 ) -> Result<bool> {
     match fitting(&SUMS, gpu, sizes[0], sizes[2]) {
-        Some(tile) => tile.run(gpu, sizes, [x, weight, bias, y]).map(|()| true),
+        Some(tile) => tile.run(gpu, sizes, (x, weight), bias, y).map(|()| true),
         None => Ok(false),
     }
 }
@@ -129,12 +129,14 @@ pub fn of_few(
 pub fn swiglu_of_few(
     gpu: &Gpu,
     sizes: [usize; 3],
-    y: u64,
-    weight: u64,
-    hidden: u64,
+    y: View<bf16>,
+    weight: View<bf16>,
+    hidden: ViewMut<bf16>,
 ) -> Result<bool> {
     match fitting(&SWIGLU, gpu, sizes[0], sizes[2]) {
-        Some(tile) => tile.run(gpu, sizes, [y, weight, 0, hidden]).map(|()| true),
+        Some(tile) => tile
+            .run(gpu, sizes, (y, weight), None, hidden)
+            .map(|()| true),
         None => Ok(false),
     }
 }
@@ -164,7 +166,7 @@ impl Ring {
         (self.stages * (stage + 2 * 8) + 8 * (self.a_warp + 4 * 8)) as u32
     }
 
-    /// Blocks that take the tiles of a result of so many rows and, side by side, so many tiles.
+    /// Grid size for a persistent kernel over `rows` × `across` output tiles.
     pub fn grid(&self, gpu: &Gpu, rows: usize, across: usize) -> (u32, u32, u32) {
         let clusters = rows.div_ceil(self.cluster * ROWS) * across;
         let most = gpu.multiprocessors() as usize / self.cluster;
@@ -179,47 +181,78 @@ const RING: Ring = Ring {
     cluster: PAIR,
 };
 
-/// Whether the kernels of many rows are for this card, and give each block of it at least two tiles, one of which is written while the other is
-/// multiplied: H200, four images of 256 tokens with guidance, C 768, whole sampling: 11.1 ms by fewer tiles, 9.6 by cuBLASLt.
+/// Whether the kernels of many rows are for this GPU, and give each block of it at least two tiles,
+/// one of which is written while the other is multiplied: H200, four images of 256 tokens with
+/// guidance, C 768, whole sampling: 11.1 ms with fewer tiles, 9.6 by cuBLASLt.
 pub fn serves_many(gpu: &Gpu, rows: usize, columns: usize) -> bool {
     let tiles = rows.div_ceil(ROWS) * columns.div_ceil(COLUMNS);
     gpu.is_hopper() && tiles >= 2 * gpu.multiprocessors() as usize
 }
 
-/// What a branch's product is added to: x [rows, columns] and the gate, f32 [columns] for every `tokens` rows, `stride` floats apart.
-#[derive(Debug, Clone, Copy)]
-pub struct Added {
-    pub x: u64,
-    pub gate: u64,
+/// What a branch's matmul is added to: x [rows, columns] and the gate, f32 [columns] for every
+/// `tokens` rows, `stride` floats apart.
+#[derive(Clone, Copy)]
+pub struct Added<'a> {
+    pub x: View<'a, bf16>,
+    pub gate: View<'a, f32>,
     pub tokens: usize,
     pub stride: usize,
 }
 
-/// y = a·weightᵀ, weight [columns, k], or `transposed` a·weight, weight [k, columns]; sizes [rows, k, columns].
+/// y = a·weightᵀ, weight [columns, k], or `transposed` a·weight, weight [k, columns]; sizes
+/// [rows, k, columns].
 pub fn of_many(
     gpu: &Gpu,
     sizes: [usize; 3],
     transposed: bool,
-    a: u64,
-    weight: u64,
-    y: u64,
+    a: View<bf16>,
+    weight: View<bf16>,
+    y: ViewMut<bf16>,
 ) -> Result<()> {
-    run_many(gpu, sizes, transposed, [a, weight, y], None)
+    let operands = operands(sizes, a, weight, y);
+    // SAFETY: the views are of the sizes.
+    unsafe { run_many(gpu, sizes, transposed, operands, None) }
 }
 
-/// y = x + gate·(a·weightᵀ), the branch rounded to bf16 as if it were written; sizes [rows, k, columns].
+/// y = x + gate·(a·weightᵀ), the branch rounded to bf16 as if it were written; sizes
+/// [rows, k, columns].
 pub fn added_to(
     gpu: &Gpu,
     sizes: [usize; 3],
-    a: u64,
-    weight: u64,
+    a: View<bf16>,
+    weight: View<bf16>,
     to: Added,
-    y: u64,
+    y: ViewMut<bf16>,
 ) -> Result<()> {
-    run_many(gpu, sizes, false, [a, weight, y], Some(to))
+    let [rows, _, columns] = sizes;
+    let gates = rows.div_ceil(to.tokens);
+    let to = Added {
+        x: to.x.first(rows * columns),
+        gate: to.gate.first((gates - 1) * to.stride + columns),
+        ..to
+    };
+    let operands = operands(sizes, a, weight, y);
+    // SAFETY: the views are of the sizes.
+    unsafe { run_many(gpu, sizes, false, operands, Some(to)) }
 }
 
-fn run_many(
+/// The addresses of views that hold all elements.
+fn operands(
+    [rows, k, columns]: [usize; 3],
+    a: View<bf16>,
+    weight: View<bf16>,
+    y: ViewMut<bf16>,
+) -> [u64; 3] {
+    [
+        a.first(rows * k).address(),
+        weight.first(k * columns).address(),
+        y.first(rows * columns).address(),
+    ]
+}
+
+/// # Safety
+/// The addresses of a, weight and y reach over the sizes, as do the views of `added`.
+pub(super) unsafe fn run_many(
     gpu: &Gpu,
     [rows, k, columns]: [usize; 3],
     transposed: bool,
@@ -244,12 +277,12 @@ fn run_many(
         launch.value(size as i32);
     }
     if let Some(to) = added {
-        launch.value(plain(to.x)?);
+        launch.value(plain(to.x.address())?);
         launch.value(to.gate);
         launch.value(to.tokens as i32);
         launch.value(to.stride as i32);
     }
     let grid = RING.grid(gpu, rows, columns.div_ceil(COLUMNS));
-    // SAFETY: the arguments are the kernel's; the caller's addresses reach over the sizes.
+    // SAFETY: the arguments are the kernel's; the rest is the caller's promise.
     unsafe { launch.run(grid, 384, RING.bytes()) }
 }

@@ -1,10 +1,12 @@
-//! One product of two matrices on one thread: the only call of `gemm`, for gradients and whatever has no panels.
+//! One product of two matrices on one thread: the only call of `gemm`, for gradients and whatever
+//! has no panels.
 //!
-//! `gemm` 0.19 computes an element as one chain of multiply-adds over its terms in every kernel that tiles both
-//! sides, whatever the tile and the instruction set, as long as there are at most 512 terms (`kernel_params`) — but
-//! goes other ways for a result of a single row or column (`gemv`): [`multiply`] is not used with those where it
-//! matters; and it sums a small result's terms in lanes, whose number is the instruction set's, where they lie side by
-//! side on both sides: [`multiply`] lays them out otherwise.
+//! `gemm` 0.19 computes an element as one chain of multiply-adds over its terms in every kernel
+//! that tiles both sides, whatever the tile and the instruction set, as long as there are at most
+//! 512 terms (`kernel_params`) — but goes other ways for a result of a single row or column
+//! (`gemv`): [`multiply`] is not used with those where it matters; and it sums a small result's
+//! terms in lanes, whose number is the instruction set's, where they lie side by side on both
+//! sides: [`multiply`] lays them out otherwise.
 
 use std::ops::Range;
 
@@ -19,7 +21,8 @@ pub(in crate::ops) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// `size` = (rows, columns) of `values`, at `strides` = (from row to row, from column to column).
+    /// `size` = (rows, columns) of `values`, at `strides` = (from row to row, from column to
+    /// column).
     pub fn strided(values: &'a [f32], size: (usize, usize), strides: (usize, usize)) -> Self {
         assert!(values.len() >= extent(size, strides));
         Self {
@@ -94,8 +97,9 @@ pub(in crate::ops) fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: Mat
     }
     assert_eq!(a.size.1, b.size.0);
     assert!(columns <= stride && out.len() >= extent((rows, columns), (stride, 1)));
-    // SAFETY: the three matrices lie inside their slices (asserted here and where a `Matrix` is made), the elements
-    // of `out` are distinct (columns ≤ stride), and `out` is borrowed exclusively.
+    // SAFETY: the three matrices lie inside their slices (asserted here and where a `Matrix` is
+    // made), the elements of `out` are distinct (columns ≤ stride), and `out` is borrowed
+    // exclusively.
     unsafe {
         gemm::gemm(
             rows,

@@ -1,13 +1,22 @@
-//! Products of many rows with one matrix: what convolution and linear layers are made of on the CPU (on a GPU: [`cuda`]).
+//! Products of many rows with one matrix: what convolution and linear layers are made of on the CPU
+//! (on a GPU: [`cuda`]).
 //!
-//! Rows x [N,K] come from an implementation of [`Rows`], a block at a time, so that gathered rows never exist all at
-//! once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O], the weight's gradient [O,K].
+//! Rows x [N,K] come from an implementation of [`Rows`], a block at a time, so that gathered rows
+//! never exist all at once. [`times`] is y = x·w + bias, w [K,O]; [`outer`] is gᵀ·x with g [N,O],
+//! the weight's gradient [O,K].
 //!
-//! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of fused multiply-adds
-//! over all terms in order (`tile`). The other products are `gemm`'s; `matrix` says how it is held to the same.
+//! A row of [`times`] has the same bits whatever the other rows are: every element is one chain of
+//! fused multiply-adds over all terms in order (`tile`). The other products are `gemm`'s; `matrix`
+//! says how it is held to the same.
 
 #[cfg(feature = "cuda")]
 pub mod batched;
+#[cfg(feature = "cuda")]
+pub mod check;
+#[cfg(feature = "cuda")]
+mod check_custom;
+#[cfg(feature = "cuda")]
+pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod matrix;
@@ -30,11 +39,12 @@ pub use panels::Packed;
 pub(super) use panels::Panels;
 pub(super) use times::{times, times_into, times_then, times_through};
 
-/// Rows that are multiplied at a time: few enough that a block of [`DEPTH`] gathered terms (288 KiB) stays in a core's
-/// second cache; a multiple of the six rows of a tile.
+/// Rows that are multiplied at a time: few enough that a block of [`DEPTH`] gathered terms (288
+/// KiB) stays in a core's second cache; a multiple of the six rows of a tile.
 pub(super) const BLOCK: usize = 144;
 
-/// Terms that are multiplied at a time: up to 512, `gemm` takes them in one chain whatever the other sizes are.
+/// Terms that are multiplied at a time: up to 512, `gemm` takes them in one chain whatever the
+/// other sizes are.
 pub(super) const DEPTH: usize = 512;
 
 /// Rows [N,K] that are made a block at a time.
@@ -102,8 +112,8 @@ pub(super) fn with_buffer<R>(f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
     result
 }
 
-/// The first `len` values of a buffer, uninitialised in meaning; it never shrinks, so that each value
-/// is zeroed once.
+/// The first `len` values of a buffer, uninitialised in meaning; it never shrinks, so that each
+/// value is zeroed once.
 pub(super) fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         buffer.resize(len, 0.0);

@@ -1,6 +1,7 @@
 //! gᵀ·x: the gradient of the weights of [`times`](super::times), summed over the rows.
 //!
-//! The sum runs over chunks of rows, whose number the sizes alone fix, side by side; the chunks are added in order.
+//! The sum runs over chunks of rows, whose number the sizes alone fix, side by side; the chunks are
+//! added in order.
 
 use rayon::prelude::*;
 
@@ -11,7 +12,8 @@ use crate::ops::blocks;
 /// Tasks to spread over the threads: enough for an even load on a desktop's cores.
 const TASKS: usize = 32;
 
-/// Outputs a task: gathering the rows again for each such group costs a few percent of its arithmetic.
+/// Outputs a task: gathering the rows again for each such group costs a few percent of its
+/// arithmetic.
 const GROUP: usize = 128;
 
 /// Rows a chunk at least.

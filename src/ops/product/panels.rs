@@ -1,7 +1,8 @@
-//! A matrix [K,O] in the order in which a product reads it: panels of [`WIDTH`] columns, term after term.
+//! A matrix [K,O] in the order in which a product reads it: panels of [`WIDTH`] columns, term after
+//! term.
 //!
-//! A term of a panel is one cache line, so that a tile reads its weights as one stream and each line whole. The last
-//! panel is filled up with zeros.
+//! A term of a panel is one cache line, so that a tile reads its weights as one stream and each
+//! line whole. The last panel is filled up with zeros.
 
 use std::fmt;
 use std::ops::Range;
@@ -86,8 +87,8 @@ pub(in crate::ops) struct Panels {
 }
 
 impl Panels {
-    /// The columns are an operation's outputs: `weight` [O,I,kh,kw], taps = kh·kw; terms in the order of a gathered
-    /// window, (tap, input).
+    /// The columns are an operation's outputs: `weight` [O,I,kh,kw], taps = kh·kw; terms in the
+    /// order of a gathered window, (tap, input).
     pub fn of_outputs(weight: &[f32], outputs: usize, inputs: usize, taps: usize) -> Self {
         let depth = inputs * taps;
         Self::new((depth, outputs), |columns, lines| {
@@ -122,7 +123,8 @@ impl Panels {
         columns: 0,
     };
 
-    /// Becomes `depth` rows of `columns` values that lie `stride` apart in `values`, on this thread.
+    /// Becomes `depth` rows of `columns` values that lie `stride` apart in `values`, on this
+    /// thread.
     pub fn refill(&mut self, values: &[f32], (depth, columns): (usize, usize), stride: usize) {
         self.resize(depth, columns);
         for (i, lines) in self.lines.chunks_exact_mut(depth).enumerate() {

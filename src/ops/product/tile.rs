@@ -1,8 +1,9 @@
 //! Rows times panels: the one loop that multiplies.
 //!
-//! A tile is [`ROWS`] rows by as many columns as their sums fill the registers: an instruction set's lanes decide how
-//! many, never an element's value, which is one chain of fused multiply-adds over the terms in order, from its bias or
-//! from what stands there. On AVX2 a tile of 6×16 runs at the speed of the multiply-adds alone.
+//! A tile is [`ROWS`] rows by as many columns as their sums fill the registers: an instruction
+//! set's lanes decide how many, never an element's value, which is one chain of fused multiply-adds
+//! over the terms in order, from its bias or from what stands there. On AVX2 a tile of 6×16 runs at
+//! the speed of the multiply-adds alone.
 
 use std::ops::Range;
 
@@ -24,8 +25,8 @@ pub(super) enum Start<'a> {
     Present,
 }
 
-/// out = start + x·w over some panels and terms: x [N,terms] in rows that lie side by side; `out` holds N rows, `stride`
-/// apart, of the panels' columns.
+/// out = start + x·w over some panels and terms: x [N,terms] in rows that lie side by side; `out`
+/// holds N rows, `stride` apart, of the panels' columns.
 pub(super) struct Block<'a> {
     pub out: &'a mut [f32],
     pub stride: usize,

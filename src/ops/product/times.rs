@@ -9,7 +9,8 @@ use super::tile::{Block, Start};
 use super::{BLOCK, DEPTH, Matrix, Plain, Rows, ranges, room, with_buffer};
 use crate::ops::blocks;
 
-/// Multiplications a task at least (about 20 µs) where few rows are spread over the threads by their outputs.
+/// Multiplications a task at least (about 20 µs) where few rows are spread over the threads by
+/// their outputs.
 const TASK: usize = 1 << 19;
 
 /// The rows times `weights` [K,O], plus `bias` [O] if there is one: [N,O].

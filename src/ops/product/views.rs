@@ -1,4 +1,4 @@
-//! Matrix products of typed views: bf16 by cuBLASLt or a kernel of our own, f32 by cuBLAS without TF32.
+//! Matmuls of typed views: bf16 by cuBLASLt or a custom kernel, f32 by cuBLAS without TF32.
 //!
 //! Row-major throughout; sums in f32.
 
@@ -10,7 +10,8 @@ use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{
 use candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits;
 use half::bf16;
 
-use crate::ops::cuda::{Element, Gpu, Product, View, ViewMut};
+use super::cublaslt::Product;
+use crate::ops::cuda::{Element, Gpu, View, ViewMut};
 
 /// An element type of matrix products.
 pub trait Multiply: Element + ValidAsZeroBits {
@@ -25,7 +26,8 @@ pub trait Multiply: Element + ValidAsZeroBits {
     where
         Self: Sized;
 
-    /// c[m,n] = a[rows,m]ᵀ·b[rows,n] in f32, added to c where `accumulate`; sizes [rows,m,n], m and n multiples of 8.
+    /// c[m,n] = a[rows,m]ᵀ·b[rows,n] in f32, added to c if `accumulate`; sizes [rows,m,n], m and n
+    /// multiples of 8.
     fn outer(
         gpu: &Gpu,
         sizes: [usize; 3],
@@ -45,13 +47,6 @@ fn check(lens: [usize; 3], [a, b, c]: [usize; 3]) {
     );
 }
 
-/// # Safety
-/// The addresses of a, b and c reach as far as the product.
-unsafe fn run(gpu: &Gpu, product: &Product, [a, b, c]: [u64; 3]) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe { gpu.matmul()?.run(gpu, product, a, b, c, 0) }
-}
-
 impl Multiply for bf16 {
     fn by_rows(
         gpu: &Gpu,
@@ -62,9 +57,8 @@ impl Multiply for bf16 {
     ) -> Result<()> {
         let lens = [a.len(), b.len(), c.len()];
         check(lens, [m * k, n * k, m * n]);
-        let at = [a.address(), b.address(), c.address()];
-        // SAFETY: the views reach as far as the product.
-        unsafe { run(gpu, &Product::forward(m, k, n), at) }
+        let product = Product::forward(m, k, n);
+        gpu.matmul()?.run(gpu, &product, a, b, c, None)
     }
 
     fn outer(
@@ -81,9 +75,7 @@ impl Multiply for bf16 {
             accumulate,
             ..Product::weight_gradient(rows, n, m)
         };
-        let at = [a.address(), b.address(), c.address()];
-        // SAFETY: the views reach as far as the product.
-        unsafe { run(gpu, &product, at) }
+        gpu.matmul()?.run(gpu, &product, a, b, c, None)
     }
 }
 

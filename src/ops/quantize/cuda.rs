@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use half::{bf16, f16};
 
 use super::{Codebook, Perturbation, Schedule};
-use crate::ops::cuda::{Buffer, Gpu, address};
+use crate::ops::cuda::{Buffer, Gpu, View, ViewMut};
 
 /// Codes that `kernel.cu` reads at a time; tables are padded to a multiple of it. Pipeline stages
 /// of tiles in shared memory.
@@ -31,9 +31,8 @@ pub struct Tables {
     tiles: Buffer<u16>,
     codes_f32: Buffer<f32>,
     minus_half_norms: Buffer<f32>,
-    /// The address of `_taps`.
-    taps: u64,
-    _taps: Tensor,
+    /// f32 [K,count,d]
+    taps: Tensor,
     bias: Option<Buffer<f32>>,
     bounds: Buffer<f32>,
     alpha: Buffer<f32>,
@@ -46,23 +45,21 @@ pub struct Tables {
     perturbation: Option<(Buffer<u32>, u32)>,
 }
 
-/// The source of ε_t: an address of f32 [T,B,N,d], or the streams of `seed` and of the indices u64
-/// [B] at an address.
-#[derive(Debug, Clone, Copy)]
-pub enum NoiseAt {
-    Given(u64),
-    Drawn { seed: u64, indices: u64 },
+/// The source of ε_t: f32 [T,B,N,d], or the streams of `seed` and of the indices [B].
+#[derive(Clone, Copy)]
+pub enum NoiseAt<'a> {
+    Given(View<'a, f32>),
+    Drawn { seed: u64, indices: View<'a, u64> },
 }
 
-/// Addresses of the step u32 [B] in 1..T at which each image stops, and of the images' indices u32
-/// [B] in processing order (0: unsorted).
-#[derive(Debug, Clone, Copy)]
-pub struct Until {
-    pub t: u64,
-    pub order: u64,
+/// The step [B] in 1..T at which each image stops, and the images' indices [B] in processing order.
+#[derive(Clone, Copy)]
+pub struct Until<'a> {
+    pub t: View<'a, u32>,
+    pub order: View<'a, u32>,
 }
 
-impl Until {
+impl Until<'_> {
     /// Longest-first schedule, to balance blocks; images with equal t share a block.
     pub fn longest_first(t: &[u32]) -> Vec<u32> {
         let mut order: Vec<u32> = (0..t.len() as u32).collect();
@@ -72,20 +69,28 @@ impl Until {
 }
 
 /// Destination of [`Tables::until`]: ε_t and z'_{t−1} f32 [B,N,d], codes u32 [B,N].
-#[derive(Debug, Clone, Copy)]
-pub struct ExamplesAt {
-    pub noise: u64,
-    pub sum: u64,
-    pub codes: u64,
+pub struct ExamplesAt<'a> {
+    pub noise: ViewMut<'a, f32>,
+    pub sum: ViewMut<'a, f32>,
+    pub codes: ViewMut<'a, u32>,
 }
 
-/// Destination of [`Tables::all`], 0 for none: codes u32 [T,B,N], z'_0..z'_T f32 [T+1,B,N,d], v_t
-/// f32 [T,B,N,d].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct QuantizedAt {
-    pub codes: u64,
-    pub sums: u64,
-    pub noisy: u64,
+/// Destination of [`Tables::all`], each if it is wanted: codes u32 [T,B,N], z'_0..z'_T f32
+/// [T+1,B,N,d], v_t f32 [T,B,N,d].
+#[derive(Default)]
+pub struct QuantizedAt<'a> {
+    pub codes: Option<ViewMut<'a, u32>>,
+    pub sums: Option<ViewMut<'a, f32>>,
+    pub noisy: Option<ViewMut<'a, f32>>,
+}
+
+/// What a code adds to itself and its neighbours f32 [K,count,d], count 9 or 1, and the
+/// convolution's bias [d].
+#[derive(Clone, Copy)]
+pub struct Lookup<'a> {
+    pub taps: View<'a, f32>,
+    pub bias: Option<View<'a, f32>>,
+    pub count: usize,
 }
 
 /// The kernels' argument, as in `arguments.cuh`.
@@ -198,8 +203,7 @@ impl Tables {
             tiles: Buffer::from_host(gpu, &tiles)?,
             codes_f32: Buffer::from_host(gpu, &rows.concat())?,
             minus_half_norms: Buffer::from_host(gpu, &norms)?,
-            taps: address::<f32>(&taps)?,
-            _taps: taps,
+            taps,
             bias,
             bounds: Buffer::from_host(gpu, &bounds)?,
             alpha: Buffer::from_host(gpu, &schedule.alpha)?,
@@ -218,19 +222,20 @@ impl Tables {
         Ok(())
     }
 
-    /// What a code adds to itself and its neighbours, f32 [K,count,d], the convolution's bias (0:
-    /// none), and the count, 9 or 1.
-    pub fn lookup(&self) -> (u64, u64, usize) {
-        let bias = self.bias.as_ref().map_or(0, Buffer::address);
-        (self.taps, bias, self.taps_count)
+    /// What a code becomes in the sum.
+    pub fn lookup(&self) -> Result<Lookup<'_>> {
+        Ok(Lookup {
+            taps: View::of(&self.taps)?,
+            bias: self.bias.as_ref().map(Buffer::view),
+            count: self.taps_count,
+        })
     }
 
-    /// One training example per image: the latents f32 [B,h·w,d] at an address, stopped at each
-    /// image's own step.
+    /// One training example per image: the latents [B,h·w,d], stopped at each image's own step.
     pub fn until(
         &self,
         gpu: &Gpu,
-        latents: u64,
+        latents: View<f32>,
         [b, h, w]: [usize; 3],
         noise: NoiseAt,
         until: Until,
@@ -238,49 +243,57 @@ impl Tables {
     ) -> Result<()> {
         let (nearest, perturb_below) = match (&self.perturbation, noise) {
             (None, _) => (0, 0),
-            (Some((nearest, below)), NoiseAt::Drawn { .. }) => (nearest.address(), *below),
+            (Some((nearest, below)), NoiseAt::Drawn { .. }) => (nearest.view().address(), *below),
             (Some(_), NoiseAt::Given(_)) => {
                 bail!("quantize: perturbed codes need noise that is drawn by the images' numbers")
             }
         };
-        self.launch(
-            gpu,
-            [b, h, w],
-            noise,
-            Arguments {
-                latents,
-                nearest,
-                perturb_below,
-                until: until.t,
-                order: until.order,
-                until_noise: to.noise,
-                until_sum: to.sum,
-                until_codes: to.codes,
-                ..Arguments::default()
-            },
-        )
+        let (positions, d) = (b * h * w, self.d);
+        let arguments = Arguments {
+            latents: latents.first(positions * d).address(),
+            nearest,
+            perturb_below,
+            until: until.t.first(b).address(),
+            order: until.order.first(b).address(),
+            until_noise: to.noise.first(positions * d).address(),
+            until_sum: to.sum.first(positions * d).address(),
+            until_codes: to.codes.first(positions).address(),
+            ..Arguments::default()
+        };
+        // SAFETY: the views are of the map's sizes.
+        unsafe { self.launch(gpu, [b, h, w], noise, arguments) }
     }
 
-    /// All steps of the latents f32 [B,h·w,d] at an address.
+    /// All steps of the latents [B,h·w,d].
     pub fn all(
         &self,
         gpu: &Gpu,
-        latents: u64,
-        map: [usize; 3],
+        latents: View<f32>,
+        [b, h, w]: [usize; 3],
         noise: NoiseAt,
         to: QuantizedAt,
     ) -> Result<()> {
+        let (positions, d, steps) = (b * h * w, self.d, self.steps);
+        let floats = |to: Option<ViewMut<f32>>, maps: usize| {
+            to.map_or(0, |to| to.first(maps * positions * d).address())
+        };
+        let codes = to
+            .codes
+            .map_or(0, |to| to.first(steps * positions).address());
         let arguments = Arguments {
-            latents,
-            codes: to.codes,
-            sums: to.sums,
-            noisy: to.noisy,
+            latents: latents.first(positions * d).address(),
+            codes,
+            sums: floats(to.sums, steps + 1),
+            noisy: floats(to.noisy, steps),
             ..Arguments::default()
         };
-        self.launch(gpu, map, noise, arguments)
+        // SAFETY: the views are of the map's sizes.
+        unsafe { self.launch(gpu, [b, h, w], noise, arguments) }
     }
 
-    fn launch(
+    /// # Safety
+    /// The addresses in `arguments` are 0 or cover the map's sizes.
+    unsafe fn launch(
         &self,
         gpu: &Gpu,
         [b, h, w]: [usize; 3],
@@ -288,21 +301,22 @@ impl Tables {
         arguments: Arguments,
     ) -> Result<()> {
         let (noise, seed, indices) = match noise {
-            NoiseAt::Given(noise) => (noise, 0, 0),
-            NoiseAt::Drawn { seed, indices } => (0, seed, indices),
+            NoiseAt::Given(noise) => (noise.first(self.steps * b * h * w * self.d).address(), 0, 0),
+            NoiseAt::Drawn { seed, indices } => (0, seed, indices.first(b).address()),
         };
+        let lookup = self.lookup()?;
         let arguments = Arguments {
             noise,
             indices,
             seed: [seed as u32, (seed >> 32) as u32],
-            tiles: self.tiles.address(),
-            codes_f32: self.codes_f32.address(),
-            minus_half_norms: self.minus_half_norms.address(),
-            taps: self.taps,
-            bias: self.bias.as_ref().map_or(0, Buffer::address),
-            bounds: self.bounds.address(),
-            alpha: self.alpha.address(),
-            beta: self.beta.address(),
+            tiles: self.tiles.view().address(),
+            codes_f32: self.codes_f32.view().address(),
+            minus_half_norms: self.minus_half_norms.view().address(),
+            taps: lookup.taps.address(),
+            bias: lookup.bias.map_or(0, |bias| bias.address()),
+            bounds: self.bounds.view().address(),
+            alpha: self.alpha.view().address(),
+            beta: self.beta.view().address(),
             batch: b as i32,
             height: h as i32,
             width: w as i32,
@@ -312,7 +326,8 @@ impl Tables {
             ..arguments
         };
         if !Self::fit(self.d, h * w) {
-            return self.by_steps(gpu, arguments);
+            // SAFETY: the caller's promise.
+            return unsafe { self.by_steps(gpu, arguments) };
         }
         let (d, images) = (self.d, (POSITIONS / (h * w)).max(1));
         let (op, threads, shared) = if self.hopper {
@@ -334,8 +349,7 @@ impl Tables {
         let kernel = gpu.kernel(op, &format!("quantize_{d}"), shared as u32)?;
         let mut launch = gpu.launch(&kernel);
         launch.structure(&arguments);
-        // SAFETY: `Arguments` matches the kernel's struct, and the caller's addresses cover
-        // [B,h·w,d].
+        // SAFETY: `Arguments` matches the kernel's struct; the rest is the caller's promise.
         unsafe {
             launch.run(
                 (b.div_ceil(images) as u32, 1, 1),
@@ -346,7 +360,10 @@ impl Tables {
     }
 
     /// The same for images that do not fit in one block.
-    fn by_steps(&self, gpu: &Gpu, arguments: Arguments) -> Result<()> {
+    ///
+    /// # Safety
+    /// The addresses in `arguments` are 0 or cover the map's sizes.
+    unsafe fn by_steps(&self, gpu: &Gpu, arguments: Arguments) -> Result<()> {
         let a = &arguments;
         let positions = (a.batch * a.height * a.width) as usize;
         let state = || Buffer::<f32>::zeros(gpu, positions * self.d);
@@ -361,10 +378,10 @@ impl Tables {
         for step in 0..self.steps as i32 {
             let argument = Step {
                 arguments,
-                residual: residual.address(),
-                sum: sum.address(),
-                v: v.address(),
-                chosen: chosen.address(),
+                residual: residual.view_mut().address(),
+                sum: sum.view_mut().address(),
+                v: v.view_mut().address(),
+                chosen: chosen.view_mut().address(),
                 step,
                 d: self.d as i32,
             };
@@ -372,8 +389,8 @@ impl Tables {
                 let kernel = gpu.kernel("quantize_any", kernel, 0)?;
                 let mut launch = gpu.launch(&kernel);
                 launch.structure(&argument);
-                // SAFETY: `Step` matches the kernels' struct, the state has the map's size, and the
-                // caller's addresses cover [B,h·w,d].
+                // SAFETY: `Step` matches the kernels' struct, and the state has the map's size; the
+                // rest is the caller's promise.
                 unsafe { launch.run((blocks as u32, 1, 1), ANY_THREADS as u32, 0) }?;
             }
         }

@@ -8,7 +8,11 @@
 //! have.
 
 #[cfg(feature = "cuda")]
+pub mod check;
+#[cfg(feature = "cuda")]
 pub mod check_loss;
+#[cfg(feature = "cuda")]
+pub mod check_tensors;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -20,6 +24,7 @@ mod nearest;
 mod on_gpu;
 mod perturb;
 mod reference;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -29,20 +34,7 @@ use crate::rng::{Purpose, normal};
 
 pub use loss::quantization_loss;
 pub use perturb::Perturbation;
-
-/// α_t and β_t for t = 1..T, at index t − 1.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Schedule {
-    pub alpha: Vec<f32>,
-    pub beta: Vec<f32>,
-}
-
-impl Schedule {
-    /// T
-    pub fn steps(&self) -> usize {
-        self.alpha.len()
-    }
-}
+pub use schedule::Schedule;
 
 /// The source of ε_t.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@ use candle_core::{CudaDevice, Result, Tensor};
 
 use super::cuda::{ExamplesAt, NoiseAt, QuantizedAt, Tables, Until};
 use super::{Codebook, Examples, Noise, Perturbation, Quantized, Schedule};
-use crate::ops::cuda::{Buffer, Gpu, address, fresh};
+use crate::ops::cuda::{Buffer, Gpu, Output, View};
 
 /// Whether the kernels support latents v [B,h,w,d].
 pub fn serves(v: &Tensor) -> bool {
@@ -21,22 +21,21 @@ pub fn recurrent_quantize(
     let (b, h, w, d) = v.dims4()?;
     let (gpu, v, steps) = (Gpu::of(device)?, v.contiguous()?, schedule.steps());
     let source = Source::new(&gpu, noise)?;
-    let (codes, codes_at) = fresh::<u32>(device, (steps, b, h, w))?;
-    let (sums, sums_at) = fresh::<f32>(device, (steps + 1, b, h, w, d))?;
-    let (noisy, noisy_at) = fresh::<f32>(device, (steps, b, h, w, d))?;
+    let floats = |maps: usize| Output::<f32>::new(device, maps * b * h * w * d);
+    let mut codes = Output::<u32>::new(device, steps * b * h * w)?;
+    let (mut sums, mut noisy) = (floats(steps + 1)?, floats(steps)?);
     let to = QuantizedAt {
-        codes: codes_at,
-        sums: sums_at,
-        noisy: noisy_at,
+        codes: Some(codes.view_mut()),
+        sums: Some(sums.view_mut()),
+        noisy: Some(noisy.view_mut()),
     };
-    Tables::new(&gpu, codebook, schedule)?.all(
-        &gpu,
-        address::<f32>(&v)?,
-        [b, h, w],
-        source.at,
-        to,
-    )?;
-    Ok(Quantized { codes, sums, noisy })
+    let tables = Tables::new(&gpu, codebook, schedule)?;
+    tables.all(&gpu, View::of(&v)?, [b, h, w], source.view()?, to)?;
+    Ok(Quantized {
+        codes: codes.tensor((steps, b, h, w)),
+        sums: sums.tensor((steps + 1, b, h, w, d)),
+        noisy: noisy.tensor((steps, b, h, w, d)),
+    })
 }
 
 pub fn quantize_until(
@@ -54,54 +53,53 @@ pub fn quantize_until(
     let order = Buffer::from_host(&gpu, &Until::longest_first(t))?;
     let t = Buffer::from_host(&gpu, t)?;
     let until = Until {
-        t: t.address(),
-        order: order.address(),
+        t: t.view(),
+        order: order.view(),
     };
-    let (noise, noise_at) = fresh::<f32>(device, (b, h, w, d))?;
-    let (sum, sum_at) = fresh::<f32>(device, (b, h, w, d))?;
-    let (codes, codes_at) = fresh::<u32>(device, (b, h, w))?;
+    let floats = || Output::<f32>::new(device, b * h * w * d);
+    let (mut noise, mut sum) = (floats()?, floats()?);
+    let mut codes = Output::<u32>::new(device, b * h * w)?;
     let to = ExamplesAt {
-        noise: noise_at,
-        sum: sum_at,
-        codes: codes_at,
+        noise: noise.view_mut(),
+        sum: sum.view_mut(),
+        codes: codes.view_mut(),
     };
     let mut tables = Tables::new(&gpu, codebook, schedule)?;
     if let Some(perturbation) = perturbation {
         tables.perturb(&gpu, perturbation)?;
     }
-    tables.until(&gpu, address::<f32>(&v)?, [b, h, w], source.at, until, to)?;
-    Ok(Examples { noise, sum, codes })
+    tables.until(&gpu, View::of(&v)?, [b, h, w], source.view()?, until, to)?;
+    Ok(Examples {
+        noise: noise.tensor((b, h, w, d)),
+        sum: sum.tensor((b, h, w, d)),
+        codes: codes.tensor((b, h, w)),
+    })
 }
 
-/// ε_t's address, and the tensors that must live until the launch.
-struct Source {
-    at: NoiseAt,
-    _given: Option<Tensor>,
-    _indices: Option<Buffer<u64>>,
+/// ε_t on the GPU.
+enum Source {
+    Given(Tensor),
+    Drawn { seed: u64, indices: Buffer<u64> },
 }
 
 impl Source {
     fn new(gpu: &Gpu, noise: &Noise) -> Result<Self> {
         Ok(match *noise {
-            Noise::Given(noise) => {
-                let noise = noise.contiguous()?;
-                Self {
-                    at: NoiseAt::Given(address::<f32>(&noise)?),
-                    _given: Some(noise),
-                    _indices: None,
-                }
-            }
-            Noise::Drawn { seed, indices } => {
-                let indices = Buffer::from_host(gpu, indices)?;
-                Self {
-                    at: NoiseAt::Drawn {
-                        seed,
-                        indices: indices.address(),
-                    },
-                    _given: None,
-                    _indices: Some(indices),
-                }
-            }
+            Noise::Given(noise) => Self::Given(noise.contiguous()?),
+            Noise::Drawn { seed, indices } => Self::Drawn {
+                seed,
+                indices: Buffer::from_host(gpu, indices)?,
+            },
+        })
+    }
+
+    fn view(&self) -> Result<NoiseAt<'_>> {
+        Ok(match self {
+            Self::Given(noise) => NoiseAt::Given(View::of(noise)?),
+            Self::Drawn { seed, indices } => NoiseAt::Drawn {
+                seed: *seed,
+                indices: indices.view(),
+            },
         })
     }
 }

@@ -5,16 +5,18 @@
 //! uniforms and normals are bit-identical.
 
 use candle_core::{Result, bail};
+use half::bf16;
 
-use super::cuda::Gpu;
+use super::cuda::{Gpu, View, ViewMut, launch};
+use super::quantize::cuda::Lookup;
 
 const THREADS: u32 = 256;
 
-/// Addresses of the seed, u32 [2], and of the samples' numbers, u64 [B].
-#[derive(Debug, Clone, Copy)]
-pub struct Streams {
-    pub seed: u64,
-    pub indices: u64,
+/// The seed's low and high word [2], and the samples' numbers [B].
+#[derive(Clone, Copy)]
+pub struct Streams<'a> {
+    pub seed: View<'a, u32>,
+    pub indices: View<'a, u64>,
 }
 
 /// The operations on the logits of step t.
@@ -29,18 +31,17 @@ pub struct Cuts {
     pub t: usize,
 }
 
-/// From logits bf16 [B,N,K], followed by the unconditional ones if λ ≠ 0, to codes u32 [B,N]; the
-/// first damaged row goes to u32 [1].
+/// From logits [B,N,K], followed by the unconditional ones if λ ≠ 0, to codes [B,N]; the first
+/// damaged row goes to `damaged` [1].
 ///
 /// Errors: the kernel does not support K.
-#[allow(clippy::too_many_arguments)] // sizes, three addresses and what to do
 pub fn choose(
     gpu: &Gpu,
     [b, n, k]: [usize; 3],
-    logits: u64,
+    logits: View<bf16>,
     streams: Streams,
-    codes: u64,
-    damaged: u64,
+    codes: ViewMut<u32>,
+    damaged: ViewMut<u32>,
     cuts: &Cuts,
 ) -> Result<()> {
     if !k.is_multiple_of(8) || k > 16384 {
@@ -49,74 +50,55 @@ pub fn choose(
     let chunks = (k.div_ceil(8 * THREADS as usize)).next_power_of_two();
     let cut = cuts.top_k.is_some() || cuts.top_p.is_some();
     let name = format!("sample_choose_{}{chunks}", if cut { "cut_" } else { "" });
-    let kernel = gpu.kernel("sample", &name, 0)?;
-    let mut launch = gpu.launch(&kernel);
-    launch.early();
-    launch.value(logits);
-    launch.value(if cuts.lambda == 0.0 {
-        0
-    } else {
-        (b * n * k) as u64
-    });
-    launch.value(streams.seed);
-    launch.value(streams.indices);
-    launch.value(codes);
-    launch.value(damaged);
-    launch.value(n as i32);
-    launch.value(k as i32);
-    launch.value(cuts.lambda);
-    launch.value(cuts.tau);
-    launch.value(cuts.top_p.unwrap_or(1.0));
-    launch.value(cuts.top_k.unwrap_or(0) as i32);
-    launch.value(i32::from(cuts.gumbel));
-    launch.value(cuts.t as i32);
-    // SAFETY: the arguments match the kernel's; the caller's addresses cover the shapes named
-    // above.
-    unsafe { launch.run(((b * n) as u32, 1, 1), THREADS, 0) }
+    let unconditional = if cuts.lambda == 0.0 { 0 } else { b * n * k };
+    let grid = ((b * n) as u32, 1, 1);
+    // SAFETY: the arguments are the kernel's, and views of the sizes that it walks over.
+    unsafe {
+        launch!(early gpu, "sample", &name, grid, THREADS, 0;
+            logits.first(b * n * k + unconditional), unconditional as u64,
+            streams.seed.first(2), streams.indices.first(b), codes.first(b * n), damaged.first(1),
+            n as i32, k as i32, cuts.lambda, cuts.tau, cuts.top_p.unwrap_or(1.0),
+            cuts.top_k.unwrap_or(0) as i32, i32::from(cuts.gumbel), cuts.t as i32)
+    }
 }
 
-/// Inputs and outputs of [`advance`]: addresses, 0 for none.
-#[derive(Debug, Clone, Copy)]
-pub struct Advance {
-    /// c_{t−1} u32 [B,N]; none before the first step.
-    pub codes: u64,
-    /// z'_{t−2} and z'_{t−1} f32 [B,N,d].
-    pub before: u64,
-    pub after: u64,
-    /// [ε_t | z'_{t−1}] bf16 [copies·B,N,2d]; none after the last step.
-    pub rows: u64,
+/// Inputs and outputs of [`advance`].
+pub struct Advance<'a> {
+    /// c_{t−1} [B,N]; none before the first step.
+    pub codes: Option<View<'a, u32>>,
+    /// z'_{t−2} and z'_{t−1} [B,N,d]; none for z'_0 = 0.
+    pub before: Option<View<'a, f32>>,
+    pub after: Option<ViewMut<'a, f32>>,
+    /// [ε_t | z'_{t−1}] [copies·B,N,2d]; none after the last step.
+    pub rows: Option<ViewMut<'a, bf16>>,
     pub copies: usize,
     pub t: usize,
 }
 
 /// z'_{t−1} from the codes of the previous step, and step t's input rows; `lookup` is the
-/// quantizer's (taps, bias, count).
+/// quantizer's.
 pub fn advance(
     gpu: &Gpu,
     [b, h, w, d]: [usize; 4],
-    (taps, bias, count): (u64, u64, usize),
+    lookup: Lookup,
     streams: Streams,
-    at: &Advance,
+    at: Advance,
 ) -> Result<()> {
-    let kernel = gpu.kernel("sample", "sample_advance", 0)?;
-    let mut launch = gpu.launch(&kernel);
-    launch.early();
-    for address in [
-        at.codes,
-        taps,
-        bias,
-        at.before,
-        at.after,
-        at.rows,
-        streams.seed,
-        streams.indices,
-    ] {
-        launch.value(address);
+    assert!(
+        at.codes.is_none() || at.after.is_some(),
+        "codes are added to a sum"
+    );
+    let (positions, map) = (b * h * w, b * h * w * d);
+    let grid = ((map / 4).div_ceil(THREADS as usize) as u32, 1, 1);
+    let sizes = [b, h, w, d, lookup.count, at.t, at.copies].map(|size| size as i32);
+    // SAFETY: the arguments are the kernel's, and views of the sizes that it walks over; a code is
+    // below K.
+    unsafe {
+        launch!(early gpu, "sample", "sample_advance", grid, THREADS, 0;
+            at.codes.map(|codes| codes.first(positions)), lookup.taps, lookup.bias,
+            at.before.map(|before| before.first(map)), at.after.map(|after| after.first(map)),
+            at.rows.map(|rows| rows.first(2 * at.copies * map)),
+            streams.seed.first(2), streams.indices.first(b),
+            sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6])
     }
-    for size in [b, h, w, d, count, at.t, at.copies] {
-        launch.value(size as i32);
-    }
-    let grid = (b * h * w * d / 4).div_ceil(THREADS as usize) as u32;
-    // SAFETY: as above.
-    unsafe { launch.run((grid, 1, 1), THREADS, 0) }
 }

@@ -2,20 +2,24 @@
 //!
 //! x [..,2F] → [..,F]. Gradient to x.
 
+#[cfg(feature = "cuda")]
+pub mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod reference;
 #[cfg(test)]
 mod tests;
 
 use super::conv2d::check_elements;
 use super::product::{Panels, Plain, times_through};
-use super::{Packed, check, linear_packed, slices, tape};
+use super::{Packed, check as shapes, linear_packed, slices, tape};
 use candle_core::{Result, Tensor, bail};
 pub(super) use cpu::gated;
 
 /// x [..,2F], gate first → [..,F].
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    let width = check::last_dim("swiglu", "x", x)?;
+    let width = shapes::last_dim("swiglu", "x", x)?;
     if width % 2 != 0 {
         bail!("swiglu: x has {width} columns, expected an even number (gate and up)");
     }
@@ -29,7 +33,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
 /// leave the cache.
 pub fn linear_swiglu(x: &Tensor, weight: &Tensor, packed: &Packed) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
-    let width = check::last_dim("linear_swiglu", "x", x)?;
+    let width = shapes::last_dim("linear_swiglu", "x", x)?;
     check_elements("linear_swiglu", &[x, weight])?;
     if width != inputs || outputs % 2 != 0 || x.track_op() || !slices::are_f32_on_cpu(&[x, weight])
     {

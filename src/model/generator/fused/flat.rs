@@ -1,8 +1,10 @@
-//! All parameters in one buffer: names → places, so that the optimizer is one kernel and a gradient's place is known before it exists.
+//! All parameters in one buffer: names → places, so that the optimizer is one kernel and a
+//! gradient's place is known before it exists.
 //!
-//! Order: tensors of two or more dimensions (which take weight decay) first, the modulations' weights of all blocks and the last one side by
-//! side at their end, the narrow halves of modulations of low rank before them; then the rest, the modulations' biases likewise. Every place is
-//! a multiple of eight elements.
+//! Order: tensors of two or more dimensions (which take weight decay) first, the modulations'
+//! weights of all blocks and the last one side by side at their end, the narrow halves of
+//! modulations of low rank before them; then the rest, the modulations' biases likewise. Every
+//! place is a multiple of eight elements.
 
 use std::collections::BTreeMap;
 

@@ -1,30 +1,26 @@
-//! SwiGLU's kernels alone, and those within the products beside it.
+//! Checks SwiGLU's kernels, alone and fused into the matmuls beside it.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var};
 
-use super::Row;
-use super::kernel::{Halves, NONE, compare, flat, unwritten};
-use crate::model::gpu::{Sizes, kernels};
+use super::cuda::{
+    swiglu_backward, swiglu_forward, swiglu_product_backward, swiglu_product_forward,
+};
+use super::swiglu as reference;
 use crate::ops::cuda::Gpu;
-use crate::ops::swiglu as reference;
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{Halves, compare, flat, unwritten};
 
-pub fn swiglu(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
-    let s = Sizes {
-        batch: 3,
-        tokens: 29,
-        hidden: 40,
-        ..NONE
-    };
-    let (n, f) = (s.rows(), s.hidden);
+pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let (n, f) = (87, 40);
     let (x, dh) = (
         Halves::new(gpu, 1, &[n, 2 * f])?,
         Halves::new(gpu, 2, &[n, f])?,
     );
     let (h, dx) = (unwritten(gpu, n * f)?, unwritten(gpu, n * 2 * f)?);
-    kernels::swiglu_forward(gpu, &s, x.address(), h.address())?;
-    kernels::swiglu_backward(gpu, &s, x.address(), dh.address(), dx.address())?;
+    swiglu_forward(gpu, [n, f], x.view(), h.view_mut())?;
+    swiglu_backward(gpu, [n, f], x.view(), dh.view(), dx.view_mut())?;
 
     let (y, expected) = with_gradient(&x.values, &dh.values)?;
     let name = |what: &str| format!("swiglu: {what}");
@@ -36,16 +32,9 @@ pub fn swiglu(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
         return Ok(rows);
     }
     // Few blocks, so that each takes several tiles; more width, so that two share the weights.
-    let card = gpu.taken_for(false, 6);
+    let few = gpu.taken_for(false, 6);
     for width in [264, 776] {
-        let s = Sizes {
-            batch: 4,
-            tokens: 77,
-            width,
-            hidden: 328,
-            ..NONE
-        };
-        rows.extend(in_products(&card, &s)?);
+        rows.extend(in_products(&few, [308, width, 328])?);
     }
     Ok(rows)
 }
@@ -60,8 +49,8 @@ fn with_gradient(x: &Tensor, dh: &Tensor) -> Result<(Vec<f32>, Vec<f32>)> {
 }
 
 /// Sizes of which no tile is full at the edges.
-fn in_products(gpu: &Gpu, s: &Sizes) -> Result<Vec<Row>> {
-    let (n, c, f) = (s.rows(), s.width, s.hidden);
+fn in_products(gpu: &Gpu, sizes: [usize; 3]) -> Result<Vec<Row>> {
+    let [n, c, f] = sizes;
     let (y, dbranch) = (Halves::new(gpu, 1, &[n, c])?, Halves::new(gpu, 2, &[n, c])?);
     let smaller = |seed, shape: &[usize]| {
         let random = Halves::new(gpu, seed, shape)?;
@@ -70,17 +59,11 @@ fn in_products(gpu: &Gpu, s: &Sizes) -> Result<Vec<Row>> {
     let (w12, w3) = (smaller(3, &[2 * f, c])?, smaller(4, &[c, f])?);
     let (h, again) = (unwritten(gpu, n * f)?, unwritten(gpu, n * f)?);
     let (x, dx) = (unwritten(gpu, n * 2 * f)?, unwritten(gpu, n * 2 * f)?);
-    for (x, h) in [(0, &h), (x.address(), &again)] {
-        kernels::swiglu_product_forward(gpu, s, y.address(), w12.address(), x, h.address())?;
+    for (x, h) in [(None, &h), (Some(x.view_mut()), &again)] {
+        swiglu_product_forward(gpu, sizes, y.view(), w12.view(), x, h.view_mut())?;
     }
-    kernels::swiglu_product_backward(
-        gpu,
-        s,
-        dbranch.address(),
-        w3.address(),
-        x.address(),
-        dx.address(),
-    )?;
+    let (dy, to) = (dbranch.view(), dx.view_mut());
+    swiglu_product_backward(gpu, sizes, dy, w3.view(), x.view(), to)?;
 
     let product = y.values.matmul(&w12.values.t()?.contiguous()?)?;
     let (expected, gradient) = with_gradient(&product, &dbranch.values.matmul(&w3.values)?)?;

@@ -1,21 +1,23 @@
-//! `rdpm doctor --check-ops`, the quantizer of tensors: Algorithm 1 on the card against the CPU, in sizes that the kernels serve and in others.
+//! Checks the quantizer of tensors: Algorithm 1 on the GPU against the CPU, at sizes that the
+//! kernels support and at others.
 
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::check::{Row, relative, share_that_differs};
+use super::{Codebook, Noise, Schedule, quantize_until, recurrent_quantize};
 use crate::config::ScheduleConfig;
-use crate::model::schedule::Schedule;
 use crate::ops::cuda::Gpu;
-use crate::ops::quantize::{Codebook, Noise, quantize_until, recurrent_quantize};
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{relative, share_that_differs};
 use crate::rng::{Purpose, normal};
 
-/// Codes, v_t, z'_t and the examples stopped at t, with given noise and with drawn; the share of codes that differ.
+/// Codes, v_t, z'_t and the examples stopped at t, with given noise and with drawn; the share of
+/// codes that differ.
 ///
 /// A code may differ at a tie, and what follows it then differs too.
-pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
-    let card = Device::Cuda(gpu.device().clone());
+pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+    let there = Device::Cuda(gpu.device().clone());
     let mut rows = Vec::new();
     for (b, h, w, d, k, steps, bias) in [
         (3, 16, 16, 32, 4096, 10, true),
@@ -34,13 +36,13 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
             false => None,
         };
         let codebook = |device: &Device| {
-            let there = |x: &Tensor| x.to_device(device);
+            let moved = |x: &Tensor| x.to_device(device);
             let bias = convolution.as_ref();
             Ok::<_, candle_core::Error>(Codebook {
-                embedding: there(&embedding)?,
+                embedding: moved(&embedding)?,
                 bias: bias
                     .map(|(weight, bias)| {
-                        Ok::<_, candle_core::Error>((there(weight)?, there(bias)?))
+                        Ok::<_, candle_core::Error>((moved(weight)?, moved(bias)?))
                     })
                     .transpose()?,
             })
@@ -69,7 +71,7 @@ pub fn quantizer_of_tensors(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
                 let values = values.into_iter().collect::<Result<Vec<_>>>()?;
                 Ok::<_, candle_core::Error>((codes.to_vec1::<u32>()?, values))
             };
-            let (codes, values) = computed(&card)?;
+            let (codes, values) = computed(&there)?;
             let (expected_codes, expected) = computed(&Device::Cpu)?;
             let name = |what: &str| {
                 format!(

@@ -1,9 +1,11 @@
-//! Matrix products: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out. By cuBLASLt, and on Hopper by a kernel of our own
-//! (ops/product) where that is faster.
+//! Matmuls: row-major C[m,n] = α·op(A)·op(B) + β·C, bf16 in, f32 sums, bf16 or f32 out. By
+//! cuBLASLt, and on sm_90 by a custom kernel ([`super::cuda`]) where that is faster.
 //!
-//! The algorithm of a shape is picked once: of those that give the same bits as the library's first, on a trial's operands, the fastest on this
-//! card. So which one it is may change from run to run, and the results do not. The products of a step of depth 12 take 49.4 ms one by one on an
-//! H100, by the library's algorithms alone, instead of 54.7; a whole step gains 1 to 2 of its 85 ms, for there the card is at its power limit.
+//! The algorithm of a shape is picked once: of those that give the same bits as the library's
+//! first, on a trial's operands, the fastest on this GPU. So which one it is may change from run to
+//! run, and the results do not. The matmuls of a step of depth 12 take 49.4 ms one by one on an
+//! H100, by the library's algorithms alone, instead of 54.7; a whole step gains 1 to 2 of its 85
+//! ms, because there the GPU is at its power limit.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,12 +17,14 @@ use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::{CudaDevice, Result, bail};
+use half::bf16;
 
-use super::{Buffer, Gpu};
-use crate::ops::product::cuda::{of_many, serves_many};
+use super::cuda::{run_many, serves_many};
+use crate::ops::cuda::{Buffer, Element, Gpu, View, ViewMut, launch};
 
 const WORKSPACE: usize = 32 << 20;
-/// Algorithms that the library is asked for, and the FLOP of a product from which on it pays to time them.
+/// Algorithms that the library is asked for, and the FLOP of a matmul from which on it pays to time
+/// them.
 const CANDIDATES: usize = 8;
 const TIMED: f64 = 1e8;
 /// Times a candidate is timed, two runs each.
@@ -102,8 +106,8 @@ impl Product {
         }
     }
 
-    /// Whether our own kernel serves it: bf16 rows times weights, to bf16, of enough rows.
-    fn served_by_own(&self, gpu: &Gpu) -> bool {
+    /// Whether a custom kernel supports it: bf16 rows times weights, to bf16, of enough rows.
+    fn has_custom_kernel(&self, gpu: &Gpu) -> bool {
         let plain = !self.f32_out && !self.accumulate && self.epilogue == Epilogue::None;
         let together = self.strides == Strides::default();
         plain && together && !self.transpose_a && serves_many(gpu, self.m, self.n)
@@ -125,6 +129,12 @@ impl Product {
         })
     }
 
+    /// Elements from the first to the last of A, B and C.
+    fn reach(&self) -> [usize; 3] {
+        self.stored()
+            .map(|[rows, columns, stride]| (rows - 1) * stride + columns)
+    }
+
     pub fn flop(&self) -> f64 {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
@@ -138,11 +148,11 @@ pub struct Matmul {
     plans: Mutex<HashMap<Product, Plan>>,
 }
 
-/// Who makes a product.
+/// Which implementation runs a matmul.
 #[derive(Clone, Copy)]
 enum Algorithm {
     Library(sys::cublasLtMatmulAlgo_t),
-    Own,
+    Custom,
 }
 
 struct Plan {
@@ -152,13 +162,14 @@ struct Plan {
     algorithm: Algorithm,
 }
 
-// SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a lock.
+// SAFETY: cuBLASLt's handle and descriptors may be used from any thread; the plans are behind a
+// lock.
 unsafe impl Send for Matmul {}
 // SAFETY: as above.
 unsafe impl Sync for Matmul {}
 
 impl Matmul {
-    pub(super) fn new(device: &CudaDevice) -> Result<Self> {
+    fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         let workspace = stream
             .alloc_zeros::<u8>(WORKSPACE)
@@ -171,19 +182,36 @@ impl Matmul {
         })
     }
 
-    /// C = op(A)·op(B) by addresses; `bias` is read where the epilogue adds one.
+    /// C = op(A)·op(B), plus `bias` [n] if the epilogue adds one.
     ///
-    /// # Safety
-    /// The addresses reach as far as the product's shape says, on this device; so does the bias, where one is added.
-    pub unsafe fn run(
+    /// Panics: an operand that is shorter than the product's shape says; C of another element type;
+    /// a bias that the epilogue does not add, or none that it does.
+    pub fn run<C: Element>(
         &self,
         gpu: &Gpu,
         product: &Product,
-        a: u64,
-        b: u64,
-        c: u64,
-        bias: u64,
+        a: View<bf16>,
+        b: View<bf16>,
+        c: ViewMut<C>,
+        bias: Option<View<C>>,
     ) -> Result<()> {
+        assert_eq!(
+            C::NAME,
+            if product.f32_out { "f32" } else { "bf16" },
+            "the result of {product:?}"
+        );
+        assert_eq!(
+            bias.is_some(),
+            product.epilogue == Epilogue::Bias,
+            "the bias of {product:?}"
+        );
+        let [of_a, of_b, of_c] = product.reach();
+        let operands = [
+            a.first(of_a).address(),
+            b.first(of_b).address(),
+            c.first(of_c).address(),
+            bias.map_or(0, |bias| bias.first(product.n).address()),
+        ];
         let mut plans = self
             .plans
             .lock()
@@ -192,12 +220,13 @@ impl Matmul {
             plans.insert(*product, self.plan(gpu, product)?);
         }
         let plan = &plans[product];
-        // SAFETY: the caller's promise.
-        unsafe { self.launch(gpu, product, plan, &plan.algorithm, [a, b, c, bias]) }
+        // SAFETY: the operands reach as far as the product's shape says.
+        unsafe { self.launch(gpu, product, plan, &plan.algorithm, operands) }
     }
 
     /// # Safety
-    /// As [`Matmul::run`]'s; `plan` is the product's and `algorithm` one of its candidates.
+    /// The addresses of A, B, C and the bias (if one is added) reach as far as the product's shape
+    /// says, on this device; `plan` is the product's and `algorithm` one of its candidates.
     unsafe fn launch(
         &self,
         gpu: &Gpu,
@@ -208,9 +237,10 @@ impl Matmul {
     ) -> Result<()> {
         let algorithm = match algorithm {
             Algorithm::Library(algorithm) => algorithm,
-            Algorithm::Own => {
+            Algorithm::Custom => {
                 let sizes = [product.m, product.k, product.n];
-                return of_many(gpu, sizes, !product.transpose_b, a, b, c);
+                // SAFETY: the caller's promise, for bf16 operands whose rows lie side by side.
+                return unsafe { run_many(gpu, sizes, !product.transpose_b, [a, b, c], None) };
             }
         };
         let (alpha, beta) = (1f32, if product.accumulate { 1f32 } else { 0f32 });
@@ -246,9 +276,10 @@ impl Matmul {
         .map_err(|e| candle_core::Error::Msg(format!("cuBLASLt on {product:?}: {e}")))
     }
 
-    /// The fastest of the candidates that give the first one's bits, on operands of its own: those of a first step may be zeros.
+    /// The fastest of the candidates that give the first one's bits, on operands of its own: those
+    /// of a first step may be zeros.
     ///
-    /// Without memory for the trial it is the first: the results are the same.
+    /// If there is no memory for the trial it is the first: the results are the same.
     fn fastest(
         &self,
         gpu: &Gpu,
@@ -262,15 +293,21 @@ impl Matmul {
         let vectors = bytes.div_ceil(16);
         let out = || Buffer::<u32>::zeros(gpu, 4 * vectors);
         let (Ok(operands), Ok(expected), Ok(found)) =
-            (Buffer::<half::bf16>::zeros(gpu, operand), out(), out())
+            (Buffer::<bf16>::zeros(gpu, operand), out(), out())
         else {
             return Ok(candidates[0]);
         };
-        fill_operand(gpu, operands.address(), operand)?;
-        let x = operands.address();
+        fill_operand(gpu, operands.view_mut())?;
+        let x = operands.view().address();
         // SAFETY: operands and results are as large as the product's.
         let run = |i: usize, to: &Buffer<u32>| unsafe {
-            self.launch(gpu, p, plan, &candidates[i], [x, x, to.address(), x])
+            self.launch(
+                gpu,
+                p,
+                plan,
+                &candidates[i],
+                [x, x, to.view_mut().address(), x],
+            )
         };
         run(0, &expected)?;
         let mut same = vec![0];
@@ -281,13 +318,7 @@ impl Matmul {
             };
             let bits = Buffer::<u32>::zeros(gpu, 1)?;
             let ran = run(i, found);
-            count_differing(
-                gpu,
-                expected.address(),
-                found.address(),
-                vectors,
-                bits.address(),
-            )?;
+            count_differing(gpu, expected.view(), found.view(), bits.view_mut())?;
             if ran.is_ok() && bits.read()?[0] == 0 {
                 same.push(i);
             }
@@ -321,13 +352,13 @@ impl Matmul {
 
     fn plan(&self, gpu: &Gpu, p: &Product) -> Result<Plan> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let (bf16, f32) = (
+        let (half, full) = (
             sys::cudaDataType_t::CUDA_R_16BF,
             sys::cudaDataType_t::CUDA_R_32F,
         );
         let failed =
             |e| candle_core::Error::Msg(format!("cuBLASLt has no algorithm for {p:?}: {e}"));
-        let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32)
+        let desc = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, full)
             .map_err(failed)?;
         // Column-major, a row-major [r,c] matrix is [c,r]: Cᵀ[n,m] = op(B)ᵀ·op(A)ᵀ.
         let first = if p.transpose_b {
@@ -340,14 +371,15 @@ impl Matmul {
         } else {
             CUBLAS_OP_N
         };
-        let out = if p.f32_out { f32 } else { bf16 };
+        let out = if p.f32_out { full } else { half };
         let layout = |data, [rows, columns, stride]: [usize; 3]| {
             result::create_matrix_layout(data, columns as u64, rows as u64, stride as i64)
                 .map_err(failed)
         };
         let [a, b, c] = p.stored();
-        let layouts = [layout(bf16, b)?, layout(bf16, a)?, layout(out, c)?];
-        // SAFETY: the descriptor and the preference were just made; each value has its attribute's type.
+        let layouts = [layout(half, b)?, layout(half, a)?, layout(out, c)?];
+        // SAFETY: the descriptor and the preference were just made; each value has its attribute's
+        // type.
         unsafe {
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &first)?;
             set(desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &second)?;
@@ -366,7 +398,8 @@ impl Matmul {
             )
             .map_err(failed)?;
             if p.strides != Strides::default() {
-                // Parts of rows begin where their neighbours end, at 16 bytes instead of the library's 256.
+                // Parts of rows begin where their neighbours end, at 16 bytes instead of the
+                // library's 256.
                 use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
                 for attribute in [
                     Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -415,8 +448,8 @@ impl Matmul {
                 layouts,
                 algorithm,
             };
-            if p.served_by_own(gpu) {
-                candidates.push(Algorithm::Own);
+            if p.has_custom_kernel(gpu) {
+                candidates.push(Algorithm::Custom);
             }
             if candidates.len() > 1 && p.flop() >= TIMED {
                 plan.algorithm = self.fastest(gpu, p, &plan, &candidates)?;
@@ -426,26 +459,41 @@ impl Matmul {
     }
 }
 
-/// `count` values of about a normal's size at an address of bf16.
-pub fn fill_operand(gpu: &Gpu, to: u64, count: usize) -> Result<()> {
-    let kernel = gpu.kernel("product", "fill_operand", 0)?;
-    let mut launch = gpu.launch(&kernel);
-    launch.value(to);
-    launch.value(count as i64);
-    // SAFETY: the kernel's arguments; the caller's address reaches that far.
-    unsafe { launch.run((BLOCKS, 1, 1), 256, 0) }
+impl Gpu {
+    /// Matmuls on this device, made ready at the first call.
+    ///
+    /// Errors: cuBLASLt cannot be started.
+    pub fn matmul(&self) -> Result<Arc<Matmul>> {
+        self.kept(|gpu| Matmul::new(gpu.device()))
+    }
 }
 
-/// How many of `count` vectors of 16 bytes differ between two addresses is added to a u32 at a third.
-pub fn count_differing(gpu: &Gpu, a: u64, b: u64, count: usize, differing: u64) -> Result<()> {
-    let kernel = gpu.kernel("product", "count_differing", 0)?;
-    let mut launch = gpu.launch(&kernel);
-    launch.value(a);
-    launch.value(b);
-    launch.value(count as i64);
-    launch.value(differing);
-    // SAFETY: as above.
-    unsafe { launch.run((BLOCKS, 1, 1), 256, 0) }
+/// Fills with values of about a normal's size.
+pub fn fill_operand(gpu: &Gpu, to: ViewMut<bf16>) -> Result<()> {
+    let count = to.len() as i64;
+    // SAFETY: the kernel's arguments, of a view's length.
+    unsafe { launch!(gpu, "product", "fill_operand", (BLOCKS, 1, 1), 256, 0; to, count) }
+}
+
+/// Adds to `differing` [1] how many vectors of 16 bytes differ between two lists of as many words.
+pub fn count_differing(
+    gpu: &Gpu,
+    a: View<u32>,
+    b: View<u32>,
+    differing: ViewMut<u32>,
+) -> Result<()> {
+    assert!(
+        a.len() == b.len() && a.len().is_multiple_of(4),
+        "{} and {} words",
+        a.len(),
+        b.len()
+    );
+    let count = (a.len() / 4) as i64;
+    // SAFETY: the kernel's arguments, of the views' lengths.
+    unsafe {
+        launch!(gpu, "product", "count_differing", (BLOCKS, 1, 1), 256, 0;
+            a, b, count, differing.first(1))
+    }
 }
 
 impl Drop for Matmul {
@@ -455,7 +503,8 @@ impl Drop for Matmul {
             .get_mut()
             .expect("no thread panics while it holds this lock");
         for plan in plans.values() {
-            // SAFETY: made by `plan`, destroyed once. A failure here leaks a few bytes at the end of a run.
+            // SAFETY: made by `plan`, destroyed once. A failure here leaks a few bytes at the end
+            // of a run.
             unsafe {
                 let _ = result::destroy_matmul_desc(plan.desc);
                 for layout in plan.layouts {

@@ -1,21 +1,23 @@
-//! Matrix products: the kernels that the choice of an algorithm uses, and products large enough that it is made.
+//! Checks matmuls: the kernels that the choice of an algorithm uses, and matmuls large enough that
+//! it is made.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::Row;
-use super::kernel::{
+use super::check_custom::{products_of_few, products_of_many, swiglu_of_few};
+use super::cublaslt::{Product, count_differing, fill_operand};
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{
     ALLOWED_F32, Halves, compare, compare_f32, flat, row, unwritten, unwritten_f32,
 };
-use super::own_products::{products_of_few, products_of_many, swiglu_of_few};
-use crate::ops::cuda::{Buffer, Gpu, Product, count_differing, fill_operand};
+use crate::ops::cuda::{Buffer, Gpu};
 
 /// The kernels alone.
-pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let count = 300_001; // more than a round of all blocks
     let filled = unwritten(gpu, count)?;
-    fill_operand(gpu, filled.address(), count)?;
+    fill_operand(gpu, filled.view_mut())?;
     let values: Vec<f64> = filled.read()?.iter().map(|x| x.to_f64()).collect();
     let mean = values.iter().sum::<f64>() / count as f64;
     let square = values.iter().map(|x| x * x).sum::<f64>() / count as f64;
@@ -29,7 +31,7 @@ pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     }
     let (a, b) = (Buffer::from_host(gpu, &a)?, Buffer::from_host(gpu, &b)?);
     let differing = Buffer::<u32>::zeros(gpu, 1)?;
-    count_differing(gpu, a.address(), b.address(), vectors, differing.address())?;
+    count_differing(gpu, a.view(), b.view(), differing.view_mut())?;
     let miscounted = f64::from(differing.read()?[0]) - 2.0;
     let mut rows = vec![
         row("product, operands of a trial: mean", mean.abs(), 0.02),
@@ -54,7 +56,7 @@ pub fn product(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
 
 /// Products of a layer whose algorithms are timed, against f32 on the CPU.
 pub fn products(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
-    // So few multiprocessors that Hopper's own kernel takes part.
+    // So few multiprocessors that sm_90's custom kernel takes part.
     let gpu = &gpu.taken_for(false, 8);
     let (n, input, output) = (1040, 648, 776);
     let x = Halves::new(gpu, 1, &[n, input])?;
@@ -62,29 +64,20 @@ pub fn products(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let dy = Halves::new(gpu, 3, &[n, output])?;
     let (y, dx) = (unwritten(gpu, n * output)?, unwritten(gpu, n * input)?);
     let dweight = unwritten_f32(gpu, output * input)?;
-    let run = |product: &Product, a, b, c| {
-        // SAFETY: the buffers are the product's operands.
-        unsafe { gpu.matmul()?.run(gpu, product, a, b, c, 0) }
-    };
-    run(
-        &Product::forward(n, input, output),
-        x.address(),
-        weight.address(),
-        y.address(),
-    )?;
-    run(
-        &Product::input_gradient(n, input, output),
-        dy.address(),
-        weight.address(),
-        dx.address(),
-    )?;
-    let gradient = Product::weight_gradient(n, input, output);
-    run(&gradient, dy.address(), x.address(), dweight.address())?;
-    let again = Product {
-        accumulate: true,
-        ..gradient
-    };
-    run(&again, dy.address(), x.address(), dweight.address())?;
+    let matmul = gpu.matmul()?;
+    let forward = Product::forward(n, input, output);
+    matmul.run(gpu, &forward, x.view(), weight.view(), y.view_mut(), None)?;
+    let gradient = Product::input_gradient(n, input, output);
+    let to = dx.view_mut();
+    matmul.run(gpu, &gradient, dy.view(), weight.view(), to, None)?;
+    for accumulate in [false, true] {
+        let gradient = Product {
+            accumulate,
+            ..Product::weight_gradient(n, input, output)
+        };
+        let to = dweight.view_mut();
+        matmul.run(gpu, &gradient, dy.view(), x.view(), to, None)?;
+    }
 
     let times = |a: &Tensor, b: &Tensor| flat(&a.matmul(b)?);
     let (x, weight, dy) = (&x.values, &weight.values, &dy.values);

@@ -1,31 +1,28 @@
-//! The kernels of the generator's edges alone: inputs, condition, positions, sums over rows, the tally.
+//! Checks the kernels around the generator's blocks: inputs, condition, positions, dropout, sums
+//! over rows, the tally.
 
 use std::sync::Arc;
 
 use candle_core::Result;
 
-use super::Row;
-use super::kernel::{
-    ALLOWED_F32, Floats, Halves, NONE, compare, compare_f32, flat, same_bits, unwritten,
-    unwritten_f32,
+use super::cuda as kernels;
+use crate::ops::Dropout;
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{
+    ALLOWED_F32, Floats, Halves, compare, compare_f32, flat, same_bits, unwritten, unwritten_f32,
 };
-use crate::model::dropout::Dropout;
-use crate::model::gpu::{Sizes, kernels};
 use crate::ops::cuda::{Buffer, Gpu};
 
-const SIZES: Sizes = Sizes {
-    batch: 5,
-    tokens: 7,
-    width: 264,
-    latent: 24,
-    classes: 3,
-    steps: 4,
-    ..NONE
-};
+const BATCH: usize = 5;
+const TOKENS: usize = 7;
+const WIDTH: usize = 264;
+const LATENT: usize = 24;
+const CLASSES: usize = 3;
+const STEPS: usize = 4;
 const LABELS: [u32; 5] = [2, 0, 3, 2, 2];
 const T: [u32; 5] = [1, 4, 2, 4, 1];
 
-pub fn condition(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = inputs(gpu)?;
     rows.extend(embedding(gpu)?);
     rows.extend(activations(gpu)?);
@@ -40,11 +37,11 @@ fn name(what: &str) -> String {
 }
 
 fn inputs(gpu: &Gpu) -> Result<Vec<Row>> {
-    let s = &SIZES;
-    let (n, d) = (s.rows(), s.latent);
+    let (n, d) = (BATCH * TOKENS, LATENT);
     let (noise, sum) = (Floats::new(gpu, 1, &[n, d])?, Floats::new(gpu, 2, &[n, d])?);
     let joined = unwritten(gpu, n * 2 * d)?;
-    kernels::join_inputs(gpu, s, noise.address(), sum.address(), joined.address())?;
+    let to = joined.view_mut();
+    kernels::join_inputs(gpu, [n, d], noise.view(), sum.view(), to)?;
     let (a, b) = (flat(&noise.values)?, flat(&sum.values)?);
     let expected: Vec<f32> = a
         .chunks_exact(d)
@@ -52,18 +49,19 @@ fn inputs(gpu: &Gpu) -> Result<Vec<Row>> {
         .flat_map(|(a, b)| [a, b].concat())
         .collect();
 
-    let x = Halves::new(gpu, 3, &[n, s.width])?;
-    let position = Halves::new(gpu, 4, &[s.tokens, s.width])?;
+    let x = Halves::new(gpu, 3, &[n, WIDTH])?;
+    let position = Halves::new(gpu, 4, &[TOKENS, WIDTH])?;
     let added = flat(
         &x.values
-            .reshape((s.batch, s.tokens, s.width))?
+            .reshape((BATCH, TOKENS, WIDTH))?
             .broadcast_add(&position.values)?,
     )?;
-    kernels::add_position(gpu, s, x.address(), position.address())?;
+    let sizes = [BATCH, TOKENS, WIDTH];
+    kernels::add_position(gpu, sizes, x.view_mut(), position.view())?;
 
     let t = Buffer::from_host(gpu, &T)?;
-    let features = unwritten(gpu, s.batch * 256)?;
-    kernels::time_features(gpu, s, t.address(), features.address())?;
+    let features = unwritten(gpu, BATCH * 256)?;
+    kernels::time_features(gpu, BATCH, t.view(), features.view_mut())?;
     let angle = |t: u32, i: i32| f64::from(t) * 1e4f64.powf(-f64::from(i) / 128.0);
     let waves: Vec<f32> = T
         .iter()
@@ -80,7 +78,7 @@ fn inputs(gpu: &Gpu) -> Result<Vec<Row>> {
         )?,
         same_bits(
             name("positions added, share that differs"),
-            &x.on_card,
+            &x.on_gpu,
             &added,
         )?,
         compare(name("time features"), &features, &waves)?,
@@ -89,8 +87,8 @@ fn inputs(gpu: &Gpu) -> Result<Vec<Row>> {
 
 /// The same elements as on the CPU, of images that end within a block of threads.
 fn dropout(gpu: &Gpu) -> Result<Row> {
-    let s = &SIZES;
-    let x = Halves::new(gpu, 8, &[s.batch, s.tokens, s.width])?;
+    let sizes = [BATCH, TOKENS, WIDTH];
+    let x = Halves::new(gpu, 8, &sizes)?;
     let indices = [3, 1 << 40, 4, (5 << 32) + 1, 0];
     let on_cpu = Dropout {
         probability: 0.3,
@@ -100,30 +98,29 @@ fn dropout(gpu: &Gpu) -> Result<Row> {
     // The CPU's product with 0 is −0 for what is negative, and the sum with 0 is 0.
     let expected = flat(&(on_cpu.apply(&x.values, 2)? + 0.0)?)?;
     let numbers = Buffer::from_host(gpu, &indices)?;
-    let at = kernels::DropoutAt {
+    let by = kernels::DropoutOnGpu {
         probability: on_cpu.probability,
         seed: on_cpu.seed,
-        indices: numbers.address(),
+        indices: numbers.view(),
     };
-    kernels::dropout(gpu, s, x.address(), 2, at)?;
-    same_bits(name("dropout: bits that differ"), &x.on_card, &expected)
+    kernels::dropout(gpu, sizes, x.view_mut(), 2, by)?;
+    same_bits(name("dropout: bits that differ"), &x.on_gpu, &expected)
 }
 
 fn embedding(gpu: &Gpu) -> Result<Vec<Row>> {
-    let s = &SIZES;
-    let (b, c) = (s.batch, s.width);
+    let (b, c, sizes) = (BATCH, WIDTH, [BATCH, WIDTH, CLASSES]);
     let time = Floats::new(gpu, 5, &[b, c])?;
-    let table = Floats::new(gpu, 6, &[s.classes + 1, c])?;
+    let table = Floats::new(gpu, 6, &[CLASSES + 1, c])?;
     let labels = Buffer::from_host(gpu, &LABELS)?;
     let (sum, out) = (unwritten_f32(gpu, b * c)?, unwritten(gpu, b * c)?);
     kernels::condition(
         gpu,
-        s,
-        time.address(),
-        table.address(),
-        labels.address(),
-        sum.address(),
-        out.address(),
+        sizes,
+        time.view(),
+        table.view(),
+        labels.view(),
+        sum.view_mut(),
+        out.view_mut(),
     )?;
     let (time, table) = (flat(&time.values)?, flat(&table.values)?);
     let of_label = |i: usize| table[LABELS[i / c] as usize * c + i % c];
@@ -131,18 +128,18 @@ fn embedding(gpu: &Gpu) -> Result<Vec<Row>> {
     let silus: Vec<f32> = sums.iter().map(|&x| silu(x)).collect();
 
     let d = Halves::new(gpu, 7, &[b, c])?;
-    let gradient = unwritten_f32(gpu, (s.classes + 1) * c)?;
+    let gradient = unwritten_f32(gpu, (CLASSES + 1) * c)?;
     for accumulate in [false, true] {
         kernels::embedding_gradient(
             gpu,
-            s,
-            d.address(),
-            labels.address(),
-            gradient.address(),
+            sizes,
+            d.view(),
+            labels.view(),
+            gradient.view_mut(),
             accumulate,
         )?;
     }
-    let mut twice = vec![0f32; (s.classes + 1) * c];
+    let mut twice = vec![0f32; (CLASSES + 1) * c];
     for (i, d) in flat(&d.values)?.iter().enumerate() {
         twice[LABELS[i / c] as usize * c + i % c] += 2.0 * d;
     }
@@ -163,15 +160,14 @@ fn silu(x: f32) -> f32 {
 }
 
 fn activations(gpu: &Gpu) -> Result<Vec<Row>> {
-    let s = &SIZES;
-    let count = s.batch * s.width;
+    let count = BATCH * WIDTH;
     let (x, dy) = (
         Floats::new(gpu, 8, &[count])?,
         Floats::new(gpu, 9, &[count])?,
     );
     let (y, dx) = (unwritten(gpu, count)?, unwritten(gpu, count)?);
-    kernels::silu(gpu, s, x.address(), y.address())?;
-    kernels::silu_gradient(gpu, s, dy.address(), x.address(), dx.address())?;
+    kernels::silu(gpu, count, x.view(), y.view_mut())?;
+    kernels::silu_gradient(gpu, count, dy.view(), x.view(), dx.view_mut())?;
     let (x, dy) = (flat(&x.values)?, flat(&dy.values)?);
     let slope = |x: f32| {
         let sigmoid = 1.0 / (1.0 + (-x).exp());
@@ -194,11 +190,10 @@ fn row_sums(gpu: &Gpu) -> Result<Vec<Row>> {
     for accumulate in [false, true] {
         kernels::row_sums(
             gpu,
-            x.address(),
-            rows,
-            columns,
-            scratch.address(),
-            out.address(),
+            [rows, columns],
+            x.view(),
+            scratch.view_mut(),
+            out.view_mut(),
             accumulate,
         )?;
     }
@@ -213,26 +208,22 @@ fn row_sums(gpu: &Gpu) -> Result<Vec<Row>> {
 }
 
 fn tally(gpu: &Gpu) -> Result<Vec<Row>> {
-    let s = &Sizes {
-        tokens: 259,
-        ..SIZES
-    };
-    let n = s.tokens;
-    let loss = Floats::new(gpu, 11, &[s.rows()])?;
-    let hits: Vec<u32> = (0..s.rows()).map(|i| (i % 3 == 0).into()).collect();
-    let on_card = Buffer::from_host(gpu, &hits)?;
+    let n = 259;
+    let loss = Floats::new(gpu, 11, &[BATCH * n])?;
+    let hits: Vec<u32> = (0..BATCH * n).map(|i| (i % 3 == 0).into()).collect();
+    let there = Buffer::from_host(gpu, &hits)?;
     let t = Buffer::from_host(gpu, &T)?;
-    let sums = unwritten_f32(gpu, s.batch * 2)?;
-    let so_far: Vec<f32> = (0..s.steps * 3).map(|i| i as f32).collect();
+    let sums = unwritten_f32(gpu, BATCH * 2)?;
+    let so_far: Vec<f32> = (0..STEPS * 3).map(|i| i as f32).collect();
     let tally = Buffer::from_host(gpu, &so_far)?;
     kernels::tally(
         gpu,
-        s,
-        loss.address(),
-        on_card.address(),
-        t.address(),
-        sums.address(),
-        tally.address(),
+        [BATCH, n, STEPS],
+        loss.view(),
+        there.view(),
+        t.view(),
+        sums.view_mut(),
+        tally.view_mut(),
     )?;
     let mut expected: Vec<f64> = so_far.iter().map(|&x| x.into()).collect();
     for (i, (loss, hit)) in flat(&loss.values)?.iter().zip(&hits).enumerate() {

@@ -1,37 +1,20 @@
-//! What the checks of single kernels share: the same values on the card and off, outputs that start as NaN, and comparisons.
+//! What the checks of single kernels share: the same values on the GPU and on the CPU, outputs that
+//! start as NaN, and comparisons.
 
 use candle_core::{Device, Result, Tensor};
 use half::bf16;
 
-use super::{Row, relative, share_that_differs};
-use crate::model::gpu::Sizes;
-use crate::ops::cuda::{Buffer, Gpu};
-use crate::rng::{Purpose, normal};
+use super::compare::{Row, random};
+use super::{Buffer, Gpu, View, ViewMut};
 
 /// bf16 outputs against f32.
 const ALLOWED: f64 = 1e-2;
 /// f32 outputs of the same inputs.
 pub const ALLOWED_F32: f64 = 1e-5;
 
-/// Sizes of a pass; what a kernel does not look at is 0.
-pub const NONE: Sizes = Sizes {
-    batch: 1,
-    tokens: 1,
-    width: 0,
-    heads: 0,
-    hidden: 0,
-    codes: 0,
-    latent: 0,
-    mix: 0,
-    depth: 1,
-    rank: None,
-    classes: 0,
-    steps: 0,
-};
-
-/// Random bf16 values on the card, and as f32 on the CPU.
+/// Random bf16 values on the GPU, and as f32 on the CPU.
 pub struct Halves {
-    pub on_card: Buffer<bf16>,
+    pub on_gpu: Buffer<bf16>,
     pub values: Tensor,
 }
 
@@ -45,19 +28,23 @@ impl Halves {
         let rounded: Vec<bf16> = flat(values)?.into_iter().map(bf16::from_f32).collect();
         let back: Vec<f32> = rounded.iter().map(|x| x.to_f32()).collect();
         Ok(Self {
-            on_card: Buffer::from_host(gpu, &rounded)?,
+            on_gpu: Buffer::from_host(gpu, &rounded)?,
             values: Tensor::from_vec(back, values.shape(), &Device::Cpu)?,
         })
     }
 
-    pub fn address(&self) -> u64 {
-        self.on_card.address()
+    pub fn view(&self) -> View<'_, bf16> {
+        self.on_gpu.view()
+    }
+
+    pub fn view_mut(&self) -> ViewMut<'_, bf16> {
+        self.on_gpu.view_mut()
     }
 }
 
-/// Random f32 values on the card, and on the CPU.
+/// Random f32 values on the GPU, and on the CPU.
 pub struct Floats {
-    pub on_card: Buffer<f32>,
+    pub on_gpu: Buffer<f32>,
     pub values: Tensor,
 }
 
@@ -65,18 +52,14 @@ impl Floats {
     pub fn new(gpu: &Gpu, seed: u64, shape: &[usize]) -> Result<Self> {
         let values = random(seed, shape)?;
         Ok(Self {
-            on_card: Buffer::from_host(gpu, &flat(&values)?)?,
+            on_gpu: Buffer::from_host(gpu, &flat(&values)?)?,
             values,
         })
     }
 
-    pub fn address(&self) -> u64 {
-        self.on_card.address()
+    pub fn view(&self) -> View<'_, f32> {
+        self.on_gpu.view()
     }
-}
-
-fn random(seed: u64, shape: &[usize]) -> Result<Tensor> {
-    normal(seed, Purpose::Init, &[0], 0, shape, &Device::Cpu)?.squeeze(0)
 }
 
 /// An output that a kernel must write whole.
@@ -126,4 +109,34 @@ pub fn same_bits(name: String, found: &Buffer<bf16>, expected: &[f32]) -> Result
     let found: Vec<u32> = found.read()?.into_iter().map(bits).collect();
     let expected: Vec<u32> = expected.iter().map(|&x| bits(bf16::from_f32(x))).collect();
     Ok(row(name, share_that_differs(&found, &expected), 0.0))
+}
+
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// The share of places where two lists differ.
+pub fn share_that_differs(a: &[u32], b: &[u32]) -> f64 {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / a.len() as f64
+}
+
+/// ‖found − reference‖ / ‖reference‖
+pub fn relative(found: &[f32], reference: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = found
+        .iter()
+        .zip(reference)
+        .map(|(&a, &b)| square(f64::from(a) - f64::from(b)))
+        .sum();
+    let norm: f64 = reference.iter().map(|&b| square(f64::from(b))).sum();
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The GPU with every kind of kernel that it runs, as one of so many multiprocessors.
+pub fn kinds(gpu: &Gpu, multiprocessors: u32) -> Vec<(&'static str, Gpu)> {
+    let mut kinds = vec![("general", gpu.taken_for(true, multiprocessors))];
+    if gpu.is_hopper() {
+        kinds.push(("sm_90's", gpu.taken_for(false, multiprocessors)));
+    }
+    kinds
 }

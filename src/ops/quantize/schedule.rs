@@ -6,9 +6,20 @@
 use std::f64::consts::FRAC_PI_2;
 
 use crate::config::{ScheduleConfig, ScheduleKind};
-pub use crate::ops::quantize::Schedule;
+
+/// α_t and β_t for t = 1..T, at index t − 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    pub alpha: Vec<f32>,
+    pub beta: Vec<f32>,
+}
 
 impl Schedule {
+    /// T
+    pub fn steps(&self) -> usize {
+        self.alpha.len()
+    }
+
     /// The schedule of `steps` = T steps, computed in f64.
     pub fn new(config: &ScheduleConfig, steps: usize) -> Self {
         let (from, to) = config.logit;

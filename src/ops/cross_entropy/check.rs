@@ -1,38 +1,35 @@
-//! The cross-entropy's kernels alone, one a range of K.
+//! Checks the cross-entropy's kernels, one per range of K.
 
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::kernel::{ALLOWED_F32, Halves, NONE, compare, compare_f32, flat, row, unwritten_f32};
-use super::{Row, share_that_differs};
-use crate::model::gpu::{Sizes, kernels};
-use crate::ops::cross_entropy as reference;
+use super::cross_entropy as reference;
+use super::cuda::cross_entropy;
+use crate::ops::cuda::compare::Row;
+use crate::ops::cuda::operands::{
+    ALLOWED_F32, Halves, compare, compare_f32, flat, row, share_that_differs, unwritten_f32,
+};
 use crate::ops::cuda::{Buffer, Gpu};
 
 const SCALE: f32 = 0.37;
 
-pub fn cross_entropy(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
+pub fn check(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for codes in [24, 2056, 4104, 8200] {
-        let s = Sizes {
-            tokens: 3,
-            codes,
-            ..NONE
-        };
         let logits = Halves::new(gpu, codes as u64, &[3, codes])?;
         // The first row's likeliest code, and two others.
         let likeliest = logits.values.argmax(1)?.to_vec1::<u32>()?[0];
         let targets = [likeliest, 5, codes as u32 - 1];
-        let on_card = Buffer::from_host(gpu, &targets)?;
+        let there = Buffer::from_host(gpu, &targets)?;
         let (loss, hits) = (unwritten_f32(gpu, 3)?, Buffer::from_host(gpu, &[9u32; 3])?);
-        kernels::cross_entropy(
+        cross_entropy(
             gpu,
-            &s,
-            logits.address(),
-            on_card.address(),
-            loss.address(),
-            hits.address(),
+            [3, codes],
+            logits.view_mut(),
+            there.view(),
+            loss.view_mut(),
+            hits.view_mut(),
             SCALE,
         )?;
 
@@ -49,7 +46,7 @@ pub fn cross_entropy(gpu: &Arc<Gpu>) -> Result<Vec<Row>> {
                 share_that_differs(&hits.read()?, &correct),
                 0.0,
             ),
-            compare(name("gradient of the logits"), &logits.on_card, &gradient)?,
+            compare(name("gradient of the logits"), &logits.on_gpu, &gradient)?,
         ]);
     }
     Ok(rows)

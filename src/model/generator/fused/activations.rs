@@ -1,16 +1,20 @@
-//! The buffers of one pass: what a block keeps for its gradient, and scratch that every block uses in turn.
+//! The buffers of one pass: what a block keeps for its gradient, and scratch that every block uses
+//! in turn.
 //!
-//! A block keeps 6 + 3 + 3·F/C rows of C bf16 a token (d12: 1.7 GB a block at 65,536 tokens). Blocks that
-//! are computed again for the backward pass keep two of them ([`Ends`]).
+//! A block keeps 6 + 3 + 3·F/C rows of C bf16 per token (d12: 1.7 GB per block at 65,536 tokens).
+//! Blocks that are recomputed for the backward pass keep two of them ([`Ends`]).
 
 use candle_core::Result;
 use half::bf16;
 
-use super::kernels::{DropoutAt, Sizes, attention_parts, row_sums_scratch, swiglu_in_products};
+use super::Sizes;
+use crate::model::generator::TIME_FEATURES;
+use crate::ops::condition::{DropoutOnGpu, row_sums_scratch};
 use crate::ops::cuda::{Buffer, Gpu};
+use crate::ops::swiglu::cuda::swiglu_in_products;
 
-/// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's output before its gate, unless that is
-/// added within its product.
+/// Where a block begins and ends, as rows [B·N, C]: the residual stream before it, and the MLP's
+/// output before its gate, unless that is added within its matmul.
 pub struct Ends {
     pub x: Buffer<bf16>,
     pub h2: Buffer<bf16>,
@@ -65,7 +69,8 @@ impl Inner {
     }
 }
 
-/// How many buffer sets the blocks of a pass have; fewer than blocks are taken in turn.
+/// How many buffer sets the blocks of a pass have; if there are fewer than blocks, they are used in
+/// turn.
 #[derive(Debug, Clone, Copy)]
 pub struct Sets {
     pub ends: usize,
@@ -94,12 +99,13 @@ impl Sets {
 
 /// Buffers of the backward pass, used by every block in turn.
 pub struct Scratch {
-    /// Gradients of the stream, alternately, of a normalised input, of a branch, of attention's output [C].
+    /// Gradients of the stream, alternately, of a normalised input, of a branch, of attention's
+    /// output [C].
     pub dx: [Buffer<bf16>; 2],
     pub dy: Buffer<bf16>,
     pub dbranch: Buffer<bf16>,
     pub dattention: Buffer<bf16>,
-    /// [3C], [2F], and [F] where SwiGLU's gradient comes after w3's product.
+    /// [3C], [2F], and [F] if SwiGLU's gradient is not fused into w3's matmul.
     pub dqkv: Buffer<bf16>,
     pub dhidden: Buffer<bf16>,
     pub dgate_up: Buffer<bf16>,
@@ -120,10 +126,6 @@ impl Scratch {
     pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
         let (rows, c) = (s.rows(), s.width);
         let bf = |columns: usize| Buffer::<bf16>::zeros(gpu, rows * columns);
-        let parts = match attention_parts(s.tokens) {
-            1 => 0,
-            parts => parts * rows * c,
-        };
         let summed = [
             (rows, s.codes),
             (rows, c.max(s.mix)),
@@ -139,14 +141,14 @@ impl Scratch {
             dbranch: bf(c)?,
             dattention: bf(c)?,
             dqkv: bf(3 * c)?,
-            dhidden: match swiglu_in_products(gpu, s) {
+            dhidden: match swiglu_in_products(gpu, rows) {
                 true => bf(0)?,
                 false => bf(s.hidden)?,
             },
             dgate_up: bf(2 * s.hidden)?,
             dmodulations: Buffer::zeros(gpu, s.batch * s.modulations())?,
-            partials: Buffer::zeros(gpu, s.batch * s.adaln_blocks() * 3 * c)?,
-            attention_parts: Buffer::zeros(gpu, parts)?,
+            partials: Buffer::zeros(gpu, s.adaln().partials())?,
+            attention_parts: Buffer::zeros(gpu, s.attention().parts())?,
             row_sums: Buffer::zeros(gpu, sums.max().unwrap_or(0))?,
             dmixed: bf(s.mix)?,
             dcondition: Buffer::zeros(gpu, s.batch * c)?,
@@ -160,16 +162,17 @@ impl Scratch {
 pub struct Conditions {
     pub labels: Buffer<u32>,
     pub t: Buffer<u32>,
-    /// Time features [256], the MLP's middle before and after SiLU, its end, the sum with the label, its SiLU [C] an image.
+    /// Time features [256], the MLP's middle before and after SiLU, its end, the sum with the
+    /// label, its SiLU [C] per image.
     pub features: Buffer<bf16>,
     pub middle: Buffer<f32>,
     pub middle_silu: Buffer<bf16>,
     pub time: Buffer<f32>,
     pub pre: Buffer<f32>,
     pub condition: Buffer<bf16>,
-    /// The narrow halves of modulations of low rank [L·R] an image.
+    /// The narrow halves of modulations of low rank [L·R] per image.
     pub narrow: Buffer<bf16>,
-    /// [(6L+2)C] an image.
+    /// [(6L+2)C] per image.
     pub modulations: Buffer<f32>,
 }
 
@@ -183,7 +186,7 @@ impl Conditions {
         Ok(Self {
             labels: u(b)?,
             t: u(b)?,
-            features: bf(b * 256)?,
+            features: bf(b * TIME_FEATURES)?,
             middle: f(b * c)?,
             middle_silu: bf(b * c)?,
             time: f(b * c)?,
@@ -195,15 +198,26 @@ impl Conditions {
     }
 }
 
+/// The probability and the seed of dropout; whose draws also depend on the examples' numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainingDropout {
+    pub probability: f64,
+    pub seed: u64,
+}
+
 /// Inputs and activations of a batch.
 pub struct Activations {
     /// ε_t and z'_{t−1} f32 [B,N,d]; codes u32 [B,N].
     pub noise: Buffer<f32>,
     pub sum: Buffer<f32>,
     pub codes: Buffer<u32>,
+    /// The examples' numbers u64 [B].
+    pub indices: Buffer<u64>,
+    /// In training, if the configuration has it.
+    pub dropout: Option<TrainingDropout>,
     pub conditions: Conditions,
     pub trunk: Trunk,
-    /// Loss and hit a token; loss and hits an image; f32 [T,3].
+    /// Loss and hit per token; loss and hits per image; f32 [T,3].
     pub loss: Buffer<f32>,
     pub hits: Buffer<u32>,
     pub image_sums: Buffer<f32>,
@@ -211,7 +225,7 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// What the gradient needs, where the first `recomputed` blocks are computed again for it.
+    /// What the gradient needs, if the first `recomputed` blocks are recomputed for it.
     pub fn new(gpu: &Gpu, s: &Sizes, recomputed: usize) -> Result<Self> {
         let (rows, b) = (s.rows(), s.batch);
         let f = |count: usize| Buffer::<f32>::zeros(gpu, count);
@@ -220,6 +234,8 @@ impl Activations {
             noise: f(rows * s.latent)?,
             sum: f(rows * s.latent)?,
             codes: u(rows)?,
+            indices: Buffer::zeros(gpu, b)?,
+            dropout: None,
             conditions: Conditions::new(gpu, s)?,
             trunk: Trunk::new(gpu, s, Sets::for_gradient(s.depth, recomputed))?,
             loss: f(rows)?,
@@ -228,22 +244,29 @@ impl Activations {
             tally: f(s.steps * 3)?,
         })
     }
+
+    pub(super) fn dropping(&self) -> Option<DropoutOnGpu<'_>> {
+        self.dropout.map(|dropout| DropoutOnGpu {
+            probability: dropout.probability,
+            seed: dropout.seed,
+            indices: self.indices.view(),
+        })
+    }
 }
 
 /// From the joined inputs to the logits.
 pub struct Trunk {
-    /// [ε_t | z'_{t−1}] [2d], [mix] a token.
+    /// [ε_t | z'_{t−1}] [2d], [mix] per token.
     pub joined: Buffer<bf16>,
     pub mixed: Buffer<bf16>,
     ends: Vec<Ends>,
     inner: Vec<Inner>,
     /// Whether a gradient follows.
     pub(super) gradient: bool,
-    /// In training, where it is asked for.
-    pub dropout: Option<DropoutAt>,
     /// The residual stream between a block's branches [C].
     pub x_mid: Buffer<bf16>,
-    /// The last residual stream (unless its branch is added within a product), its normalised form [C], 1/rms.
+    /// The last residual stream (unless its branch is added within a matmul), its normalised form
+    /// [C], 1/rms.
     pub x: Buffer<bf16>,
     pub y: Buffer<bf16>,
     pub rstd: Buffer<f32>,
@@ -265,7 +288,6 @@ impl Trunk {
                 .map(|_| Inner::new(gpu, s))
                 .collect::<Result<_>>()?,
             gradient: sets.gradient,
-            dropout: None,
             x_mid: bf(c)?,
             x: bf(c)?,
             y: bf(c)?,

@@ -1,0 +1,18 @@
+//! What needs less of a GPU's memory in training: the remedy where it is full.
+
+pub const TOKENIZER: &str = "a higher train_vae.recompute_levels (the same results but for rounding) or \
+     train_vae.accumulate (smaller micro-batches) needs less; --dry-run estimates how much";
+
+pub const GENERATOR: &str = "a higher train_gen.recompute_blocks (at most the depth; the same results) or \
+     train_gen.accumulate (smaller micro-batches) needs less; --dry-run estimates how much";
+
+/// After a failure of a GPU.
+pub const AGAIN: &str = "go on with --resume, or let `rdpm launch --nproc 1 --restarts 3` do that";
+
+/// Of the stage of this name.
+pub fn remedy(stage: &str) -> &'static str {
+    match stage {
+        "train-gen" => GENERATOR,
+        _ => TOKENIZER,
+    }
+}
