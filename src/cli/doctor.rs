@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 33] = [
+const FAMILIES: [&str; 34] = [
     "activation",
     "adaln",
     "add",
@@ -60,6 +60,7 @@ const FAMILIES: [&str; 33] = [
     "generator",
     "quantizer",
     "sampling",
+    "nccl",
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
@@ -134,7 +135,7 @@ fn libraries() -> Result<()> {
             }
         }
     }
-    for found in libraries::found() {
+    for found in libraries::found().iter().chain([libraries::nccl()]) {
         let name = format!("lib{}", found.library.name);
         let line = match &found.place {
             Ok(opened) => {
@@ -142,6 +143,9 @@ fn libraries() -> Result<()> {
                 format!("{version:<10} {}", opened.path.display())
             }
             Err(_) if found.library.needed => "missing".into(),
+            Err(_) if found.library.name == "nccl" => {
+                "not found, needed by several processes only".into()
+            }
             Err(_) => "not found, not needed".into(),
         };
         text.push_str(&format!("  {name:<12} {line}\n"));
@@ -236,6 +240,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<check::Row>> {
             rows.extend(crate::sample::check_decode::decoding(gpu)?);
             Ok(rows)
         }
+        "nccl" => ops::cuda::check_nccl::check(gpu),
         _ => candle_core::bail!("there is no comparison `{name}`"),
     }
 }

@@ -111,6 +111,8 @@ impl<S: Stage> Step for S {
             rest.push(micro.rest);
         }
         let sum = sum.finish()?;
+        #[cfg(feature = "cuda")]
+        world.settle()?;
         let mut metrics = StepMetrics::of_all(world, metrics)?;
         let norm = (global_norm(sum.values())? / config.accumulate as f64)?;
         metrics.add_scalar("grad_norm", &norm);

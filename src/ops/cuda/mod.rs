@@ -7,6 +7,7 @@
 //! program runs where they are missing.
 
 mod buffer;
+pub mod check_nccl;
 pub mod compare;
 mod contents;
 pub mod driver;
@@ -14,6 +15,7 @@ pub mod folders;
 mod graph;
 pub mod libraries;
 mod matmul;
+pub mod nccl;
 mod tensor;
 mod tensor_map;
 mod trampolines;
