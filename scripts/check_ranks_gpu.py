@@ -4,14 +4,15 @@ import array, hashlib, json, os, pathlib, random, signal, struct, subprocess, sy
 
 out, words = pathlib.Path(sys.argv[1]), sys.argv[2:]
 rdpm, steps, gpus = os.environ["RDPM"], int(os.environ["STEPS"]), int(os.environ["GPUS"])
+device, compute = os.environ["DEVICE"], "f32" if os.environ["DEVICE"] == "cpu" else "bf16"
 is_real, evaluation = os.environ["KIND"] == "real", os.environ["EVAL"].split()
 rows, all_good = [], True
 
 VAE = {"data.image_size": 64, "tokenizer.ch": 32, "tokenizer.ch_mult": "[1,2,2]", "tokenizer.embed_dim": 16,
-       "train_vae.batch_size": 16, "train_vae.accumulate": 2, "train_vae.compute_type": "bf16", "loss.perceptual": "none",
+       "train_vae.batch_size": 16, "train_vae.accumulate": 2, "train_vae.compute_type": compute, "loss.perceptual": "none",
        "loss.disc_start": 40, "loss.disc_ramp": 20, "quantizer.restart_every": 25, "train_vae.image_every": 0,
-       "train_vae.log_every": 1, "train_vae.checkpoint_every": 1000}
-GEN = {"train_gen.batch_size": 32, "train_gen.accumulate": 2, "train_gen.compute_type": "bf16", "generator.mix_dim": 32,
+       "train_vae.log_every": 1, "train_vae.checkpoint_every": 1000, "generator.mix_dim": 32}
+GEN = {"train_gen.batch_size": 32, "train_gen.accumulate": 2, "train_gen.compute_type": compute, "generator.mix_dim": 32,
        "generator.depth": 4, "generator.width": 256, "generator.heads": 4, "generator.timesteps": "loss",
        "train_gen.image_every": 0, "train_gen.log_every": 1, "train_gen.checkpoint_every": 1000}
 
@@ -44,7 +45,7 @@ def pictures(folder, count):
 
 def command(stage, name, processes, count, settings, *more):
     line = [rdpm] + (["launch", "--nproc", str(processes), "--"] if processes > 1 else [])
-    line += [stage, "--config", "smoke", "--data", str(out / "data"), "--out", str(out / name), "--steps", str(count), "--device", "cuda"]
+    line += [stage, "--config", "smoke", "--data", str(out / "data"), "--out", str(out / name), "--steps", str(count), "--device", device]
     for key, value in settings.items():
         line += ["--set", f"{key}={value}"]
     return line + list(more)
@@ -160,18 +161,20 @@ def table():
         if stage == "train-gen":
             fault(stage, "stopped", settings, more, "train-gen: rank 1 stopped", stop=signal.SIGSTOP)
             end = int(checkpoint("train-gen-killed").name.split("-")[1]) + 5
-            run([rdpm, stage, "--resume", str(out / "train-gen-killed"), "--steps", str(end), "--device", "cuda"], "resumed")
+            run([rdpm, stage, "--resume", str(out / "train-gen-killed"), "--steps", str(end), "--device", device], "resumed")
             row("train-gen: the killed run goes on in one process", "it does", "it does", True)
-            if not is_real:
+            if not is_real and device != "cpu":
                 fault(stage, "broken", settings, more, "train-gen: a link between GPUs breaks", env={"STAND_IN_BREAKS": "1:100"})
-                fault(stage, "hung", settings, more, "train-gen: a sum never ends at rank 1", env={"STAND_IN_HANGS": "1:100"})
+                fault(stage, "hung", settings, more, "train-gen: a sum never ends at rank 1", env={"STAND_IN_HANGS": "1:100"}, words="does not end")
+    if device == "cpu":
+        return
     if gpus == 1:
         line = command("train-vae", "refused", 2, 1, VAE)
         said = subprocess.run(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "NCCL_MULTI_RANK_GPU_ENABLE": "0"})
         good = said.returncode != 0 and "have the same GPU" in said.stderr
         row("two ranks on one GPU", "refused by name" if good else said.stderr[-200:], "refused by name", good)
     # The machine's own NCCL, with one rank.
-    line = [rdpm, "doctor", "--device", "cuda", "--check-ops", "--only", "nccl"]
+    line = [rdpm, "doctor", "--device", device, "--check-ops", "--only", "nccl"]
     said = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "LD_LIBRARY_PATH": os.environ["PLAIN"]})
     found = [line.strip() for line in said.stdout.splitlines() if "NCCL" in line]
     row("this machine's NCCL, one rank", found[0] if found else said.stdout[-200:], "its sums are right", said.returncode == 0)
@@ -215,7 +218,7 @@ def rates():
         for processes in (1, 2):
             line = [rdpm] + (["launch", "--nproc", "2", "--"] if processes > 1 else [])
             begin = time.time()
-            line += ["eval-fid", "--samples", str(out / "gen-d12-1"), "--num", "4096", "--device", "cuda", *evaluation]
+            line += ["eval-fid", "--samples", str(out / "gen-d12-1"), "--num", "4096", "--device", device, *evaluation]
             said = subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True)
             took.append(time.time() - begin)
             reports.append(said.stdout)

@@ -7,7 +7,7 @@
 # Needs an rdpm built with --features cuda (RDPM, default target/release/rdpm), python3 and, on one
 # GPU, gcc; no network. With two GPUs the ranks sum by NCCL (from NVIDIA's or PyTorch's Python
 # packages). On one GPU they share it: by NCCL 2.30 or later, else by tests/nccl/stand_in.c.
-#   NCCL=real|stand-in   STEPS=200   KEEP=FOLDER   EVAL='--reference REF --weights FILE' (rates of eval-fid)
+#   NCCL=real|stand-in   STEPS=200   KEEP=FOLDER   DEVICE=cpu tries this script   EVAL='--reference REF --weights FILE' (rates of eval-fid)
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export RDPM=${RDPM:-$here/../target/release/rdpm}
@@ -15,7 +15,7 @@ out=${KEEP:-$(mktemp -d)}
 mkdir -p "$out"
 [ -n "${KEEP:-}" ] || trap 'rm -rf "$out"' EXIT
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
-[ "$gpus" -gt 0 ] || { echo 'no GPU: nothing to check'; exit 1; }
+[ "${DEVICE:=cuda}" = cpu ] || [ "$gpus" -gt 0 ] || { echo 'no GPU: nothing to check'; exit 1; }
 version=$("$RDPM" doctor 2>/dev/null | awk '$1 == "libnccl" && $2 ~ /^[0-9]/ {print $2}')
 at_least() { [ "$(printf '%s\n' "$1" "$version" | sort -V | head -1)" = "$1" ]; }
 export PLAIN=${LD_LIBRARY_PATH:-}
@@ -34,4 +34,4 @@ fi
 words=${*:-table}
 if [ $# -eq 0 ] && [ "$gpus" -gt 1 ]; then words='table rates'; fi
 echo "$gpus GPU(s), NCCL: $version"
-STEPS=${STEPS:-200} EVAL=${EVAL:-} GPUS=$gpus KIND=$kind python3 "$here/check_ranks_gpu.py" "$out" $words
+DEVICE=$DEVICE STEPS=${STEPS:-200} EVAL=${EVAL:-} GPUS=$gpus KIND=$kind python3 "$here/check_ranks_gpu.py" "$out" $words

@@ -117,7 +117,7 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
 /// The driver and the CUDA libraries: versions, locations, and what to install.
 #[cfg(feature = "cuda")]
 fn libraries() -> Result<()> {
-    use crate::ops::cuda::{driver, folders, libraries};
+    use crate::ops::cuda::{driver, folders, libraries, nccl};
     let mut text = format!("CUDA {} in this binary", driver::BUILT_WITH);
     match driver::version() {
         None => text.push_str("; no driver\n"),
@@ -135,7 +135,8 @@ fn libraries() -> Result<()> {
             }
         }
     }
-    for found in libraries::found().iter().chain([libraries::nccl()]) {
+    let of_nccl = libraries::nccl();
+    for found in libraries::found().iter().chain([of_nccl]) {
         let name = format!("lib{}", found.library.name);
         let line = match &found.place {
             Ok(opened) => {
@@ -149,6 +150,12 @@ fn libraries() -> Result<()> {
             Err(_) => "not found, not needed".into(),
         };
         text.push_str(&format!("  {name:<12} {line}\n"));
+    }
+    if let (Ok(_), Err(error)) = (&of_nccl.place, nccl::library()) {
+        text.push_str(&format!(
+            "{}\n",
+            report(&error).0.replacen("error: ", "", 1)
+        ));
     }
     let missing = libraries::found().iter().filter(|f| f.library.needed);
     let missing: Vec<_> = missing
