@@ -12,7 +12,8 @@ use std::time::Duration;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
 use candle_core::{Device, Tensor};
 
-use super::{Buffer, Output, address, libraries};
+use super::libraries::{self, Opened};
+use super::{Buffer, Output, address};
 use crate::error::{Context, Result, hinted};
 
 /// ncclGetLastError, which says what went wrong, came with 2.13.
@@ -57,30 +58,55 @@ pub struct Id(pub [u8; 128]);
 type Handle = *mut c_void;
 type Stream = *mut c_void;
 
-/// The functions of NCCL that are used, and its version.
-pub struct Library {
-    pub version: Version,
-    get_unique_id: unsafe extern "C" fn(*mut Id) -> c_int,
-    comm_init_rank: unsafe extern "C" fn(*mut Handle, c_int, Id, c_int) -> c_int,
-    comm_get_async_error: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
-    comm_abort: unsafe extern "C" fn(Handle) -> c_int,
-    comm_destroy: unsafe extern "C" fn(Handle) -> c_int,
-    group_start: unsafe extern "C" fn() -> c_int,
-    group_end: unsafe extern "C" fn() -> c_int,
-    #[allow(clippy::type_complexity, reason = "nccl.h's own")]
-    all_reduce: unsafe extern "C" fn(
-        *const c_void,
-        *mut c_void,
-        usize,
-        c_int,
-        c_int,
-        Handle,
-        Stream,
-    ) -> c_int,
-    all_gather:
-        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, Stream) -> c_int,
-    get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    get_last_error: unsafe extern "C" fn(Handle) -> *const c_char,
+/// Declares [`Library`] and its functions by their names in NCCL and their signatures in nccl.h.
+macro_rules! library {
+    ($($field:ident = $name:literal: fn($($argument:ty),*) -> $result:ty;)*) => {
+        /// The functions of NCCL that are used, and its version.
+        pub struct Library {
+            pub version: Version,
+            $($field: unsafe extern "C" fn($($argument),*) -> $result,)*
+        }
+
+        impl Library {
+            /// Errors: a function that the library does not have.
+            fn of(opened: &Opened, version: Version) -> Result<Self> {
+                let function = |name: &CStr| {
+                    opened.function(name).with_context(|| {
+                        format!("{}: it has no function {name:?}", opened.path.display())
+                    })
+                };
+                Ok(Self {
+                    version,
+                    $($field: {
+                        let address = function($name)?;
+                        // SAFETY: the function of this name, with its signature.
+                        unsafe {
+                            std::mem::transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($argument),*) -> $result,
+                            >(address)
+                        }
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+library! {
+    get_unique_id = c"ncclGetUniqueId": fn(*mut Id) -> c_int;
+    comm_init_rank = c"ncclCommInitRank": fn(*mut Handle, c_int, Id, c_int) -> c_int;
+    comm_get_async_error = c"ncclCommGetAsyncError": fn(Handle, *mut c_int) -> c_int;
+    comm_abort = c"ncclCommAbort": fn(Handle) -> c_int;
+    comm_destroy = c"ncclCommDestroy": fn(Handle) -> c_int;
+    group_start = c"ncclGroupStart": fn() -> c_int;
+    group_end = c"ncclGroupEnd": fn() -> c_int;
+    all_reduce = c"ncclAllReduce":
+        fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int;
+    all_gather = c"ncclAllGather":
+        fn(*const c_void, *mut c_void, usize, c_int, Handle, Stream) -> c_int;
+    get_error_string = c"ncclGetErrorString": fn(c_int) -> *const c_char;
+    get_last_error = c"ncclGetLastError": fn(Handle) -> *const c_char;
 }
 
 /// NCCL, opened at the first call.
@@ -115,29 +141,7 @@ fn open() -> Result<Library> {
             install(),
         ));
     }
-    macro_rules! function {
-        ($name:literal) => {{
-            let address = opened.function($name).with_context(|| {
-                format!("{}: it has no function {:?}", opened.path.display(), $name)
-            })?;
-            // SAFETY: the function of this name, whose signature nccl.h declares as the field's.
-            unsafe { std::mem::transmute::<*mut c_void, _>(address) }
-        }};
-    }
-    Ok(Library {
-        version,
-        get_unique_id: function!(c"ncclGetUniqueId"),
-        comm_init_rank: function!(c"ncclCommInitRank"),
-        comm_get_async_error: function!(c"ncclCommGetAsyncError"),
-        comm_abort: function!(c"ncclCommAbort"),
-        comm_destroy: function!(c"ncclCommDestroy"),
-        group_start: function!(c"ncclGroupStart"),
-        group_end: function!(c"ncclGroupEnd"),
-        all_reduce: function!(c"ncclAllReduce"),
-        all_gather: function!(c"ncclAllGather"),
-        get_error_string: function!(c"ncclGetErrorString"),
-        get_last_error: function!(c"ncclGetLastError"),
-    })
+    Library::of(opened, version)
 }
 
 /// Where a user gets NCCL.
