@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What --check-ops compares: first the kernels, one operation at a time at small odd sizes, then
 /// whole passes.
-const FAMILIES: [&str; 33] = [
+const FAMILIES: [&str; 34] = [
     "activation",
     "adaln",
     "add",
@@ -60,6 +60,7 @@ const FAMILIES: [&str; 33] = [
     "generator",
     "quantizer",
     "sampling",
+    "nccl",
 ];
 /// How many of them are for single operations. Together these must run every kernel of the binary.
 #[cfg(feature = "cuda")]
@@ -116,7 +117,7 @@ fn gpu(args: &Args, context: &Context) -> Result<()> {
 /// The driver and the CUDA libraries: versions, locations, and what to install.
 #[cfg(feature = "cuda")]
 fn libraries() -> Result<()> {
-    use crate::ops::cuda::{driver, folders, libraries};
+    use crate::ops::cuda::{driver, folders, libraries, nccl};
     let mut text = format!("CUDA {} in this binary", driver::BUILT_WITH);
     match driver::version() {
         None => text.push_str("; no driver\n"),
@@ -134,7 +135,8 @@ fn libraries() -> Result<()> {
             }
         }
     }
-    for found in libraries::found() {
+    let of_nccl = libraries::nccl();
+    for found in libraries::found().iter().chain([of_nccl]) {
         let name = format!("lib{}", found.library.name);
         let line = match &found.place {
             Ok(opened) => {
@@ -142,9 +144,18 @@ fn libraries() -> Result<()> {
                 format!("{version:<10} {}", opened.path.display())
             }
             Err(_) if found.library.needed => "missing".into(),
+            Err(_) if found.library.name == "nccl" => {
+                "not found, needed by several processes only".into()
+            }
             Err(_) => "not found, not needed".into(),
         };
         text.push_str(&format!("  {name:<12} {line}\n"));
+    }
+    if let (Ok(_), Err(error)) = (&of_nccl.place, nccl::library()) {
+        text.push_str(&format!(
+            "{}\n",
+            report(&error).0.replacen("error: ", "", 1)
+        ));
     }
     let missing = libraries::found().iter().filter(|f| f.library.needed);
     let missing: Vec<_> = missing
@@ -236,6 +247,7 @@ fn family(name: &str, gpu: &Arc<Gpu>) -> candle_core::Result<Vec<Row>> {
             rows.extend(crate::sample::check_decode::decoding(gpu)?);
             Ok(rows)
         }
+        "nccl" => ops::cuda::check_nccl::check(gpu),
         _ => candle_core::bail!("there is no comparison `{name}`"),
     }
 }

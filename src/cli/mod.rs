@@ -165,24 +165,23 @@ impl Context {
         self.device.open()
     }
 
-    /// Meets the processes that train together, as their launcher says; without a launcher this one
-    /// is alone.
+    /// Meets the processes that train together, as their launcher says, each of them on the GPU of
+    /// its number if they see several; without a launcher this one is alone.
     ///
-    /// Errors: they are to compute on GPUs.
-    pub fn join(&self) -> Result<World> {
+    /// Errors: more processes on this machine than GPUs.
+    pub fn join(&self) -> Result<(Self, World)> {
         let Some(place) = Place::of_environment()? else {
-            return Ok(World::alone());
+            return Ok((self.clone(), World::alone()));
         };
-        if let DeviceChoice::Cuda(_) = self.device.resolve()? {
-            return Err(usage(
-                format!(
-                    "{} processes on GPUs: several processes train on CPUs only",
-                    place.size
-                ),
-                "train on one GPU in one process, without a launcher, or with --device cpu in several",
-            ));
-        }
-        World::join(&place, Work::TRAINING)
+        Ok((self.of_rank(&place)?, World::join(&place, Work::TRAINING)?))
+    }
+
+    /// This process's own, on the device of its number.
+    fn of_rank(&self, place: &Place) -> Result<Self> {
+        Ok(Self {
+            device: self.device.of_rank(place.local_rank, place.local_size)?,
+            ..self.clone()
+        })
     }
 
     /// Runs `body` together with the processes that a launcher started, each of them on the GPU of
@@ -202,10 +201,7 @@ impl Context {
         let Some(place) = place else {
             return body(self, &World::alone());
         };
-        let own = Self {
-            device: self.device.of_rank(place.local_rank, place.local_size)?,
-            ..self.clone()
-        };
+        let own = self.of_rank(&place)?;
         World::join(&place, work)?.run(|world| {
             // A signal before the first samples lets all ranks stop together after them.
             let _listening = Interrupt::listen()?;
@@ -219,6 +215,10 @@ impl Context {
         self.device
     }
 }
+
+/// NCCL's sums within NVLink's switches, whose order, and so whose last bits, differ from call to
+/// call.
+const IN_SWITCH: &str = "NCCL_NVLS_ENABLE";
 
 /// Sets up threads, log and trace, then runs the subcommand on a thread with a deep stack.
 pub fn run(cli: Cli) -> Result<()> {
@@ -236,6 +236,10 @@ pub fn run(cli: Cli) -> Result<()> {
         _ => place.as_ref().map_or(1, |place| place.local_size),
     };
     let threads = set_environment(cli.global.threads, local)?;
+    if cfg!(feature = "cuda") && place.is_some() && std::env::var_os(IN_SWITCH).is_none() {
+        // SAFETY: as in `set_environment`.
+        unsafe { std::env::set_var(IN_SWITCH, "0") };
+    }
     let _telemetry = telemetry::init(&telemetry::Options {
         verbose: cli.global.verbose,
         quiet: cli.global.quiet,

@@ -98,16 +98,16 @@ impl TrainArgs {
     pub fn together(
         &self,
         context: &Context,
-        work: impl FnOnce(&World) -> Result<()>,
+        work: impl FnOnce(&Context, &World) -> Result<()>,
     ) -> Result<()> {
-        let world = match self.dry_run {
-            true => World::alone(),
+        let (context, world) = match self.dry_run {
+            true => (context.clone(), World::alone()),
             false => context.join()?,
         };
         world.run(|world| {
             // A signal before the first step lets all ranks stop together after it.
             let _listening = (world.size() > 1).then(Interrupt::listen).transpose()?;
-            work(world)
+            work(&context, world)
         })
     }
 
@@ -149,11 +149,14 @@ impl TrainArgs {
         if let Some(steps) = self.steps {
             stage.settings(&mut config).steps = Some(steps);
         }
+        let device = context.device()?;
+        #[cfg(feature = "cuda")]
+        world.connect(&device)?;
         Ok(Request {
             config,
             world: world.clone(),
             seed: self.seed.unwrap_or(0),
-            device: context.device()?,
+            device,
             out: self.out.clone(),
             resume,
             fall_back: self.is_auto() || self.or_older,

@@ -25,7 +25,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     args.train
-        .together(context, |world| train(args, context, world))
+        .together(context, |context, world| train(args, context, world))
 }
 
 fn train(args: &Args, context: &Context, world: &World) -> Result<()> {

@@ -171,10 +171,39 @@ impl Adversary {
     }
 }
 
+/// As [`of_all`], from GPU to GPU.
+#[cfg(feature = "cuda")]
+fn of_all_gpus(world: &World, own: &[Statistics; 2]) -> Result<Vec<Statistics>> {
+    let tensors = own.iter().flatten().flat_map(|(mean, var)| [mean, var]);
+    let flat = tensors.map(Tensor::flatten_all);
+    let flat = flat.collect::<candle_core::Result<Vec<_>>>()?;
+    let gathered = world.gather_tensor(&Tensor::cat(&flat, 0)?)?; // [W,n]
+    let mut all = Vec::new();
+    for rank in 0..world.size() {
+        let (values, mut at) = (gathered.get(rank)?, 0);
+        let mut like = |tensor: &Tensor| -> Result<Tensor> {
+            let part = values.narrow(0, at, tensor.elem_count())?;
+            at += tensor.elem_count();
+            Ok(part.reshape(tensor.shape())?.contiguous()?)
+        };
+        for own in own {
+            let both = own
+                .iter()
+                .map(|(mean, variance)| Ok((like(mean)?, like(variance)?)));
+            all.push(both.collect::<Result<Statistics>>()?);
+        }
+    }
+    Ok(all)
+}
+
 /// The statistics of a micro-batch of every process, in their order.
 fn of_all(world: &World, own: [Statistics; 2]) -> Result<Vec<Statistics>> {
     if world.size() == 1 {
         return Ok(own.into());
+    }
+    #[cfg(feature = "cuda")]
+    if world.has_gpus() {
+        return of_all_gpus(world, &own);
     }
     let mut bytes = Vec::new();
     for tensor in own

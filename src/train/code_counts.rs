@@ -46,7 +46,7 @@ impl CodeCounts {
     }
 
     /// Counts a step's choices, u32 [T,B,h,w] of each micro-batch of this process, and those of all
-    /// others. A counter on a GPU counts its own: no world has several processes on GPUs.
+    /// others.
     pub fn count<'a>(
         &mut self,
         world: &World,
@@ -54,7 +54,8 @@ impl CodeCounts {
     ) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(counter) = &mut self.counter {
-            counter.count(codes)?;
+            let of_all = |own: &_| world.sum_buffers(&[], &[own]);
+            counter.count(codes, world.size(), of_all)?;
             if counter.is_full() {
                 self.usage.add(&counter.totals()?);
                 counter.clear_totals()?;

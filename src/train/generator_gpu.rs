@@ -43,11 +43,15 @@ pub struct GpuGeneratorStage {
     trainer: GpuTrainer,
     timesteps: Drawn,
     classes: usize,
+    /// Whether this rank keeps the tallies of all.
+    is_first: bool,
 }
 
 impl GpuGeneratorStage {
+    /// Of a rank of `world`.
+    ///
     /// Errors: the device is no GPU; sizes that the kernels do not support, by name.
-    pub fn new(parts: Parts) -> Result<Self> {
+    pub fn new(parts: Parts, world: &World) -> Result<Self> {
         let Parts {
             config,
             seed,
@@ -93,6 +97,7 @@ impl GpuGeneratorStage {
             tokenizer,
             trainer,
             classes,
+            is_first: world.is_first(),
         })
     }
 }
@@ -109,7 +114,6 @@ fn with_oom_hint(error: Error, batch: usize) -> Error {
 }
 
 impl Step for GpuGeneratorStage {
-    /// A world of several processes does not train on GPUs yet.
     fn step(
         &mut self,
         world: &World,
@@ -117,16 +121,21 @@ impl Step for GpuGeneratorStage {
         step: u64,
         steps: u64,
     ) -> Result<StepMetrics> {
-        debug_assert_eq!(world.size(), 1);
-        self.launch(config, step, steps)
+        self.launch(world, config, step, steps)
             .map_err(|error| with_oom_hint(error, config.micro_batch()))
     }
 }
 
 impl GpuGeneratorStage {
-    /// The metrics stay on the GPU until they are logged.
-    fn launch(&mut self, config: &TrainConfig, step: u64, steps: u64) -> Result<StepMetrics> {
-        for micro in 0..config.accumulate {
+    /// The metrics stay on the GPU until they are logged, those of all ranks at rank 0.
+    fn launch(
+        &mut self,
+        world: &World,
+        config: &TrainConfig,
+        step: u64,
+        steps: u64,
+    ) -> Result<StepMetrics> {
+        for micro in 0..config.accumulate / world.size() {
             let batch = self.latents.next(&self.tokenizer, &self.device)?;
             let Targets { t, labels } = draw_targets(
                 &self.config,
@@ -145,11 +154,19 @@ impl GpuGeneratorStage {
             self.trainer
                 .compute(View::of(&v)?, examples, micro == 0, config.accumulate)?;
         }
+        self.trainer.sum(world)?;
         self.trainer.update(learning_rate(config, step, steps))?;
         if self.timesteps.refreshes(step) {
             self.timesteps.refresh(&self.trainer.losses()?);
             self.trainer
                 .set_losses(&vec![(0.0, 0.0); self.config.quantizer.steps])?;
+        }
+        if !self.is_first {
+            self.trainer.leave_tally()?;
+            // Rank 0 does it for a log line.
+            if (step + 1).is_multiple_of(config.log_every) {
+                self.latents.check()?;
+            }
         }
         Ok(StepMetrics::default())
     }
@@ -235,6 +252,9 @@ impl Checkpointed for GpuGeneratorStage {
         let tally = rest.get(TALLY);
         let tally = tally.context("the checkpoint holds no tally of its log line")?;
         self.trainer.set_tally(&tally.flatten_all()?.to_vec1()?)?;
+        if !self.is_first {
+            self.trainer.leave_tally()?;
+        }
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use crate::ops::optimizer::flat::{
 use crate::ops::quantize::Codebook;
 use crate::ops::quantize::Schedule;
 use crate::ops::quantize::cuda::{ExamplesAt, NoiseAt, Tables, Until};
+use crate::world::World;
 
 /// A generator in training: its moments, its moving average and all buffers of a step.
 pub struct GpuTrainer {
@@ -168,6 +169,20 @@ impl GpuTrainer {
             Some(to) => to.write(&flat.collect::<Vec<_>>()),
             None => Ok(()),
         }
+    }
+
+    /// Adds the gradients, tallies and losses of all ranks to this one's, on the GPUs.
+    pub fn sum(&mut self, world: &World) -> crate::error::Result<()> {
+        let own = [&self.gradients, &self.activations.tally];
+        let own: Vec<_> = own.into_iter().chain(&self.losses).collect();
+        world.sum_buffers(&own, &[])
+    }
+
+    /// Has another rank keep the tallies and losses of all; this one begins anew.
+    pub fn leave_tally(&mut self) -> Result<()> {
+        let entries = 3 * self.network.sizes.steps;
+        self.set_tally(&vec![0.0; entries])?;
+        self.set_losses(&vec![(0.0, 0.0); self.network.sizes.steps])
     }
 
     /// One update from the step's gradients. If they are not finite, it changes nothing and is

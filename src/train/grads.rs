@@ -52,7 +52,8 @@ pub fn accumulate(sum: &mut Gradients, other: Gradients) -> Result<()> {
 
 /// The sum of gradients over a step's micro-batches, which the processes of a world compute in
 /// turn: each call of [`Sum::add`] adds one from every process, in their order, to what there is.
-/// So the sum has the same bits however many processes share the micro-batches.
+/// So the sum has the same bits however many processes share the micro-batches. Processes on GPUs add
+/// up their own, and then these from GPU to GPU.
 pub struct Sum<'a> {
     world: &'a World,
     /// At rank 0 the sum; elsewhere this process's last gradients.
@@ -69,6 +70,10 @@ impl<'a> Sum<'a> {
 
     /// Adds one micro-batch of every process.
     pub fn add(&mut self, gradients: Gradients) -> crate::error::Result<()> {
+        #[cfg(feature = "cuda")]
+        if self.world.has_gpus() {
+            return Ok(accumulate(&mut self.so_far, gradients)?);
+        }
         if !self.world.is_first() {
             self.so_far.clear();
         }
@@ -78,6 +83,12 @@ impl<'a> Sum<'a> {
 
     /// The sum, at every process.
     pub fn finish(mut self) -> crate::error::Result<Gradients> {
+        #[cfg(feature = "cuda")]
+        if self.world.has_gpus() {
+            let (names, own): (Vec<_>, Vec<_>) = self.so_far.into_iter().unzip();
+            let sums = self.world.sum_tensors(&own.iter().collect::<Vec<_>>())?;
+            return Ok(names.into_iter().zip(sums).collect());
+        }
         self.with_values(|world, values| world.copy_from_first(values))?;
         Ok(self.so_far)
     }

@@ -22,7 +22,7 @@ use crate::ops::global_norm;
 use crate::sample::Scale;
 use crate::store::digest;
 use crate::store::run::{Run, RunFolder};
-use crate::telemetry::Progress;
+use crate::telemetry::{Progress, pulse};
 use crate::world::World;
 
 /// The result of a micro-batch.
@@ -111,6 +111,8 @@ impl<S: Stage> Step for S {
             rest.push(micro.rest);
         }
         let sum = sum.finish()?;
+        #[cfg(feature = "cuda")]
+        world.settle()?;
         let mut metrics = StepMetrics::of_all(world, metrics)?;
         let norm = (global_norm(sum.values())? / config.accumulate as f64)?;
         metrics.add_scalar("grad_norm", &norm);
@@ -140,6 +142,15 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// A log line, and the sheet of images beside it.
 type Line = (Map<String, Value>, Option<PathBuf>);
+
+/// What a watchdog looks at, until it is dropped.
+struct Watched(Watchdog);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
 
 /// A run that is about to start or to continue.
 pub struct Job<'a> {
@@ -211,6 +222,9 @@ impl Job<'_> {
             if let Some(progress) = &mut progress {
                 progress.set(step, "");
                 self.log(stage, lr, &mut clock, progress)?;
+            } else if due(step, self.config.log_every) || last {
+                // As rank 0 does for its log line.
+                self.count_skipped(stage)?;
             }
             if due(step, self.config.checkpoint_every) || agreed & SAVE != 0 || stop || last {
                 self.checkpoint(stage, stop)?;
@@ -259,6 +273,24 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// From here on the watchdog wants signs of work, until the value is dropped.
+    fn watched(&self, what: &'static str) -> Option<Watched> {
+        let watchdog = self.watchdog.clone()?;
+        watchdog.begin_after(self.state.step, what);
+        Some(Watched(watchdog))
+    }
+
+    /// Takes what a stage reports late.
+    fn count_skipped<S: Checkpointed>(&mut self, stage: &S) -> Result<()> {
+        let watched = self.watched("the GPU does not get done");
+        let skipped = stage.skipped()?;
+        drop(watched);
+        match skipped {
+            0 => Ok(()),
+            bad => self.skip(self.state.step, "grad_norm", bad),
+        }
+    }
+
     /// Logs a skipped step, the last of `bad` in a row: no update, no average, no counts.
     fn skip(&mut self, step: u64, name: &str, bad: u64) -> Result<()> {
         self.state.bad_steps = bad;
@@ -305,10 +337,7 @@ impl Job<'_> {
             line.insert("epoch".into(), json!(round(epochs)));
             line.insert("lr".into(), json!(round(lr)));
             line.extend(std::mem::take(&mut self.interval).to_json());
-            match stage.skipped()? {
-                0 => {}
-                bad => self.skip(step, "grad_norm", bad)?,
-            }
+            self.count_skipped(stage)?;
             let metrics = stage.metrics()?;
             warn_of_bad(step, &metrics);
             line.extend(metrics);
@@ -337,6 +366,7 @@ impl Job<'_> {
     /// tried until it succeeds or the patience ends, and only once if a signal is why it ends.
     fn checkpoint<S: Checkpointed>(&mut self, stage: &S, mut stop: bool) -> Result<()> {
         let _span = info_span!("checkpoint").entered();
+        let _watched = self.watched("the checkpoint does not get done");
         let contents = self.contents(stage)?;
         let (step, last) = (self.state.step, self.state.finished);
         let waits = self.patience.is_failing() && !self.patience.wants_try();
@@ -358,6 +388,7 @@ impl Job<'_> {
             let since = Instant::now();
             while since.elapsed() < self.patience.pause() && !stop {
                 thread::sleep(PAUSE);
+                pulse::beat();
                 stop = self.interrupt.requested();
             }
         }

@@ -118,7 +118,7 @@ pub fn train(request: &Request, options: &Options) -> Result<PathBuf> {
     };
     #[cfg(feature = "cuda")]
     if train.compute_type == crate::config::ComputeType::Bf16 {
-        let mut stage = super::generator_gpu::GpuGeneratorStage::new(parts)?;
+        let mut stage = super::generator_gpu::GpuGeneratorStage::new(parts, &request.world)?;
         return begun.train(&request, train, &mut stage, prepare);
     }
     begun.train(&request, train, &mut GeneratorStage::new(parts)?, prepare)

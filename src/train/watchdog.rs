@@ -2,7 +2,7 @@
 //!
 //! A thread looks at how long the step in progress takes. Before the first step, which may come
 //! after hours of looking at files and encoding images, it looks at how long no sign of that came
-//! ([`pulse`]). Only what this process does itself counts, not what it waits for from others of its
+//! ([`pulse`]), and so it does in a checkpoint and where the GPU's work is waited for. Only what this process does itself counts, not what it waits for from others of its
 //! world: each of them has its own watchdog, so the one to blame is named.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +33,8 @@ enum Phase {
     Starting(u64, Instant),
     /// In a step, counted from 1, and its beginning.
     Step(u64, Instant),
+    /// At what is done after a step: the signs of work so far, and since when there was no other.
+    After(&'static str, u64, u64, Instant),
     /// Between two steps.
     Between,
 }
@@ -57,6 +59,11 @@ impl Watchdog {
     /// A step begins.
     pub fn begin(&self, step: u64) {
         self.0.lock().phase = Phase::Step(step, Instant::now());
+    }
+
+    /// After a step something is done that must not hang either.
+    pub fn begin_after(&self, step: u64, what: &'static str) {
+        self.0.lock().phase = Phase::After(what, step, pulse::beats(), Instant::now());
     }
 
     /// It has ended; whatever is done before the next one may take its time.
@@ -97,7 +104,7 @@ fn watch(state: &Mutex<State>, world: &World, timeout: Duration) {
         let since = match &mut state.phase {
             Phase::Between => continue,
             Phase::Step(_, since) => since,
-            Phase::Starting(seen, since) => {
+            Phase::Starting(seen, since) | Phase::After(_, _, seen, since) => {
                 let beats = pulse::beats();
                 if std::mem::replace(seen, beats) != beats {
                     *since = looked;
@@ -115,6 +122,9 @@ fn watch(state: &Mutex<State>, world: &World, timeout: Duration) {
         let seconds = took.as_secs();
         let text = match state.phase {
             Phase::Step(step, _) => format!("step {step} has taken {seconds} s and does not end"),
+            Phase::After(what, step, ..) => {
+                format!("after step {step}, {what}: nothing was read or made for {seconds} s")
+            }
             _ => format!("the first step does not begin: nothing was read or made for {seconds} s"),
         };
         world.end_process(hinted(

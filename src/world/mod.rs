@@ -8,9 +8,12 @@
 //! Ranks that do not train share work whose pieces are independent, such as samples: [`parcels`].
 //!
 //! [`place`] finds this process's rank in what its launcher says, [`star`] connects all ranks to
-//! rank 0, over which all data go, [`visitors`] are those who connect before they are known,
+//! rank 0, over which all data go but those on GPUs, which go from one to the other (`gpus`),
+//! [`visitors`] are those who connect before they are known,
 //! [`watch`] ends all ranks when one fails, [`wire`] is how values lie in a message.
 
+#[cfg(feature = "cuda")]
+mod gpus;
 mod parcels;
 mod place;
 mod port;
@@ -229,17 +232,21 @@ impl World {
             .map_or(begin, |link| link.alone_since(begin))
     }
 
-    /// Tells the other ranks that this one fails, before it ends.
+    /// Tells the other ranks that this one fails, before it ends; its GPU no longer waits for them.
     pub fn fails(&self, error: &Error) {
         if let Some(link) = &self.0 {
             link.watch.leave(Some(error));
+            #[cfg(feature = "cuda")]
+            link.abort_gpus();
         }
     }
 
     /// Ends this process with an error, which the other ranks hear; for threads that nobody waits
     /// for.
     pub fn end_process(&self, error: Error) -> ! {
-        self.fails(&error);
+        if let Some(link) = &self.0 {
+            link.watch.leave(Some(&error));
+        }
         watch::end_process(&error)
     }
 
@@ -261,8 +268,11 @@ impl World {
         let result = work(self);
         leaving.1 = None;
         if let Err(error) = &result {
-            link.watch.leave(Some(error));
+            self.fails(error);
+            return result;
         }
+        #[cfg(feature = "cuda")]
+        link.finish_gpus()?;
         result
     }
 }
@@ -273,6 +283,10 @@ struct Leaving<'a>(&'a Link, Option<Error>);
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         self.0.watch.leave(self.1.as_ref());
+        #[cfg(feature = "cuda")]
+        if self.1.is_some() {
+            self.0.abort_gpus();
+        }
     }
 }
 

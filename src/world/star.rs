@@ -7,6 +7,8 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ use super::visitors::Visitors;
 use super::watch::{Watch, Work};
 use super::wire::{self, Kind, LONG, SHORT};
 use crate::error::{self, Context, Result, hinted, usage};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::nccl::Communicator;
 use crate::store::lock::host_name;
 
 const PROGRAM: &str = "rdpm-world/1";
@@ -63,6 +67,9 @@ pub struct Link {
     /// When this process last waited for another; none while it does.
     waited: Mutex<Option<Instant>>,
     pub watch: Watch,
+    /// What the ranks' GPUs sum with, once they are connected.
+    #[cfg(feature = "cuda")]
+    pub gpus: Mutex<Option<Arc<Communicator>>>,
 }
 
 impl Link {
@@ -85,6 +92,8 @@ impl Link {
             size: place.size,
             data: Mutex::new(data),
             waited: Mutex::new(Some(Instant::now())),
+            #[cfg(feature = "cuda")]
+            gpus: Mutex::new(None),
             watch: Watch::start(place.rank, work, hosts, peers.zip(watched).collect())?,
         })
     }
@@ -98,7 +107,7 @@ impl Link {
     }
 
     /// From here on this process waits for another, until the value is dropped.
-    fn wait(&self) -> Waiting<'_> {
+    pub fn wait(&self) -> Waiting<'_> {
         *self.waited() = None;
         Waiting(self)
     }
@@ -127,7 +136,8 @@ impl Link {
     }
 }
 
-struct Waiting<'a>(&'a Link);
+/// This process waits for another.
+pub struct Waiting<'a>(&'a Link);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {

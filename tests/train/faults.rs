@@ -407,3 +407,30 @@ fn a_rank_that_fails_says_so_before_its_threads_end() {
         begin.elapsed()
     );
 }
+
+/// A checkpoint's file is on a server that is gone, after some steps and one checkpoint.
+#[test]
+fn a_hang_in_a_checkpoint_ends_all() {
+    let lab = Lab::new();
+    let faults = [("FAULT_HANG", "step-00000005.partial/optimizer.safetensors")];
+    let run = lab.start(VAE, "run", &["--timeout", "10", "--steps", "100000"]);
+    let launch = [&["launch", "--nproc", "2", "--"], &run[..]].concat();
+    for (arguments, by) in [
+        (&run, "error: after step 5"),
+        (&launch, "[0] error: after step 5"),
+    ] {
+        let _ = fs::remove_dir_all(lab.path("run"));
+        let begin = Instant::now();
+        let output = lab.faulty(arguments, &faults).output().expect("it runs");
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let expected = format!("{by}, the checkpoint does not get done");
+        assert!(told.contains(&expected), "{told}");
+        assert!(
+            begin.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begin.elapsed()
+        );
+        assert_eq!(saved(&lab, "run"), 0, "the checkpoint before is whole");
+    }
+}

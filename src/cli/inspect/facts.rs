@@ -10,6 +10,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
+use crate::data::latent_cache;
 use crate::error::{Context, Result, hinted};
 use crate::metrics::images::is_npz;
 use crate::store::bundle::{self, Bundle};
@@ -50,6 +51,8 @@ pub(super) fn of(path: &Path, each_tensor: bool) -> Result<Facts> {
                 .flatten()
                 .map(|(k, v)| (k.clone(), v.clone())),
         );
+    } else if let Some(cache) = latent_cache::describe(path)? {
+        of_latents(&cache, &mut facts);
     } else if found.is_dir() {
         if run::is_checkpoint(path) || path.join("state.json").is_file() {
             checkpoint(path, each_tensor, &mut facts)?;
@@ -190,6 +193,27 @@ fn of_codes(codes: &Codes, facts: &mut Facts) -> Result<()> {
     facts.insert("seed".into(), json!(codes.origin.seed));
     facts.insert("tokenizer_hash".into(), json!(codes.origin.tokenizer));
     Ok(())
+}
+
+/// A folder of latents, which a training run made.
+fn of_latents(cache: &latent_cache::Description, facts: &mut Facts) {
+    facts.insert("kind".into(), json!("latent cache"));
+    facts.insert("bytes".into(), json!(cache.bytes));
+    facts.insert("parts".into(), json!(cache.parts));
+    facts.insert("finished".into(), json!(cache.made.is_some()));
+    if let Some(made) = &cache.made {
+        let (meta, facts) = (&made.meta, facts);
+        facts.insert("format".into(), json!(latent_cache::FORMAT));
+        facts.insert("parts".into(), json!(made.parts));
+        facts.insert("images".into(), json!(made.images));
+        facts.insert("part_size".into(), json!(made.part_size));
+        facts.insert("image_size".into(), json!(meta.image_size));
+        facts.insert("latent".into(), json!(meta.shape));
+        facts.insert("mirror_images".into(), json!(meta.flip));
+        facts.insert("tokenizer_hash".into(), json!(meta.tokenizer));
+        facts.insert("data".into(), json!(meta.data));
+        facts.insert("wrong".into(), json!(made.wrong));
+    }
 }
 
 /// Neither kind fits: returns the more specific of the two errors.

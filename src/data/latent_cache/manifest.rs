@@ -13,7 +13,7 @@ use crate::error::{Result, hinted};
 use crate::store::bundle::check_format;
 use crate::store::{atomic, digest};
 
-const FORMAT: &str = "rdpm-latents/2";
+pub(super) const FORMAT: &str = "rdpm-latents/2";
 
 pub(super) const NAME: &str = "cache.json";
 
@@ -93,15 +93,20 @@ impl Manifest {
         }
     }
 
-    /// Refuses a cache made from something else, by what differs first.
-    pub fn check(&self, folder: &Path, expected: &CacheMeta) -> Result<()> {
-        let own = CacheMeta {
+    /// What it is made from.
+    pub fn meta(&self) -> CacheMeta {
+        CacheMeta {
             tokenizer: self.tokenizer.clone(),
             data: self.data.clone(),
             image_size: self.image_size,
             flip: self.flip,
             shape: self.shape,
-        };
+        }
+    }
+
+    /// Refuses a cache made from something else, by what differs first.
+    pub fn check(&self, folder: &Path, expected: &CacheMeta) -> Result<()> {
+        let own = self.meta();
         let pairs = own.pairs().map(|(key, value)| (key.to_string(), value));
         compare(folder, &pairs.into(), expected, STALE)?;
         if own.shape != expected.shape {

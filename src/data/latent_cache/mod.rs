@@ -31,6 +31,75 @@ pub const PART: usize = 8192;
 /// Parts of one cache at most, unless more are asked for: each is an open file.
 const MOST_PARTS: usize = 512;
 
+/// A cache as it lies on the disk, without what it must be made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// None: it is not finished, and its parts are all that is known.
+    pub made: Option<Made>,
+    /// Parts whose files are there.
+    pub parts: usize,
+    /// Of the files of its parts.
+    pub bytes: u64,
+}
+
+/// What a finished cache says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    pub meta: CacheMeta,
+    /// With latents in it.
+    pub images: usize,
+    /// Images of a part.
+    pub part_size: usize,
+    pub parts: usize,
+    /// What is wrong with the first part that is missing or cut.
+    pub wrong: Option<String>,
+}
+
+/// The format of a cache that is a folder.
+pub const FORMAT: &str = manifest::FORMAT;
+
+/// Describes the cache in `folder`, reading no latents; none if there is none.
+///
+/// Errors: a `cache.json` that is damaged or of another format.
+pub fn describe(folder: &Path) -> Result<Option<Description>> {
+    let manifest = match folder.is_dir() {
+        true => Manifest::read(folder)?,
+        false => None,
+    };
+    // What also holds other files is no cache, unless it says so.
+    let files = match parts_in(folder) {
+        Err(error) if manifest.is_some() => return Err(error),
+        files => files.unwrap_or_default(),
+    };
+    if manifest.is_none() && files.is_empty() {
+        return Ok(None);
+    }
+    let mut bytes = 0;
+    for path in files.values() {
+        bytes += fs::metadata(path)
+            .map_err(|error| unreadable(path, error))?
+            .len();
+    }
+    let made = manifest.map(|manifest| {
+        let parts = manifest.parts.iter().enumerate();
+        let mut sizes = parts.map(|(number, entry)| entry.check_size(&part_path(folder, number)));
+        Made {
+            meta: manifest.meta(),
+            images: manifest.parts.iter().map(|part| part.images).sum(),
+            part_size: manifest.part_size,
+            parts: manifest.parts.len(),
+            wrong: sizes
+                .find_map(Result::err)
+                .map(|error| format!("{error:#}")),
+        }
+    });
+    Ok(Some(Description {
+        made,
+        parts: files.len(),
+        bytes,
+    }))
+}
+
 /// What a cache is made from; a cache with another answer is stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheMeta {
@@ -382,4 +451,4 @@ fn unreadable(path: &Path, error: io::Error) -> Error {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -409,3 +409,31 @@ fn opening_looks_at_sizes_alone() {
     let cache = LatentCache::open(&path, &meta()).unwrap();
     assert_eq!(cache.len(), IMAGES);
 }
+
+#[test]
+fn a_cache_is_described_whole_cut_and_unfinished() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache");
+    assert_eq!(describe(&path).unwrap(), None);
+    cache(&path);
+    let bytes = |number| fs::metadata(part_path(&path, number)).unwrap().len();
+    let all = (0..3).map(bytes).sum::<u64>();
+    let found = describe(&path).unwrap().unwrap();
+    assert_eq!((found.parts, found.bytes), (3, all));
+    let made = found.made.unwrap();
+    assert_eq!((&made.meta, made.images, made.parts), (&meta(), 5, 3));
+    assert_eq!(made.wrong, None);
+    fs::write(part_path(&path, 1), "cut").unwrap();
+    let made = describe(&path).unwrap().unwrap().made.unwrap();
+    let wrong = made.wrong.unwrap();
+    assert!(
+        wrong.contains("part-00001") && wrong.contains("3 bytes"),
+        "{wrong}"
+    );
+    fs::remove_file(path.join("cache.json")).unwrap();
+    let found = describe(&path).unwrap().unwrap();
+    assert_eq!((found.made, found.parts), (None, 3));
+    // Another folder with a file of such a name is none.
+    fs::write(path.join("notes.txt"), "").unwrap();
+    assert_eq!(describe(&path).unwrap(), None);
+}

@@ -37,17 +37,23 @@ impl CodeCounter {
         })
     }
 
-    /// Counts the choices of one batch, given in parts u32 [T,..].
+    /// Counts the choices of one batch, of which this process has u32 [T,..] parts and as many as
+    /// it each of `processes`; `of_all` makes of its counts [T,K] those of all.
     ///
-    /// Errors: another number of steps; totals that may exceed 32 bits.
-    pub fn count<'a>(&mut self, parts: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    /// Errors: another number of steps; totals that may exceed 32 bits; those of `of_all`.
+    pub fn count<'a>(
+        &mut self,
+        parts: impl IntoIterator<Item = &'a Tensor>,
+        processes: usize,
+        of_all: impl FnOnce(&Buffer<u32>) -> crate::error::Result<()>,
+    ) -> crate::error::Result<()> {
         for codes in parts {
             let codes = codes.flatten_from(1)?.contiguous()?;
             let each = codes.dim(1)?;
             shapes::shape("count_codes", "the codes", &codes, &[self.steps, each])?;
-            self.counted += each as u64;
+            self.counted += (each * processes) as u64;
             if self.counted > u32::MAX.into() {
-                candle_core::bail!("count_codes: the totals were not read for too long");
+                anyhow::bail!("count_codes: the totals were not read for too long");
             }
             let codes = View::<u32>::of(&codes)?;
             let grid = grid_of(codes.len(), 256);
@@ -57,13 +63,15 @@ impl CodeCounter {
                     codes, self.now.view_mut(), each as i64, codes.len() as i64, self.size as i32)?
             };
         }
+        of_all(&self.now)?;
         let grid = grid_of(self.size, 256);
         // SAFETY: T·K counts and totals, K sums.
         unsafe {
             launch!(self.gpu, "code_counts", "add_counts", grid, 256, 0;
                 self.now.view_mut(), self.totals.view_mut(), self.faded.view_mut(), self.steps as i32,
-                self.size as i32, self.decay)
-        }
+                self.size as i32, self.decay)?
+        };
+        Ok(())
     }
 
     /// The totals since they were cleared, [T][K]; waits for the GPU.

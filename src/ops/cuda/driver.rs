@@ -14,6 +14,12 @@ use crate::gpu_error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(u32);
 
+impl Version {
+    pub fn major(self) -> u32 {
+        self.0 / 1000
+    }
+}
+
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
@@ -149,7 +155,7 @@ pub fn missing(found: &Found) -> Option<crate::error::Error> {
 
 /// Where a user gets the toolkit's libraries.
 pub fn install() -> String {
-    let (major, of_12) = match BUILT_WITH.0 / 1000 {
+    let (major, of_12) = match BUILT_WITH.major() {
         12 => (12, "-cu12"),
         major => (major, ""),
     };

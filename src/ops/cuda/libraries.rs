@@ -67,6 +67,14 @@ static LIBRARIES: [Library; 5] = [
     },
 ];
 
+/// Only several processes on GPUs need it.
+static NCCL: Library = Library {
+    name: "nccl",
+    versions: &["2"],
+    probe: c"ncclGetVersion",
+    needed: false,
+};
+
 impl Library {
     /// `libcublas.so.13`, the best version's file first.
     pub fn files(&self) -> impl Iterator<Item = String> {
@@ -144,12 +152,22 @@ impl Opened {
 }
 
 impl Found {
+    /// The version of a library that gives it as one number.
+    pub fn number(&self) -> Option<c_int> {
+        let function = self.place.as_ref().ok()?.function(self.library.probe)?;
+        // SAFETY: ncclGetVersion's signature.
+        let get: extern "C" fn(*mut c_int) -> c_int = unsafe { std::mem::transmute(function) };
+        let mut number = 0;
+        (get(&mut number) == 0).then_some(number)
+    }
+
     /// `13.0.2`, as the library says it; the driver's version is not the library's.
     pub fn version(&self) -> Option<String> {
         let probe = self.library.probe;
         let function = self.place.as_ref().ok()?.function(probe)?;
         match self.library.name {
             "cuda" => None,
+            "nccl" => Some(super::nccl::Version(self.number()?).to_string()),
             "nvrtc" => {
                 // SAFETY: nvrtcVersion's signature.
                 let get: extern "C" fn(*mut c_int, *mut c_int) -> c_int =
@@ -173,7 +191,16 @@ impl Found {
     }
 }
 
-/// Every library, looked for once.
+/// NCCL, looked for at the first call, and by no process that is alone.
+pub fn nccl() -> &'static Found {
+    static FOUND: OnceLock<Found> = OnceLock::new();
+    FOUND.get_or_init(|| Found {
+        library: &NCCL,
+        place: look_for(&NCCL, &folders::existing()),
+    })
+}
+
+/// Every other library, looked for once.
 pub fn found() -> &'static [Found] {
     static FOUND: OnceLock<Vec<Found>> = OnceLock::new();
     FOUND.get_or_init(|| {

@@ -8,12 +8,14 @@
 //! [`driver`]): the same program runs where they are missing.
 
 mod buffer;
+pub mod check_nccl;
 pub mod compare;
 mod contents;
 pub mod driver;
 pub mod folders;
 mod graph;
 pub mod libraries;
+pub mod nccl;
 pub mod operands;
 mod tensor;
 mod tensor_map;

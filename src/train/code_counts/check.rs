@@ -23,7 +23,10 @@ pub fn check(gpu: &Gpu) -> Result<Vec<Row>> {
             let counted = choices([&first, &last], steps, size)?;
             usage.add(&counted);
             dead.count(&counted);
-            counter.count([&first.to_device(&there)?, &last.to_device(&there)?])?;
+            let parts = [&first.to_device(&there)?, &last.to_device(&there)?];
+            counter
+                .count(parts, 1, |_| Ok(()))
+                .map_err(candle_core::Error::wrap)?;
         }
         let mut found = Usage::new(steps, size);
         found.add(&counter.totals()?);

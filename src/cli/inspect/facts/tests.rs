@@ -228,3 +228,21 @@ fn a_pth_tells_the_types_of_its_file() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_folder_of_latents_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    crate::data::latent_cache::tests::cache(folder.path());
+    let facts = of(folder.path(), false)?;
+    let text = render(&facts)?;
+    assert!(text.contains(": latent cache (rdpm-latents/2)"), "{text}");
+    assert!(text.contains("  images          5\n"), "{text}");
+    assert!(!text.contains("wrong"), "{text}");
+    std::fs::remove_file(folder.path().join("part-00002.safetensors"))?;
+    let text = render(&of(folder.path(), false)?)?;
+    assert!(
+        text.contains("  wrong ") && text.contains("part-00002"),
+        "{text}"
+    );
+    Ok(())
+}
