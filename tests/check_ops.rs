@@ -45,7 +45,8 @@ fn without_a_gpu_nothing_falls_back_to_the_cpu() -> Result<(), Box<dyn Error>> {
     }
     let out = std::env::temp_dir().join(format!("rdpm-no-gpu-{}.png", std::process::id()));
     let sample = [
-        "sample", "--model", "builtin", "--num", "1", "--device", "cuda", "--out",
+        "sample", "--model", "builtin", "--class", "index:0", "--num", "1", "--device", "cuda",
+        "--out",
     ];
     let output = Command::new(env!("CARGO_BIN_EXE_rdpm"))
         .args(sample)
