@@ -52,8 +52,8 @@ pub fn accumulate(sum: &mut Gradients, other: Gradients) -> Result<()> {
 
 /// The sum of gradients over a step's micro-batches, which the processes of a world compute in
 /// turn: each call of [`Sum::add`] adds one from every process, in their order, to what there is.
-/// So the sum has the same bits however many processes share the micro-batches. Processes on GPUs add
-/// up their own, and then these from GPU to GPU.
+/// So the sum has the same bits however many processes share the micro-batches. Processes on GPUs
+/// add up their own, and then these from GPU to GPU.
 pub struct Sum<'a> {
     world: &'a World,
     /// At rank 0 the sum; elsewhere this process's last gradients.

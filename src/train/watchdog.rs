@@ -2,8 +2,9 @@
 //!
 //! A thread looks at how long the step in progress takes. Before the first step, which may come
 //! after hours of looking at files and encoding images, it looks at how long no sign of that came
-//! ([`pulse`]), and so it does in a checkpoint and where the GPU's work is waited for. Only what this process does itself counts, not what it waits for from others of its
-//! world: each of them has its own watchdog, so the one to blame is named.
+//! ([`pulse`]), and so it does in a checkpoint and where the GPU's work is waited for. Only what
+//! this process does itself counts, not what it waits for from others of its world: each of them
+//! has its own watchdog, so the one to blame is named.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;

@@ -113,8 +113,8 @@ impl World {
         self.gpus()?.gather(own)
     }
 
-    /// Waits until what the ranks last summed on GPUs is there: first for this rank's own work, then
-    /// for the others, which a watchdog does not hold against this one.
+    /// Waits until what the ranks last summed on GPUs is there: first for this rank's own work,
+    /// then for the others, which a watchdog does not hold against this one.
     pub fn settle(&self) -> Result<()> {
         let (Some(link), Some(gpus)) = (&self.0, self.communicator()) else {
             return Ok(());
