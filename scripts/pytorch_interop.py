@@ -29,7 +29,7 @@ FRESH = dict(
     data=dict(image_size=32),
     tokenizer=dict(ch=16, ch_mult=[1, 2, 2], num_res_blocks=1, embed_dim=6, norm_groups=8, patch=2),
     quantizer=dict(codebook_size=300, steps=6, bias=True),
-    schedule=dict(kind="logit", logit=[-4.0, 3.0]),
+    schedule=dict(kind="logit", phi=0.75, logit=[-4.0, 3.0]),
     loss=dict(perceptual="none"),
     generator=dict(depth=2, width=48, heads=3, mix_dim=12, pos_embed=0.1, rope="2d", rope_base=100.0, classes=3),
 )

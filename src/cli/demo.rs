@@ -16,7 +16,7 @@ use crate::data::shapes::{NAMES, Shapes};
 use crate::data::{Source, augment, open};
 use crate::error::{self, Context as _, Error, Result, hinted, interrupted, usage};
 use crate::ops::Noise;
-use crate::sample::{Draws, Pretrained, SampleOptions, decode, grid, named_rgb, save_png};
+use crate::sample::{Draws, Pretrained, SampleOptions, decode, grid, named_rgb, png, save_png};
 use crate::store::atomic;
 use crate::store::model::{self, Weights};
 use crate::store::run::RunFolder;
@@ -174,9 +174,7 @@ fn draw_pictures(place: &Place, seed: u64) -> Result<()> {
             (0..count).into_par_iter().try_for_each(|i| {
                 let example = shapes.read(i)?;
                 let path = folder.join(part).join(format!("{}.png", example.key));
-                example
-                    .image
-                    .save(&path)
+                std::fs::write(&path, png(&example.image)?)
                     .with_context(|| format!("cannot write {}", path.display()))
             })?;
             progress.set(count as u64, "");

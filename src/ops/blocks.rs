@@ -2,6 +2,10 @@
 //!
 //! Sums over rows are computed block by block and added in the order of the blocks, so that results
 //! are bit-identical for any number of threads.
+//!
+//! What is done with a block is passed by reference to a trait object, not as a type of its own:
+//! one call a block costs nothing, and the parallel loops are compiled once instead of for each of
+//! forty operations.
 
 use super::simd;
 use rayon::prelude::*;
@@ -44,7 +48,7 @@ fn rows(width: usize) -> usize {
 }
 
 /// Fills `out`, rows of `width`; `f` gets the index of a block's first row and the block.
-pub(super) fn fill(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn fill(out: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
     let rows = rows(width);
     if out.len() <= rows * width {
         return f(0, out);
@@ -63,7 +67,7 @@ pub(super) fn sum(
     count: usize,
     width: usize,
     sums: usize,
-    f: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    f: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
 ) -> Vec<f64> {
     let rows = rows(width);
     let block = |i: usize| {
@@ -82,11 +86,7 @@ pub(super) fn sum(
 }
 
 /// `f` of every row index, for rows of `width`.
-pub(super) fn map<R: Send>(
-    count: usize,
-    width: usize,
-    f: impl Fn(usize) -> R + Send + Sync,
-) -> Vec<R> {
+pub(super) fn map<R: Send>(count: usize, width: usize, f: &(dyn Fn(usize) -> R + Sync)) -> Vec<R> {
     let rows = rows(width);
     if count <= rows || is_serial() {
         return (0..count).map(f).collect();
@@ -104,7 +104,7 @@ pub(super) fn fill_and_sum(
     out: &mut [f32],
     width: usize,
     sums: usize,
-    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
 ) -> Vec<f64> {
     let rows = rows(width);
     let block = |(i, block): (usize, &mut [f32])| {
@@ -124,14 +124,14 @@ pub(super) fn fill_and_sum(
 
 /// A new matrix of `len` elements in rows of `width`; every block is zeroed and then passed to `f`
 /// as in [`fill`].
-pub(super) fn filled(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+pub(super) fn filled(len: usize, width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Vec<f32> {
     let rows = rows(width);
-    create(len, rows * width, |i, block| f(i * rows, block)).0
+    create(len, rows * width, &|i, block| f(i * rows, block)).0
 }
 
 /// `f` of every element; write it as `#[inline(always)] |x| ..`, as for [`simd::vectorized`].
 pub(super) fn each(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    filled(x.len(), ROW, |row, y| {
+    filled(x.len(), ROW, &|row, y| {
         let x = &x[row * ROW..][..y.len()];
         simd::vectorized(
             #[inline(always)]
@@ -146,7 +146,7 @@ pub(super) fn each(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 
 /// Like [`each`], for two vectors of equal length.
 pub(super) fn each_pair(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    filled(a.len(), ROW, |row, y| {
+    filled(a.len(), ROW, &|row, y| {
         let range = row * ROW..row * ROW + y.len();
         let (a, b) = (&a[range.clone()], &b[range]);
         simd::vectorized(
@@ -165,10 +165,10 @@ pub(super) fn filled_and_summed(
     len: usize,
     width: usize,
     sums: usize,
-    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
 ) -> (Vec<f32>, Vec<f64>) {
     let rows = rows(width);
-    let (values, partials) = create(len, rows * width, |i, block| {
+    let (values, partials) = create(len, rows * width, &|i, block| {
         let mut partial = vec![0f32; sums];
         f(i * rows, block, &mut partial);
         partial
@@ -181,7 +181,7 @@ pub(super) fn filled_and_summed(
 pub(super) fn images<R: Send>(
     len: usize,
     image: usize,
-    f: impl Fn(usize, &mut [f32]) -> R + Sync,
+    f: &(dyn Fn(usize, &mut [f32]) -> R + Sync),
 ) -> (Vec<f32>, Vec<R>) {
     create(len, image, f)
 }
@@ -192,7 +192,7 @@ pub(super) fn images<R: Send>(
 fn create<R: Send>(
     len: usize,
     chunk: usize,
-    f: impl Fn(usize, &mut [f32]) -> R + Sync,
+    f: &(dyn Fn(usize, &mut [f32]) -> R + Sync),
 ) -> (Vec<f32>, Vec<R>) {
     let mut values = Vec::with_capacity(len);
     let spare = &mut values.spare_capacity_mut()[..len];

@@ -1,11 +1,11 @@
 //! Image grids: images of equal size in rows and columns, separated by two white pixels. Small
 //! images are enlarged by an integer factor, so that they are easy to see.
 
-use std::io::Cursor;
 use std::path::Path;
 use std::str::FromStr;
 
-use ::image::{ImageFormat, Rgb, RgbImage, imageops};
+use ::image::codecs::png::PngEncoder;
+use ::image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
 
 use crate::error::{Context, Result, usage};
 use crate::store::atomic;
@@ -141,9 +141,10 @@ fn enlarge(image: &RgbImage, times: u32) -> RgbImage {
 
 /// The bytes of a PNG; in memory this fails only for an image without pixels.
 pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png)?;
-    Ok(bytes.into_inner())
+    let mut bytes = Vec::new();
+    let (width, height) = image.dimensions();
+    PngEncoder::new(&mut bytes).write_image(image, width, height, ExtendedColorType::Rgb8)?;
+    Ok(bytes)
 }
 
 /// Writes a PNG, completely or not at all.

@@ -15,11 +15,12 @@ pub(super) mod header;
 mod tests;
 
 use std::fs;
-use std::io::{Cursor, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use image::{ImageFormat, RgbImage};
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -63,9 +64,11 @@ impl Encoding {
                 Ok([head.as_bytes(), image.as_raw()].concat())
             }
             Encoding::Png => {
-                let mut png = Cursor::new(Vec::new());
-                image.write_to(&mut png, ImageFormat::Png)?;
-                Ok(png.into_inner())
+                let mut png = Vec::new();
+                let (width, height) = image.dimensions();
+                let encoder = PngEncoder::new(&mut png);
+                encoder.write_image(image, width, height, ExtendedColorType::Rgb8)?;
+                Ok(png)
             }
         }
     }

@@ -43,7 +43,7 @@ impl CustomOp3 for RmsNormModulate {
         let x = slices::of(x, layout)?;
         let shift = slices::of(shift, shift_layout)?;
         let scale = slices::of(scale, scale_layout)?;
-        let y = blocks::filled(x.len(), c, |first, y| {
+        let y = blocks::filled(x.len(), c, &|first, y| {
             let x = &x[first * c..][..y.len()];
             simd::vectorized(
                 #[inline(always)]
@@ -72,7 +72,7 @@ impl CustomOp3 for RmsNormModulate {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (_, n, c) = x.dims3()?;
         let (dx, dshift, dscale) = slices::read([x, scale, dy], |[x, scale, dy]| {
-            let (dx, sums) = blocks::images(x.len(), n * c, |b, dx| {
+            let (dx, sums) = blocks::images(x.len(), n * c, &|b, dx| {
                 let range = b * n * c..(b + 1) * n * c;
                 let (x, dy) = (&x[range.clone()], &dy[range]);
                 self.image_backward(x, &scale[b * c..][..c], dy, dx)
@@ -98,7 +98,7 @@ impl RmsNormModulate {
         dx: &mut [f32],
     ) -> (Vec<f64>, Vec<f64>) {
         let c = scale.len();
-        let mut dshift = blocks::fill_and_sum(dx, c, 2 * c, |first, dx, sums| {
+        let mut dshift = blocks::fill_and_sum(dx, c, 2 * c, &|first, dx, sums| {
             let range = first * c..first * c + dx.len();
             let (x, dy) = (&x[range.clone()], &dy[range]);
             let (dshift, dscale) = sums.split_at_mut(c);
@@ -147,7 +147,7 @@ impl CustomOp3 for GateResidual {
         let x = slices::of(x, layout)?;
         let gate = slices::of(gate, gate_layout)?;
         let branch = slices::of(branch, branch_layout)?;
-        let y = blocks::filled(x.len(), c, |first, y| {
+        let y = blocks::filled(x.len(), c, &|first, y| {
             let range = first * c..first * c + y.len();
             let (x, branch) = (&x[range.clone()], &branch[range]);
             simd::vectorized(
@@ -177,7 +177,7 @@ impl CustomOp3 for GateResidual {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (_, n, c) = x.dims3()?;
         let (dgate, dbranch) = slices::read([gate, branch, dy], |[gate, branch, dy]| {
-            let (dbranch, dgate) = blocks::images(branch.len(), n * c, |b, dbranch| {
+            let (dbranch, dgate) = blocks::images(branch.len(), n * c, &|b, dbranch| {
                 let range = b * n * c..(b + 1) * n * c;
                 let (branch, dy) = (&branch[range.clone()], &dy[range]);
                 gate_backward(&gate[b * c..][..c], branch, dy, dbranch)
@@ -195,7 +195,7 @@ impl CustomOp3 for GateResidual {
 /// One image: fills dbranch [N,C], returns dgate [C].
 fn gate_backward(gate: &[f32], branch: &[f32], dy: &[f32], dbranch: &mut [f32]) -> Vec<f64> {
     let c = gate.len();
-    blocks::fill_and_sum(dbranch, c, c, |first, dbranch, dgate| {
+    blocks::fill_and_sum(dbranch, c, c, &|first, dbranch, dgate| {
         let range = first * c..first * c + dbranch.len();
         let (branch, dy) = (&branch[range.clone()], &dy[range]);
         simd::vectorized(

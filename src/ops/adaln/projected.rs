@@ -35,7 +35,7 @@ pub fn rms_norm_projected(u: &Tensor, x: &Tensor, projected: &Tensor, eps: f64) 
             times_into(y, u, &Panels::of_rows(sources, o));
             finish(y, x, added, shift, eps);
         };
-        blocks::images(b * n * o, n * o, image).0
+        blocks::images(b * n * o, n * o, &image).0
     })?;
     Tensor::from_vec(y, (b, n, o), u.device())
 }

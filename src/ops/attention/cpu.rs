@@ -96,7 +96,7 @@ impl CustomOp1 for Attention {
         let (c, sizes) = (packed / 3, self.sizes(n, packed));
         let qkv = slices::of(qkv, layout)?;
         let (y, log_sums) = self.with_rotation(|rotation| {
-            blocks::images(b * n * c, n * c, |b, y| {
+            blocks::images(b * n * c, n * c, &|b, y| {
                 let qkv = &qkv[b * n * packed..][..n * packed];
                 let forward = |head: usize, y: RowsMut| {
                     let part = |part| sizes.rows(qkv, sizes.offset(part, head), packed);
@@ -141,7 +141,7 @@ impl CustomOp1 for Attention {
             bail!("attention: the gradient is asked for before the result");
         };
         let backward = |rotation: Rotation, [qkv, y, dy]: [&[f32]; 3]| {
-            blocks::images(b * n * packed, n * packed, |b, dqkv| {
+            blocks::images(b * n * packed, n * packed, &|b, dqkv| {
                 let qkv = &qkv[b * n * packed..][..n * packed];
                 let (y, dy) = (&y[b * n * c..][..n * c], &dy[b * n * c..][..n * c]);
                 let heads = self.of_heads(|head| {

@@ -25,7 +25,7 @@ pub(super) fn moments(x: &[f32], c: usize, groups: usize) -> (Vec<f32>, Vec<f32>
             .map(|g| (g.iter().sum::<f64>() / values) as f32)
             .collect()
     };
-    let mean = of_groups(blocks::sum(rows, c, c, |range, sums| {
+    let mean = of_groups(blocks::sum(rows, c, c, &|range, sums| {
         let x = &x[range.start * c..range.end * c];
         simd::vectorized(
             #[inline(always)]
@@ -35,7 +35,7 @@ pub(super) fn moments(x: &[f32], c: usize, groups: usize) -> (Vec<f32>, Vec<f32>
         )
     }));
     let centre = spread(&mean, width);
-    let variance = of_groups(blocks::sum(rows, c, c, |range, sums| {
+    let variance = of_groups(blocks::sum(rows, c, c, &|range, sums| {
         let x = &x[range.start * c..range.end * c];
         simd::vectorized(
             #[inline(always)]
@@ -110,7 +110,7 @@ impl Norm<'_> {
         for (scale, weight) in scale.iter_mut().zip(self.weight) {
             *scale *= weight;
         }
-        blocks::fill(y, c, |first, y| {
+        blocks::fill(y, c, &|first, y| {
             let x = &x[first * c..][..y.len()];
             simd::vectorized(
                 #[inline(always)]
@@ -148,7 +148,7 @@ impl Norm<'_> {
         let width = c / self.mean.len();
         let (mean, r) = (spread(self.mean, width), spread(self.r, width));
         // dz is stored in dx, so that the activation's derivative is computed only once.
-        let mut dbias = blocks::fill_and_sum(dx, c, 2 * c, |first, dz, sums| {
+        let mut dbias = blocks::fill_and_sum(dx, c, 2 * c, &|first, dz, sums| {
             let range = first * c..first * c + dz.len();
             let (x, dy) = (&x[range.clone()], &dy[range]);
             let (sum, sum_normal) = sums.split_at_mut(c);
@@ -177,7 +177,7 @@ impl Norm<'_> {
         let dweight = dbias.split_off(c);
         let a = self.group_means(&dbias, dx.len());
         let b = self.group_means(&dweight, dx.len());
-        blocks::fill(dx, c, |first, dx| {
+        blocks::fill(dx, c, &|first, dx| {
             let x = &x[first * c..][..dx.len()];
             simd::vectorized(
                 #[inline(always)]

@@ -73,7 +73,7 @@ impl<'a> Winograd<'a> {
             .rev()
             .find(|n| down.is_multiple_of(*n))
             .unwrap_or(1);
-        let (y, _) = blocks::images(x.len() / i * o, lines * OUT * w * o, |block, y| {
+        let (y, _) = blocks::images(x.len() / i * o, lines * OUT * w * o, &|block, y| {
             let first = block * lines;
             let map = &x[first / down * h * w * i..][..h * w * i];
             let first = first % down;

@@ -35,7 +35,7 @@ impl CustomOp2 for CrossEntropy {
         if let Some(wrong) = targets.iter().find(|&&t| t as usize >= k) {
             bail!("cross_entropy: target {wrong}, expected a class under {k}");
         }
-        let rows = blocks::map(r, k, |row| {
+        let rows = blocks::map(r, k, &|row| {
             of_row(&logits[row * k..][..k], targets[row] as usize)
         });
         let loss = rows.iter().map(|row| row.loss).collect();
@@ -56,7 +56,7 @@ impl CustomOp2 for CrossEntropy {
             bail!("cross_entropy: the gradient was requested before the loss");
         };
         let dlogits = slices::read([logits, dloss], |[logits, dloss]| {
-            blocks::filled(logits.len(), k, |first, block| {
+            blocks::filled(logits.len(), k, &|first, block| {
                 let logits = &logits[first * k..][..block.len()];
                 let pairs = block.chunks_exact_mut(k).zip(logits.chunks_exact(k));
                 for (row, (d, logits)) in (first..).zip(pairs) {

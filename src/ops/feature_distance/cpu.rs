@@ -20,7 +20,7 @@ fn norm(x: &[f32]) -> (f32, f32) {
 pub(super) fn forward(a: &[f32], b: &[f32], weight: &[f32]) -> f32 {
     let c = weight.len();
     let positions = a.len() / c;
-    let total = blocks::sum(positions, c, 1, |rows, sum| {
+    let total = blocks::sum(positions, c, 1, &|rows, sum| {
         let range = rows.start * c..rows.end * c;
         let (a, b) = (&a[range.clone()], &b[range]);
         simd::vectorized(
@@ -43,7 +43,7 @@ pub(super) fn forward(a: &[f32], b: &[f32], weight: &[f32]) -> f32 {
 /// With s = ‖x‖ + 1e-10 and g = scale·w·(x̂ − ŷ): dx = g/s − x·(Σ g·x)/(s²·‖x‖).
 pub(super) fn toward([x, y, weight]: [&[f32]; 3], scale: f32) -> Vec<f32> {
     let c = weight.len();
-    blocks::filled(x.len(), c, |first, dx| {
+    blocks::filled(x.len(), c, &|first, dx| {
         let range = first * c..first * c + dx.len();
         let (x, y) = (&x[range.clone()], &y[range]);
         simd::vectorized(

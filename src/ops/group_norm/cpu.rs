@@ -35,7 +35,7 @@ impl GroupNorm {
         (_, h, w, c): Dims,
     ) -> Vec<f32> {
         let image = h * w * c;
-        let (y, moments) = blocks::images(x.len(), image, |b, y| {
+        let (y, moments) = blocks::images(x.len(), image, &|b, y| {
             let x = &x[b * image..][..image];
             let moments = self.moments(x, c);
             self.norm(&moments, weight, bias).forward(x, y);
@@ -56,7 +56,7 @@ impl GroupNorm {
             let images = v.chunks_exact(image);
             images.map(|x| self.moments(x, c)).collect()
         });
-        let (dx, columns) = blocks::images(v.len(), image, |b, dx| {
+        let (dx, columns) = blocks::images(v.len(), image, &|b, dx| {
             let range = b * image..(b + 1) * image;
             let norm = self.norm(&moments[b], weight, bias);
             norm.backward(&v[range.clone()], &dy[range], dx)

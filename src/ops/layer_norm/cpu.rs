@@ -15,7 +15,7 @@ fn moments(x: &[f32], eps: f64) -> (f32, f32) {
 /// y for rows x [R,C].
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
     let c = weight.len();
-    blocks::filled(x.len(), c, |first, y| {
+    blocks::filled(x.len(), c, &|first, y| {
         let x = &x[first * c..][..y.len()];
         simd::vectorized(
             #[inline(always)]
@@ -40,7 +40,7 @@ pub(super) fn backward(
     eps: f64,
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let c = weight.len();
-    let (dx, mut dweight) = blocks::filled_and_summed(x.len(), c, 2 * c, |first, dx, sums| {
+    let (dx, mut dweight) = blocks::filled_and_summed(x.len(), c, 2 * c, &|first, dx, sums| {
         let range = first * c..first * c + dx.len();
         let (x, dy) = (&x[range.clone()], &dy[range]);
         simd::vectorized(

@@ -6,7 +6,7 @@ use crate::ops::{blocks, simd};
 pub(super) fn values(bytes: Bytes) -> Vec<f32> {
     let (height, line) = (bytes.height, 3 * bytes.width);
     let count = bytes.images.len() * height * line;
-    blocks::filled(count, line, |first, block| {
+    blocks::filled(count, line, &|first, block| {
         for (at, out) in (first..).zip(block.chunks_exact_mut(line)) {
             let (image, row) = (at / height, at % height);
             let from = &bytes.images[image][row * line..][..line];

@@ -110,7 +110,7 @@ impl Pool {
 
     pub(super) fn forward(&self, x: &[f32], (b, h, w, c): Dims) -> Vec<f32> {
         let (lines, columns) = self.window.output;
-        blocks::filled(b * lines * columns * c, columns * c, |first, block| {
+        blocks::filled(b * lines * columns * c, columns * c, &|first, block| {
             simd::vectorized(
                 #[inline(always)]
                 || {
@@ -137,6 +137,6 @@ impl Pool {
                 || self.map_grad(x, dy, dx, c),
             )
         };
-        blocks::images(x.len(), map, of_map).0
+        blocks::images(x.len(), map, &of_map).0
     }
 }

@@ -59,7 +59,7 @@ pub(in crate::ops) fn outer(
         sums
     };
     let size = outputs * depth;
-    let (products, sums) = blocks::images(chunks * size, size, |chunk, products| {
+    let (products, sums) = blocks::images(chunks * size, size, &|chunk, products| {
         let groups = products.par_chunks_mut(GROUP * depth).enumerate();
         let sums: Vec<_> = groups
             .map(|(group, product)| {

@@ -37,7 +37,7 @@ pub(in crate::ops) fn times_then(
         then(0, &mut y);
         return y;
     }
-    let (y, _) = blocks::images(rows.count() * outputs, BLOCK * outputs, |i, y| {
+    let (y, _) = blocks::images(rows.count() * outputs, BLOCK * outputs, &|i, y| {
         product.block(i * BLOCK, y);
         then(i * BLOCK, y);
     });
@@ -92,7 +92,7 @@ pub(in crate::ops) fn times_through(
     };
     if !half.is_multiple_of(WIDTH) || (rows.count() <= BLOCK && !blocks::is_serial()) {
         let product = times(rows, weights, None);
-        return blocks::filled(product.len() / 2, half, |first, y| {
+        return blocks::filled(product.len() / 2, half, &|first, y| {
             with_buffer(|buffer| {
                 let (left, right) = room(buffer, 2 * y.len()).split_at_mut(y.len());
                 let parts = left
@@ -107,7 +107,7 @@ pub(in crate::ops) fn times_through(
             });
         });
     }
-    let (y, _) = blocks::images(rows.count() * half, BLOCK * half, |i, y| {
+    let (y, _) = blocks::images(rows.count() * half, BLOCK * half, &|i, y| {
         of_block(i * BLOCK, y);
     });
     y

@@ -54,7 +54,7 @@ impl CustomOp1 for SwiGlu {
         let f = dims.pop().unwrap_or(0) / 2;
         dims.push(f);
         let x = slices::of(x, layout)?;
-        let y = blocks::filled(x.len() / 2, f, |first, y| {
+        let y = blocks::filled(x.len() / 2, f, &|first, y| {
             rows(&x[first * 2 * f..][..2 * y.len()], y, f);
         });
         Ok((CpuStorage::F32(y), Shape::from(dims)))
@@ -63,7 +63,7 @@ impl CustomOp1 for SwiGlu {
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let f = x.dim(D::Minus1)? / 2;
         let dx = slices::read([x, dy], |[x, dy]| {
-            blocks::filled(x.len(), 2 * f, |first, dx| {
+            blocks::filled(x.len(), 2 * f, &|first, dx| {
                 let x = &x[first * 2 * f..][..dx.len()];
                 let dy = &dy[first * f..][..dx.len() / 2];
                 simd::vectorized(

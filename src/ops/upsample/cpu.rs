@@ -4,7 +4,7 @@ use crate::ops::{blocks, simd};
 
 /// y, of maps with lines of `w` positions and `c` channels.
 pub(super) fn forward(x: &[f32], w: usize, c: usize) -> Vec<f32> {
-    blocks::filled(4 * x.len(), 4 * w * c, |first, block| {
+    blocks::filled(4 * x.len(), 4 * w * c, &|first, block| {
         let lines = x[first * w * c..].chunks_exact(w * c);
         for (pair, line) in block.chunks_exact_mut(4 * w * c).zip(lines) {
             let (upper, lower) = pair.split_at_mut(2 * w * c);
@@ -19,7 +19,7 @@ pub(super) fn forward(x: &[f32], w: usize, c: usize) -> Vec<f32> {
 
 /// dx
 pub(super) fn backward(dy: &[f32], w: usize, c: usize) -> Vec<f32> {
-    blocks::filled(dy.len() / 4, w * c, |first, block| {
+    blocks::filled(dy.len() / 4, w * c, &|first, block| {
         let pairs = dy[first * 4 * w * c..].chunks_exact(4 * w * c);
         simd::vectorized(
             #[inline(always)]
