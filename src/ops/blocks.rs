@@ -98,14 +98,12 @@ pub(super) fn map<R: Send>(count: usize, width: usize, f: &(dyn Fn(usize) -> R +
         .collect()
 }
 
+/// Of a block's first row, the block, and the slice to add its sums to.
+type Summing<'a> = &'a (dyn Fn(usize, &mut [f32], &mut [f32]) + Sync);
+
 /// [`fill`] and [`sum`] in one pass; `f` gets a block's first row, the block, and the slice to add
 /// its sums to.
-pub(super) fn fill_and_sum(
-    out: &mut [f32],
-    width: usize,
-    sums: usize,
-    f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
-) -> Vec<f64> {
+pub(super) fn fill_and_sum(out: &mut [f32], width: usize, sums: usize, f: Summing) -> Vec<f64> {
     let rows = rows(width);
     let block = |(i, block): (usize, &mut [f32])| {
         let mut partial = vec![0f32; sums];
@@ -165,7 +163,7 @@ pub(super) fn filled_and_summed(
     len: usize,
     width: usize,
     sums: usize,
-    f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
+    f: Summing,
 ) -> (Vec<f32>, Vec<f64>) {
     let rows = rows(width);
     let (values, partials) = create(len, rows * width, &|i, block| {

@@ -1,5 +1,5 @@
-//! Checks that this machine's NCCL has the functions that are used, and that what it sums and gathers
-//! of one process stays as it is.
+//! Checks that this machine's NCCL has the functions that are used, and that what it sums and
+//! gathers of one process stays as it is.
 
 use std::sync::Arc;
 

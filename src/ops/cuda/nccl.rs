@@ -1,8 +1,9 @@
 //! Sums over the GPUs of several processes, by NVIDIA's NCCL, in the order of this device's stream.
 //!
-//! The library is opened by the first process that has others to sum with; one that is alone never loads it. Its
-//! functions are found by name, with the signatures of nccl.h, which have not changed since 2.13. Its result codes
-//! are plain integers here: a newer library may know more of them than any list.
+//! The library is opened by the first process that has others to sum with; one that is alone never
+//! loads it. Its functions are found by name, with the signatures of nccl.h, which have not changed
+//! since 2.13. Its result codes are plain integers here: a newer library may know more of them than
+//! any list.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -191,8 +192,8 @@ impl Library {
     }
 }
 
-/// This process's place among others that sum with it, each with a GPU. All must call the same methods in the same
-/// order.
+/// This process's place among others that sum with it, each with a GPU. All must call the same
+/// methods in the same order.
 pub struct Communicator {
     library: &'static Library,
     /// Null once it has ended.
@@ -352,8 +353,8 @@ impl Communicator {
         Ok(())
     }
 
-    /// Waits for this process's own work before the last call; what it then waits for are the others
-    /// ([`Communicator::wait`]).
+    /// Waits for this process's own work before the last call; what it then waits for are the
+    /// others ([`Communicator::wait`]).
     pub fn wait_own(&self) -> Result<()> {
         Ok(self.before.synchronize()?)
     }
