@@ -9,8 +9,9 @@
 # this order: warm (fills the caches of PyTorch's compiler), rdpm (seed 0, timed), torch (timed),
 # seed (rdpm again with seed 1 and the same steps), judge-rdpm, judge-torch, judge-seed, table.
 # RDPM names the program (target/release/rdpm), DEVICE its device (cuda), PYTHON a Python with
-# PyTorch for CUDA (python3), VAE_SECONDS and GEN_SECONDS other budgets. With CONFIG (race.toml) and
-# NAME (rdpm), rdpm races with other settings. On an H200, all words take some 29 minutes.
+# PyTorch for CUDA (python3), VAE_SECONDS and GEN_SECONDS other budgets. With CONFIG (race.toml),
+# NAME (rdpm) and DISC (55 15: the discriminator's start and ramp, in per cent of the steps) rdpm
+# races with other settings. On an H200, all words take some 29 minutes.
 # PyTorch's seconds begin after compilation and with decoded images on the GPU; rdpm's are the whole
 # process, from its start to the last checkpoint. The latents of the generators are computed before
 # on both sides.
@@ -23,17 +24,18 @@ device=${DEVICE:-cuda}
 python=${PYTHON:-python3}
 config=${CONFIG:-$here/race.toml}
 name=${NAME:-rdpm}
+read -r disc_start disc_ramp <<<"${DISC:-55 15}"
 vae_seconds=${VAE_SECONDS:-340} gen_seconds=${GEN_SECONDS:-110}
 mkdir -p "$out"
 
-# vae FOLDER SEED STEPS [OPTION]...: the discriminator from 55 % on, its weight rising up to 70 %.
+# vae FOLDER SEED STEPS [OPTION]...
 vae() {
     local folder=$1 seed=$2 steps=$3
     shift 3
     "$rdpm" --device "$device" --quiet train-vae --config "$config" --data "$data/train-*.tar" \
         --vgg "$vgg" --lpips "$lpips" --seed "$seed" --out "$folder" \
-        --set train_vae.steps="$steps" --set loss.disc_start=$((steps * 55 / 100)) \
-        --set loss.disc_ramp=$((steps * 15 / 100)) "$@"
+        --set train_vae.steps="$steps" --set loss.disc_start=$((steps * disc_start / 100)) \
+        --set loss.disc_ramp=$((steps * disc_ramp / 100)) "$@"
 }
 
 # gen NAME SEED STEPS FOLDER [OPTION]...
@@ -45,41 +47,54 @@ gen() {
         --set train_gen.steps="$steps" "$@"
 }
 
-# fitting FOLDER SECONDS BATCH SHARE STEP [SHARE STEP]...: as many steps as fit into SECONDS if a
-# SHARE of them is as fast as the log line of STEP says.
+# fitting FOLDER STAGE SECONDS SHARE STEP [SHARE STEP]...: sets `steps` to as many as fit into SECONDS
+# if a SHARE of them is as fast as the log line of STEP says, and `batch` to their images.
 fitting() {
-    "$python" - "$@" <<'END'
-import json, sys
-folder, seconds, batch, *parts = sys.argv[1:]
+    read -r steps batch < <("$python" - "$@" <<'END'
+import json, sys, tomllib
+folder, stage, seconds, *parts = sys.argv[1:]
+batch = tomllib.load(open(f"{folder}/config.toml", "rb"))[stage]["batch_size"]
 rates = {x["step"]: x["images_per_second"] for x in map(json.loads, open(f"{folder}/metrics.jsonl"))}
-per_step = sum(float(share) * int(batch) / rates[int(step)] for share, step in zip(parts[::2], parts[1::2]))
-print(int(float(seconds) / per_step))
+per_step = sum(float(share) * batch / rates[int(step)] for share, step in zip(parts[::2], parts[1::2]))
+print(int(float(seconds) / per_step), batch)
 END
+    )
 }
 
-# timed SECONDS COMMAND...: runs it; fails if it took longer than SECONDS. Sets `took`.
+# timed COMMAND...: runs it and sets `took`, in milliseconds.
 timed() {
-    local limit=$1 begin
-    shift
+    local begin
     begin=$(date +%s%3N)
     "$@"
     took=$(($(date +%s%3N) - begin))
-    echo "$1: $took ms of $((limit * 1000))"
-    [ $took -le $((limit * 1000)) ] || { echo "over the budget: the figures do not count" >&2; exit 1; }
+}
+
+# within SECONDS: fails if what was timed took longer.
+within() {
+    echo "$took ms of $(($1 * 1000))"
+    [ $took -le $(($1 * 1000)) ] || { echo "over the budget: the figures do not count" >&2; exit 1; }
+}
+
+# result KEY: a line of the run's JSON.
+result() {
+    echo "\"$1_steps\": $steps, \"$1_images\": $((steps * batch)), \"$1_seconds\": ${took}e-3${2-}"
 }
 
 # Five seconds for the tokenizer's start and checkpoint, four for the generator's, and 1.5 % for what
 # a short run does not show are left.
 race() {
-    local steps
-    vae "$out/$name-try-vae" 9 400 --set train_vae.log_every=100
-    steps=$(fitting "$out/$name-try-vae" "$(((vae_seconds - 5) * 985 / 1000))" 256 .55 200 .45 400)
-    timed $vae_seconds vae "$out/$name-vae" 0 "$steps"
-    echo "{\"vae_steps\": $steps, \"vae_images\": $((steps * 256)), \"vae_seconds\": ${took}e-3," >"$out/$name.json"
+    local steps batch took rest=$((100 - disc_start))
+    vae "$out/$name-try-vae" 9 400 --set train_vae.log_every=100 --set loss.disc_start=200
+    fitting "$out/$name-try-vae" train_vae $(((vae_seconds - 5) * 985 / 1000)) \
+        "${disc_start}e-2" 200 "${rest}e-2" 400
+    timed vae "$out/$name-vae" 0 "$steps"
+    echo "{$(result vae ,)" >"$out/$name.json"
+    within "$vae_seconds"
     gen "$name" 9 400 "$out/$name-try-gen" --set train_gen.log_every=100
-    steps=$(fitting "$out/$name-try-gen" "$(((gen_seconds - 4) * 985 / 1000))" 512 1 400)
-    timed $gen_seconds gen "$name" 0 "$steps" "$out/$name-gen"
-    echo "\"gen_steps\": $steps, \"gen_images\": $((steps * 512)), \"gen_seconds\": ${took}e-3}" >>"$out/$name.json"
+    fitting "$out/$name-try-gen" train_gen $(((gen_seconds - 4) * 985 / 1000)) 1 400
+    timed gen "$name" 0 "$steps" "$out/$name-gen"
+    echo "$(result gen)}" >>"$out/$name.json"
+    within "$gen_seconds"
 }
 
 # of KEY: a number of seed 0's run.
@@ -127,6 +142,6 @@ for word in "$@"; do
             --json "$out/torch-own.json" >"$out/torch-own.txt"
         ;;
     table) "$python" "$here/race_table.py" "$out" ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
