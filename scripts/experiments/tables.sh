@@ -48,7 +48,7 @@ tokenizer() {
         --set loss.disc_weight=0 --set train_vae.steps=700 --set train_vae.lr=6e-4 \
         --set train_vae.warmup_steps=100 --set train_vae.ema_decay=0.99 \
         --set train_vae.compute_type=bf16 --set train_vae.image_every=0 \
-        --set train_vae.log_every=100 --out "$out/$name-vae" "${sets[@]}"
+        --set train_vae.log_every=100 --resume auto --out "$out/$name-vae" "${sets[@]}"
     "$rdpm" --device "$device" eval-vae --model "$out/$name-vae" "$data"/val-*.tar \
         --batch-size 128 --metrics rfid,psnr,ssim,lpips --weights "$inception" --vgg "$vgg" \
         --lpips "$lpips" --json "$out/$name.vae.json"
@@ -64,8 +64,8 @@ generator() {
         --set train_gen.steps=1200 --set train_gen.lr=6e-4 --set train_gen.warmup_steps=100 \
         --set train_gen.ema_decay=0.99 --set train_gen.compute_type=bf16 \
         --set train_gen.log_every=100 --set train_gen.image_every=0 \
-        --set train_gen.checkpoint_every=100000 --out "$out/$name-gen"
-    rm -r "$out/$name-latents"
+        --set train_gen.checkpoint_every=100000 --resume auto --out "$out/$name-gen"
+    rm -rf "$out/$name-latents"
     "$rdpm" --device "$device" eval-fid --samples "$out/$name-gen" --num 10000 --batch-size 128 \
         --metrics fid --reference "$data/val-000.tar" --weights "$inception" --probe "$probe" \
         --work "$out/$name-work" --json "$out/$name.gen.json"
