@@ -12,9 +12,9 @@
 # PyTorch for CUDA (python3), VAE_SECONDS and GEN_SECONDS other budgets. With CONFIG (race.toml),
 # NAME (rdpm) and DISC (55 15: the discriminator's start and ramp, in per cent of the steps) rdpm
 # races with other settings. On an H200, all words take some 29 minutes.
-# PyTorch's seconds begin after compilation and with decoded images on the GPU; rdpm's are the whole
-# process, from its start to the last checkpoint. The latents of the generators are computed before
-# on both sides.
+# Seconds are those of training steps on both sides, as their own clocks count them: PyTorch's begin
+# after compilation and with decoded images on the GPU; rdpm's contain reading and decoding, and not
+# its start. The latents of the generators are computed before.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=$1 vgg=$2 lpips=$3 inception=$4 probe=$5 out=$6
@@ -61,40 +61,39 @@ END
     )
 }
 
-# timed COMMAND...: runs it and sets `took`, in milliseconds.
-timed() {
-    local begin
-    begin=$(date +%s%3N)
-    "$@"
-    took=$(($(date +%s%3N) - begin))
-}
-
-# within SECONDS: fails if what was timed took longer.
-within() {
-    echo "$took ms of $(($1 * 1000))"
-    [ $took -le $(($1 * 1000)) ] || { echo "over the budget: the figures do not count" >&2; exit 1; }
-}
-
-# result KEY: a line of the run's JSON.
+# result STAGE FOLDER SECONDS: adds what a run saw and took to the report; fails if that is more than
+# SECONDS.
 result() {
-    echo "\"$1_steps\": $steps, \"$1_images\": $((steps * batch)), \"$1_seconds\": ${took}e-3${2-}"
+    "$python" - "$out/$name.json" "$steps" "$batch" "$@" <<'END'
+import json, os, sys
+report, steps, batch, stage, folder, seconds = sys.argv[1:]
+before, took, images = 0, 0, int(steps) * int(batch)
+for line in map(json.loads, open(f"{folder}/metrics.jsonl")):
+    took += (line["step"] - before) * int(batch) / line["images_per_second"]
+    before = line["step"]
+assert before == int(steps), (before, steps)
+found = json.load(open(report)) if os.path.exists(report) else {}
+found |= {f"{stage}_steps": before, f"{stage}_images": images, f"{stage}_seconds": round(took, 1)}
+json.dump(found, open(report, "w"), indent=1)
+print(f"{stage}: {took:.1f} s of {seconds}, {images} images, {images / took:.0f} a second")
+sys.exit("over the budget: the figures do not count" if took > float(seconds) else 0)
+END
 }
 
-# Five seconds for the tokenizer's start and checkpoint, four for the generator's, and 1.5 % for what
-# a short run does not show are left.
+# Half a per cent of the tokenizer's time and three of the generator's are left for what a short run
+# does not show.
 race() {
-    local steps batch took rest=$((100 - disc_start))
+    local steps batch rest=$((100 - disc_start))
+    rm -f "$out/$name.json"
     vae "$out/$name-try-vae" 9 400 --set train_vae.log_every=100 --set loss.disc_start=200
-    fitting "$out/$name-try-vae" train_vae $(((vae_seconds - 5) * 985 / 1000)) \
-        "${disc_start}e-2" 200 "${rest}e-2" 400
-    timed vae "$out/$name-vae" 0 "$steps"
-    echo "{$(result vae ,)" >"$out/$name.json"
-    within "$vae_seconds"
+    fitting "$out/$name-try-vae" train_vae "$((vae_seconds * 995))e-3" "${disc_start}e-2" 200 \
+        "${rest}e-2" 400
+    vae "$out/$name-vae" 0 "$steps"
+    result vae "$out/$name-vae" "$vae_seconds"
     gen "$name" 9 400 "$out/$name-try-gen" --set train_gen.log_every=100
-    fitting "$out/$name-try-gen" train_gen $(((gen_seconds - 4) * 985 / 1000)) 1 400
-    timed gen "$name" 0 "$steps" "$out/$name-gen"
-    echo "$(result gen)}" >>"$out/$name.json"
-    within "$gen_seconds"
+    fitting "$out/$name-try-gen" train_gen "$((gen_seconds * 970))e-3" 1 400
+    gen "$name" 0 "$steps" "$out/$name-gen"
+    result gen "$out/$name-gen" "$gen_seconds"
 }
 
 # of KEY: a number of seed 0's run.

@@ -27,7 +27,7 @@ def main():
         samples = [dict(cfg=p["samples"]["sampling"]["cfg"], **of(p["metrics"])) for p in read(f"{side}.gen.json")["points"]]
         sides[side] = dict(seen.get(side, {}), reconstruction=reconstruction, samples=samples)
     if (folder / "torch-own.json").exists():
-        sides["torch"]["own_samples"] = {k: round(v["value"], 4) for k, v in read("torch-own.json")["points"][0]["metrics"].items()}
+        sides["torch"]["own_samples"] = {k: round(v["value"], 4) for k, v in read("torch-own.json")["metrics"].items()}
     (folder / "race.json").write_text(json.dumps(sides, indent=1) + "\n")
     print("| side | tokenizer: images seen | PSNR, dB | SSIM | LPIPS | rFID 2048 | generator: images seen | FID 2048 (λ) | samples that show their class |\n|---|---|---|---|---|---|---|---|---|")
     for side, x in sides.items():
