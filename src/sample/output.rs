@@ -4,8 +4,7 @@
 //! Each is written completely or not at all; a signal that asks to stop leaves nothing. The folder
 //! and the `.npz` are written as images arrive.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 use ::image::RgbImage;
@@ -206,7 +205,7 @@ impl Output {
 }
 
 fn write_npz(
-    file: &mut BufWriter<File>,
+    file: impl Write + Seek,
     shape: [usize; 4],
     produce: impl FnOnce(&mut Put) -> Result<()>,
 ) -> Result<()> {
@@ -232,6 +231,7 @@ fn file_name(label: u32, number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Read;
 
     use super::*;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
@@ -29,6 +29,41 @@ const ASIDE: &str = ".old.partial";
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Bytes that are written before they must be on the disk.
+const PART: usize = 32 << 20;
+
+/// A file that goes to the disk in parts, each a sign that this process gets on: a file of many
+/// gigabytes may take longer than a process may be silent.
+pub struct InParts {
+    file: File,
+    unsynced: usize,
+    /// Called after each write.
+    beat: fn(),
+}
+
+impl Write for InParts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(&bytes[..bytes.len().min(PART)])?;
+        self.unsynced += written;
+        if self.unsynced >= PART {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        (self.beat)();
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for InParts {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}
+
 /// Writes `bytes` to `path`.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| Ok(file.write_all(bytes)?))
@@ -41,7 +76,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// also one with a context, is passed on.
 pub fn write_with(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+    fill: impl FnOnce(&mut BufWriter<InParts>) -> Result<()>,
 ) -> Result<()> {
     check_kind(path)?;
     let temporary = beside(path, PARTIAL);
@@ -60,10 +95,15 @@ pub fn write_with(
         })?;
         lock = Some(held);
         file.set_len(0)?;
+        let file = InParts {
+            file,
+            unsynced: 0,
+            beat: pulse::beat,
+        };
         let mut file = BufWriter::with_capacity(1 << 20, file);
         fill(&mut file)?;
-        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
+        let written = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        written.file.sync_all()?;
         fs::rename(&temporary, path)?;
         sync_folder(parent(path))?;
         Ok(())
@@ -361,6 +401,24 @@ mod tests {
         assert_eq!(code, 1);
         assert_eq!(fs::read(&path)?, b"old");
         assert_eq!(names(folder.path())?, ["a"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_large_file_goes_to_the_disk_in_parts_each_of_them_a_sign_of_work() -> Result<()> {
+        thread_local!(static BEATS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+        let bytes: Vec<u8> = (0..2 * PART + 5).map(|i| i as u8).collect();
+        let mut file = InParts {
+            file: tempfile::tempfile()?,
+            unsynced: 0,
+            beat: || BEATS.set(BEATS.get() + 1),
+        };
+        file.write_all(&bytes)?;
+        assert_eq!((BEATS.get(), file.unsynced), (3, 5));
+        let mut read = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        io::Read::read_to_end(&mut file.file, &mut read)?;
+        assert!(read == bytes);
         Ok(())
     }
 

@@ -163,8 +163,8 @@ impl GpuGeneratorStage {
         }
         if !self.is_first {
             self.trainer.leave_tally()?;
-            // Rank 0 does it for a log line.
-            if (step + 1).is_multiple_of(config.log_every) {
+            // Rank 0 does it for a log line, of which the last step has one.
+            if (step + 1).is_multiple_of(config.log_every) || step + 1 == steps {
                 self.latents.check()?;
             }
         }

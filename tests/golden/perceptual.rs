@@ -30,6 +30,34 @@ fn the_distance_and_its_gradient_are_those_of_pytorch() -> Result<()> {
 }
 
 #[test]
+fn each_image_of_several_has_the_distance_that_it_has_alone() -> Result<()> {
+    let golden = Golden::open("lpips")?;
+    let (widths, weights) = (golden.metadata("widths")?, golden.under("weights"));
+    let lpips = Lpips::new(&widths, &weights, &weights, &Device::Cpu)?;
+    let (x, y) = (golden.map("x")?, golden.map("y")?);
+    // Three pairs that are all different.
+    let [x, y] = [
+        Tensor::cat(&[&x, &y, &x.affine(0.5, 0.1)?], 0)?,
+        Tensor::cat(&[&y, &y.affine(-1.0, 0.0)?, &x], 0)?,
+    ];
+    let alone = (0..x.dim(0)?)
+        .map(|i| {
+            Ok(lpips
+                .distance(&x.narrow(0, i, 1)?, &y.narrow(0, i, 1)?)?
+                .to_scalar()?)
+        })
+        .collect::<Result<Vec<f32>>>()?;
+    assert_eq!(lpips.distances(&x, &y)?, alone);
+    for (i, distance) in alone.iter().enumerate() {
+        assert!(
+            *distance > 0.0 && !alone[..i].contains(distance),
+            "{alone:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 #[ignore = "needs RDPM_WEIGHTS, the folder that scripts/weights.sh makes"]
 fn with_the_genuine_weights_it_is_lpips() -> Result<()> {
     let folder = PathBuf::from(std::env::var("RDPM_WEIGHTS").expect("RDPM_WEIGHTS is set"));
