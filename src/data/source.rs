@@ -24,6 +24,7 @@ use super::part::{Changed, ClassName, Kind, Part, Place, UNKNOWN};
 use super::paths::{Given, expand};
 use super::plausible;
 use super::selection::stem;
+use super::small_pages::SmallPages;
 use super::{Classes, folder, shards};
 use crate::config::Crop;
 use crate::error::{Context, Error, Result, hinted, usage};
@@ -229,6 +230,7 @@ struct Images {
 impl Asked<'_> {
     /// Looks through all that is given.
     fn look(&self, given: Vec<Given>) -> Result<Images> {
+        let _pages = SmallPages::begin();
         let unpacked = AtomicU64::new(0);
         let scanned: Vec<Result<Part>> = lookers()?.install(|| {
             let scanned = given.into_par_iter();
