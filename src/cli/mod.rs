@@ -357,10 +357,15 @@ fn set_environment(asked: Option<u16>, local: usize) -> Result<usize> {
     Ok(threads)
 }
 
+/// Tasks that faer divides its products and decompositions into. The last bits of eigenvalues depend
+/// on their number, and the number of threads on that of the processes beside this one.
+const TASKS: usize = 8;
+
 /// Makes the calling thread the first of rayon's pool, so that it takes part in an operation's
 /// work. Otherwise it would hand over all work and wait to be woken, which costs a small operation
 /// more than its arithmetic.
 fn start_pool(threads: usize) -> Result<()> {
+    faer::set_global_parallelism(faer::Par::rayon(TASKS));
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .use_current_thread()
