@@ -65,15 +65,11 @@ fn all_metrics_of_a_tokenizer_are_the_same_for_any_number_of_processes() {
     for name in ["rfid", "rsfid", "psnr", "ssim", "lpips", "steps_curve"] {
         assert!(one.contains(&format!("\"{name}\"")), "{name}: {one}");
     }
-    for size in [2, 4] {
-        eval(
-            &format!("launch --nproc {size} --"),
-            &format!("--json {size}.json"),
-        );
-        assert_eq!(report(&format!("{size}.json")), one, "{size} processes");
-    }
-    for part in 0..3 {
-        eval("", &format!("--work parts --part {part}/3"));
+    // With half of the threads each.
+    eval("launch --nproc 2 --", "--json 2.json");
+    assert_eq!(report("2.json"), one);
+    for part in 0..2 {
+        eval("", &format!("--work parts --part {part}/2"));
     }
     eval("", "--work parts --json parts.json");
     assert_eq!(report("parts.json"), one);

@@ -198,6 +198,9 @@ mod tests {
             bytes.end()?;
             assert_eq!(pack(&unpacked), packed);
             assert_eq!(unpacked.codes, measured.codes);
+            assert_eq!(unpacked.originals, measured.originals);
+            assert_eq!(unpacked.features.psnr, measured.features.psnr);
+            assert_eq!(unpacked.features.features, measured.features.features);
         }
         Ok(())
     }
