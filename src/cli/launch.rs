@@ -48,8 +48,8 @@ pub struct Args {
     /// --out DIR --resume auto
     #[arg(long, value_name = "K", default_value_t = 0)]
     restarts: u32,
-    /// The command with its options: train-vae, train-gen, sample, eval-fid, eval-vae, or encode with
-    /// --shard-size
+    /// The command with its options: train-vae, train-gen, sample, eval-fid, eval-vae, or encode
+    /// with --shard-size
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }

@@ -357,8 +357,8 @@ fn set_environment(asked: Option<u16>, local: usize) -> Result<usize> {
     Ok(threads)
 }
 
-/// Tasks that faer divides its products and decompositions into. The last bits of eigenvalues depend
-/// on their number, and the number of threads on that of the processes beside this one.
+/// Tasks that faer divides its products and decompositions into. The last bits of eigenvalues
+/// depend on their number, and the number of threads on that of the processes beside this one.
 const TASKS: usize = 8;
 
 /// Makes the calling thread the first of rayon's pool, so that it takes part in an operation's

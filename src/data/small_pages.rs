@@ -15,8 +15,8 @@ pub(super) struct SmallPages {
 impl SmallPages {
     pub fn begin() -> Self {
         let zero: libc::c_ulong = 0;
-        // SAFETY: it reads and sets a flag of this process that decides in what size memory is given
-        // from now on, whatever the other threads do; no memory is read or written by it.
+        // SAFETY: it reads and sets a flag of this process that decides in what size memory is
+        // given from now on, whatever the other threads do; no memory is read or written by it.
         let restores = unsafe {
             libc::prctl(libc::PR_GET_THP_DISABLE, zero, zero, zero, zero) == 0
                 && libc::prctl(
