@@ -81,8 +81,9 @@ npy("fortran", np.asfortranarray(f32(2, 3)))
 # The version, which the target replaces by the program's, and no checksum, which it adds.
 names = ["a/1.png", "b/2.jpg", "b/3.jpg"]
 head = json.dumps({
-    "version": 1, "program": "VERSION", "paths": ["/"],
-    "parts": [{"is_shard": False, "found_in": [], "fields": [], "notices": [{"warns": True, "text": "t"}]}],
+    "version": 2, "program": "VERSION", "paths": ["/"],
+    "parts": [{"is_shard": False, "found_in": [], "fields": [], "notices": [{"warns": True, "text": "t"}],
+               "looked": [1, 2]}],
     "images": len(names), "names": sum(map(len, names)),
     "classes": [{"index": 0, "wnid": "a", "words": "a"}, {"index": 1, "wnid": "b", "words": "b"}],
     "summary": "3 images", "doubts": [], "passed": ["p"], "sharing": None, "fingerprint": "ab",

@@ -102,8 +102,15 @@ pub fn pth(bytes: &[u8]) -> bool {
 /// An encoded image. In training a panic of a decoder is an error of its file; here one of our own
 /// decoders is a panic.
 pub fn image(bytes: &[u8]) -> bool {
-    data::decode_uncaught(bytes, "image").is_ok()
+    data::decode_uncaught(bytes, "image", LIMITS).is_ok()
 }
+
+/// What an image may take, in earnest eight times as many bytes and seconds: a program under a
+/// fuzzer's counters is five times as slow.
+const LIMITS: data::Limits = data::Limits {
+    bytes: 64 << 20,
+    scans: 16,
+};
 
 /// The index of a data set, all but its checksum, which is added here; `VERSION` in it is this
 /// program's.

@@ -20,6 +20,7 @@ const REACHED_BY: &[(&str, &[&str])] = &[
     ("src/cli/train.rs", TRAINING),
     ("src/cli/config.rs", TRAINING),
     ("src/cli/inputs.rs", ENCODING),
+    ("src/cli/parts.rs", &["sample", "eval-vae"]),
     // The command line that draws the same.
     ("src/serve/request.rs", &["sample"]),
     ("src/serve", &["serve"]),

@@ -1,33 +1,47 @@
 //! `rdpm eval-vae`: how well a tokenizer reconstructs images and how it uses its codebook.
+//!
+//! Images are measured in batches, which ranks divide, or the jobs of an array: batch i is of the
+//! images [i·B, (i+1)·B), whoever measures it, and all batches are added up in their order.
 
+mod measured;
 mod report;
 
 use std::path::PathBuf;
 
 use candle_core::Tensor;
 use clap::ValueEnum;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::Context;
-use super::inputs::{ImageArgs, Inputs};
+use super::inputs::{Dealt, ImageArgs, Inputs, no_image};
+use super::part::Part;
+use super::parts::{Parts, damaged, write_identity};
 use crate::data::Batch;
-use crate::error::Result;
-use crate::metrics::images::PixelHash;
+use crate::error::{Error, Result, said};
+use crate::interrupt::{self, Interrupt};
 use crate::metrics::inception::Output;
-use crate::metrics::reconstruction::{Judge, Originals, Quality};
+use crate::metrics::reconstruction::{Compared, Judge, Originals};
 use crate::metrics::weights::{self, Network};
-use crate::metrics::{Inception, Preprocess};
+use crate::metrics::{FeatureNetwork, Inception, Preprocess};
 use crate::model::Lpips;
 use crate::model::perceptual::WIDTHS;
 use crate::ops::Noise;
 use crate::sample::{LatentDecoder, to_rgb};
 use crate::store::atomic;
-use crate::train::usage::{Usage, choices};
+use crate::store::digest::hex;
+use crate::store::npz::{Element, NpzWriter};
+use crate::telemetry::Progress;
+use crate::world::{Bytes, Parcel, Share, Work, World};
+use measured::{Measured, Total};
 use report::Found;
 
 /// Evaluate a tokenizer: rFID, rsFID, PSNR, SSIM, LPIPS, codebook usage
 ///
 /// Every image is center-cropped and resized to the model's size, then encoded and decoded. Metrics
 /// are computed on 8-bit images, as they would be written.
+///
+/// Several processes of a launcher (see `rdpm launch`) divide the batches; the report is the same.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -58,6 +72,14 @@ pub struct Args {
     /// Write the report to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure the batches I, I+N, I+2N, … only, and keep what is found in --work, so that N
+    /// processes that nothing connects share the images; the same command without --part then
+    /// reports on all. I counts from 0
+    #[arg(long, value_name = "I/N", requires = "work")]
+    pub(super) part: Option<Part>,
+    /// The folder for parts; without --part, the report is of those in it
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,74 +91,222 @@ enum Metric {
     Lpips,
 }
 
+const WORK: Work = Work {
+    unit: "batch",
+    remedy: "nothing was written: start all ranks again",
+};
+
+const KEPT: &str = "nothing was written; the same command starts from scratch";
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    if let Some(path) = &args.json {
+    context.share(args.part.is_some(), WORK, |context, world| {
+        evaluate(args, context, world)
+    })
+}
+
+fn evaluate(args: &Args, context: &Context, world: &World) -> Result<()> {
+    if let Some(path) = &args.json
+        && world.is_first()
+        && args.part.is_none()
+    {
         atomic::check_writable(path)?;
     }
-    let inputs = args.images.open(context)?;
-    let (judge, lpips_weights) = args.judge(&inputs)?;
-    let model = &inputs.model;
-    let steps = model.tokenizer.quantizer.steps();
-    let codes = model.config.quantizer.codebook_size;
-    let mut originals = Quality::default();
-    // One entry per z'_1 .. z'_T; without --curve, only the last.
-    let first = if args.steps_curve { 1 } else { steps };
-    let mut qualities = vec![Quality::default(); steps - first + 1];
-    let mut usage = Usage::new(steps, codes);
-    let mut pixels = PixelHash::default();
-    let decoder = LatentDecoder::new(&model.tokenizer);
-    let (count, skipped) = inputs.each("eval-vae", |batch| {
+    // Rank 0 alone keeps an index of the images, and downloads weights.
+    let (inputs, (judge, lpips_weights)) = world.first_then(|| {
+        let inputs = args.images.open(context)?;
+        let judge = args.judge(&inputs)?;
+        Ok((inputs, judge))
+    })?;
+    let steps = inputs.model.tokenizer.quantizer.steps();
+    let pass = Pass {
+        inputs: &inputs,
+        judge: &judge,
+        decoder: LatentDecoder::new(&inputs.model.tokenizer),
+        seed: args.images.seed,
+        // z'_1 .. z'_T; without --steps-curve, only the last.
+        first: if args.steps_curve { 1 } else { steps },
+        steps,
+    };
+    let identity = || args.identity(&inputs, &judge, &lpips_weights);
+    if let (Some(part), Some(parts)) = (args.part, args.parts()) {
+        let count = pass.write_part(part, &parts, &identity()?)?;
+        let path = parts.path(part);
+        let all = inputs.source.len();
+        return super::print(&format!("{}: {count} of {all} images\n", path.display()));
+    }
+    if world.size() > 1 {
+        let identity = identity()?;
+        let facts = identity.as_object().into_iter().flatten();
+        let facts: Vec<_> = facts
+            .map(|(key, value)| (format!("the {key}"), value.to_string()))
+            .collect();
+        world.same(&facts)?;
+    }
+    let mut total = pass.nothing();
+    match args.parts() {
+        Some(parts) if world.is_first() => pass.join(&parts, &identity()?, &mut total)?,
+        Some(_) => {}
+        None => pass.measure_all(world, &mut total)?,
+    }
+    if !world.is_first() {
+        return Ok(());
+    }
+    if total.images == 0 {
+        return Err(no_image());
+    }
+    args.report(&pass, &total, &lpips_weights)
+}
+
+/// What measures images.
+struct Pass<'a> {
+    inputs: &'a Inputs,
+    judge: &'a Judge,
+    decoder: LatentDecoder<'a>,
+    /// Of the noise.
+    seed: u64,
+    /// The first and the last t whose z'_t are measured.
+    first: usize,
+    steps: usize,
+}
+
+impl Pass<'_> {
+    fn nothing(&self) -> Total {
+        let codes = self.inputs.model.config.quantizer.codebook_size;
+        Total::new(self.steps - self.first + 1, self.steps, codes)
+    }
+
+    /// Measures batch `number`, the next of `dealt`.
+    fn measure(&self, dealt: &mut Dealt, number: usize) -> Result<Measured> {
+        let all = self.inputs.numbers(number).len();
+        let Some(batch) = dealt.batch(number)? else {
+            return Ok(Measured {
+                skipped: all as u32,
+                ..Measured::default()
+            });
+        };
         let pictures = to_rgb(&batch.images)?;
-        pictures.iter().for_each(|picture| pixels.add(picture));
-        judge.add_features(&pictures, &mut originals)?;
-        let (sums, chosen) = quantized(&inputs, &batch, args.images.seed)?;
-        usage.add(&choices([&chosen], steps, codes)?);
-        let name = |i: usize| inputs.name(batch.indices[i]);
-        for (t, quality) in (first..=steps).zip(&mut qualities) {
-            let images = decoder.images(&sums.get(t)?, name)?;
-            match t == steps {
-                true => judge.compare(&pictures, &images, quality)?,
-                false => judge.compare_step(&pictures, &images, quality)?,
+        let (sums, codes) = quantized(self.inputs, &batch, self.seed)?;
+        let name = |i: usize| self.inputs.name(batch.indices[i]);
+        let step = |t: usize| {
+            let images = self.decoder.images(&sums.get(t)?, name)?;
+            match t == self.steps {
+                true => self.judge.compare(&pictures, &images),
+                false => self.judge.compare_step(&pictures, &images),
             }
+        };
+        Ok(Measured {
+            skipped: (all - batch.indices.len()) as u32,
+            originals: Measured::digests(&pictures),
+            features: Compared {
+                features: self.judge.features(&pictures)?,
+                ..Compared::default()
+            },
+            codes: Measured::codes(&codes)?,
+            steps: (self.first..=self.steps).map(step).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Measures all images together with the other ranks, and adds them up at rank 0.
+    fn measure_all(&self, world: &World, total: &mut Total) -> Result<()> {
+        let (inputs, batches) = (self.inputs, self.inputs.batches());
+        if world.is_first() && batches < world.size() {
+            tracing::warn!(
+                "{batches} batches for {} processes: the others measure nothing; choose a smaller --batch-size",
+                world.size()
+            );
+        }
+        let all = inputs.source.len();
+        let mut progress = (world.is_first()).then(|| Progress::new("eval-vae", all as u64, 0));
+        let interrupt = Interrupt::listen()?;
+        let mut dealt = inputs.dealt(world.share())?;
+        let stopped = world.parcels(
+            0..batches,
+            || interrupt.requested(),
+            |number| self.measure(&mut dealt, number),
+            |number, measured: Measured| {
+                total.add(&measured)?;
+                if let Some(progress) = &mut progress {
+                    progress.set(inputs.numbers(number).end as u64, "");
+                }
+                Ok(())
+            },
+        )?;
+        let Some(next) = stopped.filter(|next| *next < batches) else {
+            return Ok(());
+        };
+        world.part()?;
+        let done = inputs.numbers(next).start;
+        let error = interrupt::stopped(format!("after {done} of {all} images"), KEPT.to_string());
+        Err(match world.is_first() {
+            true => error,
+            false => said(&error),
+        })
+    }
+
+    /// Measures the batches of `part` and writes what was found, unless it is there: an array
+    /// `batch-i` for each. Returns their number of images.
+    fn write_part(&self, part: Part, parts: &Parts, identity: &Value) -> Result<usize> {
+        let inputs = self.inputs;
+        let batches = || part.of(inputs.batches());
+        let count = batches().map(|batch| inputs.numbers(batch).len()).sum();
+        if !parts.lacks(part, identity)? {
+            return Ok(count);
+        }
+        let (mut progress, mut done) = (Progress::new("eval-vae", count as u64, 0), 0);
+        let interrupt = Interrupt::listen()?;
+        let mut dealt = inputs.dealt(Share {
+            rank: part.index,
+            size: part.count,
+        })?;
+        atomic::write_with(&parts.path(part), |file| {
+            let mut npz = NpzWriter::new(file);
+            write_identity(&mut npz, identity, part)?;
+            for number in batches() {
+                interrupt.check(
+                    || format!("after {done} of {count} images of part {part}"),
+                    || "nothing of this part is kept; the same command starts it again".into(),
+                )?;
+                let mut bytes = Bytes::default();
+                self.measure(&mut dealt, number)?.pack(&mut bytes);
+                let bytes = bytes.into_vec();
+                npz.array(&array(number), Element::U8, &[bytes.len()])?;
+                npz.write(&bytes)?;
+                done += inputs.numbers(number).len();
+                progress.set(done as u64, "");
+            }
+            npz.finish()?;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// Adds up what all parts found.
+    fn join(&self, parts: &Parts, identity: &Value, total: &mut Total) -> Result<()> {
+        let mut archives = parts.open(identity)?;
+        let count = archives.len();
+        for number in 0..self.inputs.batches() {
+            let npz = &mut archives[number % count];
+            let path = npz.path().to_path_buf();
+            let mut bytes = Vec::new();
+            let read = npz.bytes(&array(number), usize::MAX, 1 << 20, |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            });
+            let measured = read.and_then(|()| {
+                let mut bytes = Bytes::from(bytes);
+                let measured = Measured::unpack(&mut bytes)?;
+                bytes.end()?;
+                Ok(measured)
+            });
+            total.add(&measured.map_err(|error: Error| damaged(&path, &error))?)?;
         }
         Ok(())
-    })?;
-    let originals = Originals::new(&originals)?;
-    let of_step = |quality, outputs: usize| {
-        let distances = (0..outputs).map(|output| originals.distance(output, quality));
-        distances.collect::<Result<Vec<_>>>()
-    };
-    // Before the last step only rFID, which uses Inception's first output: the eigenvalues take
-    // seconds.
-    let before = usize::from(args.asks(Metric::Rfid));
-    let distances = qualities
-        .iter()
-        .zip(first..)
-        .map(|(quality, t)| {
-            let all = originals.outputs();
-            of_step(quality, if t == steps { all } else { before })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let found = Found {
-        model: &model.path,
-        tokenizer: model.tokenizer_hash()?,
-        config: &model.config,
-        seed: args.images.seed,
-        images: count,
-        skipped,
-        originals: pixels.finish(),
-        judge: &judge,
-        lpips_weights: &lpips_weights,
-        qualities: &qualities,
-        distances: &distances,
-        usage: &usage,
-    };
-    // Printed first, so that the result is not lost if the disk fails.
-    super::print(&found.table())?;
-    match &args.json {
-        Some(path) => atomic::write_file(path, format!("{:#}\n", found.report()?).as_bytes()),
-        None => Ok(()),
     }
+}
+
+/// The name of a batch's array in its part.
+fn array(number: usize) -> String {
+    format!("batch-{number}")
 }
 
 /// z'_0 .. z'_T and the codes [T,B,h,w] of a batch.
@@ -153,6 +323,79 @@ fn quantized(inputs: &Inputs, batch: &Batch, seed: u64) -> Result<(Tensor, Tenso
 }
 
 impl Args {
+    /// The parts of a job array, if there is a folder for them.
+    fn parts(&self) -> Option<Parts> {
+        Some(Parts {
+            folder: self.work.clone()?,
+            what: "images or metrics",
+            otherwise: "without --work, all images are measured here",
+            elsewhere: "choose another --work",
+        })
+    }
+
+    /// Everything that decides the report, and which images are measured together.
+    fn identity(&self, inputs: &Inputs, judge: &Judge, lpips: &[String]) -> Result<Value> {
+        let config = serde_json::to_vec(&inputs.model.config)?;
+        let network = judge.inception.as_ref().map(|inception| {
+            let outputs: Vec<_> = inception.taps().iter().map(|tap| tap.name).collect();
+            json!([inception.weights_hash(), inception.preprocess(), outputs])
+        });
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": inputs.model.tokenizer_hash()?,
+            "config": hex(&Sha256::digest(config)),
+            "seed": self.images.seed,
+            "data": inputs.source.fingerprint()?,
+            "batch-size": inputs.batch_size(),
+            "skip-bad-images": self.images.skip_bad_images,
+            "psnr": judge.psnr,
+            "ssim": judge.ssim,
+            "lpips": lpips,
+            "inception": network,
+            "steps-curve": self.steps_curve,
+        }))
+    }
+
+    /// Prints and writes what was found.
+    fn report(&self, pass: &Pass, total: &Total, lpips_weights: &[String]) -> Result<()> {
+        let (model, judge) = (&pass.inputs.model, pass.judge);
+        let originals = Originals::new(&total.features)?;
+        let of_step = |quality, outputs: usize| {
+            let distances = (0..outputs).map(|output| originals.distance(output, quality));
+            distances.collect::<Result<Vec<_>>>()
+        };
+        // Before the last step only rFID, which uses Inception's first output: the eigenvalues take
+        // seconds.
+        let before = usize::from(self.asks(Metric::Rfid));
+        let qualities = total.qualities.iter().zip(pass.first..);
+        let distances = qualities
+            .map(|(quality, t)| {
+                let all = originals.outputs();
+                of_step(quality, if t == pass.steps { all } else { before })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let found = Found {
+            model: &model.path,
+            tokenizer: model.tokenizer_hash()?,
+            config: &model.config,
+            seed: self.images.seed,
+            images: total.images,
+            skipped: total.skipped,
+            originals: total.originals(),
+            judge,
+            lpips_weights,
+            qualities: &total.qualities,
+            distances: &distances,
+            usage: &total.usage,
+        };
+        // Printed first, so that the result is not lost if the disk fails.
+        super::print(&found.table())?;
+        match &self.json {
+            Some(path) => atomic::write_file(path, format!("{:#}\n", found.report()?).as_bytes()),
+            None => Ok(()),
+        }
+    }
+
     fn asks(&self, metric: Metric) -> bool {
         self.metrics.contains(&metric)
     }
@@ -201,10 +444,6 @@ impl Args {
 mod tests {
     use std::path::Path;
 
-    use candle_core::Device;
-    use clap::Parser;
-    use serde_json::Value;
-
     use super::*;
     use crate::config::Config;
     use crate::data::Source;
@@ -213,6 +452,8 @@ mod tests {
     use crate::model::Tokenizer;
     use crate::store::Scope;
     use crate::store::bundle::Bundle;
+    use candle_core::Device;
+    use clap::Parser;
 
     const STEPS: usize = 3;
 

@@ -1,4 +1,4 @@
-//! The images that `encode` and `reconstruct` read, and the model they are read for.
+//! The images that `encode`, `reconstruct` and `eval-vae` read, and the model they are read for.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use crate::interrupt::Interrupt;
 use crate::ops::finite;
 use crate::sample::{Pretrained, not_finite};
 use crate::telemetry::Progress;
+use crate::world::Share;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct ImageArgs {
@@ -118,6 +119,33 @@ impl Inputs {
         })
     }
 
+    /// How many images are in a batch, the last but one included.
+    pub fn batch_size(&self) -> usize {
+        self.loader.batch_size
+    }
+
+    /// How many batches the images are in: batch i is of those that follow the first i · B.
+    pub fn batches(&self) -> usize {
+        self.source.len().div_ceil(self.batch_size())
+    }
+
+    /// The numbers of the images in a batch.
+    pub fn numbers(&self, batch: usize) -> Range<usize> {
+        let first = batch * self.batch_size();
+        first..(first + self.batch_size()).min(self.source.len())
+    }
+
+    /// The batches of `share`, on the model's device; labels keep the data's numbering.
+    pub fn dealt(&self, share: Share) -> Result<Dealt> {
+        let (source, size) = (self.source.clone(), self.model.config.data.image_size);
+        let loader = Loader::ordered_share(source, &self.loader, size, share)?;
+        Ok(Dealt {
+            loader: loader.on(&self.model.device),
+            next: None,
+            batch_size: self.batch_size(),
+        })
+    }
+
     /// The classes that labels of this pass number: the model's if it knows all of the data's.
     pub fn classes(&self) -> &Classes {
         let (data, model) = (self.source.classes(), &self.model.classes);
@@ -143,6 +171,27 @@ impl Inputs {
             Some(row) => Err(not_finite(&self.name(batch.indices[row]), what)),
             None => Ok(()),
         }
+    }
+}
+
+/// The batches of one of several processes: see [`Inputs::dealt`].
+pub struct Dealt {
+    loader: Loader,
+    /// Read already, and not asked for yet.
+    next: Option<Batch>,
+    batch_size: usize,
+}
+
+impl Dealt {
+    /// Batch `number`, one of its share, after all before it; none if none of its images could be
+    /// read.
+    pub fn batch(&mut self, number: usize) -> Result<Option<Batch>> {
+        if self.next.is_none() {
+            self.next = self.loader.next().transpose()?;
+        }
+        let first = |batch: &Batch| batch.indices.first().copied().unwrap_or_default();
+        let is_it = |batch: &mut Batch| first(batch) / self.batch_size as u64 == number as u64;
+        Ok(self.next.take_if(is_it))
     }
 }
 

@@ -27,7 +27,7 @@ const NOTICE: Duration = Duration::from_secs(3);
 /// And how long after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Start a command in several processes that train one run, or divide samples
+/// Start a command in several processes that train one run, or divide samples or images
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Processes on this machine
@@ -48,7 +48,8 @@ pub struct Args {
     /// --out DIR --resume auto
     #[arg(long, value_name = "K", default_value_t = 0)]
     restarts: u32,
-    /// The command: train-vae, train-gen, sample or eval-fid with its options
+    /// The command with its options: train-vae, train-gen, sample, eval-fid, eval-vae, or encode
+    /// with --shard-size
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -81,8 +82,8 @@ impl Args {
         let parsed = Cli::try_parse_from(words).unwrap_or_else(|error| error.exit());
         let goes_on = match parsed.command.shared() {
             Some(Shared::Training(train)) => train.is_auto(),
-            Some(Shared::Samples { part: None }) => true,
-            Some(Shared::Samples { part: Some(_) }) => {
+            Some(Shared::Batches { part: None }) => true,
+            Some(Shared::Batches { part: Some(_) }) => {
                 return Err(usage(
                     "one part for all processes: each would do the same work",
                     "leave the part out: processes that start together divide the work themselves",
@@ -91,7 +92,7 @@ impl Args {
             None => {
                 return Err(usage(
                     format!("rdpm {} is one process", self.command[0]),
-                    "rdpm launch starts train-vae, train-gen, sample or eval-fid",
+                    "rdpm launch starts train-vae, train-gen, sample, eval-fid, eval-vae, and encode to shards",
                 ));
             }
         };

@@ -24,6 +24,7 @@ pub mod launch;
 pub mod man;
 pub mod pack;
 mod part;
+mod parts;
 pub mod reconstruct;
 pub mod report;
 pub mod sample;
@@ -61,6 +62,14 @@ macro_rules! subcommands {
         }
 
         impl Command {
+            /// As it is typed.
+            fn name(&self) -> String {
+                let module = match self {
+                    $(Command::$name(_) => stringify!($module),)*
+                };
+                module.replace('_', "-")
+            }
+
             fn run(&self, context: &Context) -> Result<()> {
                 match self {
                     $(Command::$name(args) => {
@@ -101,8 +110,8 @@ subcommands! {
 enum Shared<'a> {
     /// They train one run.
     Training(&'a train::TrainArgs),
-    /// They divide samples; a command with --part does its own without the others.
-    Samples { part: Option<part::Part> },
+    /// They divide samples or images; a command with --part does its own without the others.
+    Batches { part: Option<part::Part> },
 }
 
 impl Command {
@@ -110,9 +119,46 @@ impl Command {
         match self {
             Command::TrainVae(args) => Some(Shared::Training(&args.train)),
             Command::TrainGen(args) => Some(Shared::Training(&args.train)),
-            Command::Sample(args) => Some(Shared::Samples { part: args.part }),
-            Command::EvalFid(args) => Some(Shared::Samples { part: args.part }),
+            Command::Sample(args) => Some(Shared::Batches { part: args.part }),
+            Command::EvalFid(args) => Some(Shared::Batches { part: args.part }),
+            Command::EvalVae(args) => Some(Shared::Batches { part: args.part }),
+            Command::Encode(args) if args.has_shards() => Some(Shared::Batches { part: args.part }),
             _ => None,
+        }
+    }
+
+    /// Whether it writes files that several processes would write at once.
+    fn writes_alone(&self) -> bool {
+        match self {
+            Command::Encode(args) => !args.has_shards(),
+            Command::Demo(_)
+            | Command::Reconstruct(_)
+            | Command::Decode(_)
+            | Command::FitProbe(_)
+            | Command::Export(_)
+            | Command::Index(_)
+            | Command::Report(_)
+            | Command::Pack(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Errors: a launcher started several processes of a command that writes alone, and this is not
+    /// the first of them, which goes on.
+    fn check_alone(&self) -> Result<()> {
+        let place = self.writes_alone().then(Place::of_environment);
+        match place.and_then(|found| found.ok().flatten()) {
+            Some(place) if place.rank > 0 => Err(usage(
+                format!(
+                    "{} is one process, and a launcher started {}: this is rank {}",
+                    self.name(),
+                    place.size,
+                    place.rank
+                ),
+                "start it once, without the launcher; what processes share are train-vae, train-gen, sample, eval-fid, \
+                 eval-vae, and the shards of encode",
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -222,10 +268,11 @@ const IN_SWITCH: &str = "NCCL_NVLS_ENABLE";
 
 /// Sets up threads, log and trace, then runs the subcommand on a thread with a deep stack.
 pub fn run(cli: Cli) -> Result<()> {
+    cli.command.check_alone()?;
     // What is wrong with a launcher's variables is said where they matter.
     let together = match cli.command.shared() {
         Some(Shared::Training(_)) => true,
-        Some(Shared::Samples { part }) => part.is_none(),
+        Some(Shared::Batches { part }) => part.is_none(),
         None => false,
     };
     let place = together.then(Place::of_environment);
@@ -310,10 +357,15 @@ fn set_environment(asked: Option<u16>, local: usize) -> Result<usize> {
     Ok(threads)
 }
 
+/// Tasks that faer divides its products and decompositions into. The last bits of eigenvalues
+/// depend on their number, and the number of threads on that of the processes beside this one.
+const TASKS: usize = 8;
+
 /// Makes the calling thread the first of rayon's pool, so that it takes part in an operation's
 /// work. Otherwise it would hand over all work and wait to be woken, which costs a small operation
 /// more than its arithmetic.
 fn start_pool(threads: usize) -> Result<()> {
+    faer::set_global_parallelism(faer::Par::rayon(TASKS));
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .use_current_thread()

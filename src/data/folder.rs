@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirEntry, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -17,7 +17,7 @@ use super::selection::{
     Rest, bare, hides, is_hidden_image, key, may_be_field, printable, select, take,
 };
 use super::shards::is_shard_name;
-use super::stamp::Stamp;
+use super::stamp::{Moment, Stamp};
 use super::transient::patiently;
 use crate::error::{Context, Result, hinted};
 
@@ -31,7 +31,7 @@ const HIDDEN_ENTRIES: usize = 1000;
 ///
 /// With `skip_bad`, an image behind a broken link is reported and left out instead of an error.
 pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
-    let walk = Walk { root, skip_bad };
+    let (walk, looked) = (Walk { root, skip_bad }, Moment::now());
     let first = Folder {
         path: root.to_path_buf(),
         name: String::new(),
@@ -51,6 +51,7 @@ pub(super) fn scan(root: &Path, skip_bad: bool) -> Result<Part> {
     // As if each folder were followed by what is in it.
     all.sort_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
     let mut part = Part::new(root.to_path_buf(), Kind::Folder);
+    part.looked = Some(looked);
     let (mut folders, mut rest) = (Vec::new(), Rest::default());
     for walked in all {
         part.merge(walked.part);
@@ -283,9 +284,7 @@ impl Walk<'_> {
         let listed = patiently(&path.display(), || {
             fs::read_dir(path)?.collect::<io::Result<Vec<DirEntry>>>()
         });
-        let mut listed = listed.with_context(|| listing(path))?;
-        // Inodes lie on the disk in the order of their numbers, and names in a folder in any.
-        listed.sort_unstable_by_key(DirEntryExt::ino);
+        let listed = listed.with_context(|| listing(path))?;
         let looked: Vec<Result<Entries>> = listed
             .par_chunks(CHUNK)
             .map(|entries| {
@@ -335,21 +334,11 @@ impl Walk<'_> {
         }
         let context = || listing(&folder.path);
         let kind = entry.file_type().with_context(context)?;
-        let size = if kind.is_file() {
-            // Only of images does the size say anything.
-            match is_image_name(&name) {
-                true => {
-                    let metadata = patiently(&name, || entry.metadata());
-                    let metadata = metadata
-                        .with_context(|| format!("could not look at {}", path().display()))?;
-                    metadata.len()
-                }
-                false => UNKNOWN,
-            }
-        } else if kind.is_dir() || kind.is_symlink() {
+        // A look at each of a million files would take most of the time: see `source::SIZES`.
+        if kind.is_dir() || kind.is_symlink() {
             match patiently(&name, || fs::metadata(path())) {
                 // A pipe or a device would keep its reader waiting.
-                Ok(target) if target.is_file() => target.len(),
+                Ok(target) if target.is_file() => {}
                 Ok(target) if target.is_dir() => {
                     found.folders.push((name, path(), is_as_printed));
                     return Ok(());
@@ -357,14 +346,14 @@ impl Walk<'_> {
                 Ok(_) => return Ok(()),
                 Err(error) => return self.broken(name, &path(), &error, found),
             }
-        } else {
+        } else if !kind.is_file() {
             return Ok(());
-        };
+        }
         let place = match is_as_printed {
-            true => Place::File { size },
+            true => Place::File { size: UNKNOWN },
             false => Place::Unprintable {
                 path: path().into(),
-                size,
+                size: UNKNOWN,
             },
         };
         found.files.push(Listed {

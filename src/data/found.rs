@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::part::{ClassName, Label, Place};
+use super::part::{ClassName, Label, Place, UNKNOWN};
 
 /// The place of a file of its own; else the offset in the shard, or with [`RARE`] a number.
 const FILE: u64 = u64::MAX;
@@ -30,6 +30,7 @@ pub(super) struct FoundList {
 struct Chunk {
     names: String,
     ends: Vec<u32>,
+    /// Empty where none is known.
     sizes: Vec<u64>,
     /// Empty where all are files.
     places: Vec<u64>,
@@ -64,7 +65,7 @@ pub(super) enum Decision {
 
 impl Found<'_> {
     pub fn place(&self) -> Place {
-        let size = self.chunk.sizes[self.at];
+        let size = self.chunk.sizes.get(self.at).copied().unwrap_or(UNKNOWN);
         match self.chunk.places.get(self.at).copied().unwrap_or(FILE) {
             FILE => Place::File { size },
             rare if rare & RARE != 0 => self.chunk.rare[(rare & !RARE) as usize].clone(),
@@ -108,9 +109,12 @@ impl Chunk {
             self.labels.resize(before, Label::None);
             self.labels.push(label);
         }
+        if size != UNKNOWN || !self.sizes.is_empty() {
+            self.sizes.resize(before, UNKNOWN);
+            self.sizes.push(size);
+        }
         self.names.push_str(name);
         self.ends.push(self.names.len() as u32);
-        self.sizes.push(size);
     }
 
     fn set_class(&mut self, at: usize, class: u32) {
@@ -120,12 +124,13 @@ impl Chunk {
         }
     }
 
-    /// Gives back what was taken for more images.
+    /// Gives back what was taken for more images, by a copy: an allocator may let a vector that
+    /// shrinks keep up to twice its room.
     fn shrink(&mut self) {
-        self.names.shrink_to_fit();
-        self.ends.shrink_to_fit();
-        self.sizes.shrink_to_fit();
-        self.places.shrink_to_fit();
+        self.names = self.names.as_str().to_string();
+        self.ends = self.ends.to_vec();
+        self.sizes = self.sizes.to_vec();
+        self.places = self.places.to_vec();
         self.labels.shrink_to_fit();
     }
 }

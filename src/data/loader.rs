@@ -181,7 +181,8 @@ impl Loader {
     /// One pass over the source in its order, with ADM's centre crop to `size`; the last batch may
     /// be smaller.
     ///
-    /// `mirror` flips every image. With `skip_bad` bad images are missing from the batches.
+    /// `mirror` flips every image. With `skip_bad` bad images are missing from the batches, which
+    /// are the smaller for it; a batch of bad images alone is missing too.
     pub fn ordered(
         source: Arc<dyn Source>,
         options: &LoaderOptions,
@@ -190,6 +191,21 @@ impl Loader {
     ) -> Result<Self> {
         let range = 0..source.len();
         Self::ordered_part(source, options, size, mirror, range)
+    }
+
+    /// As [`Loader::ordered`], of several processes that divide its batches: those of `share`.
+    pub fn ordered_share(
+        source: Arc<dyn Source>,
+        options: &LoaderOptions,
+        size: usize,
+        share: Share,
+    ) -> Result<Self> {
+        let count = share.examples_of(source.len() as u64, options.batch_size.max(1));
+        let kind = Kind::Ordered {
+            size,
+            mirror: false,
+        };
+        Self::start(source, options, kind, 0..count, share)
     }
 
     /// The same over the images at `range` in the source.
@@ -329,7 +345,7 @@ fn work(plan: &Plan, numbers: impl Iterator<Item = u64>, queue: &SyncSender<Made
 }
 
 /// Takes examples in turn from the workers' queues and sends those of a batch until either side
-/// ends.
+/// ends. What is in a batch does not depend on which images are bad.
 fn assemble(
     queues: &[Receiver<Made>],
     count: u64,
@@ -341,10 +357,14 @@ fn assemble(
         .cycle()
         .take(usize::try_from(count).unwrap_or(usize::MAX));
     loop {
-        let made = turn.by_ref().map_while(|queue| queue.recv().ok());
-        let batch: Result<Vec<_>> = made.filter_map(Result::transpose).take(size).collect();
-        if batch.as_ref().is_ok_and(Vec::is_empty) {
+        let made = turn.by_ref().take(size);
+        let made: Vec<Made> = made.map_while(|queue| queue.recv().ok()).collect();
+        if made.is_empty() {
             return;
+        }
+        let batch: Result<Vec<_>> = made.into_iter().filter_map(Result::transpose).collect();
+        if batch.as_ref().is_ok_and(Vec::is_empty) {
+            continue;
         }
         let is_last = batch.is_err();
         if out.send(batch).is_err() || is_last {

@@ -29,6 +29,7 @@ pub mod resize;
 mod selection;
 pub mod shapes;
 mod shards;
+mod small_pages;
 pub mod source;
 mod stamp;
 mod transient;

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::found::FoundList;
-use super::stamp::Stamp;
+use super::stamp::{Moment, Stamp};
 use super::transient::patiently;
 use crate::error::{Error, Result};
 
@@ -234,6 +234,9 @@ pub(super) struct Part {
     pub found_in: Vec<(Box<str>, Stamp)>,
     /// The files beside images that were read for their classes.
     pub fields: Vec<(Box<str>, Stamp)>,
+    /// When the look at a folder began: what is written to a file later is found when it is read.
+    /// None where the clock of its files is another.
+    pub looked: Option<Moment>,
     /// A name in `found_in` or `fields` is not what the system calls it.
     pub unprintable: bool,
 }
@@ -261,6 +264,7 @@ impl Part {
             notices: Vec::new(),
             found_in: Vec::new(),
             fields: Vec::new(),
+            looked: None,
             unprintable: false,
         }
     }
@@ -324,8 +328,8 @@ impl Part {
     /// Errors: [`Changed`], or what the system says.
     pub fn bytes(&self, name: &str, place: &Place) -> Result<Vec<u8>> {
         match place {
-            Place::File { size } => whole(&self.path.join(name), *size),
-            Place::Unprintable { path, size } => whole(path, *size),
+            Place::File { size } => whole(&self.path.join(name), *size, self.looked),
+            Place::Unprintable { path, size } => whole(path, *size, self.looked),
             Place::Member { .. } | Place::Sparse(_) | Place::Refused(_) => match &self.memory {
                 Some(tar) => Ok(place.read(&tar.as_slice())?),
                 None => self.member(place),
@@ -352,30 +356,47 @@ impl Part {
         }
     }
 
-    /// How many bytes the file `name` at `place` has.
-    pub fn size(&self, name: &str, place: &Place) -> io::Result<u64> {
-        let look = |path: &Path| patiently(&path.display(), || std::fs::metadata(path));
+    /// How many bytes the file `name` at `place` has, and whether it was written to since the look.
+    pub fn size(&self, name: &str, place: &Place) -> io::Result<(u64, bool)> {
+        let look = |path: &Path| {
+            let metadata = patiently(&path.display(), || std::fs::metadata(path))?;
+            let is_new = (self.looked).is_some_and(|looked| looked.is_before_content_of(&metadata));
+            Ok((metadata.len(), is_new))
+        };
         match place {
-            Place::File { size: UNKNOWN } => Ok(look(&self.path.join(name))?.len()),
+            Place::File { size: UNKNOWN } => look(&self.path.join(name)),
             Place::Unprintable {
                 path,
                 size: UNKNOWN,
-            } => Ok(look(path)?.len()),
-            Place::File { size } | Place::Unprintable { size, .. } => Ok(*size),
-            Place::Member { size, .. } => Ok(*size),
-            Place::Sparse(sparse) => Ok(sparse.size),
-            Place::Refused(_) => Ok(0),
+            } => look(path),
+            Place::File { size } | Place::Unprintable { size, .. } => Ok((*size, false)),
+            Place::Member { size, .. } => Ok((*size, false)),
+            Place::Sparse(sparse) => Ok((sparse.size, false)),
+            Place::Refused(_) => Ok((0, false)),
         }
     }
 }
 
-/// All bytes of the file at `path`, which had `expected` when it was found.
-fn whole(path: &Path, expected: u64) -> Result<Vec<u8>> {
-    let bytes = patiently(&path.display(), || std::fs::read(path))?;
+/// All bytes of the file at `path`, which had `expected` when it was found, if that is known, and
+/// was last written to before it was `looked` at.
+fn whole(path: &Path, expected: u64, looked: Option<Moment>) -> Result<Vec<u8>> {
+    let (metadata, bytes) = patiently(&path.display(), || {
+        let mut file = File::open(path)?;
+        let metadata = file.metadata()?;
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
+        file.read_to_end(&mut bytes)?;
+        Ok((metadata, bytes))
+    })?;
     let found = bytes.len() as u64;
-    match expected == UNKNOWN || found == expected {
-        true => Ok(bytes),
-        false => Err(Error::new(Changed { found, expected })),
+    if expected != UNKNOWN && found != expected {
+        return Err(Error::new(Changed { found, expected }));
+    }
+    match looked.is_some_and(|looked| looked.is_before_content_of(&metadata)) {
+        false => Ok(bytes),
+        true => {
+            let expected = found;
+            Err(Error::new(Changed { found, expected }))
+        }
     }
 }
 

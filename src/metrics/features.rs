@@ -43,21 +43,28 @@ impl Rows {
 /// Features of a batch of images, one matrix per tap, on their way between processes.
 pub struct Features(pub Vec<Rows>);
 
-impl Parcel for Features {
-    fn pack(&self, bytes: &mut Bytes) {
-        bytes.put_u32(self.0.len() as u32);
-        for rows in &self.0 {
+impl Features {
+    /// As [`Parcel::pack`] of these rows.
+    pub fn pack_rows(all: &[Rows], bytes: &mut Bytes) {
+        bytes.put_u32(all.len() as u32);
+        for rows in all {
             bytes.put_u32(rows.width as u32);
             bytes.put_f32s(&rows.values);
         }
     }
+}
+
+impl Parcel for Features {
+    fn pack(&self, bytes: &mut Bytes) {
+        Self::pack_rows(&self.0, bytes);
+    }
 
     fn unpack(bytes: &mut Bytes) -> Result<Self> {
         let rows = (0..bytes.u32()?).map(|_| {
-            Ok(Rows {
-                width: bytes.u32()? as usize,
-                values: bytes.f32s()?,
-            })
+            let (width, values) = (bytes.u32()? as usize, bytes.f32s()?);
+            let fits = width > 0 && values.len().is_multiple_of(width);
+            anyhow::ensure!(fits, "rows of {width} among {} values", values.len());
+            Ok(Rows { width, values })
         });
         rows.collect::<Result<_>>().map(Self)
     }

@@ -75,22 +75,53 @@ pub struct Quality {
     pub features: Vec<Moments>,
 }
 
+/// What each of a batch of images contributes to a [`Quality`]; a metric that was not requested has
+/// no figures.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Compared {
+    pub psnr: Vec<f64>,
+    pub ssim: Vec<f64>,
+    pub lpips: Vec<f64>,
+    /// Inception's outputs, a matrix each.
+    pub features: Vec<Rows>,
+}
+
+impl Quality {
+    /// Adds the batch that follows those before it.
+    ///
+    /// Errors: an image's features are not finite.
+    pub fn add(&mut self, batch: &Compared) -> Result<()> {
+        for (mean, figures) in [
+            (&mut self.psnr, &batch.psnr),
+            (&mut self.ssim, &batch.ssim),
+            (&mut self.lpips, &batch.lpips),
+        ] {
+            figures.iter().for_each(|figure| mean.add(*figure));
+        }
+        for rows in &batch.features {
+            check_features(rows, self.features.first().map_or(0, Moments::count))?;
+        }
+        if self.features.is_empty() {
+            let empty = |rows: &Rows| Moments::new(rows.width);
+            self.features = batch.features.iter().map(empty).collect();
+        }
+        for (moments, rows) in self.features.iter_mut().zip(&batch.features) {
+            rows.iter().for_each(|row| moments.add(row));
+        }
+        Ok(())
+    }
+}
+
 impl Judge {
-    /// Adds a batch of `images` and their `originals` to `quality`.
-    pub fn compare(
-        &self,
-        originals: &[RgbImage],
-        images: &[RgbImage],
-        quality: &mut Quality,
-    ) -> Result<()> {
+    /// Compares a batch of `images` with their `originals`.
+    pub fn compare(&self, originals: &[RgbImage], images: &[RgbImage]) -> Result<Compared> {
         let pairs = || originals.par_iter().zip(images);
+        let mut compared = Compared::default();
         if self.psnr {
-            let found: Vec<f64> = pairs().map(|(a, b)| psnr(a, b)).collect();
-            found.into_iter().for_each(|db| quality.psnr.add(db));
+            compared.psnr = pairs().map(|(a, b)| psnr(a, b)).collect();
         }
         if self.ssim {
-            let found: Vec<f64> = pairs().map(|(a, b)| ssim(a, b)).collect::<Result<_>>()?;
-            found.into_iter().for_each(|s| quality.ssim.add(s));
+            compared.ssim = pairs().map(|(a, b)| ssim(a, b)).collect::<Result<_>>()?;
         }
         if let Some(lpips) = &self.lpips {
             // On a CPU one by one, where the maps of one stay in the caches.
@@ -102,46 +133,29 @@ impl Judge {
             for (a, b) in originals.chunks(together).zip(images.chunks(together)) {
                 let [a, b] = [a, b].map(|images| from_rgb(images, &self.device));
                 let found = lpips.distances(&a?, &b?)?;
-                found
-                    .into_iter()
-                    .for_each(|d| quality.lpips.add(f64::from(d)));
+                compared.lpips.extend(found.into_iter().map(f64::from));
             }
         }
-        self.add_features(images, quality)
+        compared.features = self.features(images)?;
+        Ok(compared)
     }
 
     /// Like [`Judge::compare`], for steps before the last: PSNR and features only.
-    pub fn compare_step(
-        &self,
-        originals: &[RgbImage],
-        images: &[RgbImage],
-        quality: &mut Quality,
-    ) -> Result<()> {
+    pub fn compare_step(&self, originals: &[RgbImage], images: &[RgbImage]) -> Result<Compared> {
         let pairs = originals.par_iter().zip(images);
-        let found: Vec<f64> = pairs.map(|(a, b)| psnr(a, b)).collect();
-        found.into_iter().for_each(|db| quality.psnr.add(db));
-        self.add_features(images, quality)
+        Ok(Compared {
+            psnr: pairs.map(|(a, b)| psnr(a, b)).collect(),
+            features: self.features(images)?,
+            ..Compared::default()
+        })
     }
 
-    /// Adds Inception's features of `images`, if requested.
-    ///
-    /// Errors: an image's features are not finite.
-    pub fn add_features(&self, images: &[RgbImage], quality: &mut Quality) -> Result<()> {
-        let Some(inception) = &self.inception else {
-            return Ok(());
-        };
-        let outputs = inception.features(images)?;
-        for rows in &outputs {
-            check_features(rows, quality.features.first().map_or(0, Moments::count))?;
+    /// Inception's features of `images`, if requested, a matrix for each of its outputs.
+    pub fn features(&self, images: &[RgbImage]) -> Result<Vec<Rows>> {
+        match &self.inception {
+            Some(inception) => inception.features(images),
+            None => Ok(Vec::new()),
         }
-        if quality.features.is_empty() {
-            let empty = |rows: &Rows| Moments::new(rows.width);
-            quality.features = outputs.iter().map(empty).collect();
-        }
-        for (moments, rows) in quality.features.iter_mut().zip(&outputs) {
-            rows.iter().for_each(|row| moments.add(row));
-        }
-        Ok(())
     }
 }
 
@@ -213,8 +227,8 @@ mod tests {
         worse.pixels_mut().step_by(3).for_each(|p| p[1] ^= 31);
         let mut quality = [Quality::default(), Quality::default()];
         let originals = [image.clone(), image.clone()];
-        judge.compare(&originals, &originals, &mut quality[0])?;
-        judge.compare(&originals, &[image, worse], &mut quality[1])?;
+        quality[0].add(&judge.compare(&originals, &originals)?)?;
+        quality[1].add(&judge.compare(&originals, &[image, worse])?)?;
         let [equal, noisy] = &quality;
         assert_eq!((equal.psnr.value(), equal.ssim.count), (100.0, 2));
         assert!((equal.ssim.value() - 1.0).abs() < 1e-12);

@@ -111,6 +111,20 @@ impl Bytes {
             .extend(values.iter().flat_map(|x| x.to_le_bytes()));
     }
 
+    /// Values and how many bytes they take.
+    pub fn put_f64s(&mut self, values: &[f64]) {
+        self.put_u64(values.len() as u64 * 8);
+        self.bytes
+            .extend(values.iter().flat_map(|x| x.to_le_bytes()));
+    }
+
+    /// Numbers and how many bytes they take.
+    pub fn put_u32s(&mut self, numbers: &[u32]) {
+        self.put_u64(numbers.len() as u64 * 4);
+        self.bytes
+            .extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+    }
+
     pub fn u32(&mut self) -> Result<u32> {
         let (bytes, _) = self.next(4)?.as_chunks();
         Ok(u32::from_le_bytes(bytes[0]))
@@ -127,12 +141,21 @@ impl Bytes {
     }
 
     pub fn f32s(&mut self) -> Result<Vec<f32>> {
+        self.numbers(f32::from_le_bytes)
+    }
+
+    pub fn f64s(&mut self) -> Result<Vec<f64>> {
+        self.numbers(f64::from_le_bytes)
+    }
+
+    pub fn u32s(&mut self) -> Result<Vec<u32>> {
+        self.numbers(u32::from_le_bytes)
+    }
+
+    fn numbers<const N: usize, T>(&mut self, number: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let (values, rest) = self.bytes()?.as_chunks();
         anyhow::ensure!(rest.is_empty(), "a number is cut");
-        Ok(values
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect())
+        Ok(values.iter().map(|bytes| number(*bytes)).collect())
     }
 
     /// Errors: not all was read.

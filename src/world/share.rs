@@ -27,6 +27,16 @@ impl Share {
     }
 }
 
+impl Share {
+    /// How many of `all` examples are this rank's.
+    pub fn examples_of(self, all: u64, batch_size: usize) -> u64 {
+        let batch = batch_size as u64;
+        let round = batch * self.size as u64;
+        let rest = (all % round).saturating_sub(batch * self.rank as u64);
+        all / round * batch + rest.min(batch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +55,16 @@ mod tests {
             all.sort_unstable();
             let expected: Vec<u64> = (0..steps * (size * batch) as u64).collect();
             assert_eq!(all, expected, "{size} ranks, micro-batches of {batch}");
+        }
+        for (size, batch, all) in [(1, 4, 10), (2, 3, 19), (3, 5, 7), (4, 1, 3), (2, 4, 8)] {
+            let mut numbers: Vec<u64> = (0..size)
+                .flat_map(|rank| {
+                    let share = Share { rank, size };
+                    (0..share.examples_of(all, batch)).map(move |own| share.example(own, batch))
+                })
+                .collect();
+            numbers.sort_unstable();
+            assert!(numbers.into_iter().eq(0..all), "{all} of {size} ranks");
         }
         let second = Share { rank: 1, size: 2 };
         let own: Vec<u64> = (0..6).map(|n| second.example(n, 2)).collect();

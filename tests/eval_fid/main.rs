@@ -4,6 +4,7 @@
 #[path = "../ranks/mod.rs"]
 mod processes;
 mod ranks;
+mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

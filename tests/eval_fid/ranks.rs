@@ -12,11 +12,11 @@ use rdpm::world::Port;
 use super::Place;
 use super::processes::Ranks;
 
-fn start(place: &Place, size: usize, line: &str) -> Ranks {
+pub fn start(place: &Place, size: usize, line: &str) -> Ranks {
     Ranks::start(size, |_| command(place, line))
 }
 
-fn command(place: &Place, line: &str) -> Command {
+pub fn command(place: &Place, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rdpm"));
     command
         .args(line.split_whitespace())
@@ -29,12 +29,12 @@ fn command(place: &Place, line: &str) -> Command {
     command
 }
 
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Runs `line` in so many processes, which succeed; only the first says anything. Returns that.
-fn run(place: &Place, size: usize, line: &str) -> String {
+pub fn run(place: &Place, size: usize, line: &str) -> String {
     if size == 1 {
         let output = command(place, line).output().expect("it starts");
         assert!(output.status.success(), "{line}: {}", told(&output));
@@ -51,7 +51,7 @@ fn run(place: &Place, size: usize, line: &str) -> String {
 }
 
 /// `line` fails so, and says this.
-fn fails(place: &Place, line: &str, code: i32, parts: &[&str]) {
+pub fn fails(place: &Place, line: &str, code: i32, parts: &[&str]) {
     let output = command(place, line).output().expect("it starts");
     let told = told(&output);
     assert_eq!(output.status.code(), Some(code), "{line}: {told}");
@@ -61,7 +61,7 @@ fn fails(place: &Place, line: &str, code: i32, parts: &[&str]) {
 }
 
 /// The bytes of a file, or of all files of a folder.
-fn bytes(path: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn bytes(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = |path: &Path| fs::read(path).expect("a file");
     if path.is_file() {
         return BTreeMap::from([(String::new(), read(path))]);
@@ -75,7 +75,7 @@ fn bytes(path: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// `line` with these options, unless `more` has others.
-fn with(line: &str, options: &[(&str, u32)], more: &str) -> String {
+pub fn with(line: &str, options: &[(&str, u32)], more: &str) -> String {
     let options = options.iter().filter(|(name, _)| !more.contains(name));
     let options: Vec<String> = options.map(|(name, n)| format!("{name} {n}")).collect();
     format!("{line} {} {more}", options.join(" "))
@@ -337,7 +337,7 @@ fn parts_of_features_are_joined_to_the_report_of_one_process() {
     fails(&place, folder, 2, &["--part: a is no model to sample from"]);
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
         assert!(begin.elapsed() < Duration::from_secs(180), "until {what}");

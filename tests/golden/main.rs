@@ -11,6 +11,7 @@ mod generator;
 mod perceptual;
 mod pictures;
 mod quantizer;
+mod ranks;
 mod sampler;
 mod similarity;
 mod tokenizer;

@@ -13,12 +13,15 @@ use super::part::Part;
 use crate::error::{Result, usage};
 use crate::store::atomic;
 use crate::store::codes::{Format, Origin, read_noise};
+use crate::world::{Work, World};
 use batches::{Encoder, Given, Pieces, no_image};
 
 /// Encode images to codes
 ///
 /// The codes [N,T,h,w] and the images' labels and names, in a file or a folder of shards, in the
 /// format that your program reads; `decode` turns each back into images.
+///
+/// With --shard-size, several processes of a launcher (see `rdpm launch`) divide the shards.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -35,7 +38,7 @@ pub struct Args {
     shard_size: Option<u32>,
     /// Write the shards I, I+N, I+2N, …, so that N processes share a set; I counts from 0
     #[arg(long, value_name = "I/N", requires = "shard_size")]
-    part: Option<Part>,
+    pub(super) part: Option<Part>,
     /// Encode the mirror image of every image too, right after it
     #[arg(long)]
     flip: bool,
@@ -54,10 +57,31 @@ pub struct Args {
     json: bool,
 }
 
+const WORK: Work = Work {
+    unit: "shard",
+    remedy: "whole shards are kept: start all ranks again",
+};
+
+impl Args {
+    /// Whether it writes shards, which processes may divide.
+    pub(super) fn has_shards(&self) -> bool {
+        self.shard_size.is_some()
+    }
+}
+
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    // Without shards, only the first of a launcher's processes comes here.
+    let alone = args.part.is_some() || !args.has_shards();
+    context.share(alone, WORK, |context, world| encode(args, context, world))
+}
+
+fn encode(args: &Args, context: &Context, world: &World) -> Result<()> {
     let (format, out) = destination(args)?;
-    let inputs = args.images.open(context)?;
-    inputs.warn_of_labels();
+    // Rank 0 alone keeps an index of the images.
+    let inputs = world.first_then(|| args.images.open(context))?;
+    if world.is_first() {
+        inputs.warn_of_labels();
+    }
     let model = &inputs.model;
     let given = match &args.noise {
         Some(path) => Some(Given::new(read_noise(path)?, &inputs, &args.images)?),
@@ -76,8 +100,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         given,
     };
     if let Some(size) = args.shard_size {
-        let part = args.part.unwrap_or_default();
-        let made = shards::write(&encoder, &out, format, size as usize, part)?;
+        let part = args.part.unwrap_or(Part {
+            index: world.rank(),
+            count: world.size(),
+        });
+        let made = shards::write(&encoder, &out, format, size as usize, part, world)?;
+        if !world.is_first() {
+            return Ok(());
+        }
         let of_all = match args.part {
             Some(part) => format!(" of {}, part {part}", made.total),
             None => String::new(),

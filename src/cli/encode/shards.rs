@@ -7,6 +7,7 @@ use super::batches::{Encoder, Pieces};
 use crate::error::{Error, Result, hint, hinted, rehinted};
 use crate::store::codes::Format;
 use crate::store::codes::set::{self, Manifest};
+use crate::world::World;
 
 const KEPT: &str = "whole shards are kept; the same command goes on with the others";
 
@@ -24,7 +25,8 @@ pub(super) struct Made {
     pub skipped: usize,
 }
 
-/// Writes the shards of `part` that are missing in the folder `out`.
+/// Writes the shards of `part` that are missing in the folder `out`. Of ranks that divide a set,
+/// the first gives what all of them made.
 ///
 /// Errors: `out` holds another set, or a damaged shard; those of reading and writing; a signal that
 /// asks to stop.
@@ -34,6 +36,7 @@ pub(super) fn write(
     format: Format,
     shard_size: usize,
     part: Part,
+    world: &World,
 ) -> Result<Made> {
     let inputs = encoder.inputs;
     let classes = inputs.classes().iter();
@@ -50,7 +53,11 @@ pub(super) fn write(
         images: inputs.source.len(),
         shard_size,
     };
-    manifest.claim(out)?;
+    if world.size() > 1 {
+        let manifest = serde_json::to_string(&manifest)?;
+        world.same(&[("the set of codes", manifest)])?;
+    }
+    world.first_then(|| manifest.claim(out))?;
     let (total, mut images, mut kept) = (manifest.shards(), 0, 0);
     let (mut missing, mut done, mut all) = (Vec::new(), 0, 0);
     for shard in part.of(total) {
@@ -66,7 +73,8 @@ pub(super) fn write(
         }
     }
     let mut pass = inputs.pass("encode", all, done, KEPT)?;
-    for shard in &missing {
+    for (number, shard) in missing.iter().enumerate() {
+        world.at(number as u64);
         let mut pieces = Pieces::default();
         let range = manifest.range(*shard);
         pass.over(range.clone(), |batch| encoder.encode(batch, &mut pieces))?;
@@ -77,12 +85,16 @@ pub(super) fn write(
             .write(&path, format)
             .map_err(|error| going_on(&error))?;
     }
+    // Counts of all ranks, once all have made theirs.
+    let mut counts = [kept + missing.len(), kept, images, pass.skipped].map(|n| n as u64);
+    world.sum_at_first(&mut counts)?;
+    let [shards, kept, images, skipped] = counts.map(|n| n as usize);
     Ok(Made {
-        shards: kept + missing.len(),
+        shards,
         total,
         kept,
         images,
-        skipped: pass.skipped,
+        skipped,
     })
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Found<'a> {
     pub seed: u64,
     pub images: usize,
     pub skipped: usize,
-    /// SHA-256 of the cropped originals.
+    /// SHA-256 of the SHA-256 of each cropped original.
     pub originals: String,
     pub judge: &'a Judge,
     /// SHA-256 of VGG16's file and of the heads' file.

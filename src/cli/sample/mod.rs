@@ -200,7 +200,7 @@ fn sample(args: &Args, context: &Context, world: &World) -> Result<()> {
         },
     };
     if let Some(part) = args.part {
-        let (path, count) = parts.write(part, pictures, &drawer, identity()?)?;
+        let (path, count) = parts.write(part, pictures, &drawer, &identity()?)?;
         return super::print(&match args.json {
             true => {
                 let part = part.to_string();

@@ -5,16 +5,16 @@
 //! [n,H,W,3] (strips: [n,T,H,W,3]), in the order of the whole output, `arr_1` their classes, with
 //! rejection `probability` F32 [n], and `rdpm`, JSON of everything that decides the pictures.
 
-use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use image::RgbImage;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::part::Part;
+use super::super::parts::{self, damaged, write_identity};
 use super::drawer::{Drawer, Drawn};
-use crate::error::{Context, Error, Result, hinted, rehinted, usage};
+use crate::error::{Context, Result};
 use crate::interrupt::Interrupt;
 use crate::sample::{Output, Picture, Pictures};
 use crate::store::atomic;
@@ -22,9 +22,7 @@ use crate::store::npz::{Element, Npz, NpzWriter};
 use crate::telemetry::Progress;
 
 /// The parts of an output.
-pub struct Parts {
-    folder: PathBuf,
-}
+pub struct Parts(parts::Parts);
 
 /// All parts, ready to be joined.
 pub struct Joined {
@@ -36,17 +34,16 @@ impl Parts {
     pub fn beside(output: &Output) -> Self {
         let path = output.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Self {
+        Self(parts::Parts {
             folder: path.with_file_name(format!("{name}.parts")),
-        }
+            what: "images",
+            otherwise: "without the folder, all images are drawn here",
+            elsewhere: "choose another --out",
+        })
     }
 
     pub fn exist(&self) -> bool {
-        self.folder.is_dir()
-    }
-
-    fn path(&self, part: Part) -> PathBuf {
-        self.folder.join(part.name(".npz"))
+        self.0.exist()
     }
 
     /// Draws and writes one part, unless it is there. Returns where it lies and its number of
@@ -59,24 +56,15 @@ impl Parts {
         part: Part,
         pictures: Pictures,
         drawer: &Drawer,
-        mut identity: Value,
+        identity: &Value,
     ) -> Result<(PathBuf, usize)> {
-        let path = self.path(part);
+        let path = self.0.path(part);
         let batches: Vec<usize> = part.of(drawer.batches()).collect();
         let count = batches.iter().map(|batch| drawer.numbers(*batch).len());
         let count: usize = count.sum();
-        identity["part"] = json!(part.to_string());
-        if path.exists() {
-            check(
-                &path,
-                &mut Npz::open(&path).map_err(|e| damaged(&path, &e))?,
-                &identity,
-            )?;
-            tracing::info!("{} is there already", path.display());
+        if !self.0.lacks(part, identity)? {
             return Ok((path, count));
         }
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("could not make the folder {}", self.folder.display()))?;
         let interrupt = Interrupt::listen()?;
         let mut progress = Progress::new("sample", count as u64, 0);
         atomic::write_with(&path, |file| {
@@ -103,9 +91,7 @@ impl Parts {
             npz.write(&labels)?;
             npz.array("probability", Element::F32, &[probabilities.len() / 4])?;
             npz.write(&probabilities)?;
-            let text = serde_json::to_vec(&identity)?;
-            npz.array("rdpm", Element::U8, &[text.len()])?;
-            npz.write(&text)?;
+            write_identity(&mut npz, identity, part)?;
             npz.finish()?;
             Ok(())
         })?;
@@ -116,38 +102,8 @@ impl Parts {
     ///
     /// Errors: parts of two divisions; missing ones; one of other pictures, or a damaged one.
     pub fn open(&self, identity: &Value) -> Result<Joined> {
-        let parts = Part::all_in(&self.folder, ".npz")?;
-        let missing: Vec<String> = match parts[..] {
-            [] => vec!["0/N".to_string()],
-            _ => parts
-                .iter()
-                .filter(|part| !self.path(**part).exists())
-                .map(|part| part.to_string())
-                .collect(),
-        };
-        if let Some(first) = missing.first() {
-            return Err(hinted(
-                format!(
-                    "{}: parts are missing: {}",
-                    self.folder.display(),
-                    missing.join(", ")
-                ),
-                format!(
-                    "the same command with --part {first} makes one; without the folder, all images are drawn here"
-                ),
-            ));
-        }
-        let archives = parts.into_iter().map(|part| {
-            let path = self.path(part);
-            let mut npz = Npz::open(&path).map_err(|e| damaged(&path, &e))?;
-            let mut expected = identity.clone();
-            expected["part"] = json!(part.to_string());
-            check(&path, &mut npz, &expected)?;
-            Ok(npz)
-        });
-        Ok(Joined {
-            archives: archives.collect::<Result<_>>()?,
-        })
+        let archives = self.0.open(identity)?;
+        Ok(Joined { archives })
     }
 }
 
@@ -218,33 +174,4 @@ fn shape(count: usize, pictures: Pictures) -> Vec<usize> {
         1 => [&[count], &image[..]].concat(),
         beside => [&[count, beside], &image[..]].concat(),
     }
-}
-
-/// Refuses a part of other pictures, by what differs first.
-fn check(path: &Path, npz: &mut Npz, expected: &Value) -> Result<()> {
-    let mut text = Vec::new();
-    let read = npz.bytes("rdpm", usize::MAX, 1 << 16, |piece| {
-        text.extend_from_slice(piece);
-        Ok(())
-    });
-    let found = read.and_then(|()| Ok(serde_json::from_slice::<Value>(&text)?));
-    let found = found.map_err(|error| damaged(path, &error))?;
-    for (key, expected) in expected.as_object().into_iter().flatten() {
-        if found[key] != *expected {
-            return Err(usage(
-                format!(
-                    "{} is a part of other images: its {key} is {}, expected {expected}",
-                    path.display(),
-                    found[key]
-                ),
-                "all parts and the command that joins them need the same options; remove it, or choose another --out",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn damaged(path: &Path, error: &Error) -> Error {
-    let error = rehinted(error, "remove this part, and make it again with --part");
-    error.context(format!("cannot use {}", path.display()))
 }

@@ -57,14 +57,14 @@ pub fn decode(bytes: &[u8], path: &str) -> Result<RgbImage> {
     decode_within(bytes, path, Limits::OF_DATA)
 }
 
-/// [`decode`] for fuzzing: a panic in JPEG and PNM, whose decoders are this program's, is not
-/// caught.
-pub(crate) fn decode_uncaught(bytes: &[u8], path: &str) -> Result<RgbImage> {
+/// [`decode_within`] for fuzzing: a panic in JPEG and PNM, whose decoders are this program's, is
+/// not caught.
+pub(crate) fn decode_uncaught(bytes: &[u8], path: &str, limits: Limits) -> Result<RgbImage> {
     match ImageKind::of_content(bytes) {
         Some(ImageKind::Jpeg | ImageKind::Pnm) => {
-            decode_any(bytes, path, Limits::OF_DATA).map_err(|reason| hinted(reason, HINT))
+            decode_any(bytes, path, limits).map_err(|reason| hinted(reason, HINT))
         }
-        _ => decode(bytes, path),
+        _ => decode_within(bytes, path, limits),
     }
 }
 

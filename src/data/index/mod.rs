@@ -4,8 +4,8 @@
 //! It holds what [`super::selection`] and [`super::labelling`] decided, and decides nothing. It is
 //! taken only where every folder, every shard and every file that gave a label has the size and the
 //! times that it had then; else the set is looked through again. What no folder's time tells, a
-//! file that was written to in its place, is found when that file is read, and is an error that
-//! names `rdpm index --refresh`.
+//! file that was written to in its place, is found by its time, and where that is known by its
+//! size, when that file is read, and is an error that names `rdpm index --refresh`.
 //!
 //! The file is `$XDG_CACHE_HOME/rdpm/index/HASH.index` (`~/.cache`), HASH of the real paths. In it:
 //! `rdpmindx`, the length of a head u64, the head (JSON), the columns of [`table`], and the SHA-256
@@ -30,7 +30,7 @@ use super::Classes;
 use super::part::{Kind, Notice, Part};
 use super::paths::Given;
 use super::source::lookers;
-use super::stamp::{self, Stamp};
+use super::stamp::{self, Moment, Stamp};
 use super::transient::patiently;
 use crate::error::{Context, Error, Result, hinted};
 use crate::store::atomic;
@@ -39,7 +39,7 @@ use crate::store::digest::hex;
 const MAGIC: &[u8; 8] = b"rdpmindx";
 
 /// Raised whenever the layout of the file or the rule of what is data changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const DIGEST: usize = 32;
 
@@ -84,6 +84,7 @@ struct PartHead {
     found_in: Vec<(Box<str>, Stamp)>,
     fields: Vec<(Box<str>, Stamp)>,
     notices: Vec<Notice>,
+    looked: Option<Moment>,
 }
 
 /// What is to be kept.
@@ -168,6 +169,7 @@ fn read(file: &File, path: &Path, mut parts: Vec<Part>, paths: &[String]) -> Res
         part.found_in = kept.found_in;
         part.fields = kept.fields;
         part.notices = kept.notices;
+        part.looked = kept.looked;
     }
     if let Some(changed) = changed(&parts) {
         return Err(format!("{changed} has changed since it was made"));
@@ -370,6 +372,7 @@ fn part_head(part: &Part) -> PartHead {
         found_in: part.found_in.clone(),
         fields: part.fields.clone(),
         notices: part.notices.clone(),
+        looked: part.looked,
     }
 }
 

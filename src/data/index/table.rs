@@ -2,8 +2,8 @@
 //! and its name, whatever the number of images.
 //!
 //! A record is `name_end` u64 (where the name ends among all names), `place` u64, `size` u64,
-//! `part` u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, else the
-//! offset in the part's shard.
+//! `part` u32, `label` u32, little-endian. `place` is [`FILE`] for a file of its own, whose size
+//! may be unknown, else the offset in the part's shard.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::ops::Range;
 use memmap2::Mmap;
 
 use crate::data::found::FoundList;
-use crate::data::part::Place;
+use crate::data::part::{Place, UNKNOWN};
 
 const RECORD: usize = 32;
 const FILE: u64 = u64::MAX;
@@ -30,6 +30,23 @@ pub(in crate::data) struct Table {
     columns: Columns,
     /// Where each part's list begins, and after them all the end; a mapped one has none.
     starts: Vec<usize>,
+    /// Of files, where the columns have none.
+    sizes: Sizes,
+}
+
+/// The sizes of every `step`-th image; [`UNKNOWN`] where it is in the columns.
+#[derive(Debug, Default)]
+struct Sizes {
+    sizes: Vec<u64>,
+    step: usize,
+}
+
+impl Sizes {
+    fn of(&self, index: usize) -> Option<u64> {
+        let number = index.checked_div(self.step)?;
+        let size = self.sizes.get(number).copied();
+        size.filter(|_| number * self.step == index)
+    }
 }
 
 #[derive(Debug)]
@@ -61,8 +78,11 @@ impl Table {
         for (list, _) in &lists {
             starts.push(starts.last().copied().unwrap_or(0) + list.len());
         }
-        let columns = Columns::Memory(lists);
-        Self { columns, starts }
+        Self {
+            columns: Columns::Memory(lists),
+            starts,
+            sizes: Sizes::default(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -90,7 +110,17 @@ impl Table {
                     part,
                     label: found.class.map_or(0, |class| labels[class as usize]),
                     name: found.name,
-                    place: found.place(),
+                    place: match (found.place(), self.sizes.of(index)) {
+                        (Place::File { size: UNKNOWN }, Some(size)) => Place::File { size },
+                        (
+                            Place::Unprintable {
+                                path,
+                                size: UNKNOWN,
+                            },
+                            Some(size),
+                        ) => Place::Unprintable { path, size },
+                        (place, _) => place,
+                    },
                 };
             }
             Columns::Mapped {
@@ -118,6 +148,12 @@ impl Table {
                 },
             },
         }
+    }
+
+    /// Notes the sizes of every `step`-th image from the first on, of those that were found
+    /// without.
+    pub fn set_sizes(&mut self, sizes: Vec<u64>, step: usize) {
+        self.sizes = Sizes { sizes, step };
     }
 
     /// Bytes of all names.
@@ -171,6 +207,7 @@ impl Table {
                 names: middle..end,
             },
             starts: Vec::new(),
+            sizes: Sizes::default(),
         };
         table.check(bounds)?;
         Ok(table)

@@ -259,3 +259,26 @@ fn a_name_that_leads_out_of_its_folder_is_refused() {
     assert!(format!("{error:#}").contains("leads out of its folder"));
     assert!(found(root.path()).is_none());
 }
+
+/// A file of a large set, whose size nobody has looked at.
+#[test]
+fn a_file_that_was_written_to_is_found_by_its_time() {
+    let root = animals();
+    // The system's clock of files steps by up to 10 ms.
+    let pause = || std::thread::sleep(Duration::from_millis(30));
+    pause();
+    keep(root.path()).unwrap();
+    pause();
+    let found = found(root.path()).unwrap();
+    let read = |index: usize| {
+        let item = found.table.item(index);
+        found.parts[item.part].bytes(item.name, &item.place)
+    };
+    assert_eq!(read(1).unwrap(), b"345");
+    for bytes in [&b"678"[..], b"6"] {
+        write(root.path(), "set/cat/b.png", bytes);
+        let text = report(&read(1).unwrap_err()).0;
+        assert!(text.contains("it has been written to since"), "{text}");
+    }
+    assert_eq!(read(0).unwrap(), b"12");
+}

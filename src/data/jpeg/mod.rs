@@ -68,9 +68,9 @@ pub fn unsupported<T>(what: impl Into<String>) -> Result<T> {
     Err(Refusal::Unsupported(what.into()))
 }
 
-/// Maximum number of blocks in all scans: 60 scans of an image of 100 megapixels. Otherwise a file
-/// of few bytes could keep its reader busy for hours.
-const MAX_UNITS: u64 = 1 << 28;
+/// Maximum number of blocks in all scans: libjpeg's ten scans of the largest image have 39 million.
+/// Otherwise a file of few bytes could keep its reader busy for hours; so many take two seconds.
+const MAX_UNITS: u64 = 1 << 26;
 /// Each scan counts as at least this many.
 const MIN_UNITS_PER_SCAN: u64 = 1 << 10;
 

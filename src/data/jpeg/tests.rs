@@ -218,6 +218,38 @@ fn more_scans_than_are_allowed_are_refused() {
     }
 }
 
+/// A million gray blocks that end in a few codes of each scan, in some 140 KB.
+#[test]
+fn a_small_file_does_not_keep_its_reader_busy_by_its_scans() {
+    let segment = |marker: u8, body: &[u8]| {
+        let size = (body.len() as u16 + 2).to_be_bytes();
+        [&[0xFF, marker], &size[..], body].concat()
+    };
+    let table = |class: u8, symbol: u8| {
+        segment(0xC4, &[&[class << 4, 1], &[0; 15][..], &[symbol]].concat())
+    };
+    let scan = |band: [u8; 3], bytes: usize| {
+        let head = segment(0xDA, &[&[1, 1, 0], &band[..]].concat());
+        [head, vec![0; bytes]].concat()
+    };
+    let [high, low] = 8000u16.to_be_bytes();
+    let file = [
+        vec![0xFF, 0xD8],
+        segment(0xDB, &[&[0], &[1; 64][..]].concat()),
+        segment(0xC2, &[8, high, low, high, low, 1, 1, 0x11, 0]),
+        table(0, 0),
+        // A run of 16,384 blocks and as many more as the next 14 bits say: none.
+        table(1, 0xE0),
+        scan([0, 0, 0], 125_000),
+        scan([1, 63, 0], 117).repeat(70),
+        vec![0xFF, 0xD9],
+    ];
+    match read(&file.concat()) {
+        Err(Refusal::Damaged(what)) => assert!(what.contains("so many scans"), "{what}"),
+        other => panic!("{:?}", other.map(|picture| picture.rgb.len())),
+    }
+}
+
 /// Changes, cuts and joins files until the time is over: no panic, nothing slow, little memory.
 #[test]
 #[ignore = "runs for RDPM_FUZZ_SECONDS"]

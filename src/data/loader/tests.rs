@@ -232,6 +232,36 @@ fn a_panic_becomes_an_error() {
 }
 
 #[test]
+fn batches_of_an_ordered_pass_are_divided_by_place_whatever_is_bad() {
+    let options = LoaderOptions {
+        skip_bad: true,
+        ..options(2)
+    };
+    let batches = |bad: &[usize], rank, size| -> Vec<Vec<u64>> {
+        let share = Share { rank, size };
+        let loader = Loader::ordered_share(damaged(bad, None), &options, 32, share).unwrap();
+        take(loader, usize::MAX).into_iter().map(|b| b.2).collect()
+    };
+    for bad in [&[][..], &[4, 5, 8], &[3, 4, 5], &[9]] {
+        let whole: Vec<Vec<u64>> = (0..10u64)
+            .collect::<Vec<_>>()
+            .chunks(3)
+            .map(|places| {
+                let whole = places.iter().copied();
+                whole.filter(|n| !bad.contains(&(*n as usize))).collect()
+            })
+            .collect();
+        for size in [1, 2, 3, 5] {
+            for rank in 0..size {
+                let own = whole.iter().skip(rank).step_by(size);
+                let own: Vec<Vec<u64>> = own.filter(|b| !b.is_empty()).cloned().collect();
+                assert_eq!(batches(bad, rank, size), own, "{bad:?}, {rank} of {size}");
+            }
+        }
+    }
+}
+
+#[test]
 fn skipped_images_are_counted_once_and_their_place_is_taken() {
     let skip = |workers| LoaderOptions {
         skip_bad: true,

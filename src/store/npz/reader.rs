@@ -157,13 +157,14 @@ impl Npz {
         read: impl FnOnce(&mut dyn Read, &Header) -> Result<T>,
     ) -> Result<T> {
         let path = self.path.display();
-        let known = self.names().join(", ");
-        let mut entry = self.zip.by_name(&format!("{name}.npy")).map_err(|_| {
-            hinted(
+        if !self.has(name) {
+            return Err(hinted(
                 format!("{path}: no array `{name}`"),
-                format!("it holds {known}"),
-            )
-        })?;
+                format!("it holds {}", self.names().join(", ")),
+            ));
+        }
+        let entry = self.zip.by_name(&format!("{name}.npy"));
+        let mut entry = entry.with_context(|| format!("{path}: array `{name}`"))?;
         let size = entry.size();
         let whole = || {
             let (header, length) = Header::read(&mut entry)?;
