@@ -6,6 +6,7 @@
 //   FAULT_FULL=FILE        while FILE exists: writes to regular files fail with ENOSPC after half
 //   FAULT_FULL_ONLY=TEXT   but only to those whose path holds TEXT
 //   FAULT_READ_ONLY=FOLDER nothing is made or opened for writing below it: EROFS
+//   FAULT_SLOW=TEXT        each write of more than 256 KiB to a path that holds TEXT takes 2 s
 //   FAULT_HANG=NAME        whoever opens a path that ends so waits for ever
 //   FAULT_CLOCK=FILE       while FILE exists: the time of day is ten years later
 //   FAULT_CLOCK_BACK=FILE  or ten years earlier
@@ -54,19 +55,26 @@ int fsync(int file) {
   return with && is_kind(file, S_IFDIR) ? fail(with) : SYSTEM(fsync)(file);
 }
 
+// Whether the path of a file holds TEXT, the value of a variable.
+static int is_named(int file, const char* text) {
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+  ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  return strstr(path, text) != NULL;
+}
+
 // Whether the disk has no room for a file.
 static int is_full(int file) {
   if (!is_there("FAULT_FULL") || !is_kind(file, S_IFREG)) return 0;
   const char* only = getenv("FAULT_FULL_ONLY");
-  char link[64], path[4096];
-  snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-  ssize_t length = readlink(link, path, sizeof path - 1);
-  if (!only || length < 0) return 1;
-  path[length] = 0;
-  return strstr(path, only) != NULL;
+  return !only || is_named(file, only);
 }
 
 ssize_t write(int file, const void* bytes, size_t length) {
+  const char* slow = getenv("FAULT_SLOW");
+  if (slow && length > 256 << 10 && is_named(file, slow)) sleep(2);
   if (is_full(file)) {
     // As a disk that fills up in the middle.
     return length > 1 ? SYSTEM(write)(file, bytes, length / 2) : fail(ENOSPC);

@@ -434,3 +434,21 @@ fn a_hang_in_a_checkpoint_ends_all() {
         assert_eq!(saved(&lab, "run"), 0, "the checkpoint before is whole");
     }
 }
+
+#[test]
+fn a_checkpoint_that_is_slowly_written_is_no_hang() {
+    let lab = Lab::new();
+    let faults = [("FAULT_SLOW", "step-00000001.partial/.optimizer")];
+    // The moments are several pieces, each of which takes 2 s.
+    let more = ["--timeout", "3", "--steps", "1", "--set", "tokenizer.ch=24"];
+    let run = lab.start(VAE, "run", &more);
+    let begin = Instant::now();
+    let output = lab.faulty(&run, &faults).output().expect("it runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        begin.elapsed() > Duration::from_secs(6),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(saved(&lab, "run"), 1);
+}
