@@ -7,7 +7,8 @@ pub const GENERATOR: &str = "with bf16, a higher train_gen.recompute_blocks (at 
      or, in a new run, train_gen.accumulate (smaller micro-batches) needs less; --dry-run estimates how much";
 
 /// After a failure of a GPU.
-pub const AGAIN: &str = "go on with --resume, or have `rdpm launch` do that with --restarts 3";
+pub const AGAIN: &str =
+    "go on with --resume, or start it by `rdpm launch --restarts 3`, which does that";
 
 /// Of the stage of this name.
 pub fn remedy(stage: &str) -> &'static str {
