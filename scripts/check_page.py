@@ -189,9 +189,11 @@ def downloaded(page, folder, selector):
     page.click(selector)
     begin = time.monotonic()
     while True:
-        found = [name for name in set(os.listdir(folder)) - before if name.endswith(".png")]
-        if found:
-            return found[0], Path(folder, found[0]).read_bytes()
+        for name in set(os.listdir(folder)) - before:
+            png = Path(folder, name).read_bytes() if name.endswith(".png") else b""
+            # The browser may give a file its name before its bytes.
+            if png.endswith(b"IEND\xaeB`\x82"):
+                return name, png
         assert time.monotonic() - begin < 20, f"{selector} saves nothing"
         page.run("1")  # Lets the browser speak.
         time.sleep(0.02)
